@@ -10,6 +10,7 @@ from migrator.core.inventory import HostFacts
 from migrator.errors import HostError
 from migrator.hosts import bound_ports
 from migrator.hosts.access import HostAccess
+from migrator.hosts.customary_places import SHOW_PLACES, note_places
 from migrator.hosts.guest_network import SHOW_LINKS, SHOW_VLANS, parse_links
 from migrator.hosts.host_output import interfaces, number, reading_output
 from migrator.text import writable
@@ -66,6 +67,10 @@ IFS=' '
 for q; do
   [ -f "$q" ] && [ -x "$q" ] && printf '%s\n%s\n' "$q" "$("$q" --version </dev/null 2>/dev/null | head -n 1)"
 done
+section places
+"""
+    + SHOW_PLACES.encode()
+    + rb"""
 section end
 """
 )
@@ -95,7 +100,9 @@ async def read_facts(
     if "\n@@end\n" not in output.text:
         raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
     with reading_output(access.name, "itself"):
-        return parse(output.text)
+        facts = parse(output.text)
+        note_places(access, output.text.partition("\n@@places\n")[2].partition("\n@@end\n")[0])
+        return facts
 
 
 def parse(text: str) -> HostFacts:

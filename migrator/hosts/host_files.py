@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from migrator.core.process.command_line import path_of
 from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts, SameFile
 from migrator.errors import HostError
-from migrator.hosts.access import HostAccess
+from migrator.hosts.access import Command, HostAccess, Output
 from migrator.hosts.host_output import reading_output
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
@@ -148,15 +148,26 @@ class FileQuery:
     #: From where relative paths go; empty: from the directory where that process is, else from the root.
     directory: str = ""
 
+    @property
+    def absolute(self) -> bool:
+        """True where no path depends on where a process was started."""
+        return all(path.startswith("/") for path in (*self.paths, *(self.images or {})))
+
 
 async def read_host_files(access: HostAccess, question: FileQuery, *, timeout: float = 30.0) -> HostFiles:
     """Read the files in one command.
 
     :raise HostError: when the host cannot be asked, or did not answer in time.
     """
+    command = files_command(question)
+    output = await access.run(command.argv, stdin=command.stdin, timeout=timeout)
+    return parse_files(access.name, question, output)
+
+
+def files_command(question: FileQuery) -> Command:
+    """Return the command that reads the files, for :func:`parse_files`."""
+    root = _root(question)
     images = question.images or {}
-    # Without a process the script has no directory: then it gets absolute paths.
-    root = question.directory or ("" if question.pid is not None else "/")
     argv = [
         *("sh", "-s", "--", "" if question.pid is None else str(question.pid)),
         *(
@@ -168,12 +179,26 @@ async def read_host_files(access: HostAccess, question: FileQuery, *, timeout: f
         *(_absolute(path, root) for path in question.paths),
         *(word for path, kind in images.items() for word in (kind, _absolute(path, root))),
     ]
-    output = await access.run(argv, stdin=_SCRIPT, timeout=timeout)
+    return Command(argv=argv, stdin=_SCRIPT)
+
+
+def _root(question: FileQuery) -> str:
+    # Without a process the script has no directory: then it gets absolute paths.
+    return question.directory or ("" if question.pid is not None else "/")
+
+
+def parse_files(host: str, question: FileQuery, output: Output) -> HostFiles:
+    """Parse the output of :func:`files_command` at a host.
+
+    :raise HostError: it is none.
+    """
     answers = output.text.split("\0")
     if answers[-2:] != ["end", ""]:
-        raise HostError(access.name, f"its files cannot be read: {output.complaint or 'no answer'}")
-    with reading_output(access.name, "its files"):
-        seen = parse(answers, paths=question.paths, images=images, directory=root or "/")
+        raise HostError(host, f"its files cannot be read: {output.complaint or 'no answer'}")
+    with reading_output(host, "its files"):
+        seen = parse(
+            answers, paths=question.paths, images=question.images or {}, directory=_root(question) or "/"
+        )
     known = question.known
     return replace(seen, offer=known) if known and known.identity == seen.offer.identity else seen
 

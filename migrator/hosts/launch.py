@@ -9,12 +9,12 @@ import string
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from migrator import logs
 from migrator.errors import HostError, MigratorError
 from migrator.hosts import launch_scripts
-from migrator.hosts.access import HostAccess
+from migrator.hosts.access import HostAccess, Output, read_besides
+from migrator.hosts.customary_places import customary_places
 from migrator.hosts.new_files import remove_files, remove_memory
 from migrator.ports import GuestProcess
 from migrator.settings.models import HostDefaults
@@ -31,10 +31,6 @@ _KILL_SECONDS = 10.0
 _EXEC_LOOKS, _EXEC_PAUSE_SECONDS = 20, 0.02
 #: For what puts a process into the background.
 _START_SECONDS = 20.0
-
-_SHARED = "/tmp/"  # noqa: S108 - how what it makes is guarded, the script says
-#: What :data:`launch_scripts.BASES` said of each host: it holds for as long as there is a connection to it.
-_BASES_OF: WeakKeyDictionary[HostAccess, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +89,12 @@ class Launcher:
 
     async def _settle(self) -> None:
         """Find out the customary directories of that host, where nothing else was configured."""
-        if (answer := _BASES_OF.get(self.host)) is None:
-            answer = await self._run("sh", "-c", launch_scripts.BASES)
-            if not answer.startswith(_SHARED):  # whose that one is may change
-                _BASES_OF[self.host] = answer
-        base, log_directory, init = answer.split("\0")[:3]
-        self._places = [(runs or base, logs_ or log_directory) for runs, logs_ in self._places]
+        customary = await customary_places(self.host)
+        self._places = [
+            (runs or customary.run_directories, logs_ or customary.logs) for runs, logs_ in self._places
+        ]
         self._base, self._log_directory = self._places[0]
-        self._systemd = init == "systemd" if self._systemd is None else self._systemd
+        self._systemd = customary.systemd if self._systemd is None else self._systemd
 
     async def places(self) -> list[tuple[str, str]]:
         """Return the directories of runs and of logs that are, or were, ours.
@@ -183,10 +177,10 @@ class Launcher:
 
         :raise HostError: when the host cannot be asked.
         """
-        await self._settle()
         directory = socket.rpartition("/")[0]
         if not re.search(r"-[A-Za-z0-9]{6}$", directory):
             return None
+        await self._settle()
         above = directory.rpartition("/")[0]
         found = (
             self.run_directory(directory, log) for base, log in self._places if above == base.rstrip("/")
@@ -212,10 +206,10 @@ class Launcher:
         try:
             if by_itself:
                 await self._run_starter(run_dir, argv)
-                pid = await self._read_pid(run_dir)
+                pid, read = await self._read_pid(run_dir), None
             else:
-                pid = await self._start(run_dir, argv, like)
-            process = await self.host.process(pid) if pid else None
+                pid, read = await self._start(run_dir, argv, like)
+            process = await self.host.process(pid, read) if pid else None
             if process is None and not by_itself:
                 raise HostError(self.host.name, await self.explain_exit(run_dir, argv[0]))
             return process
@@ -236,13 +230,15 @@ class Launcher:
                 self.host.name, f"{argv[0]} ended with status {done.status}: {words} (log: {run_dir.log})"
             )
 
-    async def _start(self, run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile) -> int | None:
-        """Start it and wait until it is up; return its pid, ``None`` where it has ended."""
+    async def _start(
+        self, run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile
+    ) -> tuple[int | None, Output | None]:
+        """Start it and wait until it is up; return its pid, ``None`` where it has ended, and what was read of it."""
         whole = [*like.become, *argv]
         session = [
             "sh",
             "-c",
-            launch_scripts.START,
+            launch_scripts.start(self.host.process_script),
             "sh",
             launch_scripts.DETACHED,
             run_dir.log,
@@ -255,16 +251,20 @@ class Launcher:
             words = await self.log_tail(run_dir) or done.complaint or "it said nothing"
             raise HostError(self.host.name, f"{argv[0]} could not be started: {words} (log: {run_dir.log})")
         # There is a process; that it is a QEMU shows when it has written its pid file.
-        state = "" if run_dir.unit else done.text
+        state = b"" if run_dir.unit else done.stdout
+        wait = launch_scripts.await_pid(self.host.process_script)
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 while not state:
-                    waiting = ["sh", "-c", launch_scripts.AWAIT, "sh", run_dir.path, run_dir.unit]
-                    state = (await self.host.run(waiting, timeout=_START_SECONDS)).text
+                    waiting = ["sh", "-c", wait, "sh", run_dir.path, run_dir.unit]
+                    state = (await self.host.run(waiting, timeout=_START_SECONDS)).stdout
         except TimeoutError as error:
             raise HostError(self.host.name, await self._too_slow(run_dir, argv[0])) from error
-        pid = state.removeprefix("up ").strip()
-        return int(pid) if pid.isdecimal() else await self._read_pid(run_dir)
+        first, _, read = state.partition(b"\n")
+        pid = first.removeprefix(b"up ").strip()
+        if not pid.isdigit():
+            return await self._read_pid(run_dir), None
+        return int(pid), read_besides(read)
 
     async def _too_slow(self, run_dir: RunDirectory, program: str) -> str:
         words = await self.log_tail(run_dir)

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from migrator.hosts.access import also_read_process
+
 # Fixed texts: what comes from outside is only ever in their arguments.
-BASES = """
-u=$(id -u)
-if [ "$u" = 0 ]; then r=/run s=/var/log
-else r=${XDG_RUNTIME_DIR:-} s=${XDG_STATE_HOME:-$HOME/.local/state}
-fi
-if [ -z "$r" ]; then
-  r=/tmp/migrator-$u
-  mkdir -m 700 -- "$r" 2>/dev/null
-  if [ -L "$r" ] || [ ! -O "$r" ]; then echo "$r belongs to somebody else" >&2; exit 1; fi
-fi
-if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
-printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
-"""
 # A run directory is its owner's alone. Those above it may be passed through, where QEMU will be somebody else.
 MAKE = """
 umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" || exit
@@ -33,13 +22,15 @@ for d in "$1"/*-??????; do
 done
 """
 LOGGED = 'exec "$@" >>"$0" 2>&1 </dev/null'
-# Waits a while until QEMU has written its pid file, which it prints, or has ended. Arguments: the run directory, and
-# its unit where it has one, which leaves no trace of its start.
-AWAIT = """
+_AWAIT = """
 turn=0
 while [ $turn -lt 100 ]; do
   turn=$((turn + 1))
-  if [ -s "$1/qemu.pid" ]; then printf 'up '; cat -- "$1/qemu.pid"; exit; fi
+  if [ -s "$1/qemu.pid" ]; then
+    p=$(cat -- "$1/qemu.pid"); printf 'up %s\\n' "$p"
+    @up
+    exit
+  fi
   if [ -n "$2" ]; then
     systemctl is-active --quiet "$2" || { printf gone; exit; }
   elif [ ! -e "$1/starting" ]; then
@@ -53,16 +44,13 @@ while [ $turn -lt 100 ]; do
 done
 """
 # What can fail is tried where its reason can still be told. As long as there is a file `starting`, it does.
-START = (
-    """
+_START = """
 script=$1; shift
 : >>"$1" || exit
 env printf starting >"$2/starting" || { echo "(writing $2/starting)" >&2; exit 1; }
 setsid --fork sh -c "$script" "$@" || exit
 set -- "$2" ""
 """
-    + AWAIT
-)
 # A session of its own, a child of nobody. Not -daemonize: QEMU's sandbox kills it for that where it forbids to fork.
 # Whoever renames or removes `starting` first decides whether it goes on; its pid stands in `start.pid` from then on.
 DETACHED = """
@@ -89,3 +77,17 @@ if [ -f "$1/paths" ]; then
 fi
 rm -rf -- "$1"
 """
+
+
+def await_pid(process_script: str) -> str:
+    """Return the script that waits a while until QEMU has written its pid file, or has ended.
+
+    Its arguments: the run directory, and its unit where it has one, which leaves no trace of its start. It prints the
+    pid, and in a second line what `process_script` says of the process (:func:`migrator.hosts.access.read_besides`).
+    """
+    return _AWAIT.replace("@up", also_read_process(process_script) or ":")
+
+
+def start(process_script: str) -> str:
+    """Return the script that starts QEMU, and then does what that of :func:`await_pid` does."""
+    return _START + await_pid(process_script)

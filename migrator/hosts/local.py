@@ -32,6 +32,7 @@ class LocalAccess:
 
     def __init__(self, name: str, prefix: Sequence[str] = ()) -> None:
         self.name = name
+        self.process_script = ""
         self._prefix = tuple(prefix)
 
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
@@ -97,7 +98,7 @@ class LocalAccess:
         """Return the path itself."""
         return socket
 
-    async def process(self, pid: int) -> LocalProcess | None:
+    async def process(self, pid: int, read: Output | None = None) -> LocalProcess | None:  # noqa: ARG002 - the kernel tells
         """Return a handle on a process by its pidfd; ``None`` when there is none of that pid."""
         try:
             return LocalProcess(pid)

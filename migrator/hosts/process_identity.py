@@ -21,8 +21,9 @@ from migrator.core.process.process_identity import (
     start_directory,
 )
 from migrator.errors import HostError
-from migrator.hosts.access import HostAccess
+from migrator.hosts.access import Command, HostAccess, Output
 from migrator.hosts.host_output import reading_output
+from migrator.hosts.thread_scheduling import THREAD_CPUS, THREAD_STATS, parse_threads
 
 _NOTHING = DroppedPrivileges()
 #: Resources by the names that /proc/PID/limits gives them, and the options of prlimit for them.
@@ -91,7 +92,8 @@ fi
 exec "$@"
 """
 # Arguments: a pid, or `self`; a user name; a uid; then paths.
-_READ = rb"""
+_READ = (
+    rb"""
 LC_ALL=C; export LC_ALL
 pid=$1 name=$2 number=$3; shift 3
 it=$pid; [ "$pid" = self ] && pid=$$
@@ -116,6 +118,9 @@ put "$(
   [ "${c:-/}" != / ] && cd "/sys/fs/cgroup$c" 2>/dev/null &&
     grep -s '' memory.max memory.high memory.swap.max cpu.max cpu.weight io.weight cpuset.cpus cpuset.mems
 )"
+put "$("""
+    + f'{THREAD_CPUS})" "$({THREAD_STATS}'.encode()
+    + rb""")"
 if [ "$it" = self ]; then
   for f; do
     a=-; [ -e "$f" ] && a=e; [ -r "$f" ] && a=r$a; [ -w "$f" ] && a=w$a; [ -x "$f" ] && a=x$a
@@ -137,6 +142,7 @@ for f; do
 done
 put '' end
 """
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +183,29 @@ async def read_process(
     :param daemonized: it has left the directory where it was started.
     :raise HostError: when the host cannot be asked.
     """
-    argv = ["sh", "-s", "--", str(pid), "", "", *paths]
-    output = await access.run(argv, stdin=_READ, timeout=timeout)
+    command = process_command(pid, paths)
+    output = await access.run(command.argv, stdin=command.stdin, timeout=timeout)
+    return parse_process(access.name, pid, output, paths=paths, daemonized=daemonized)
+
+
+def process_command(pid: int, paths: Sequence[str]) -> Command:
+    """Return the command that reads a process, for :func:`parse_process`."""
+    return Command(argv=["sh", "-s", "--", str(pid), "", "", *paths], stdin=_READ)
+
+
+def parse_process(
+    host: str, pid: int, output: Output, *, paths: Sequence[str], daemonized: bool
+) -> tuple[ProcessIdentity, OpenFiles] | None:
+    """Parse the output of :func:`process_command` at a host; see :func:`read_process`.
+
+    :raise HostError: it is none.
+    """
     answers = output.text.split("\0")
     if answers[-2:] != ["end", ""]:
         if output.status == 3:
             return None
-        raise HostError(access.name, f"pid {pid} cannot be looked at: {output.complaint or 'no answer'}")
-    with reading_output(access.name, f"pid {pid}"):
+        raise HostError(host, f"pid {pid} cannot be looked at: {output.complaint or 'no answer'}")
+    with reading_output(host, f"pid {pid}"):
         return _process(answers, paths, daemonized=daemonized)
 
 
@@ -322,6 +343,7 @@ def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, AccountNames, Itera
     rest = iter(answers)
     status_text, stat_text, limits, oom, cgroups, label, online = (next(rest) for _ in range(7))
     directory, root, io, other, name, number, set_limits = (next(rest) for _ in range(7))
+    thread_cpus, thread_stats = next(rest), next(rest)
     lines = (line.partition(":") for line in status_text.splitlines())
     status = {key: value.strip() for key, _, value in lines}
     fields = stat_text.rpartition(")")[2].split()
@@ -349,6 +371,7 @@ def _parse(answers: Sequence[str]) -> tuple[ProcessIdentity, AccountNames, Itera
         cgroup=_cgroup(cgroups),
         cgroup_limits=dict(_cgroup_limits(set_limits)),
         namespaces=frozenset(other.split()),
+        threads=parse_threads(thread_cpus, thread_stats),
     )
     return identity, AccountNames(name=name, number=int(number) if number.isdecimal() else None), rest
 

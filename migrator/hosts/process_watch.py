@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from migrator.errors import HostError
+from migrator.hosts.access import Output
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.remote_process import FUNCTIONS, CommandRunner, RemoteProcess
 
-_HOLD = (
+#: What has to be known of a process before it can be watched. Argument: its pid.
+READ_PROCESS = (
     FUNCTIONS
     + r"""
 boot
@@ -67,6 +69,8 @@ kill $!
 )
 #: The watch says every few seconds that it is there; one that was silent for longer is not.
 SILENCE_SECONDS = 15.0
+#: What was read so long ago of a process still holds, though the watch has not told of it yet.
+_RECENT_SECONDS = 1.0
 #: Exit status of the first of these where there is certainly no such process.
 _ABSENT = 3
 #: Seconds between two attempts to watch a host that cannot be reached; doubled up to the second.
@@ -88,16 +92,19 @@ class ProcessWatch:
         #: Pid and start time of those that the present watch is about.
         self._of_watch: frozenset[tuple[int, int]] = frozenset()
 
-    async def hold(self, pid: int) -> RemoteProcess | None:
+    async def hold(self, pid: int, read: Output | None = None) -> RemoteProcess | None:
         """Return a handle on a process; ``None`` when there is none of that pid.
 
+        :param read: what :data:`READ_PROCESS` said of it a moment ago.
         :raise HostError: when the host cannot be asked.
         """
-        known = next((each for each in self._watched if each.pid == pid and each.seen_alive), None)
+        now = asyncio.get_running_loop().time()
+        recent = (each for each in self._watched if each.pid == pid and each.known_at(now - _RECENT_SECONDS))
+        known = next(recent, None)
         if known is not None and known.is_qemu:  # what becomes one may still change its program
             self._watched.append(another := known.another())
             return another
-        output = await self._host.run(["sh", "-c", _HOLD, "sh", str(pid)], timeout=10.0)
+        output = read or await self._host.run(["sh", "-c", READ_PROCESS, "sh", str(pid)], timeout=10.0)
         if output.status == _ABSENT:
             return None
         parts = os.fsdecode(output.stdout).split("\0")
@@ -116,6 +123,7 @@ class ProcessWatch:
                 stderr=(parts[4], int(parts[5] or 0)),
                 arguments=parts[6:-1],
                 let_go=self._drop,
+                read_at=now,
             )
         self._watched.append(process)
         if not (self._of_watch and process.key in self._of_watch):

@@ -93,6 +93,7 @@ class RemoteProcess:
         stderr: tuple[str, int],
         arguments: Sequence[str],
         let_go: Callable[[RemoteProcess], None],
+        read_at: float,
     ) -> None:
         self._host = host
         self.pid = pid
@@ -104,6 +105,7 @@ class RemoteProcess:
         self.stderr = stderr
         self._arguments = list(arguments)
         self._let_go = let_go
+        self._read_at = read_at
         self._dead = asyncio.Event()
         self._reached = True
         self._seen = False
@@ -176,10 +178,11 @@ class RemoteProcess:
         """Pid and start time."""
         return self.pid, self.start_time
 
-    @property
-    def seen_alive(self) -> bool:
-        """Return whether the watch has told that it lives, and still does."""
-        return self._seen and self._reached and not self._dead.is_set()
+    def known_at(self, since: float) -> bool:
+        """Return whether the watch tells that it lives, or it was read after `since` and was not told of yet."""
+        if self._dead.is_set() or not self._reached:
+            return False
+        return self._seen or self._read_at >= since
 
     def another(self) -> RemoteProcess:
         """Return one more handle on the same process, with what was read for this one."""
@@ -193,8 +196,10 @@ class RemoteProcess:
             stderr=self.stderr,
             arguments=self._arguments,
             let_go=self._let_go,
+            read_at=self._read_at,
         )
-        made.note_reached(True)
+        if self._seen:
+            made.note_reached(self._reached)
         return made
 
     def note_dead(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from migrator.errors import HostError
 from migrator.hosts import processes
-from migrator.hosts.access import HostAccess, Output
+from migrator.hosts.access import HostAccess, Output, also_read_process, read_besides
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.processes import QemuProcesses, guest_name, option_value, uuid_of
 from migrator.ports import GuestProcess
@@ -169,6 +169,25 @@ async def find_sockets(
         return parse(_whole(access, output))
 
 
+async def find_listener(
+    access: HostAccess, path: str, likely: int, *, timeout: float = 10.0
+) -> tuple[int | None, Output | None]:
+    """Find the process that listens at a unix socket: its pid, ``None`` where that cannot be told.
+
+    :param likely: pid of the process that listened there a moment ago. What
+        :meth:`~migrator.hosts.access.HostAccess.process` must know of it is read by the same command, after the
+        socket, and returned.
+    :raise HostError: when the host cannot be asked.
+    """
+    besides = also_read_process(access.process_script)
+    script = _SCRIPT + f"IFS=' '; p={likely}; printf '\\n'\n{besides}".encode()
+    output = await access.run(["sh", "-s", "--", literal(path)], stdin=script, timeout=timeout)
+    stdout, _, read = output.stdout.rpartition(b"\n")
+    with reading_output(access.name, "its sockets"):
+        found = parse(_whole(access, replace(output, stdout=stdout)))
+    return (found[0].pid if len(found) == 1 else None), read_besides(read)
+
+
 def _whole(access: HostAccess, output: Output) -> str:
     """Return the answer if it is complete: what is missing from it must never look like what is not there."""
     if not output.stdout.endswith(b"@end\0"):
@@ -302,12 +321,23 @@ class RemoteMonitorTransport:
 
     :param listener: the process that made the socket, where that is certain: we started it, and nobody else may enter
         the directory that the socket is in.
+    :param likely: pid of the one that listened there when it was looked for the last time.
     """
 
-    def __init__(self, access: HostAccess, path: str, *, listener: GuestProcess | None = None) -> None:
+    def __init__(
+        self,
+        access: HostAccess,
+        path: str,
+        *,
+        listener: GuestProcess | None = None,
+        likely: int | None = None,
+    ) -> None:
         self._access = access
         self._path = path
         self._listener = listener
+        self._likely = likely
+        #: What was read of that process when it was looked for.
+        self._read: Output | None = None
 
     async def socket_path(self) -> str:
         """Return a path on this machine that leads there."""
@@ -317,9 +347,14 @@ class RemoteMonitorTransport:
         """Return the pid of the process that listens there now; ``None`` where that cannot be told."""
         if self._listener is not None and self._listener.alive:
             return self._listener.pid
+        if self._likely is not None:
+            pid, read = await find_listener(self._access, self._path, self._likely)
+            self._read = read if pid == self._likely else None
+            return pid
         found = await find_sockets(self._access, [literal(self._path)])
         return found[0].pid if len(found) == 1 else None
 
     async def find_process(self, pid: int) -> GuestProcess | None:
         """Return a handle on a process of that host."""
-        return await self._access.process(pid)
+        read, self._read = self._read, None
+        return await self._access.process(pid, read if pid == self._likely else None)

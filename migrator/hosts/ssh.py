@@ -20,7 +20,7 @@ from migrator.hosts.access import Output
 from migrator.hosts.host_output import number, reading_output
 from migrator.hosts.local import MAX_OUTPUT_BYTES
 from migrator.hosts.private_directory import PrivateDirectory
-from migrator.hosts.process_watch import SILENCE_SECONDS, ProcessWatch
+from migrator.hosts.process_watch import READ_PROCESS, SILENCE_SECONDS, ProcessWatch
 from migrator.hosts.remote_process import RemoteProcess
 from migrator.hosts.socket_helper import SocketHelper
 from migrator.hosts.ssh_config import SshConfig
@@ -63,6 +63,7 @@ class SshAccess:
         self, name: str, config: SshConfig, *, watch_silence_seconds: float = SILENCE_SECONDS
     ) -> None:
         self.name = name
+        self.process_script = READ_PROCESS
         self._config = config
         self._connection = SshConnection(
             name, config, in_use=lambda: bool(self._running or self._watch.needed)
@@ -305,9 +306,9 @@ class SshAccess:
                 )
         return self._server[1]
 
-    async def process(self, pid: int) -> RemoteProcess | None:
-        """Return a handle on a process there; ``None`` when there is none of that pid."""
-        return await self._watch.hold(pid)
+    async def process(self, pid: int, read: Output | None = None) -> RemoteProcess | None:
+        """See :meth:`migrator.hosts.access.HostAccess.process`."""
+        return await self._watch.hold(pid, read)
 
     async def close(self) -> None:
         """Release the host; what still runs there ends as it does when a connection is lost."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 
+from migrator.core.process.process_identity import ThreadScheduling
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_output import reading_output
@@ -12,14 +13,13 @@ from migrator.hosts.host_output import reading_output
 _SHORT = 10.0
 _POLICIES = ("other", "fifo", "rr", "batch", "", "idle")
 
-# Arguments: a pid, and threads of it.
-_READ = rb"""
-pid=$1; shift
-for t; do
-  d=/proc/$pid/task/$t
-  printf '%s\0' "$(sed -n 's/^Cpus_allowed_list:[^0-9]*//p' "$d/status" 2>/dev/null)" "$(cat "$d/stat" 2>/dev/null)"
-done
-"""
+#: For scripts: what the kernel shows of the CPUs of every thread of the process $pid, and of all else.
+THREAD_CPUS = "grep -Hs '^Cpus_allowed_list:' /proc/\"$pid\"/task/*/status"
+THREAD_STATS = "grep -aHs '' /proc/\"$pid\"/task/*/stat"
+_READ = f"""
+pid=$1
+[ -d "/proc/$pid/task" ] && printf '%s\\0' "$({THREAD_CPUS})" "$({THREAD_STATS})" end
+""".encode()
 # Arguments: of each thread its id, CPUs, nice value, policy and priority. What may not be done is left as it is.
 _GIVE = rb"""
 while [ $# -gt 4 ]; do
@@ -31,46 +31,34 @@ done >/dev/null 2>&1
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class ThreadScheduling:
-    """CPUs, policy and priority with which one thread runs."""
+async def read_scheduling(access: HostAccess, pid: int) -> dict[int, ThreadScheduling]:
+    """Read how each thread of a process runs.
 
-    cpus: str
-    nice: int
-    policy: str
-    priority: int
-
-    def __str__(self) -> str:
-        kind = self.policy + (f" {self.priority}" if self.priority else "")
-        return f"CPUs {self.cpus}, nice {self.nice}, {kind}"
-
-
-async def read_scheduling(
-    access: HostAccess, pid: int, threads: Sequence[int]
-) -> dict[int, ThreadScheduling]:
-    """Read the scheduling of each thread that is there.
-
-    :raise HostError: when the host cannot be asked.
+    :raise HostError: when the host cannot be asked, or there is no such process.
     """
-    numbers = [str(thread) for thread in threads]
-    output = await access.run(["sh", "-s", "--", str(pid), *numbers], stdin=_READ, timeout=_SHORT)
-    answers = output.text.split("\0")[:-1]
-    if len(answers) != 2 * len(numbers):
+    output = await access.run(["sh", "-s", "--", str(pid)], stdin=_READ, timeout=_SHORT)
+    answers = output.text.split("\0")
+    if answers[2:] != ["end", ""]:
         raise HostError(
             access.name, f"threads of pid {pid} cannot be read: {output.complaint or 'no answer'}"
         )
     with reading_output(access.name, f"the threads of pid {pid}"):
-        return _turns(threads, answers)
+        return parse_threads(*answers[:2])
 
 
-def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, ThreadScheduling]:
+def parse_threads(cpus: str, stats: str) -> dict[int, ThreadScheduling]:
+    """Parse the outputs of :data:`THREAD_CPUS` and :data:`THREAD_STATS`, by thread. Pure."""
+    allowed = dict(
+        re.findall(r"^/proc/\d+/task/(\d{1,10})/status:Cpus_allowed_list:\s*(\S+)$", cpus, re.MULTILINE)
+    )
     found = {}
-    for thread, cpus, line in zip(threads, answers[::2], answers[1::2], strict=True):
-        fields = line.rpartition(")")[2].split()
-        if cpus and len(fields) > 38:
+    # A thread's name may have newlines, of which grep makes lines of their own; what follows it is on the last.
+    for thread, rest in re.findall(r"^/proc/\d+/task/(\d{1,10})/stat:.*\) (\S .*)$", stats, re.MULTILINE):
+        fields = rest.split()
+        if thread in allowed and len(fields) > 38:
             policy = int(fields[38])
-            found[thread] = ThreadScheduling(
-                cpus=cpus,
+            found[int(thread)] = ThreadScheduling(
+                cpus=allowed[thread],
                 nice=int(fields[16]),
                 policy=_POLICIES[policy] if policy < len(_POLICIES) else "",
                 priority=int(fields[37]),
@@ -79,7 +67,7 @@ def _turns(threads: Sequence[int], answers: Sequence[str]) -> dict[int, ThreadSc
 
 
 async def apply_scheduling(
-    source: HostAccess,
+    turns: Mapping[int, ThreadScheduling],
     pid: int,
     threads: Mapping[str, int],
     target: HostAccess,
@@ -88,11 +76,11 @@ async def apply_scheduling(
 ) -> list[str]:
     """Give the threads of another process the scheduling of these, where they differ from their process as a whole.
 
+    :param turns: how the threads of the first process run, `pid`.
     :param threads: by what they do; `others` likewise.
     :return: what could not be, each as a sentence.
-    :raise HostError: when a host cannot be asked.
+    :raise HostError: when the target cannot be asked.
     """
-    turns = await read_scheduling(source, pid, [pid, *threads.values()])
     whole = turns.get(pid)
     wanted = {
         others[name]: (name, turns[thread])
@@ -107,9 +95,9 @@ async def apply_scheduling(
         for word in (str(thread), turn.cpus, str(turn.nice), turn.policy, str(turn.priority))
     ]
     await target.run(["sh", "-s", "--", *words], stdin=_GIVE, timeout=_SHORT)
-    given = await read_scheduling(target, other_pid, list(wanted))
+    given = await read_scheduling(target, other_pid)
     return [
-        f"{name} has {turn} at {source.name}, and {given.get(thread, 'nothing known')} at {target.name}"
+        f"{name} has {turn} at the source, and {given.get(thread, 'nothing known')} at {target.name}"
         for thread, (name, turn) in wanted.items()
         if given.get(thread) != turn
     ]

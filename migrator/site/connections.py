@@ -19,6 +19,7 @@ from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.monitor_clients import MonitorClients
 from migrator.site.recent_facts import RecentFacts
+from migrator.site.recent_processes import RecentProcesses
 
 #: The monitors of a destination that we start: the second is for whoever has to end it.
 _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
@@ -103,6 +104,7 @@ class HostConnections:
         #: What waits for a monitor to answer.
         self.pending_connects = PendingConnects()
         self.facts = RecentFacts(self)
+        self.processes = RecentProcesses()
         self._starting: list[tuple[str, str]] = []
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
@@ -182,11 +184,17 @@ class HostConnections:
         return end
 
     def endpoint(
-        self, host: str, socket: str, *, role: str, listener: GuestProcess | None = None
+        self,
+        host: str,
+        socket: str,
+        *,
+        role: str,
+        listener: GuestProcess | None = None,
+        likely: int | None = None,
     ) -> SourceEndpoint:
         """One end of a migration at a QMP socket of a host, not connected yet. It counts as held until it is closed.
 
-        :param listener: see :class:`~migrator.hosts.sockets.RemoteMonitorTransport`.
+        :param listener: see :class:`~migrator.hosts.sockets.RemoteMonitorTransport`; `likely` too.
         """
         access = self.access(host)
         key = host, socket
@@ -196,7 +204,7 @@ class HostConnections:
         else:
             address, transport = (
                 Address(kind="ssh", host=host, path=socket),
-                RemoteMonitorTransport(access, socket, listener=listener),
+                RemoteMonitorTransport(access, socket, listener=listener, likely=likely),
             )
 
         def let_go() -> None:
@@ -222,11 +230,14 @@ class HostConnections:
         role: str,
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
+        likely: int | None = None,
     ) -> SourceEndpoint:
         """See :meth:`migrator.ports.Site.open`. A process that lives and is silent is opened too where its identity is
         given: its looks will tell.
+
+        :param likely: pid of the process that listened at that socket when it was looked for the last time.
         """
-        end = self.endpoint(host, socket, role=role)
+        end = self.endpoint(host, socket, role=role, likely=None if identity else likely)
         try:
             if identity:
                 await end.expect_remote_process(identity)

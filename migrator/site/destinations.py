@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,8 @@ from migrator.site.process_checks import SourceProcess, read_source_process
 
 #: What a check has read so long ago is good for the start that follows it, in seconds.
 _RECENT_SECONDS = 5.0
+#: Run directories of which it is remembered what is in them: more than migrations are under way.
+_REMEMBERED = 4_096
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
 
@@ -67,6 +70,8 @@ class Destinations:
         self._surveys: WeakKeyDictionary[
             SourceQemu, tuple[tuple[float, TargetSurvey], str, int, dict[str, Any]]
         ] = WeakKeyDictionary()
+        #: Run directories that were made, with their hosts, for guests without a path of the operator's: the last ones.
+        self._without_links: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
         #: QEMUs that were started, by their hosts.
         self._starts: Counter[str] = Counter()
 
@@ -139,6 +144,8 @@ class Destinations:
             _refuse(replica.findings, accepted)
         links = path_links.links_file(replica.links) if replica is not None else ""
         await launcher.make(run_dir, migration, other_user=other_user, paths=links)
+        if not links:
+            self._without_links.append((target, run_dir.path))
         try:
             if replica is None:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
@@ -166,7 +173,7 @@ class Destinations:
             refused = await source.carry_traces(qemu)
             notes += tuple(finding("not-put-back", text) for text in refused)
             if process is not None:
-                notes += await self._give_turns(guest, source, target, qemu)
+                notes += await self._give_turns(process, source, target, qemu)
         except BaseException:
             await finish_cleanup(clear_away(launcher, run_dir, qemu), name=f"clear {run_dir.path}")
             raise
@@ -257,7 +264,9 @@ class Destinations:
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         run_dir = await launcher.run_directory_at(guest.socket)
-        return [] if run_dir is None else await path_links.make_links(launcher.host, run_dir)
+        if run_dir is None or (guest.host, run_dir.path) in self._without_links:
+            return []
+        return await path_links.make_links(launcher.host, run_dir)
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.
@@ -283,21 +292,23 @@ class Destinations:
         return f"tcp:{bracketed(self._connections.config(target).address)}:0"
 
     async def _give_turns(
-        self, guest: Guest, source: SourceQemu, target: str, qemu: SourceQemu
+        self, process: SourceProcess, source: SourceQemu, target: str, qemu: SourceQemu
     ) -> tuple[Finding, ...]:
         """Threads that were pinned one by one are so again; what could not be is a finding."""
         if source.process is None or qemu.process is None:
             return ()
-        mine, theirs = await source.threads(), await qemu.threads()
-        here, there = self._connections.access(guest.host), self._connections.access(target)
-        left = await apply_scheduling(here, source.process.pid, mine, there, qemu.process.pid, theirs)
+        mine, theirs = await asyncio.gather(source.threads(), qemu.threads())
+        there, of_process = self._connections.access(target), process.identity.threads
+        left = await apply_scheduling(of_process, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
 
     async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
         """Read whose the source's process is; ``None`` where it is not known which one it is."""
         if source.process is None:
             return None
-        return await read_source_process(self._connections.access(guest.host), source.process)
+        return await read_source_process(
+            self._connections.access(guest.host), source.process, recent=self._connections.processes
+        )
 
     async def _recent_process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
         """Return what the check of a moment ago has read, or read it."""

@@ -26,7 +26,12 @@ class _AllChecks:
     """Checks of both hosts, and of what starting a destination would say."""
 
     def __init__(self, connections: HostConnections, destinations: Destinations) -> None:
-        self._hosts = SiteChecks(connections, replicated=destinations.replicates, facts=connections.facts)
+        self._hosts = SiteChecks(
+            connections,
+            replicated=destinations.replicates,
+            facts=connections.facts,
+            processes=connections.processes,
+        )
         self._destinations = destinations
 
     async def check(

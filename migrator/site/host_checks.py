@@ -16,13 +16,20 @@ from migrator.core.preflight import host_checks, host_disks, host_files, host_ne
 from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, path_of
-from migrator.core.process.files import QemuProgramFacts
+from migrator.core.process.files import HostFiles, QemuProgramFacts
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.ports import SourceQemu
-from migrator.site.process_checks import read_beside, read_source, seen_by, with_unreachable
+from migrator.site.process_checks import (
+    read_beside,
+    read_source,
+    read_source_and_files,
+    seen_by,
+    with_unreachable,
+)
 from migrator.site.recent_facts import HostDirectory, RecentFacts
+from migrator.site.recent_processes import RecentProcesses
 
 #: Seconds that one check may take in all.
 _SECONDS = 60.0
@@ -35,8 +42,9 @@ U = TypeVar("U")
 class HostChecks:
     """Checks one guest against one target; changes nothing but by the probe of sharing (see :func:`probe_sharing`)."""
 
-    def __init__(self, *, seconds: float = _SECONDS) -> None:
+    def __init__(self, *, seconds: float = _SECONDS, processes: RecentProcesses | None = None) -> None:
         self._seconds = seconds
+        self._processes = processes or RecentProcesses()
         #: What the QEMU of a host was found to know, by name of the host: asking it costs more than all the rest.
         self._offers: dict[str, QemuProgramFacts] = {}
 
@@ -116,14 +124,18 @@ class HostChecks:
         paths += [file for path in images for file in open_images.chains.get(path, ())[1:]]
         # As the destination is started: the configured one, else the source's own program, else what is in PATH.
         qemus = [qemu] if qemu else _each_once([command.program, command.program.rpartition("/")[2]])
-        process = await read_source(source_access, guest.pid, CommandLine(arguments), _each_once(paths))
+        mine = FileQuery(paths=_each_once(paths), images=images, pid=guest.pid)
+        started, seen = CommandLine(arguments), None
+        if mine.absolute:
+            process, seen = await read_source_and_files(source_access, started, mine, recent=self._processes)
+        else:
+            process = await read_source(source_access, guest.pid, started, mine.paths, recent=self._processes)
         process = await with_unreachable(source_access, process, command, open_images.opened)
         # Relative paths go from where it was started, which need not be where it is.
-        start = process[1].directory if process else ""
-        mine = FileQuery(paths=_each_once(paths), images=images, pid=guest.pid, directory=start)
+        mine = replace(mine, directory=process[1].directory if process else "")
         theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
         (files_here, files_there), beside = await _both(
-            _both(read_host_files(source_access, mine), read_host_files(target_access, theirs)),
+            _both(_seen_or(seen, source_access, mine), read_host_files(target_access, theirs)),
             read_beside(process, target_access, command, mine.paths, replicated=replicated),
         )
         if files_there.offer.devices:
@@ -170,6 +182,7 @@ class SiteChecks:
     :param connections: to them.
     :param replicated: whether the destination of a guest on a host is started like its source.
     :param facts: what was read of the hosts a moment ago; of its own where it is not given.
+    :param processes: ... of the guests' processes.
     """
 
     def __init__(
@@ -178,11 +191,12 @@ class SiteChecks:
         *,
         replicated: Callable[[Guest, str], bool] = lambda guest, host: True,
         facts: RecentFacts | None = None,
+        processes: RecentProcesses | None = None,
     ) -> None:
         self._connections = connections
         self._replicated = replicated
         self._facts = facts or RecentFacts(connections)
-        self._checks = HostChecks()
+        self._checks = HostChecks(processes=processes)
 
     async def check(
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
@@ -223,6 +237,10 @@ async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -
     except* HostError as errors:
         raise errors.exceptions[0] from None
     return tasks[0].result(), tasks[1].result()
+
+
+async def _seen_or(seen: HostFiles | None, access: HostAccess, query: FileQuery) -> HostFiles:
+    return await read_host_files(access, query) if seen is None else seen
 
 
 async def _arguments(access: HostAccess, pid: int | None) -> list[str]:

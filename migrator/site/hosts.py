@@ -169,7 +169,15 @@ class SiteHosts:
         absent: bool = False,
     ) -> SourceQemu:
         """See :meth:`HostConnections.open`."""
-        end = await self._connections.open(host, socket, role=role, identity=identity, absent=absent)
+        known = self._discovery.known.get((host, socket))
+        end = await self._connections.open(
+            host,
+            socket,
+            role=role,
+            identity=identity,
+            absent=absent,
+            likely=known.pid if known is not None else None,
+        )
         if role == "source" and (host, socket) not in self._discovery.known and end.connected:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,23 +11,65 @@ from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, HostFiles
 from migrator.core.process.process_identity import DroppedPrivileges, OpenFiles, ProcessIdentity
-from migrator.hosts.access import HostAccess
-from migrator.hosts.host_files import FileQuery, read_host_files
+from migrator.hosts.access import HostAccess, run_together
+from migrator.hosts.host_files import FileQuery, files_command, parse_files, read_host_files
 from migrator.hosts.launch import LaunchProfile, RunDirectory
-from migrator.hosts.process_identity import read_process, run_as, try_process, unit_properties
+from migrator.hosts.process_identity import (
+    parse_process,
+    process_command,
+    run_as,
+    try_process,
+    unit_properties,
+)
 from migrator.ports import GuestProcess
+from migrator.site.recent_processes import RecentProcesses
+
+#: Seconds that reading a process and its files may take.
+_SECONDS = 30.0
 
 
 async def read_source(
-    access: HostAccess, pid: int | None, command: CommandLine, paths: Sequence[str]
+    access: HostAccess,
+    pid: int | None,
+    command: CommandLine,
+    paths: Sequence[str],
+    *,
+    recent: RecentProcesses,
 ) -> tuple[ProcessIdentity, OpenFiles] | None:
     """The source's process; ``None`` where it is not known which one it is, or it has ended.
 
+    :param recent: has what was read of it a moment ago.
     :raise HostError: when its host cannot be asked.
     """
     if pid is None:
         return None
-    return await read_process(access, pid, paths=paths, daemonized=command.has("daemonize"))
+    return await recent.read(access, pid, paths=paths, daemonized=command.has("daemonize"))
+
+
+async def read_source_and_files(
+    access: HostAccess,
+    command: CommandLine,
+    query: FileQuery,
+    *,
+    recent: RecentProcesses,
+) -> tuple[tuple[ProcessIdentity, OpenFiles] | None, HostFiles]:
+    """Read the source's process, and files that do not depend on where it was started, by one command.
+
+    :param query: with its pid.
+    :param recent: gets what was read of it.
+    :raise HostError: when the host cannot be asked.
+    """
+    if query.pid is None:
+        return None, await read_host_files(access, query)
+    began, daemonized = time.monotonic(), command.has("daemonize")
+    of_process, of_files = await run_together(
+        access,
+        [process_command(query.pid, query.paths), files_command(query)],
+        timeout=_SECONDS,
+    )
+    process = parse_process(access.name, query.pid, of_process, paths=query.paths, daemonized=daemonized)
+    recent.note(access, query.pid, process, began=began, paths=query.paths, daemonized=daemonized)
+    return process, parse_files(access.name, query, of_files)
 
 
 async def with_unreachable(
@@ -132,12 +175,15 @@ class SourceProcess:
         )
 
 
-async def read_source_process(access: HostAccess, process: GuestProcess) -> SourceProcess | None:
+async def read_source_process(
+    access: HostAccess, process: GuestProcess, *, recent: RecentProcesses
+) -> SourceProcess | None:
     """Read whose a process is; ``None`` when it has ended.
 
+    :param recent: has what was read of it a moment ago.
     :raise HostError: when its host cannot be asked.
     """
     command = CommandLine(process.arguments())
     named = [*(image.path for image in command.images()), *host_files.paths_to_read(command)]
-    found = await read_source(access, process.pid, command, named)
+    found = await read_source(access, process.pid, command, named, recent=recent)
     return None if found is None else SourceProcess(identity=found[0], drops=DroppedPrivileges.of(command))

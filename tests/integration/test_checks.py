@@ -51,6 +51,7 @@ class Counting:
     def __init__(self, inner: LocalAccess) -> None:
         self._inner = inner
         self.name = inner.name
+        self.process_script = inner.process_script
         self.commands: list[Sequence[str]] = []
 
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
@@ -71,9 +72,9 @@ class Nameless(Counting):
         super().__init__(inner._inner)
         self._qemu = qemu
 
-    async def process(self, pid: int) -> Any:
+    async def process(self, pid: int, read: Output | None = None) -> Any:
         """The process, by another name."""
-        process = await self._inner.process(pid)
+        process = await self._inner.process(pid, read)
         assert process is not None
         arguments = ["/nowhere/qemu-system-none", *process.arguments()[1:]]
         process.arguments = lambda: arguments  # type: ignore[method-assign]

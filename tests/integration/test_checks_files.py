@@ -277,6 +277,7 @@ class Counting:
     def __init__(self, inner: LocalAccess, breaks: Sequence[bytes] = ()) -> None:
         self._inner = inner
         self.name = inner.name
+        self.process_script = inner.process_script
         self.commands = 0
         self.breaks = breaks
         self.hangs = False

@@ -418,7 +418,7 @@ class TestSshConnection:
     async def test_process_of_which_nothing_is_known_is_not_taken_for_absent(
         self, remote: SshAccess, monkeypatch: pytest.MonkeyPatch, trouble: str
     ) -> None:
-        monkeypatch.setattr(process_watch, "_HOLD", trouble)
+        monkeypatch.setattr(process_watch, "READ_PROCESS", trouble)
         with pytest.raises(HostError, match="cannot be looked at"):
             await remote.process(os.getpid())
 
@@ -432,7 +432,7 @@ class TestSshConnection:
         process = await remote.process(sleeper.pid)
         assert process is not None
         # From now on no file can be opened in any command there, as when the host's table of files is full.
-        for module, name in ((process_watch, "_WATCH"), (remote_process, "_KILL"), (process_watch, "_HOLD")):
+        for module, name in ((process_watch, "_WATCH"), (remote_process, "_KILL"), (process_watch, "READ_PROCESS")):
             monkeypatch.setattr(module, name, "ulimit -n 3; " + getattr(module, name))
         site.sshd.break_connections()
         with pytest.raises(HostError, match="cannot be looked at"):

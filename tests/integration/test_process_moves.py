@@ -137,7 +137,7 @@ class TestArrives:
         pid, access = pid_of(guest), LocalAccess("beta")
         there = [cpu["thread-id"] for cpu in await moved.query("query-cpus-fast")]
         there += [each["thread-id"] for each in await moved.query("query-iothreads")]
-        turns = await read_scheduling(access, pid, [pid, *there])
+        turns = await read_scheduling(access, pid)
         whole, first, second, third = (turns[thread] for thread in (pid, *there))
         assert first == replace(whole, cpus="0")
         assert second == replace(whole, nice=15)
@@ -148,7 +148,8 @@ class TestArrives:
         (cpu,) = await qemu.query("query-cpus-fast")
         subprocess.run(["taskset", "-pc", "0", str(cpu["thread-id"])], check=True, capture_output=True)
         alpha, beta, names = LocalAccess("alpha"), LocalAccess("beta"), {"vCPU 0": cpu["thread-id"]}
-        (said,) = await apply_scheduling(alpha, qemu.pid, names, beta, qemu.pid, {"vCPU 0": 999_999_999})
+        turns = await read_scheduling(alpha, qemu.pid)
+        (said,) = await apply_scheduling(turns, qemu.pid, names, beta, qemu.pid, {"vCPU 0": 999_999_999})
         assert said.startswith("vCPU 0 has CPUs 0, nice ")
         assert said.endswith("and nothing known at beta")
 

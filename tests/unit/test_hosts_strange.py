@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from migrator.errors import HostError
 from migrator.hosts import host_files, managers, path_links, process_identity, sockets
-from migrator.hosts.access import Output
+from migrator.hosts.access import Command, Output, run_together
+from migrator.hosts.customary_places import customary_places
 from migrator.hosts.facts import parse, read_facts
 from migrator.hosts.guest_network import parse_links, read_guest_taps
 from migrator.hosts.launch import RunDirectory
@@ -38,7 +39,7 @@ READERS: dict[str, Read] = {
     "carriers": lambda host: read_guest_taps(host, [PID]),
     "listening": lambda host: read_listening(host, [PID]),
     "resident": lambda host: read_memory_usage(host, [PID]),
-    "threads": lambda host: read_scheduling(host, PID, [PID]),
+    "threads": lambda host: read_scheduling(host, PID),
     "managers": lambda host: managers.read_processes(host, [PID]),
     "files": lambda host: host_files.read_host_files(
         host, host_files.FileQuery(paths=("/etc/passwd", "/tmp"), images={"/x": "raw"}, pid=PID)
@@ -47,6 +48,9 @@ READERS: dict[str, Read] = {
     "target": lambda host: survey_target(
         host, source_pid=PID, binaries=("sh", "sh"), base="/run/x", paths=["/a"]
     ),
+    "listener": lambda host: sockets.find_listener(host, "/run/x.sock", PID),
+    "places": customary_places,
+    "two at once": lambda host: run_together(host, [Command(argv=["true"])], timeout=5.0),
     "links": lambda host: path_links.read_links(host, NEST),
     "made links": lambda host: path_links.make_links(host, NEST),
 }
@@ -57,6 +61,8 @@ class Said:
 
     name = "strange"
 
+    process_script = "echo"
+
     def __init__(self, stdout: bytes) -> None:
         self._stdout = stdout
 
@@ -66,7 +72,7 @@ class Said:
     async def forward(self, socket: str) -> str:
         return socket
 
-    async def process(self, pid: int) -> GuestProcess | None:
+    async def process(self, pid: int, read: Output | None = None) -> GuestProcess | None:
         return None
 
     async def close(self) -> None:

@@ -27,6 +27,20 @@ UNIT_PROPERTIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThreadScheduling:
+    """CPUs, policy and priority with which one thread runs."""
+
+    cpus: str
+    nice: int
+    policy: str
+    priority: int
+
+    def __str__(self) -> str:
+        kind = self.policy + (f" {self.priority}" if self.priority else "")
+        return f"CPUs {self.cpus}, nice {self.nice}, {kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProcessIdentity:
     """One process on one host. What could not be read is at its default."""
 
@@ -66,6 +80,8 @@ class ProcessIdentity:
     cgroup_limits: Mapping[str, str] = field(default_factory=dict)
     #: Kinds of namespaces that are not its host's: ``mnt``, ``user``.
     namespaces: frozenset[str] = frozenset()
+    #: How its threads run, by their ids; what another process cannot have alike.
+    threads: Mapping[int, ThreadScheduling] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def slice(self) -> str:

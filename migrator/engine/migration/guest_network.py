@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,10 @@ class GuestNetwork:
         :param source: identity of the process that runs the guest.
         :param waiting: of the one that waits for it.
         """
-        self._before = await self._carried(self._source, source)
-        return tuple(compare(self._before, await self._carried(self._target, waiting), self._target))
+        self._before, there = await asyncio.gather(
+            self._carried(self._source, source), self._carried(self._target, waiting)
+        )
+        return tuple(compare(self._before, there, self._target))
 
     async def arrive(self, identity: Mapping[str, Any], result: MigrationOutcome) -> None:
         """Note how the guest is carried where it runs now."""
