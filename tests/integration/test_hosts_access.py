@@ -432,7 +432,11 @@ class TestSshConnection:
         process = await remote.process(sleeper.pid)
         assert process is not None
         # From now on no file can be opened in any command there, as when the host's table of files is full.
-        for module, name in ((process_watch, "_WATCH"), (remote_process, "_KILL"), (process_watch, "READ_PROCESS")):
+        for module, name in (
+            (process_watch, "_WATCH"),
+            (remote_process, "_KILL"),
+            (process_watch, "READ_PROCESS"),
+        ):
             monkeypatch.setattr(module, name, "ulimit -n 3; " + getattr(module, name))
         site.sshd.break_connections()
         with pytest.raises(HostError, match="cannot be looked at"):
