@@ -52,11 +52,29 @@ class Migrator:
 
     def help_cpu_seconds(self) -> float:
         """CPU time of ``migrator --help``, user and system."""
-        process = subprocess.Popen([PROGRAM, "--help"], stdout=subprocess.DEVNULL, env=self._environment)
+        return self._cpu_seconds(PROGRAM, "--help")
+
+    def direct_cpu_seconds(self) -> float:
+        """CPU time of ``migrator direct`` from its start to its end, without a migration."""
+        ends = "--source", "unix:/nowhere", "--destination", "unix:/elsewhere"
+        return self._cpu_seconds(PROGRAM, "direct", *ends, "--accept", "nothing-of-that-name", code=2)
+
+    def libraries_cpu_seconds(self) -> float:
+        """CPU time of Python with the libraries that no migration is without."""
+        return self._cpu_seconds(sys.executable, "-c", "import asyncio, pydantic_core")
+
+    def python_cpu_seconds(self) -> float:
+        """CPU time of Python with nothing to do."""
+        return self._cpu_seconds(sys.executable, "-c", "pass")
+
+    def _cpu_seconds(self, *command: str | Path, code: int = 0) -> float:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self._environment
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise Failed(f"migrator --help ended with {process.returncode}")
+        if process.returncode != code:
+            raise Failed(f"{' '.join(map(str, command))} ended with {process.returncode}")
         return usage.ru_utime + usage.ru_stime
 
     async def direct(self, source: Path, destination: Path, *options: str, mode: str) -> Outcome:

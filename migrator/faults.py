@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
+import os
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -51,7 +51,7 @@ def contained(what: str) -> Iterator[None]:
 
 def told(what: str, error: BaseException) -> Fault:
     """The fault that an unforeseen error is; its traceback is in the log, once."""
-    identifier = secrets.token_hex(4)
+    identifier = os.urandom(4).hex()
     text = "".join(traceback.format_exception(error, limit=-20))
     logs.logger().warning("an error of migrator itself", fault=identifier, about=what, traceback=text)
     on_fault()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import posixpath
 import select
@@ -38,6 +37,8 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def end_with(parent: int) -> bool:
     """Have this process end when the one that started it does; False: that has ended already."""
+    import ctypes  # noqa: PLC0415 - slow, and not for every command
+
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     return os.getppid() == parent
 
@@ -53,6 +54,23 @@ def own_network() -> str:
         return str(Path("/proc/self/ns/net").readlink())
     except OSError:
         return ""
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file of ours as a whole: whoever reads it meanwhile, or after a crash, finds what it was or what it is.
+
+    :raise OSError: it cannot be written; it is as it was.
+    """
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        with os.fdopen(
+            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as file:
+            file.write(text)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 async def wait_readable(fd: int, timeout: float) -> bool:

@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
-
 #: Categories of characters that move the cursor, colour the terminal, end the line or turn it around.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Cs: lone surrogates
 
@@ -65,6 +63,9 @@ _SUSPECT_WORDS = ("\\ud", "\\uD", "NaN", "Infinity")
 
 def as_json(document: Mapping[str, Any]) -> str:
     """A document or an event as it is kept: JSON that everyone can read."""
+    # pydantic_core takes as long to import as a tenth of a command, and few commands write documents.
+    from pydantic_core import PydanticSerializationError, to_json  # noqa: PLC0415
+
     try:
         text = to_json(document, inf_nan_mode="constants").decode()
     except PydanticSerializationError:  # half a character

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
+from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -35,24 +38,39 @@ class Exit(IntEnum):
 INTERRUPTED = 130
 
 
+def _program(arguments: list[str]) -> Callable[[], Any]:
+    """Return what was typed, as something to be called."""
+    from migrator.cli.direct_command import read_quickly  # noqa: PLC0415 - keeps `import migrator.cli` cheap
+
+    if (command := read_quickly(arguments)) is not None:
+        from migrator.cli import direct  # noqa: PLC0415 - see above
+
+        return functools.partial(direct.main, command)
+    from migrator.cli.app import app  # noqa: PLC0415 - see above
+
+    return app
+
+
 def main() -> None:
     """Entry point of the ``migrator`` command."""
     # Nothing that start-up makes is garbage, and looking for it takes a tenth of the start.
     gc.disable()
     try:
-        from migrator.cli.app import app  # noqa: PLC0415 - keeps `import migrator.cli` cheap
+        program = _program(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     from migrator.errors import MigratorError  # noqa: PLC0415
     from migrator.text import clean, clean_lines  # noqa: PLC0415
 
     try:
-        app()
+        program()
     except KeyboardInterrupt:  # before the command listened to it: nothing has been begun
         sys.exit(INTERRUPTED)
     except MigratorError as error:
         print(f"migrator: {clean_lines(error)}", file=sys.stderr)
         sys.exit(Exit.USAGE)
+    except BrokenPipeError:  # whoever read what we say has gone
+        os._exit(Exit.FAILED)
     except Exception as error:
         if os.environ.get("MIGRATOR_DEBUG"):
             raise

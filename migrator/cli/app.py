@@ -179,39 +179,11 @@ def direct(
     Exit codes: 0 done; 1 failed, the guest is where it was; 2 wrong use; 3 refused by preflight, nothing was changed;
     4 cancelled (Ctrl-C), the guest is where it was; 5 held, a person must look; 6 the guest ended by itself.
     """
-    from migrator.cli.direct import Request, main  # noqa: PLC0415 - quick --help
+    options = dict(locals())
+    from migrator.cli.direct import main  # noqa: PLC0415 - quick --help
+    from migrator.cli.direct_command import command_of  # noqa: PLC0415
 
-    main(
-        Request(
-            source=source,
-            destination=destination,
-            policy=policy,
-            max_downtime=max_downtime,
-            max_bandwidth=max_bandwidth,
-            max_throttle=max_throttle,
-            postcopy=postcopy,
-            max_duration=max_duration,
-            last_resort=last_resort,
-            block_jobs=block_jobs,
-            prefer=prefer,
-            max_postcopy_stall=max_postcopy_stall,
-            accept=tuple(code for codes in accept or [] for code in codes.split(",") if code),
-            listen=listen,
-            destination_pid=destination_pid,
-            fence_command=fence_command,
-            tls_ca=tls_ca,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            rescue=rescue,
-            guest_at=guest_at,
-            run_state=run_state,
-            take_over=take_over,
-            yes=yes,
-        ),
-        record=record,
-        json_output=json,
-        verbose=verbose,
-    )
+    main(command_of(options))
 
 
 @app.command()

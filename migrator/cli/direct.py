@@ -11,13 +11,13 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from migrator import logs, units
 from migrator.cli import Exit
+from migrator.cli.direct_command import DirectCommand, Request
 from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
 from migrator.cli.over_ssh import OverSsh
@@ -49,44 +49,15 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The options of the command, as they were typed."""
-
-    source: str | None
-    destination: str | None
-    policy: str = "default"
-    max_downtime: str | None = None
-    max_bandwidth: str | None = None
-    max_throttle: str | None = None
-    postcopy: str | None = None
-    max_duration: str | None = None
-    last_resort: str | None = None
-    block_jobs: str | None = None
-    prefer: str | None = None
-    max_postcopy_stall: str | None = None
-    accept: tuple[str, ...] = ()
-    listen: str | None = None
-    destination_pid: int | None = None
-    fence_command: str | None = None
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    rescue: bool = False
-    guest_at: str | None = None
-    run_state: str | None = None
-    take_over: bool = False
-    yes: bool = False
-
-
-def main(request: Request, *, record: Path | None, json_output: bool, verbose: bool) -> None:
+def main(command: DirectCommand) -> None:
     """Run it and exit with its code."""
+    request, json_output = command.request, command.json
     gc.freeze()
     gc.enable()
-    logs.configure(verbose=verbose)
+    logs.configure(verbose=command.verbose)
     screen = Screen(quiet=json_output)
     try:
-        with Recorder(record) as recorder:
+        with Recorder(command.record) as recorder:
             code = asyncio.run(_direct(request, screen, recorder, json_output=json_output))
     except (QemuError, Refused) as error:
         code = _refused(request, error, Exit.REFUSED, json_output=json_output)

@@ -30,7 +30,7 @@ from migrator.store.records import Unfinished
 from migrator.text import clean
 
 if TYPE_CHECKING:
-    from migrator.cli.direct import Request
+    from migrator.cli.direct_command import Request
     from migrator.cli.over_ssh import OverSsh
     from migrator.cli.show import Screen
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migrator.machine import replace_file
 from migrator.qemu.monitor import Monitor
 
 
@@ -74,8 +74,6 @@ def _keep(path: Path, features: Features) -> None:
     text = json.dumps({name: sorted(arguments) for name, arguments in sorted(features.commands.items())})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        replace_file(path, text)
     except OSError:
         pass  # no cache then: the next run asks again

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
+from migrator.machine import replace_file
 from migrator.store.records import state_directory
 
 #: So many of the last migrations of a pair count.
@@ -29,11 +29,7 @@ class FileExperience:
         learned[pair] = [*learned.get(pair, ()), round(overhead_seconds, 4)][-_KEPT:]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._path.parent, delete=False, encoding="utf-8"
-            ) as file:
-                json.dump(learned, file)
-            Path(file.name).replace(self._path)
+            replace_file(self._path, json.dumps(learned))
         except OSError:
             pass  # a help, not a promise
 
