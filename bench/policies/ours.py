@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bench.policies.cases import LINK_BYTES_PER_SECOND
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities, ActionKind
 from migrator.core.migration.forecast import Verdict
+from migrator.core.migration.traffic_shaping import unsent_limit
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
 
@@ -27,6 +29,7 @@ class Migrator(Strategy):
     interval_seconds = 0.1
     at_rounds = True
     probe_seconds = 1.0
+    unsent_bytes = unsent_limit(LINK_BYTES_PER_SECOND)
     by_timers = False
 
     def __init__(self, policy: Policy, memory_bytes: int) -> None:

@@ -13,8 +13,10 @@ from bench.policies.cases import LINK_BYTES_PER_SECOND, MEMORY_BYTES, Guest, Set
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Strategy
+from migrator import process_sockets
 from migrator.core.model import Sample
 from migrator.core.policy import PostcopyMode
+from migrator.machine import LocalProcess
 from migrator.testing.guest import TICK_SECONDS
 from migrator.testing.lab import GuestMachine, Lab, Pair
 from migrator.testing.network import LabHosts
@@ -83,6 +85,8 @@ class _Drive:
         self._aborted = self._postcopy = self._handed_over = False
         self._max_throttle = 0.0
         self._sent = 0
+        self._shaped = steering.unsent_bytes is None
+        self._process = _identity(pair.source.pid)
 
     @property
     def _elapsed(self) -> float:
@@ -153,9 +157,18 @@ class _Drive:
                 continued = True
                 await self._source.execute("migrate-continue", state="pre-switchover")
             elif status == "active" and not self._aborted:
+                self._shape()
                 await self._look(sample)
             with contextlib.suppress(TimeoutError):
                 await self._source.event(within=min(0.02, self._steering.look_again_seconds))
+
+    def _shape(self) -> None:
+        """Give the stream's socket what the algorithm gives it, once it is there."""
+        if self._shaped:
+            return
+        host, _, port = self._uri.removeprefix("tcp:").rpartition(":")
+        found = process_sockets.streams(self._process, [[host, port]], unsent=self._steering.unsent_bytes)
+        self._shaped = bool(found["sockets"])
 
     async def _hand_over(self) -> None:
         while (await self._destination.execute("query-status"))["status"] == "inmigrate":
@@ -211,6 +224,14 @@ class _Drive:
 
     async def _tune(self, parameters: dict[str, int]) -> None:
         await self._source.execute("migrate-set-parameters", parameters)
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    process = LocalProcess(pid)
+    try:
+        return process.identity
+    finally:
+        process.close()
 
 
 async def _enable(monitor: RawMonitor, names: list[str]) -> None:

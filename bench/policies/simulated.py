@@ -10,14 +10,14 @@ from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Strategy
 from migrator.core.model import MigrationStatus
-from migrator.testing.simulator import Link, Parameters, Simulator
+from migrator.testing.simulator import Costs, Link, Parameters, Simulator
 
 #: Nobody waits longer than this.
 HORIZON_SECONDS = 600.0
 #: What a link's speed varies by from one turn of sending to the next, as measured between two hosts on one machine.
 JITTER_RATIO = 0.03
-#: How often the harness looks whether anything is due.
-_STEP_SECONDS = 0.02
+#: How often the harness looks whether anything is due; at first as soon as an event would tell of a round.
+_STEP_SECONDS, _FIRST_STEP_SECONDS, _FIRST_SECONDS = 0.02, 0.004, 0.5
 #: So many pages a GiB are looked at by a dirty-rate probe, by default.
 _PROBE_PAGES_PER_GIB = 512
 
@@ -42,7 +42,10 @@ def steered(strategy: type[Strategy], guest: Guest, setting: Setting, seed: int)
         max_throttle_ratio=setup.max_throttle_ratio,
         throttle_trigger_ratio=setup.throttle_trigger_ratio,
     )
-    simulator = Simulator(guest.simulated(), memory_bytes=MEMORY_BYTES, link=link, parameters=parameters)
+    costs = Costs() if strategy.unsent_bytes is None else Costs(buffer_bytes=strategy.unsent_bytes)
+    simulator = Simulator(
+        guest.simulated(), memory_bytes=MEMORY_BYTES, link=link, parameters=parameters, costs=costs
+    )
     simulator.jump(guest.runs_before_seconds + mood.uniform(0, 1))
     worked = simulator.memory.work_seconds
     simulator.start()
@@ -67,7 +70,8 @@ class _Drive:
         simulator, steering = self._simulator, self._steering
         simulator.memory.probe()
         while not simulator.ended and simulator.duration_seconds < HORIZON_SECONDS:
-            simulator.advance(min(_STEP_SECONDS, steering.look_again_seconds))
+            step = _FIRST_STEP_SECONDS if simulator.duration_seconds < _FIRST_SECONDS else _STEP_SECONDS
+            simulator.advance(min(step, steering.look_again_seconds))
             self._max_throttle = max(self._max_throttle, simulator.sample().throttle_ratio)
             if simulator.status is MigrationStatus.ACTIVE:
                 self._look()

@@ -64,6 +64,8 @@ class Strategy:
     at_rounds: ClassVar[bool] = False
     #: It wants the dirty rate measured beside the first round, over so long; 0: no.
     probe_seconds: ClassVar[float] = 0.0
+    #: Bytes that it lets wait unsent in the stream's socket; ``None``: as many as the kernel does.
+    unsent_bytes: ClassVar[int | None] = None
     #: It goes by time-outs and fixed steps.
     by_timers: ClassVar[bool] = True
     #: It is for policies that allow throttling, or postcopy; or for those that do not; ``None``: for both.

@@ -23,6 +23,10 @@ async def limit_of(qemu: LabQemu) -> int:
     return int(found["downtime-limit"])
 
 
+async def parked(qemu: LabQemu) -> bool:
+    return await limit_of(qemu) == 1
+
+
 async def test_the_limit_is_parked_while_memory_is_copied_and_given_once_at_the_moment(
     pair: MakePair, lab: Lab, each_qemu: Path
 ) -> None:
@@ -31,7 +35,7 @@ async def test_the_limit_is_parked_while_memory_is_copied_and_given_once_at_the_
         await move.migration.check()
         running = asyncio.create_task(move.migration.run())
         await until(lambda: State.PRECOPY in move.states, what="it copies")
-        assert await limit_of(made.source) == 1
+        await until(lambda: parked(made.source), what="the limit is parked")
         result = await asyncio.wait_for(running, 60)
     assert result.state is State.COMPLETED, result.error
     given = [each for each in result.decisions if each.action == "downtime-limit"]

@@ -187,6 +187,34 @@ def test_a_limit_that_does_not_do_is_raised_to_what_the_rounds_really_leave() ->
     assert change.limit_seconds >= 0.03
 
 
+def before_the_first_round(at: float, *, total: int) -> Model:
+    last = Sample(at_seconds=at, round=1, total_bytes=total, remaining_bytes=90 * MIB)
+    return Model(bandwidth_bytes_per_second=100.0 * MIB, limit_seconds=PARKED_LIMIT_SECONDS, last=last)
+
+
+def test_a_small_guest_has_its_limit_while_its_first_pass_may_be_over_at_once_and_no_longer() -> None:
+    plan, change = planned(before_the_first_round(0.02, total=512 * MIB))
+    assert change is not None
+    assert change.limit_seconds == pytest.approx(0.8 * 0.23)
+    assert planned(before_the_first_round(0.2, total=512 * MIB), plan)[1] is None
+    plan, change = planned(before_the_first_round(0.4, total=512 * MIB), plan)
+    assert change is not None
+    assert change.limit_seconds == PARKED_LIMIT_SECONDS
+    assert not plan.given
+
+
+def test_the_limit_of_a_small_guest_is_parked_as_soon_as_a_round_tells_what_it_does() -> None:
+    plan, _ = planned(before_the_first_round(0.02, total=512 * MIB))
+    plan, change = planned(replace(copying(30, pending=60), limit_seconds=0.18), plan)
+    assert change is not None
+    assert change.limit_seconds == PARKED_LIMIT_SECONDS
+    assert not plan.given
+
+
+def test_a_large_guest_begins_with_a_parked_limit() -> None:
+    assert planned(before_the_first_round(0.02, total=4096 * MIB))[1] is None
+
+
 def test_a_first_pass_that_ends_before_anything_is_known_gets_a_low_limit_ahead() -> None:
     last = Sample(at_seconds=0.3, round=1, remaining_bytes=5 * MIB)
     model = Model(bandwidth_bytes_per_second=100.0 * MIB, limit_seconds=PARKED_LIMIT_SECONDS, last=last)

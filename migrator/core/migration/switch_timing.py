@@ -43,6 +43,10 @@ _PLANNED_EVERY_SECONDS, _AS_PLANNED_SECONDS = 0.09, 0.01
 _FAR_SECONDS, _PLANNED_EVERY_FAR_SECONDS, _PLANNED_EVERY_FAR_RATIO = 0.5, 0.5, 0.05
 #: The end of a first pass that nothing is known of yet: a limit of this share of the ceiling is given ahead.
 _UNKNOWN_RATIO = 0.1
+#: The first pass over a guest of no more memory than this may be over within so long. A look that finds too much then
+#: costs a window of QEMU's, more of the whole time than the objective allows; so until then such a guest has a limit
+#: of this share of the ceiling. (The bandwidth of the first windows is seen too high.)
+_SMALL_BYTES, _SHORT_SECONDS, _SHORT_RATIO = 640 * 2**20, 0.35, 0.8
 #: A limit that has not brought the switch after so long is raised to what the last rounds really left.
 _OVERDUE_SECONDS = 0.25
 #: A real limit that was given is raised only by this factor at least, ...
@@ -76,6 +80,8 @@ class SwitchPlan:
     given: bool = False
     #: When it was given, seconds since the migration began.
     given_at: float = 0.0
+    #: It was given only in case that the first pass is over at once.
+    for_short_pass: bool = False
     #: Whole time after which it could have ended inside the ceiling, once that was in reach; seconds.
     could_end_seconds: float | None = None
     #: Since when the socket holds more than the ceiling allows, where that alone is in the way.
@@ -117,6 +123,21 @@ def plan_switch(
     plan = replace(plan, far_seconds=_far_seconds(model, sample, limit_ceiling_seconds))
     if not model.known:
         return _before_anything_is_known(plan, model, sample, limit_ceiling_seconds)
+    if plan.for_short_pass:
+        # The pass is over, and what the guest does is known: the limit is as if none had been given.
+        plan = replace(plan, given=False, for_short_pass=False)
+        plan, change = plan_switch(
+            plan,
+            model,
+            sample,
+            policy,
+            limit_ceiling_seconds=limit_ceiling_seconds,
+            downtime_ceiling_seconds=downtime_ceiling_seconds,
+            throttle_ratio=throttle_ratio,
+            left_seconds=left_seconds,
+        )
+        reason = "the moment to switch is not yet: the limit is parked"
+        return plan, change or LimitChange(limit_seconds=PARKED_LIMIT_SECONDS, reason=reason)
     stop_in = _stop_in_by_plan(plan, model, sample, limit_ceiling_seconds, throttle_ratio)
     if stop_in is not None:
         return _watched(plan, sample, stop_in), None
@@ -216,7 +237,11 @@ def _limit_for(chosen: Ending, endings: list[Ending], model: Model, ceiling_seco
     highest = max(each.limit_seconds for each in endings if _alike(each, chosen))
     soonest = min(endings, key=lambda each: (each.seconds, each.downtime_seconds))
     limit = memory * _DOUBT_FACTOR
-    if _alike(soonest, chosen) and memory > _MUCH_SECONDS:
+    # After one round alone, less downtime than by so much is no more than doubt.
+    in_doubt = len(model.rounds) < 2 and soonest.downtime_seconds <= chosen.downtime_seconds * _DOUBT_FACTOR
+    if in_doubt:
+        highest = max(highest, soonest.limit_seconds)
+    if (in_doubt or _alike(soonest, chosen)) and memory > _MUCH_SECONDS:
         limit = highest  # one that just misses what cannot become less would cost a round, and save nothing
     least = min(_LEAST_LIMIT_SECONDS, ceiling_seconds)
     last = model.last.bandwidth_bytes_per_second if model.last is not None else 0.0
@@ -244,11 +269,21 @@ def _before_anything_is_known(
     bandwidth = model.bandwidth_bytes_per_second
     ends_in = sample.remaining_bytes / bandwidth if bandwidth > 0 and sample.round == 1 else math.inf
     plan = _watched(plan, sample, ends_in)
-    limit = max(min(_LEAST_LIMIT_SECONDS, ceiling_seconds), _UNKNOWN_RATIO * ceiling_seconds)
-    if plan.given or ends_in > _LAG_SECONDS:
+    least = min(_LEAST_LIMIT_SECONDS, ceiling_seconds)
+    short = 0 < sample.total_bytes <= _SMALL_BYTES and sample.at_seconds < _SHORT_SECONDS
+    if short and sample.round <= 1 and not plan.given:
+        limit = max(least, _SHORT_RATIO * ceiling_seconds)
+        reason = "the guest is small: its first pass may be over before anything is known of it"
+    elif not short and ends_in <= _LAG_SECONDS and (plan.for_short_pass or not plan.given):
+        limit = max(least, _UNKNOWN_RATIO * ceiling_seconds)
+        reason = f"the first pass ends in {show_seconds(ends_in)}, before anything is known of the guest"
+    elif not short and plan.for_short_pass:
+        plan = replace(plan, given=False, for_short_pass=False)
+        reason = "the first pass takes longer, and will tell what the guest does: the limit is parked"
+        return plan, LimitChange(limit_seconds=PARKED_LIMIT_SECONDS, reason=reason)
+    else:
         return plan, None
-    reason = f"the first pass ends in {show_seconds(ends_in)}, before anything is known of the guest"
-    plan = replace(plan, given=True, given_at=sample.at_seconds)
+    plan = replace(plan, given=True, given_at=sample.at_seconds, for_short_pass=short)
     return plan, LimitChange(limit_seconds=limit, reason=reason)
 
 
