@@ -1,4 +1,4 @@
-"""The service's journal in its database: documents, events and commands, written and found again."""
+"""The service's journal in its database: documents, events and commands; another module reads them."""
 
 from __future__ import annotations
 
@@ -9,46 +9,35 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Select, func, select, union, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.api.queries import EventTexts
 from migrator.errors import JournalError
 from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, Claim, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
 from migrator.store.database import Database
+from migrator.store.journal_reader import SqlJournalReader
 from migrator.store.leases import SqlLeases
 from migrator.store.live_documents import SqlLiveDocuments
 from migrator.store.samples import SqlSamples
-from migrator.store.schema import commands, documents, events, meta
+from migrator.store.schema import commands, events
 from migrator.store.signals import LocalSignals, ServerSignals
 from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts
 from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
 from migrator.store.waiting_commands import SqlWaitingCommands
-from migrator.text import mended
 
 #: What the last samples are waited for at the end.
 _PATIENCE_SECONDS = 2.0
 #: Numbers of events are reserved so many at a time, when half of them are used.
 _RESERVED = 500
-#: What `where` may ask for, and the columns it is looked up in.
-_COLUMNS = {
-    "state": (documents.c.state,),
-    "guest": (documents.c.guest,),
-    "host": (documents.c.source, documents.c.destination),
-    "evacuation": (documents.c.evacuation,),
-    "command": (documents.c.command,),
-}
-
-
 #: Subject, its id, sequence and time of an event: what it is told by before it has a number.
 _Identity = tuple[str, str, int, int]
 
 
-class SqlJournal:
+class SqlJournal(SqlJournalReader):
     """See :class:`migrator.ports.Journal` and :class:`migrator.ports.CommandLog`.
 
     ::
@@ -68,7 +57,7 @@ class SqlJournal:
     """
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
-        self._database = database
+        super().__init__(database)
         self._statements = rows.statements(database.dialect)
         self._now = now
         self._reserved = 0
@@ -165,30 +154,6 @@ class SqlJournal:
             pass  # the complaint says it
         return self.complaint
 
-    async def meta(self, key: str) -> str | None:
-        """Return what :meth:`keep_meta` kept.
-
-        :raise JournalError: it cannot be read.
-        """
-
-        async def read(connection: AsyncConnection) -> str | None:
-            found = (await connection.execute(select(meta.c.value).where(meta.c.key == key))).scalar()
-            return None if found is None else str(found)
-
-        return await self._database.read(read)
-
-    async def metas(self, prefix: str) -> dict[str, str]:
-        """Return all that :meth:`keep_meta` kept under names that begin so.
-
-        :raise JournalError: it cannot be read.
-        """
-        query = select(meta.c.key, meta.c.value).where(meta.c.key.startswith(prefix, autoescape=True))
-
-        async def read(connection: AsyncConnection) -> dict[str, str]:
-            return {str(key): str(value) for key, value in await connection.execute(query)}
-
-        return await self._database.read(read)
-
     async def keep_meta(self, key: str, value: str) -> None:
         """Keep one value of the journal itself.
 
@@ -252,161 +217,6 @@ class SqlJournal:
         self._reserved = max(reserved, self._reserved)
         return numbers
 
-    async def unfinished(self, kind: str) -> list[dict[str, Any]]:
-        return await self._bodies(
-            select(documents.c.body)
-            .where(documents.c.kind == rows.text(kind), documents.c.ended_at.is_(None))
-            .order_by(documents.c.number)
-        )
-
-    async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        found = await self._bodies(
-            select(documents.c.body).where(
-                documents.c.kind == rows.text(kind), documents.c.id == rows.text(identifier)
-            )
-        )
-        return found[0] if found else None
-
-    async def page(
-        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
-    ) -> list[dict[str, Any]]:
-        """See :meth:`migrator.ports.Journal.page`; nothing comes before an id that is not there (any more).
-
-        :raise ValueError: `where` asks for something else.
-        """
-        chosen = [documents.c.kind == rows.text(kind)]
-        either: Sequence[Any] = ()
-        asked = dict(where or {})
-        for name, value in asked.items():
-            if name not in _COLUMNS:
-                raise ValueError(f"cannot ask for {name}; there are {', '.join(_COLUMNS)}")
-            columns: Sequence[Any] = _COLUMNS[name]
-            if name == "state" and len(asked) > 1:
-                # Whatever else is asked for, fewer have it: not by the index of states.
-                columns = [func.coalesce(column, "") for column in columns]
-            equal = [column == (rows.text(value) or "") for column in columns]
-            if len(equal) > 1:
-                either = equal
-            else:
-                chosen += equal
-        if before is not None:
-            last = select(documents.c.number).where(
-                documents.c.kind == rows.text(kind), documents.c.id == rows.text(before)
-            )
-            chosen.append(documents.c.number < last.scalar_subquery())
-        newest = documents.c.number.desc()
-        query = select(documents.c.body).where(*chosen).order_by(newest).limit(limit)
-        if either:
-            # Each by its own index: one condition with an "or" in it would read all that either has.
-            parts = [
-                select(
-                    select(documents.c.number).where(*chosen, each).order_by(newest).limit(limit).subquery()
-                )
-                for each in either
-            ]
-            numbers = union(*parts).subquery()
-            query = select(documents.c.body).where(documents.c.number.in_(select(numbers.c.number)))
-            query = query.order_by(newest).limit(limit)
-        return await self._bodies(query)
-
-    async def _bodies(self, query: Select[Any]) -> list[dict[str, Any]]:
-        async def read(connection: AsyncConnection) -> list[str]:
-            return list((await connection.execute(query)).scalars())
-
-        return [json.loads(mended(body)) for body in await self._database.read(read)]
-
-    # --- events
-
-    async def events(
-        self, *, after: int = 0, limit: int = 1000, subject: str | None = None, subject_id: str | None = None
-    ) -> list[dict[str, Any]]:
-        query = select(events.c.body).where(*_chosen(after, subject, subject_id))
-        return await self._bodies(query.order_by(events.c.event_id).limit(limit))
-
-    async def latest_events(
-        self, *, subject: str, subject_id: str, limit: int, before: int | None = None
-    ) -> list[dict[str, Any]]:
-        """Return the last events of a subject, the newest first.
-
-        :param before: only those with smaller numbers.
-        :raise JournalError: they cannot be read.
-        """
-        query = select(events.c.body).where(*_chosen(0, subject, subject_id))
-        if before is not None:
-            query = query.where(events.c.event_id < before)
-        return await self._bodies(query.order_by(events.c.event_id.desc()).limit(limit))
-
-    async def event_texts(
-        self,
-        *,
-        after: int = 0,
-        limit: int = 1000,
-        most_bytes: int = 1 << 20,
-        subject: str | None = None,
-        subject_id: str | None = None,
-    ) -> EventTexts:
-        """See :meth:`migrator.ports.Journal.event_texts`."""
-        chosen = _chosen(after, subject, subject_id)
-        sizes = select(events.c.event_id, func.length(events.c.body)).where(*chosen)
-        texts = select(events.c.event_id, events.c.body).where(*chosen)
-
-        async def read(connection: AsyncConnection) -> EventTexts:
-            # Before they are read it is known how many of them are not too much.
-            last, count, size = after, 0, 0
-            for number, length in await connection.execute(
-                sizes.order_by(events.c.event_id).limit(limit + 1)
-            ):
-                size += length
-                if count == limit or (count and size > most_bytes):
-                    break
-                last, count = number, count + 1
-            else:
-                size = -1
-            found = await connection.execute(
-                texts.where(events.c.event_id <= last).order_by(events.c.event_id)
-            )
-            items = [(number, mended(body)) for number, body in found]
-            return EventTexts(items=items, more=size >= 0)
-
-        return await self._database.read(read)
-
-    async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
-        """See :meth:`migrator.ports.Journal.positions`.
-
-        A host never ends; a command does once nothing more will be said to it.
-        """
-        same = (events.c.subject == documents.c.kind, events.c.subject_id == documents.c.id)
-        going_on = select(
-            documents.c.kind,
-            documents.c.id,
-            select(func.max(events.c.sequence)).where(*same).correlate(documents).scalar_subquery(),
-        ).where(documents.c.ended_at.is_(None), documents.c.kind.in_(("migration", "evacuation")))
-        unsettled = (
-            select(commands.c.key, func.max(events.c.sequence))
-            .join(events, (events.c.subject == "command") & (events.c.subject_id == commands.c.key))
-            .where(commands.c.settled == 0)
-            .group_by(commands.c.key)
-        )
-        hosts = (
-            select(events.c.subject_id, func.max(events.c.sequence))
-            .where(events.c.subject == "host")
-            .group_by(events.c.subject_id)
-        )
-
-        async def read(connection: AsyncConnection) -> tuple[int, dict[tuple[str, str], int]]:
-            last = await rows.last_event_id(connection)
-            sequences: dict[tuple[str, str], int] = {}
-            for kind, identifier, sequence in await connection.execute(going_on):
-                if sequence is not None:
-                    sequences[kind, identifier] = sequence
-            for identifier, sequence in await connection.execute(hosts):
-                sequences["host", identifier] = sequence
-            for key, sequence in await connection.execute(unsettled):
-                sequences["command", key] = sequence
-            return last, sequences
-
-        return await self._database.read(read)
-
     # --- commands
 
     async def claim_command(
@@ -448,52 +258,6 @@ class SqlJournal:
             )
 
         return await self._database.write(write, lease=lease)
-
-    async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        """``key``, ``verb``, ``caller`` and ``settled`` of the command that began a document; ``None``: none did.
-
-        :raise JournalError: it cannot be read.
-        """
-        document = await self.find(kind, identifier)
-        key = (document or {}).get("_private", {}).get("command")
-        if not key:
-            return None
-
-        async def read(connection: AsyncConnection) -> dict[str, Any] | None:
-            row = (
-                await connection.execute(
-                    select(commands.c.verb, commands.c.caller, commands.c.settled).where(
-                        commands.c.key == rows.text(key)
-                    )
-                )
-            ).one_or_none()
-            if row is None:
-                return None
-            return {
-                "key": key,
-                "verb": row.verb,
-                "caller": json.loads(row.caller),
-                "settled": bool(row.settled),
-            }
-
-        return await self._database.read(read)
-
-    async def unsettled(self) -> list[tuple[str, str]]:
-        """See :meth:`migrator.engine.commands.settlement.CommandJournal.unsettled`.
-
-        :raise JournalError: it cannot be read.
-        """
-        query = (
-            select(documents.c.kind, documents.c.id)
-            .join(commands, commands.c.key == documents.c.command)
-            .where(commands.c.settled == 0, documents.c.ended_at.is_not(None))
-            .order_by(documents.c.number)
-        )
-
-        async def read(connection: AsyncConnection) -> list[tuple[str, str]]:
-            return [(str(kind), str(identifier)) for kind, identifier in await connection.execute(query)]
-
-        return await self._database.read(read)
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
         """See :meth:`migrator.ports.CommandLog.answer_command`."""
@@ -543,13 +307,3 @@ async def _numbers_there(connection: AsyncConnection, sought: Collection[_Identi
 def _settled(reply: Mapping[str, Any]) -> bool:
     """Nothing more will be said to the command."""
     return reply.get("kind") != "accepted" or reply.get("subject") not in ("migration", "evacuation")
-
-
-def _chosen(after: int, subject: str | None, subject_id: str | None) -> list[ColumnElement[bool]]:
-    """Return the condition for the events that are asked for."""
-    chosen = [events.c.event_id > after]
-    if subject is not None:
-        chosen.append(events.c.subject == rows.text(subject))
-    if subject_id is not None:
-        chosen.append(events.c.subject_id == rows.text(subject_id))
-    return chosen
