@@ -15,8 +15,9 @@ LIVE_CHANNEL = "live"
 EVENTS_CHANNEL = "events"
 #: A command waits for whoever acts; the payload is its key.
 COMMANDS_CHANNEL = "commands"
-#: A command that waited was answered; the payload is its key.
-ANSWERS_CHANNEL = "answers"
+#: A command that waited was answered; the payload is its key. Where the reply is short it is told on the other channel,
+#: with the reply: JSON of both, ``[key, reply]``.
+ANSWERS_CHANNEL, REPLIES_CHANNEL = "answers", "replies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +162,8 @@ class WaitingCommands(Protocol):
     async def waiting(self) -> list[WaitingCommand]:
         """Return those that nobody has answered, the oldest first."""
 
-    async def take(self, key: str, *, by: str) -> bool:
-        """Begin to carry one out: nobody takes it back from here on. ``False``: it does not wait any more."""
+    async def take(self, key: str, *, by: str) -> WaitingCommand | None:
+        """Begin to carry one out: nobody takes it back from here on. ``None``: it does not wait any more."""
 
     async def take_back(self, key: str) -> bool:
         """Remove one that nobody has begun to carry out; ``False``: somebody has, or it was answered."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +20,7 @@ from migrator import logs
 from migrator.api import received
 from migrator.api.commands import Command, Envelope, Refusal, Reply, Role
 from migrator.errors import JournalError
-from migrator.ports import ANSWERS_CHANNEL, Claim, Signals, WaitingCommands
+from migrator.ports import ANSWERS_CHANNEL, REPLIES_CHANNEL, Claim, Signals, WaitingCommands
 
 #: What a takeover may take at most, with the time to look at every host.
 PATIENCE_SECONDS = 20.0
@@ -57,8 +58,13 @@ class ForwardedCommands:
 
     async def run(self) -> None:
         """Answer those who wait, until cancelled."""
-        async with self._journal.signals.listen(ANSWERS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
+        channels = (ANSWERS_CHANNEL, REPLIES_CHANNEL)
+        async with self._journal.signals.listen(*channels, poll_seconds=_POLL_SECONDS) as signals:
             async for signal in signals:
+                if signal.channel == REPLIES_CHANNEL:
+                    if signal.payload:
+                        self._answer(*json.loads(signal.payload))
+                    continue  # where one may have been missed the other channel says so too
                 keys = list(self._waiting) if not signal.payload else [signal.payload]
                 keys = [key for key in keys if key in self._waiting]
                 if not keys:

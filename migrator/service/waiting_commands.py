@@ -12,7 +12,7 @@ from migrator.api.commands import Envelope, Reply
 from migrator.api.received import ENVELOPE
 from migrator.errors import JournalError, MigratorError
 from migrator.faults import contained
-from migrator.ports import COMMANDS_CHANNEL, Signals, WaitingCommand, WaitingCommands
+from migrator.ports import COMMANDS_CHANNEL, Signals, WaitingCommands
 
 #: It is looked without a signal so often: one may be missed.
 _POLL_SECONDS = 1.0
@@ -48,31 +48,38 @@ class WaitingCommandRunner:
     def __init__(self, journal: WaitingCommandJournal, dispatcher: Dispatch, *, name: str) -> None:
         self._journal, self._dispatcher, self._name = journal, dispatcher, name
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        #: There were too many at once: all that wait are looked at with the next signal.
+        self._left_some = False
         self._log = logs.logger()
 
     async def run(self) -> None:
         """Carry out what waits, and what comes, until cancelled; what is under way then is finished."""
         async with self._journal.signals.listen(COMMANDS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
             async for signal in signals:
-                if signal.payload in self._under_way:
-                    continue
-                try:
-                    found = await self._journal.waiting.waiting()
-                except JournalError:
-                    continue  # it is looked again before long; who writes says what is wrong
-                for command in found:
-                    if command.key not in self._under_way and len(self._under_way) < _MOST:
-                        self._begin(command)
+                keys = [signal.payload]
+                if not signal.payload or self._left_some:
+                    try:
+                        keys = [command.key for command in await self._journal.waiting.waiting()]
+                    except JournalError:
+                        continue  # it is looked again before long; who writes says what is wrong
+                self._left_some = False
+                for key in keys:
+                    if key not in self._under_way:
+                        self._begin(key)
 
-    def _begin(self, command: WaitingCommand) -> None:
-        task = asyncio.create_task(self._carry_out(command), name="command of another controller")
-        self._under_way[command.key] = task
-        task.add_done_callback(lambda _: self._under_way.pop(command.key, None))
+    def _begin(self, key: str) -> None:
+        if len(self._under_way) >= _MOST:
+            self._left_some = True
+            return
+        task = asyncio.create_task(self._carry_out(key), name="command of another controller")
+        self._under_way[key] = task
+        task.add_done_callback(lambda _: self._under_way.pop(key, None))
 
-    async def _carry_out(self, command: WaitingCommand) -> None:
+    async def _carry_out(self, key: str) -> None:
         # A journal that is away, or a fault of our own: it is found waiting again.
         with suppress(MigratorError), contained("a command of another controller"):
-            if not await self._journal.waiting.take(command.key, by=self._name):
+            command = await self._journal.waiting.take(key, by=self._name)
+            if command is None:
                 return
             envelope = ENVELOPE.validate_json(command.envelope)
             reply = await self._dispatcher.carry_out_waiting(envelope, begun_before=command.taken)

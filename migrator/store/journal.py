@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
-from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, Claim, Lease
+from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, REPLIES_CHANNEL, Claim, Lease
 from migrator.store import retention, rows
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
@@ -33,6 +33,8 @@ from migrator.store.waiting_commands import SqlWaitingCommands
 _PATIENCE_SECONDS = 2.0
 #: Numbers of events are reserved so many at a time, when half of them are used.
 _RESERVED = 500
+#: Characters of a reply that goes with its signal: a server's takes 8000 bytes, with what escaping makes of it.
+_SHORT_REPLY = 3500
 #: Subject, its id, sequence and time of an event: what it is told by before it has a number.
 _Identity = tuple[str, str, int, int]
 
@@ -268,11 +270,13 @@ class SqlJournal(SqlJournalReader):
             "waiting": 0,
         }
         statement = update(commands).where(commands.c.key == rows.text(key)).values(values)
+        both = json.dumps([key, dict(reply)])
+        told_by = (REPLIES_CHANNEL, both) if len(both) <= _SHORT_REPLY else (ANSWERS_CHANNEL, key)
 
         async def write(connection: AsyncConnection) -> None:
             await connection.execute(statement)
             if self.shared:  # another controller may have received it
-                await self.signals.notify_with(connection, ANSWERS_CHANNEL, key)
+                await self.signals.notify_with(connection, *told_by)
 
         await self._database.write(write)
 

@@ -81,16 +81,18 @@ class SqlWaitingCommands:
 
         return await self._database.read(read)
 
-    async def take(self, key: str, *, by: str) -> bool:
+    async def take(self, key: str, *, by: str) -> WaitingCommand | None:
         """See :meth:`migrator.ports.WaitingCommands.take`."""
-        statement = (
-            update(commands)
-            .where(commands.c.key == rows.text(key), commands.c.waiting == 1)
-            .values(taken_by=by)
-        )
+        its = (commands.c.key == rows.text(key), commands.c.waiting == 1)
+        there = select(commands.c.envelope, commands.c.taken_by).where(*its).with_for_update()
+        statement = update(commands).where(*its).values(taken_by=by)
 
-        async def write(connection: AsyncConnection) -> bool:
-            return bool((await connection.execute(statement)).rowcount)
+        async def write(connection: AsyncConnection) -> WaitingCommand | None:
+            row = (await connection.execute(there)).one_or_none()
+            if row is None:
+                return None
+            await connection.execute(statement)
+            return WaitingCommand(key=key, envelope=row.envelope, taken=row.taken_by is not None)
 
         return await self._database.write(write)
 

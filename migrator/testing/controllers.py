@@ -101,13 +101,14 @@ class MemoryWaitingCommands:
             if self._journal.commands[key]["reply"] is None
         ]
 
-    async def take(self, key: str, *, by: str) -> bool:
+    async def take(self, key: str, *, by: str) -> WaitingCommand | None:
         """See :meth:`migrator.ports.WaitingCommands.take`."""
         await self._journal.write("take")
         if key not in self._waiting or self._journal.commands[key]["reply"] is not None:
-            return False
-        self._waiting[key] = (self._waiting[key][0], by)
-        return True
+            return None
+        envelope, before = self._waiting[key]
+        self._waiting[key] = (envelope, by)
+        return WaitingCommand(key=key, envelope=envelope, taken=bool(before))
 
     async def take_back(self, key: str) -> bool:
         """See :meth:`migrator.ports.WaitingCommands.take_back`."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import ANSWERS_CHANNEL, Claim, Lease, Signals
+from migrator.ports import REPLIES_CHANNEL, Claim, Lease, Signals
 from migrator.store.signals import LocalSignals
 from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments, MemoryWaitingCommands
 from migrator.testing.leases import MemoryLeases
@@ -272,7 +272,7 @@ class MemoryJournal:
         self._write()
         if key in self.commands:
             self.commands[key] |= {"reply": json.loads(json.dumps(reply)), "told": told}
-            await self.signals.notify(ANSWERS_CHANNEL, key)
+            await self.signals.notify(REPLIES_CHANNEL, json.dumps([key, reply]))
 
     async def prune(self, older_than: datetime) -> int:
         """See :meth:`migrator.store.journal.SqlJournal.prune`."""
