@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import statistics
+import time
+from collections.abc import Sequence
 
 from bench.figures import ms, paragraphs, table
 from bench.lateness import p99
 from bench.libvirt import Unavailable
+from bench.scale.progress import Progress, say
 from bench.scale.service import Service, serving
 from bench.scale.site import GuestSpec
 from migrator.testing.postgresql import Postgres, programs
@@ -18,9 +21,13 @@ _HOSTS = 100
 _LINK_BYTES_PER_SECOND = 1000.0 * MIB
 #: Guests that never come to rest, each on its own pair of hosts, and some that move beside them.
 _UNDER_WAY, _UNDER_WAY_OF_THREE, _BESIDE = 1000, 3000, 200
-#: Sent in ten minutes: nobody is at his end while he is watched.
-_BUSY_BYTES = 64 << 30
-_WATCH_SECONDS, _SETTLE_SECONDS, _BEGIN_SECONDS = 30.0, 10.0, 240.0
+#: Sent in forty minutes: nobody is at his end while he is watched.
+_BUSY_BYTES = 256 << 30
+_WATCH_SECONDS, _SETTLE_SECONDS = 30.0, 10.0
+#: So many are begun at a time; once all are, so long is waited for the last of them to copy.
+_BEGUN_AT_A_TIME, _BEGIN_SECONDS = 8, 60.0
+#: Of those that are begun so many have to copy, or nothing is measured.
+_UNDER_WAY_RATIO = 0.99
 #: From one of those beside them to the next.
 _BETWEEN_SECONDS = 0.05
 _MOST_CORE, _MOST_BYTES, _MOST_SECONDS = 1.0, 1 << 30, 0.100
@@ -51,12 +58,11 @@ async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
     if programs() is None:
         raise Unavailable("there is no PostgreSQL here")
     names = [f"h{host}" for host in range(count)]
+    busy = _busy(count, names)
     with Postgres("bench", fsync="on", full_page_writes="on") as server:
         store = f'url = "{server.place(server.create()).url}"'
-        async with serving(names, _busy(count, names), controllers=number, store=store) as service:
-            for each in range(count):
-                await service.migrate(f"busy-{each}", names[(each + 1) % count])
-            await _settled(service, count)
+        async with serving(names, busy, controllers=number, store=store) as service:
+            await _begin(service, busy, names)
             async with service.used() as used:
                 await asyncio.sleep(_WATCH_SECONDS)
             still = len(await service.active())
@@ -93,10 +99,11 @@ async def under_way(count: int = _UNDER_WAY) -> str:
     others = [f"o{number}" for number in range(20)]
     calm = [_idle(number, others) for number in range(_BESIDE)]
     async with serving([*names, *others], [*busy, *calm]) as service:
-        for number in range(count):
-            await service.migrate(f"busy-{number}", names[(number + 1) % count])
-        await _settled(service, count)
+        await _begin(service, busy, names)
         await service.reactions()
+        counts, began = await service.counts(), time.monotonic()
+        await asyncio.sleep(_WATCH_SECONDS / 3)
+        counts = (await service.counts()).since(counts, count * (time.monotonic() - began))
         async with service.used() as used:
             moving = asyncio.create_task(_move(service, calm, others), name="move some beside")
             await asyncio.sleep(_WATCH_SECONDS)
@@ -124,6 +131,8 @@ async def under_way(count: int = _UNDER_WAY) -> str:
         ["event to action, median", f"{ms(statistics.median(reactions))} ms", "", ""],
         ["a timer of the loop that steers is late, p99", f"{ms(p99(list(usage.late)))} ms", "", ""],
         ["... and at worst", f"{ms(max(usage.late))} ms", "", ""],
+        ["QMP commands a second, of each that copies", f"{counts.commands:.2f}", "", ""],
+        ["writes to the journal a second, of each that copies", f"{counts.writes:.3f}", "", ""],
     ]
     return paragraphs(
         f"{count} migrations of guests that dirty 90 % of what their link carries, watched for {_WATCH_SECONDS:.0f} s "
@@ -137,10 +146,31 @@ def _row(what: str, found: str, aim: str, met: bool) -> list[str]:
     return [what, found, aim, "aim met" if met else "**aim not met**"]
 
 
-async def _settled(service: Service, count: int) -> None:
-    async with asyncio.timeout(_BEGIN_SECONDS):
-        while sum(each["state"] == "precopy" for each in await service.active()) < count:
-            await asyncio.sleep(1.0)
+async def _begin(service: Service, guests: Sequence[GuestSpec], hosts: list[str]) -> None:
+    """Begin to move each guest to the next host, and wait until nearly all of them copy.
+
+    :raise RuntimeError: too few do.
+    """
+    turns, begun = asyncio.Semaphore(_BEGUN_AT_A_TIME), Progress(f"of {len(guests)} migrations begun")
+
+    async def begin(guest: GuestSpec) -> None:
+        async with turns:
+            await service.migrate(guest.name, hosts[(hosts.index(guest.host) + 1) % len(hosts)])
+            begun.step()
+
+    async with asyncio.TaskGroup() as tasks:
+        for guest in guests:
+            tasks.create_task(begin(guest), name=guest.name)
+    until, copying = time.monotonic() + _BEGIN_SECONDS, 0
+    while time.monotonic() < until and copying < len(guests):
+        await asyncio.sleep(1.0)
+        active = await service.active()
+        copying = sum(each["state"] == "precopy" for each in active)
+        if len(active) == copying:
+            break  # whoever does not copy has ended
+    if copying < _UNDER_WAY_RATIO * len(guests):
+        raise RuntimeError(f"{copying} of {len(guests)} migrations copy; {await service.why_ended()}")
+    say(f"{copying} migrations copy")
     await asyncio.sleep(_SETTLE_SECONDS)
 
 
@@ -165,11 +195,14 @@ async def cost(counts: tuple[int, ...] = COUNTS) -> str:
         for count in counts:
             places = await service.places()
             async with service.used() as used:
+                before = await service.counts()
                 for guest in guests[:count]:
                     at = hosts.index(places[guest.name])
                     await service.migrate(guest.name, hosts[(at + 1) % len(hosts)])
                 await service.until_ended()
+                done = (await service.counts()).since(before, count)
             usage = used[0]
+            say(f"{count} migrations took {usage.seconds:.0f} s")
             each = usage.steering / count
             found.append(each)
             rows.append(
@@ -177,6 +210,8 @@ async def cost(counts: tuple[int, ...] = COUNTS) -> str:
                     f"{count}",
                     f"{ms(each)}",
                     f"{ms(usage.all_processes / count)}",
+                    f"{done.commands:.0f}",
+                    f"{done.writes:.1f}",
                     f"{usage.seconds:.0f}",
                     f"{ms(p99(list(usage.late)))}",
                     f"{ms(max(usage.late))}",
@@ -188,7 +223,16 @@ async def cost(counts: tuple[int, ...] = COUNTS) -> str:
         f"Idle guests of 16 MiB on {_HOSTS} hosts, so many of them begun at once by HTTP; from the first request until "
         "the last has ended. Computing of the process that steers, and of all processes of the service.",
         table(
-            ["migrations", "ms each", "all processes, ms each", "took s", "loop late p99 ms", "at worst ms"],
+            [
+                "migrations",
+                "ms each",
+                "all processes, ms each",
+                "QMP commands each",
+                "writes to the journal each",
+                "took s",
+                "loop late p99 ms",
+                "at worst ms",
+            ],
             rows,
         ),
         f"Aim: what each costs the process that steers is within {_SPREAD_RATIO:.0%} of the median; it is within "

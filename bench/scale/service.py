@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,13 +23,15 @@ import httpx2
 from bench import simulated_service
 from bench.lateness import children, lines, measure_lateness, processor_seconds, read_lateness, resident_bytes
 from bench.scale.farm import Farm
+from bench.scale.progress import say
 from bench.scale.sampling import Sampler
 from bench.scale.site import FarmSite, GuestSpec, fill
 
 _FARMS = 2
 #: Names a file that gets a profile of the process that steers, every five seconds anew; its end is the controller.
 _PROFILE = "BENCH_PROFILE"
-_START_SECONDS, _END_SECONDS = 180.0, 600.0
+_START_SECONDS, _END_SECONDS, _SAY_SECONDS = 180.0, 600.0, 10.0
+_GOING = frozenset({"queued", "preparing", "waiting", "precopy"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,21 @@ class Usage:
     resident_bytes: int
     #: How late timers of the loop that steers were.
     late: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What the first controller has done so far, as its metrics count it."""
+
+    commands: float
+    writes: float
+
+    def since(self, before: Counts, each_of: float) -> Counts:
+        """Return what was done since, for each of so many."""
+        return Counts(
+            commands=(self.commands - before.commands) / each_of,
+            writes=(self.writes - before.writes) / each_of,
+        )
 
 
 class Service:
@@ -76,6 +94,24 @@ class Service:
         """Return what the farms have measured since they were last asked."""
         return [seconds for farm in self.farms for seconds in await farm.ask(do="reactions")]
 
+    async def counts(self) -> Counts:
+        """Return how many QMP commands were sent and how often the journal was written."""
+        text = (await self.http.get("http://migrator/metrics")).text
+
+        def total(metric: str) -> float:
+            return sum(float(value) for value in re.findall(rf"(?m)^{metric}_count(?:{{.*}})? (\S+)$", text))
+
+        return Counts(
+            commands=total("migrator_qmp_command_duration_seconds"),
+            writes=total("migrator_journal_write_duration_seconds"),
+        )
+
+    async def why_ended(self) -> str:
+        """Return how the last of them ended that did, and why."""
+        items = (await self.http.get("migrations", params={"limit": "500"})).json()["items"]
+        ended = [each for each in items if each["state"] not in _GOING]
+        return f"{ended[0]['state']}: {ended[0]['error']}" if ended else "none has ended"
+
     async def migrate(self, name: str, target: str) -> str:
         """Begin a migration; its id."""
         got = await self.http.post("migrations", json={"guest": name, "to": target})
@@ -86,15 +122,9 @@ class Service:
 
     async def active(self) -> list[dict[str, Any]]:
         """Return the migrations that have not ended."""
-        found: list[dict[str, Any]] = []
-        cursor = None
-        while True:
-            query = {"active": "true", "limit": "500"} | ({"before": cursor} if cursor else {})
-            page = (await self.http.get("migrations", params=query)).json()["items"]
-            found += page
-            if len(page) < 500:
-                return found
-            cursor = page[-1]["id"]
+        got = await self.http.get("migrations", params={"active": "true"})
+        items: list[dict[str, Any]] = got.json()["items"]
+        return items
 
     async def until_ended(self) -> None:
         """Wait until no migration is under way.
@@ -102,8 +132,13 @@ class Service:
         :raise TimeoutError: some still are.
         """
         async with asyncio.timeout(_END_SECONDS):
-            while (await self.http.get("migrations", params={"active": "true", "limit": 1})).json()["items"]:
-                await asyncio.sleep(0.5)
+            said_at = time.monotonic()
+            while left := len(await self.active()):
+                if time.monotonic() - said_at > _SAY_SECONDS:
+                    said_at = time.monotonic()
+                    say(f"{left} migrations have not ended")
+                # Asking costs the service something, too.
+                await asyncio.sleep(min(2.0, max(0.2, left / 250)))
 
     async def places(self) -> dict[str, str]:
         """Return the host of each guest, by the guests' names."""
@@ -177,7 +212,9 @@ def _configuration(directory: Path, hosts: Sequence[str], guests: int, store: st
     )
     path = directory / "migrator.toml"
     path.write_text(
-        f'[site]\nname = "site"\ninstance = "{directory.name}"\ndefault_policy = "gentle"\nlog_level = "error"\n'
+        f'[site]\nname = "site"\ninstance = "{directory.name}"\ndefault_policy = "bench"\nlog_level = "error"\n'
+        # Its ceiling is high: on a machine that is busy with all this, round trips alone may take some of it.
+        '[policies.bench]\nextends = "gentle"\nmax_downtime = "5s"\n'
         '[http]\nsocket = "api.sock"\nmetrics_listen = ""\n'
         "requests_per_second = 100000\nburst = 100000\naddress_requests_per_second = 100000\n"
         f"[limits]\nmigrations_at_a_time = {max(100, 2 * guests)}\n"
