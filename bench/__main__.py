@@ -11,7 +11,19 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import answers, document, entrances, floor, idle, narrow, placement, readers, startup, virsh
+from bench import (
+    answers,
+    document,
+    entrances,
+    floor,
+    idle,
+    narrow,
+    placement,
+    readers,
+    shared_path,
+    startup,
+    virsh,
+)
 from bench.libvirt import Unavailable
 from bench.machine import Quiet
 from bench.options import Options
@@ -33,6 +45,7 @@ PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
     "narrow": Part("Narrow and shared links", narrow.run),
+    "shared_path": Part("Guests that share one narrow path", shared_path.run),
     "startup": Part("Start of the command line", startup.run, of_qemu=False),
     "placement": Part("Plans for a large site", placement.run, of_qemu=False),
     "answers": Part("Answers while 100 migrations run", answers.run, of_qemu=False),

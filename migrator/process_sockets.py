@@ -19,6 +19,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ _SO_MAX_PACING_RATE = 47
 _ESTABLISHED = "01"
 #: Bytes that were written and are not acknowledged; the same number as TIOCOUTQ.
 _SIOCOUTQ = 0x5411
+#: In struct tcp_info: bytes acknowledged; and microseconds in which something was on its way, and in which the reader's
+#: window was full.
+_ACKNOWLEDGED_AT, _BUSY_AT, _TCP_INFO_BYTES = 120, 168, 192
 #: No pacing, in the kernel's words.
 _UNPACED = 2 ** (8 * struct.calcsize("L")) - 1
 #: Command line for python3 at another host: the first line is how long the text of this module is, which follows.
@@ -151,10 +155,12 @@ def streams(
     :param pacing: most bytes per second that each sends; 0 lifts it, ``None`` leaves it.
     :param again: only those that were found the last time; for a look that has to be cheap.
     :return: ``sockets``: how many there are; ``queued``: bytes that the peer's kernel has not acknowledged, ``null``
-        where there are none, or that cannot be told; ``refused``: why options could not be set, empty where all is set.
+        where there are none, or that cannot be told; ``refused``: why options could not be set, empty where all is set;
+        ``counted``: see :func:`_counted`, ``null`` likewise.
     """
     key = (int(process["pid"]), str(process["start_time"]))
     sockets, queued = 0, 0
+    counted: list[tuple[int, int, int]] = []
     wanted = _addresses(peers)
     try:
         with _held(process) as pidfd:
@@ -168,6 +174,8 @@ def streams(
                     _give(connection, unsent, pacing)
                     queued += struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQ, bytes(4)))[0]
                     sockets += 1
+                    if (each := _info(connection)) is not None:
+                        counted.append(each)
             _found.pop(key, None)
             if kept:
                 _found[key] = kept
@@ -179,7 +187,28 @@ def streams(
         except OSError:
             return {"sockets": 0, "queued": None, "refused": str(error)}
         return {"sockets": sockets, "queued": total if sockets else None, "refused": str(error)}
-    return {"sockets": sockets, "queued": queued if sockets else None, "refused": ""}
+    seen = _counted(counted) if sockets and len(counted) == sockets else None
+    return {"sockets": sockets, "queued": queued if sockets else None, "refused": "", "counted": seen}
+
+
+def _info(connection: socket.socket) -> tuple[int, int, int] | None:
+    """Return bytes acknowledged, and microseconds busy and held up by the reader; ``None`` where the kernel is old."""
+    said = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    if len(said) < _TCP_INFO_BYTES:
+        return None
+    busy, reader = struct.unpack_from("QQ", said, _BUSY_AT)
+    return struct.unpack_from("Q", said, _ACKNOWLEDGED_AT)[0], busy, reader
+
+
+def _counted(sockets: list[tuple[int, int, int]]) -> dict[str, float]:
+    """Return when this was (on this host's clock), the bytes of all, and the seconds of the one that sent most."""
+    _, busy, reader = max(sockets)
+    return {
+        "at": time.monotonic(),
+        "acknowledged": sum(each[0] for each in sockets),
+        "busy": busy / 1e6,
+        "reader": reader / 1e6,
+    }
 
 
 def _leads_to(connection: socket.socket, peers: set[tuple[str, int]]) -> bool:

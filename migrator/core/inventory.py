@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
+from migrator.core.link_speeds import NOTHING_LEARNED, LearnedSpeeds
 from migrator.core.model import RunState
 from migrator.core.process.guest_network import NetworkInterface, NetworkState
 from migrator.core.process.listening import ListeningPort
@@ -81,6 +82,10 @@ class Host:
     facts: HostFacts = HostFacts()
     #: Configured, else read, else ``None``: unknown.
     link_bytes_per_second: float | None = None
+    #: That is what its card says: nobody configured it.
+    link_is_read: bool = False
+    #: What its link and the paths from it were seen to carry.
+    learned: LearnedSpeeds = NOTHING_LEARNED
     #: Configured; 0 takes what was read.
     memory_bytes: int = 0
     #: Never given to guests.

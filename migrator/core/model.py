@@ -168,6 +168,10 @@ class Sample:
     #: Written by QEMU and not acknowledged by the destination's kernel: what the source's sockets and the path hold.
     #: ``None`` where that is not known.
     queued_bytes: int | None = None
+    #: What its path carries for all streams, while others share it; 0: it is alone, or that is not known.
+    attainable_bytes_per_second: float = 0.0
+    #: It gives way to another guest's switch for a moment: its bandwidth says nothing.
+    gives_way: bool = False
 
 
 class Severity(StrEnum):

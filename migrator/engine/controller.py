@@ -20,6 +20,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.held_migrations import HeldMigrations
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
+from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.preview import Preview
 from migrator.engine.queries import EngineQueries
 from migrator.engine.reconciler import Reconciler
@@ -53,7 +54,8 @@ class Engine:
     ) -> None:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
-        services = replace(services, stream_speed=self._stream_speed)
+        path_speeds = PathSpeeds(inventory=inventory, journal_writer=journal_writer)
+        services = replace(services, stream_speed=self._stream_speed, shared_path=path_speeds.stream)
         self.inventory, self.services, self.journal_writer, self.bus = (
             inventory,
             services,
@@ -138,6 +140,7 @@ class Engine:
             sessions=self.sessions,
             leftovers=self.leftovers,
             preparations=preparations,
+            path_speeds=path_speeds,
             rules=self._rules_now,
             unreadable=self.unreadable,
             left_records=self.left_records,

@@ -14,6 +14,7 @@ from migrator import logs
 from migrator.api.commands import Refusal
 from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState, find
+from migrator.core.link_speeds import LearnedSpeeds
 from migrator.core.model import RunState
 from migrator.engine.duplicates import Duplicates
 from migrator.engine.known_hosts import KnownHost, KnownHosts
@@ -134,6 +135,13 @@ class Inventory:
             known.host = replace(known.host, state=state)
             self._changed()
 
+    def learn(self, name: str, learned: LearnedSpeeds) -> None:
+        """Note what a host's link and the paths from it carry; of one that is not known nothing is."""
+        known = self._known.get(name)
+        if known is not None and known.host.learned != learned:
+            known.host = replace(known.host, learned=learned)
+            self._changed()
+
     def on_change(self, changed: Callable[[], None]) -> None:
         """Call this when something is different from before."""
         self._changed = changed
@@ -154,11 +162,16 @@ class Inventory:
                 known[host.name] = KnownHost(replace(host, up=False, error=NOT_LOOKED_AT))
             else:
                 kept = replace(
-                    host, state=old.host.state, up=old.host.up, error=old.host.error, facts=old.host.facts
+                    host,
+                    state=old.host.state,
+                    up=old.host.up,
+                    error=old.host.error,
+                    facts=old.host.facts,
+                    learned=old.host.learned,
                 )
                 old.shown = {}  # what the configuration says of guests may be another
                 # The same object: a look that is under way writes to it.
-                old.host = _with_link(kept, host)
+                old.host = _with_link(kept)
                 known[host.name] = old
             self._wake.setdefault(host.name, asyncio.Event()).set()
             self._looking.setdefault(host.name, asyncio.Lock())
@@ -222,8 +235,7 @@ class Inventory:
                     self._log.warning("host is down", host=name, error=why)
                 known.host = replace(known.host, up=False, error=why)
             else:
-                link = known.host.link_bytes_per_second or look.facts.link_bytes_per_second
-                host = replace(known.host, up=True, error="", facts=look.facts, link_bytes_per_second=link)
+                host = _with_link(replace(known.host, up=True, error="", facts=look.facts))
                 if host != known.host:
                     known.host = host
                 if guests != known.guests:
@@ -380,9 +392,12 @@ class Inventory:
             await self.look(name)
 
 
-def _with_link(host: Host, configured: Host) -> Host:
-    link = configured.link_bytes_per_second or host.facts.link_bytes_per_second
-    return replace(host, link_bytes_per_second=link)
+def _with_link(host: Host) -> Host:
+    """Return the host with the speed that its card says, where none is configured."""
+    read = host.facts.link_bytes_per_second
+    if not read or (host.link_bytes_per_second and not host.link_is_read):
+        return host
+    return replace(host, link_bytes_per_second=read, link_is_read=True)
 
 
 def one_guest(inventory: Inventory, which: str) -> Guest:

@@ -15,7 +15,7 @@ from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import State
-from migrator.engine import clock, evacuation_documents
+from migrator.engine import clock, evacuation_documents, path_speeds
 from migrator.engine.announcer import Announcer
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
@@ -24,6 +24,7 @@ from migrator.engine.migration import leftovers, stray_records, take_over
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
+from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.registry import Registry
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
@@ -52,6 +53,7 @@ class Recovery:
     sessions: Sessions
     leftovers: Leftovers
     preparations: Preparations
+    path_speeds: PathSpeeds
     rules: Callable[[], Rules]
     unreadable: set[tuple[str, str]]
     left_records: list[str]
@@ -86,6 +88,9 @@ class Recovery:
         for saved in await self.journal_writer.journal.unfinished(leftovers.KIND):
             with self._left_out("leftover", saved):
                 self.leftovers.take_over(saved)
+        for saved in await self.journal_writer.journal.unfinished(path_speeds.KIND):
+            with self._left_out(path_speeds.KIND, saved):
+                self.path_speeds.take_over(saved)
         await self._learn()
 
     async def _read(self) -> list[JournalledSession]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from migrator.core.link_speeds import StreamCounters
 from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
@@ -67,6 +68,8 @@ class StreamSockets:
     queued_bytes: int | None = None
     #: Why options could not be set; empty where nothing speaks against it.
     refused: str = ""
+    #: What the kernel counted of them; ``None`` where it does not tell.
+    counters: StreamCounters | None = None
 
 
 class Qemu(Protocol):

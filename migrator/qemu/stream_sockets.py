@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from migrator import addresses
+from migrator.core.link_speeds import StreamCounters
 from migrator.errors import HostError, UsageError
 from migrator.ports import GuestProcess, StreamOptions, StreamSockets
 
@@ -49,6 +50,21 @@ async def stream_sockets(
         count=_number(answer.get("sockets")) or 0,
         queued_bytes=_number(answer.get("queued")),
         refused=str(answer.get("refused", ""))[:500],
+        counters=_counters(answer.get("counted")),
+    )
+
+
+def _counters(found: Any) -> StreamCounters | None:
+    """Return what a host may have counted, if those are numbers that can be meant."""
+    if not isinstance(found, dict):
+        return None
+    said = [found.get(name) for name in ("acknowledged", "at", "busy", "reader")]
+    numbers = [float(each) for each in said if isinstance(each, int | float) and 0 <= each < 2**53]
+    if len(numbers) < len(said):
+        return None
+    acknowledged, at, busy, reader = numbers
+    return StreamCounters(
+        at=at, acknowledged_bytes=int(acknowledged), busy_seconds=busy, reader_seconds=reader
     )
 
 

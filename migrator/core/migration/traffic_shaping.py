@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from migrator.core.link_speeds import MOST_OF_PATH_RATIO
 from migrator.core.model import Sample
 
 #: Bytes that may wait unsent at the least: with less a stream on a fast link would run dry between two wake-ups.
@@ -18,8 +19,6 @@ LEAST_UNSENT_BYTES = 128 << 10
 #: Seconds of the path's speed that may wait unsent: near the end, and before, where a QEMU that is woken late on a busy
 #: host would let a paced stream run dry.
 _UNSENT_SECONDS, _UNSENT_BEFORE_SECONDS = 0.004, 0.012
-#: Share of what the path carries that one stream sends at the most: the rest keeps the queue on the path empty.
-_MOST_OF_PATH = 0.95
 #: QEMU's own limit beside pacing: so much above it, so that it holds where pacing does not, and nowhere else.
 LIMIT_ABOVE_PACING = 1.05
 #: A stream is near its end when it needs no longer than this, seconds.
@@ -49,7 +48,7 @@ def pacing(*, share: float | None, path: float | None) -> int:
     :param share: the share that it was given; ``None``: none.
     :param path: what the path between both hosts was learned to carry; ``None``: not measured.
     """
-    known = [rate for rate in (share, path and path * _MOST_OF_PATH) if rate]
+    known = [rate for rate in (share, path and path * MOST_OF_PATH_RATIO) if rate]
     return int(min(known)) if known else 0
 
 

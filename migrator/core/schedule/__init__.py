@@ -48,6 +48,8 @@ __all__ = [
 
 #: Rounding must not keep out what fits exactly.
 _ABOUT = 1 + 1e-6
+#: So much more than it carries is on a link before somebody who transfers already is held back.
+_TOO_FULL = 1.25
 
 
 @dataclass(kw_only=True)
@@ -60,6 +62,8 @@ class LinkUse:
     load: float = 0.0
     #: One of them needs it for itself.
     alone: bool = False
+    #: One whose path nobody has measured yet.
+    proving: Move | None = None
 
 
 @dataclass(kw_only=True)
@@ -74,6 +78,8 @@ class ScheduleDecision:
     prepare: list[Move] = field(default_factory=list)
     begin: list[Move] = field(default_factory=list)
     bandwidth: dict[Move, float] = field(default_factory=dict)
+    #: Of those that transfer, those that would not be begun now, and have what the others leave.
+    held_back: list[Move] = field(default_factory=list)
     #: Ready moves, and the links that have no room for each.
     blocked: dict[Move, list[LinkDirection]] = field(default_factory=dict)
     #: Ready moves, and the move that waits for the link before each.
@@ -119,17 +125,25 @@ class ScheduleDecision:
         if pipes[0].limit is not None and len(others) >= pipes[0].limit:
             limit = f"{pipes[0].host} takes {pipes[0].limit} at a time ({pipes[0].key})"
             return f"is ready; waits for {_names(others)}: {limit}"
+        proving = self.on[pipes[0]].proving
+        if proving is not None and not move.path.proven:
+            return f"is ready; nobody has measured {pipes[0].name} yet: {proving.transfer.guest} shows what it carries"
         if move.alone:
             return f"is ready; needs {pipes[0].name} for itself and waits for {_names(others)}"
         return f"is ready; {pipes[0].name} is filled by {_names(others)}"
 
     def _reason_running(self, move: Move) -> str:
         speed = self.bandwidth[move]
-        slower = min(move.out, move.into, key=lambda pipe: pipe.capacity)
+        slower = min(move.links, key=lambda pipe: pipe.capacity)
         others = [other.transfer.guest for other in self.on[slower].users if other is not move]
         if move.alone:
             dirty = move.transfer.dirty_rate_bytes_per_second
             return f"has all it can use, {show_rate(speed)}: it barely converges (dirties {show_rate(dirty)})"
+        if move in self.held_back:
+            return (
+                f"is held back to {show_rate(speed)}: {slower.name} is filled by {_names(others)}, and fewer at a time "
+                "end sooner"
+            )
         if others:
             return f"has {show_rate(speed)} of {slower.name}, shared with {_names(others)}"
         return f"has {slower.name} for itself: {show_rate(speed)}"
@@ -161,12 +175,13 @@ def decide(
         _occupy(decided, move, rules)
     _begin(decided, rules)
     _prepare(decided, rules)
-    decided.bandwidth = share([*running, *decided.begin])
+    decided.held_back = _held_back(running, decided, rules)
+    decided.bandwidth = share([*running, *decided.begin], decided.held_back)
     return decided
 
 
 def _occupy(decided: ScheduleDecision, move: Move, rules: LinkRules) -> None:
-    for pipe in (move.out, move.into):
+    for pipe in move.links:
         use = decided.on.get(pipe)
         if use is None:
             use = decided.on[pipe] = LinkUse()
@@ -174,6 +189,8 @@ def _occupy(decided: ScheduleDecision, move: Move, rules: LinkRules) -> None:
         use.speed += move.speed
         use.load += move.load_now(rules)
         use.alone = use.alone or bool(move.alone)
+        if not move.path.proven:
+            use.proving = move
 
 
 def _begin(decided: ScheduleDecision, rules: LinkRules) -> None:
@@ -182,7 +199,7 @@ def _begin(decided: ScheduleDecision, rules: LinkRules) -> None:
     for move in decided.active:
         if move.phase is not TransferPhase.READY or move.never or would_be_late(move, decided.now):
             continue
-        pipes = (move.out, move.into)
+        pipes = move.links
         full = [pipe for pipe in pipes if not _room(decided, pipe, move, rules)]
         if full:
             decided.blocked[move] = full
@@ -208,6 +225,8 @@ def _room(decided: ScheduleDecision, pipe: LinkDirection, move: Move, rules: Lin
         return True
     if pipe.limit is not None and len(use.users) >= pipe.limit:
         return False
+    if use.proving is not None and not move.path.proven:
+        return False  # a moment later it is known what the links carry
     if move.alone or use.alone:
         # Only beside what neither of them can use.
         return use.speed + move.speed <= pipe.capacity * _ABOUT
@@ -215,6 +234,26 @@ def _room(decided: ScheduleDecision, pipe: LinkDirection, move: Move, rules: Lin
         return False
     # It comes if more than half of what it needs is free: less would only make all of them slower.
     return use.load + move.load / 2 <= pipe.capacity * _ABOUT
+
+
+def _held_back(running: Sequence[Move], decided: ScheduleDecision, rules: LinkRules) -> list[Move]:
+    """Return those that transfer although the links, as they turned out to be, are filled by others.
+
+    A link that carries less than was believed when they were begun is not shared out among them: whoever has the least
+    left ends first. Not so beside one that needs it for itself, which has what it can use anyway.
+    """
+    load = dict.fromkeys(decided.on, 0.0)
+    found = []
+    for move in sorted(running, key=lambda one: (-one.transfer.priority, one.sending_left, one.key)):
+        if move.alone or any(decided.on[pipe].alone for pipe in move.links):
+            continue
+        narrow = [pipe for pipe in move.links if pipe.narrow]
+        if any(load[pipe] and load[pipe] + move.load / 2 > _TOO_FULL * pipe.capacity for pipe in narrow):
+            found.append(move)
+            continue
+        for pipe in move.links:
+            load[pipe] += move.load_now(rules)
+    return found
 
 
 def _seconds_until_free(use: LinkUse) -> float:

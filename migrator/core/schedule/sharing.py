@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 
 from migrator.core.schedule.transfers import LinkDirection, Move
 
 
-def share(moves: Sequence[Move]) -> dict[Move, float]:
+def share(moves: Sequence[Move], held_back: Collection[Move] = ()) -> dict[Move, float]:
     """Return bytes per second for each move: more than 0 for everybody, and on no link more than it has for migrations.
 
     Everybody gets a fourth of an even share at least: a stream that carries next to nothing looks to its own controller
     like one that never ends. Then those that barely converge come first, with all they can have; the others share the
     rest evenly, as far as each can use it. What is left after that is given too, so that an estimate that was too low
     holds nobody back.
+
+    :param held_back: these have what the others leave.
     """
     on: dict[LinkDirection, list[Move]] = {}
     for move in moves:
-        on.setdefault(move.out, []).append(move)
-        on.setdefault(move.into, []).append(move)
+        for link in move.links:
+            on.setdefault(link, []).append(move)
     given: dict[Move, float] = {}
     for move in moves:
         if move in given:
             continue
-        if len(on[move.out]) == 1 == len(on[move.into]):
+        if all(len(on[link]) == 1 for link in move.links):
             given[move] = move.speed
         else:
-            given.update(_share_joined(_joined(move, on), on))
+            given.update(_share_joined(_joined(move, on), on, held_back))
     return given
 
 
@@ -35,24 +38,28 @@ def _joined(first: Move, on: Mapping[LinkDirection, Sequence[Move]]) -> list[Mov
     found, new = {first: None}, [first]
     while new:
         move = new.pop()
-        for other in (*on[move.out], *on[move.into]):
+        for other in chain.from_iterable(on[link] for link in move.links):
             if other not in found:
                 found[other] = None
                 new.append(other)
     return list(found)
 
 
-def _share_joined(moves: Sequence[Move], on: Mapping[LinkDirection, Sequence[Move]]) -> dict[Move, float]:
+def _share_joined(
+    moves: Sequence[Move], on: Mapping[LinkDirection, Sequence[Move]], held_back: Collection[Move]
+) -> dict[Move, float]:
     given = dict.fromkeys(moves, 0.0)
-    left = {pipe: pipe.capacity for move in moves for pipe in (move.out, move.into)}
+    left = {pipe: pipe.capacity for move in moves for pipe in move.links}
 
     def least(move: Move) -> float:
-        a_fourth = min(pipe.capacity / len(on[pipe]) for pipe in (move.out, move.into)) / 4
+        a_fourth = min(pipe.capacity / len(on[pipe]) for pipe in move.links) / 4
         return min(a_fourth, move.speed)
 
     _raise(given, left, moves, least)
     _raise(given, left, [move for move in moves if move.alone], lambda move: move.speed)
-    _raise(given, left, moves, Move.demand)
+    first = [move for move in moves if move not in held_back]
+    _raise(given, left, first, Move.demand)
+    _raise(given, left, first, lambda move: move.speed)
     _raise(given, left, moves, lambda move: move.speed)
     return given
 
@@ -69,19 +76,15 @@ def _raise(
     while rising:
         on: dict[LinkDirection, int] = {}
         for move in rising:
-            on[move.out] = on.get(move.out, 0) + 1
-            on[move.into] = on.get(move.into, 0) + 1
+            for link in move.links:
+                on[link] = on.get(link, 0) + 1
         step = max(
             0.0, min(*map(want.__getitem__, rising), *(left[pipe] / count for pipe, count in on.items()))
         )
         for move in rising:
             given[move] += step
             want[move] -= step
-            left[move.out] -= step
-            left[move.into] -= step
+            for link in move.links:
+                left[link] -= step
         full = {pipe for pipe in on if left[pipe] <= 1e-9 * pipe.capacity}
-        rising = {
-            move
-            for move in rising
-            if want[move] > 1e-9 * move.speed and move.out not in full and move.into not in full
-        }
+        rising = {move for move in rising if want[move] > 1e-9 * move.speed and full.isdisjoint(move.links)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from migrator.core.inventory import Host
@@ -76,6 +76,7 @@ def predict(
     transfers = tuple(transfers)
     moves = moves_of(transfers, hosts, rules)
     common = math.exp(_P90 * _common_spread(moves, rules))
+    own_doubts = {move.transfer.guest: (move.path.doubt - 1) * move.sending_left for move in moves}
     run = _Run(moves, rules)
     run.to_the_end()
     # As far as it is before them: others are prepared while these transfer.
@@ -85,14 +86,22 @@ def predict(
         if move.transfer.phase in (TransferPhase.WAITING, TransferPhase.PREPARING)
     }
     guests = {}
+    #: What paths that nobody has measured may cost, by their sources, of all that begin before.
+    doubts: dict[str, float] = {}
+    sources = {move.transfer.guest: move.transfer.source for move in moves}
     for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
         begin, end = run.begins[guest], run.ends[guest]
         own = math.exp(_P90 * run.own_spread[guest])
         begins = _interval(begin, common, off.get(guest, 0.0))
+        before = doubts.get(sources[guest], 0.0)
+        after = doubts[sources[guest]] = before + own_doubts[guest]
+        begins = replace(begins, p90=begins.p90 + before)
         guests[guest] = Expected(
             begins=begins,
             ends=Quantiles(
-                p10=begins.p10 + (end - begin) / own, p50=end, p90=begins.p90 + (end - begin) * own
+                p10=begins.p10 + (end - begin) / own,
+                p50=end,
+                p90=begins.p90 + (end - begin) * own + after - before,
             ),
         )
     limits = {one.guest: one.deadline_seconds for one in transfers if one.guest in guests}
@@ -100,9 +109,10 @@ def predict(
     at_risk = [
         guest for guest, limit in limits.items() if limit is not None and guests[guest].ends.p90 > limit
     ]
+    makespan = _interval(run.now, common, max(off.values(), default=0.0))
     return Prediction(
         guests=guests,
-        makespan=_interval(run.now, common, max(off.values(), default=0.0)),
+        makespan=replace(makespan, p90=makespan.p90 + max(doubts.values(), default=0.0)),
         bound_seconds=lower_bound_seconds((one for one in transfers if one.guest in guests), hosts, rules),
         never=run.never,
         late=tuple(late),
@@ -128,7 +138,7 @@ def lower_bound_seconds(
             continue
         move = Move(transfer, network, rules)
         alone = max(alone, transfer.bytes_left / move.speed)
-        for pipe in (move.out, move.into):
+        for pipe in move.links:
             carries[pipe] = carries.get(pipe, 0.0) + transfer.bytes_left
     return max(alone, *(total / pipe.capacity for pipe, total in carries.items())) if carries else 0.0
 
@@ -141,10 +151,15 @@ def _common_spread(moves: Sequence[Move], rules: LinkRules) -> float:
     # The source with the most to send sets the pace.
     longest = max(chains.values(), key=lambda moves: sum(move.seconds_alone for move in moves), default=[])
     total = sum(move.seconds_alone for move in longest)
+    links = max((_link_spread(move, rules) for move in longest), default=rules.link_spread_ratio)
     if total <= 0:
-        return rules.link_spread_ratio
+        return links
     parts = (move.seconds_alone * move.transfer.spread_ratio / total for move in longest)
-    return math.hypot(rules.link_spread_ratio, *parts)
+    return math.hypot(links, *parts)
+
+
+def _link_spread(move: Move, rules: LinkRules) -> float:
+    return max(rules.link_spread_ratio, move.path.learned.spread_ratio)
 
 
 def _interval(seconds: float, factor: float, off: float = 0.0) -> Quantiles:
@@ -160,7 +175,7 @@ class _Run:
         self.ends: dict[str, float] = {}
         self.never: dict[str, str] = {}
         self.own_spread = {
-            move.transfer.guest: math.hypot(move.transfer.spread_ratio, rules.link_spread_ratio)
+            move.transfer.guest: math.hypot(move.transfer.spread_ratio, _link_spread(move, rules))
             for move in moves
         }
         self._active, self._waiting = partition(moves)
@@ -233,4 +248,5 @@ class _Run:
         move.fixed_left -= step
         if move.sending_left <= 0 and move.fixed_left <= 0:
             move.phase = TransferPhase.FINISHING
+            move.path.proven = True  # of this simulation: somebody has gone that way
             self.ends[move.transfer.guest] = self.now

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.inventory import Host
+from migrator.core.link_speeds import MOST_OF_PATH_RATIO, LinkSpeed
 
 #: A guest that dirties as fast as the stream carries is made to end by throttling or postcopy; it then sends about so
 #: many times what one that does not write would.
@@ -15,6 +16,9 @@ _MOST_TIMES_SENT = 3.0
 #: What is left at the end goes in this time, and never with less than this part of the full speed.
 _EMPTY_SECONDS = 0.25
 _LEAST_SHARE = 1 / 16
+#: Of ten paths that nobody has measured one is more than so many times slower than its card: there is a switch of the
+#: class below on it.
+_CARD_DOUBT = 10.0
 
 
 class TransferPhase(StrEnum):
@@ -98,17 +102,19 @@ class LinkRules:
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class LinkDirection:
-    """One direction of one host's link."""
+    """One direction of one host's link, or the path between two hosts where that carries less than both of theirs."""
 
     host: str
     #: For people: ``host-1's link out``.
     name: str
-    #: Name of its limit in the configuration.
+    #: Name of its limit in the configuration; empty where there is none.
     key: str
     #: Bandwidth that migrations may take, bytes per second.
     capacity: float
     #: Streams at a time; ``None`` is no limit.
     limit: int | None
+    #: It carries less than it should, as was seen.
+    narrow: bool = False
 
 
 class LinkTable:
@@ -118,6 +124,7 @@ class LinkTable:
         self._hosts = hosts
         self._rules = rules
         self._pipes: dict[tuple[str, bool], LinkDirection] = {}
+        self._paths: dict[tuple[str, str], Path] = {}
 
     def pipe(self, name: str, *, out: bool) -> LinkDirection:
         """Return one direction of a host's link; a host that is not known has one without limits."""
@@ -125,20 +132,77 @@ class LinkTable:
         if pipe is None:
             host = self._hosts.get(name)
             speed = host.link_bytes_per_second if host is not None else None
+            capacity = (speed or self._rules.assumed_link_bytes_per_second) * (1 - self._rules.reserve_ratio)
+            seen = capacity
+            if host is not None:
+                seen = _seen(host.learned.out if out else host.learned.into, capacity)
             pipe = self._pipes[name, out] = LinkDirection(
                 host=name,
                 name=f"{name}'s link {'out' if out else 'in'}",
                 key="max_outgoing" if out else "max_incoming",
-                capacity=(speed or self._rules.assumed_link_bytes_per_second)
-                * (1 - self._rules.reserve_ratio),
+                capacity=seen,
                 limit=None if host is None else host.max_outgoing if out else host.max_incoming,
+                narrow=seen < capacity,
             )
         return pipe
+
+    def path(self, source: str, target: str) -> Path:
+        """Return the path between two hosts."""
+        path = self._paths.get((source, target))
+        if path is None:
+            path = self._paths[source, target] = self._path(source, target)
+        return path
+
+    def _path(self, source: str, target: str) -> Path:
+        ends = (self.pipe(source, out=True), self.pipe(target, out=False))
+        host = self._hosts.get(source)
+        learned = host.learned.to.get(target, LinkSpeed()) if host is not None else LinkSpeed()
+        least = min(end.capacity for end in ends)
+        capacity = _seen(learned, least)
+        links: tuple[LinkDirection, ...] = ends
+        if capacity < least:
+            name = f"the path from {source} to {target}"
+            between = LinkDirection(
+                host=source, name=name, key="", capacity=capacity, limit=None, narrow=True
+            )
+            links = (*ends, between)
+        configured = self._is_configured(source)
+        doubt = 1.0
+        if not configured and learned.bytes_per_second is None:
+            doubt = max(1.0, min(_CARD_DOUBT, capacity / max(1.0, learned.at_least)))
+        proven = configured or learned.measured
+        return Path(links=links, speed=capacity, learned=learned, proven=proven, doubt=doubt)
+
+    def _is_configured(self, source: str) -> bool:
+        host = self._hosts.get(source)
+        return host is None or (bool(host.link_bytes_per_second) and not host.link_is_read)
+
+
+def _seen(learned: LinkSpeed, capacity: float) -> float:
+    """Return what may be taken of a link, given what it should carry and what it was seen to."""
+    if learned.bytes_per_second is None:
+        return capacity
+    return min(capacity, learned.bytes_per_second * MOST_OF_PATH_RATIO)
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Path:
+    """What lies between two hosts."""
+
+    #: The link out of the source, the one into the target, and what is between them where that is narrower.
+    links: tuple[LinkDirection, ...]
+    #: Bytes per second that one stream may take that has it alone.
+    speed: float
+    learned: LinkSpeed
+    #: Its speed was measured, or somebody configured it; else it is what a card says, or a guess.
+    proven: bool
+    #: So many times slower it may be, as nobody vouches for :attr:`speed`: 1 where somebody does.
+    doubt: float = 1.0
 
 
 def stream_speed(source: str, target: str, network: LinkTable) -> float:
     """Return the bytes per second that the links between two hosts let one stream carry that has them alone."""
-    return min(network.pipe(source, out=True).capacity, network.pipe(target, out=False).capacity)
+    return network.path(source, target).speed
 
 
 class Move:
@@ -151,10 +215,12 @@ class Move:
         "fixed_left",
         "into",
         "key",
+        "links",
         "load",
         "must_end",
         "never",
         "out",
+        "path",
         "phase",
         "prepare_left",
         "sending_left",
@@ -167,9 +233,12 @@ class Move:
         self.phase = transfer.phase
         self.out = network.pipe(transfer.source, out=True)
         self.into = network.pipe(transfer.target, out=False)
+        self.path = network.path(transfer.source, transfer.target)
+        #: All that it takes a part of.
+        self.links = self.path.links
         ceiling = transfer.max_bytes_per_second or float("inf")
         #: Bytes per second with its links alone.
-        self.speed = max(1.0, min(stream_speed(transfer.source, transfer.target, network), ceiling))
+        self.speed = max(1.0, min(self.path.speed, ceiling))
         self.bytes_left = transfer.bytes_left
         sending = transfer.bytes_left / self.net(self.speed)
         known = transfer.alone_seconds

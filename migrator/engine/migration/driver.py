@@ -123,6 +123,9 @@ class MigrationDriver(DriverState):
         except (QemuError, Fault) as error:
             self._intent_log.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
+        except BaseException:  # cancelled: nobody drives its stream from here; raised again
+            await self._shaper.close()
+            raise
         return await self._drive()
 
     async def _begin(self, what_was: Mapping[str, Any], begun: Callable[[], Awaitable[None]] | None) -> None:
@@ -225,7 +228,7 @@ class MigrationDriver(DriverState):
             tell=self._intent_log.decide,
         )
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
-        self._shaper.begin(uri, share=share, path=None)
+        self._shaper.begin(uri, share=share, path=self._path_speed)
         if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
@@ -287,6 +290,7 @@ class MigrationDriver(DriverState):
                 and destination.run in RUNNING_STATES
             ):
                 self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
+                self._shared_path.end_turn()
             self._intent_updates.stop_interval()
             self._intent_updates.hand_over(source, destination)
             if source.answers:
@@ -342,12 +346,17 @@ class MigrationDriver(DriverState):
                 if busy := await self._source.disk_users():
                     self._intent_log.undo(State.FAILED, too_late(busy))
                     return
-            sample = await self._shaper.shape(sample, share=self._share, path=None)
+            sample = self._heed_path(sample)
+            sample = await self._shaper.shape(sample, share=self._share, path=self._path_speed)
             if self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)
             if self.requests.postcopy and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy("somebody asked for postcopy now")
+            if sample.gives_way:
+                return
+            if self._steering.watches_closely and not self._shared_path.take_turn():
+                return  # another guest is being switched over the same path
             await self._steering.step(sample, self._abilities)
         except Driven:
             raise

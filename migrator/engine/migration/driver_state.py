@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from migrator import logs
@@ -28,11 +28,17 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.postcopy_steering import PostcopySteering
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
 from migrator.engine.migration.requests import MigrationRequests
+from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
 from migrator.engine.migration.stream_recovery import StreamRecovery
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath
+
+#: A stream that gives way sends this share of what the path carries, and so many bytes per second at the least.
+_YIELDED_RATIO, _LEAST_YIELDED = 1 / 20, 64 << 10
+#: Nearer to its end, seconds, no stream goes without a pace to see whether the path carries more.
+_PROBE_FAR_SECONDS = 3.0
 
 
 class DriverState:
@@ -44,6 +50,7 @@ class DriverState:
     :param outcome: is filled; ``None`` makes one.
     :param about: what the record shall say besides, for whoever finds it without anything else.
     :param stream_speed: what the links let the stream carry, bytes per second; ``None`` where that is not known.
+    :param shared_path: the path as others share it; ``None`` where nobody knows of others.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
@@ -65,6 +72,7 @@ class DriverState:
         timeouts: PhaseTimeouts | None = None,
         stream_speed: float | None = None,
         path: StreamPath | None = None,
+        shared_path: SharedPath | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -85,7 +93,18 @@ class DriverState:
         self.result.max_downtime_seconds = policy.max_downtime_seconds
         self.result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
-        self._shaper = StreamShaper(source, destination, intent_log=self._intent_log, result=self.result)
+        self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
+        self._shared_path.on_change(self.wake)
+        #: It goes without a pace for a moment, and it gives way for a moment at so many bytes per second.
+        self._probes = False
+        self._yielded: int | None = None
+        self._shaper = StreamShaper(
+            source,
+            destination,
+            intent_log=self._intent_log,
+            result=self.result,
+            shared_path=self._shared_path,
+        )
         self._steering = Steering(
             source,
             policy=policy,
@@ -212,13 +231,29 @@ class DriverState:
     @property
     def _share(self) -> int | None:
         """Return what its stream was given of the links, in bytes per second; ``None``: no share."""
-        given = [self._policy.max_bandwidth_bytes_per_second, self.requests.share]
+        share = None if self._probes else self.requests.share
+        given = [self._policy.max_bandwidth_bytes_per_second, share, self._yielded]
         return min((ceiling for ceiling in given if ceiling is not None), default=None)
 
     @property
     def _bandwidth(self) -> int:
         limit = self._shaper.limit(self._share)
         return UNLIMITED_BYTES_PER_SECOND if limit is None else min(limit, UNLIMITED_BYTES_PER_SECOND)
+
+    def _heed_path(self, sample: Sample) -> Sample:
+        """Take into account who shares the path; the sample with what that tells."""
+        path = self._shared_path
+        carries = path.bytes_per_second or 0.0
+        far = sample.remaining_bytes > _PROBE_FAR_SECONDS * max(carries, sample.bandwidth_bytes_per_second)
+        yields = path.yields and carries > 0
+        self._probes = far and not yields and path.probes
+        self._yielded = max(_LEAST_YIELDED, int(carries * _YIELDED_RATIO)) if yields else None
+        return replace(sample, attainable_bytes_per_second=path.attainable_bytes_per_second, gives_way=yields)
+
+    @property
+    def _path_speed(self) -> float | None:
+        """Return what the path carries, as far as the stream is paced by that now; bytes per second."""
+        return None if self._probes else self._shared_path.bytes_per_second
 
     def _what_was(self, facts: Facts, settings: MigrationSettings) -> dict[str, Any]:
         return {

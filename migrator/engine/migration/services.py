@@ -10,6 +10,7 @@ from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.ports import (
     EndedRecord,
     Experience,
@@ -131,6 +132,8 @@ class SessionServices:
     #: Bytes per second that the links between two hosts let one stream carry, as a plan forecasts with; ``None``: not
     #: known.
     stream_speed: Callable[[str, str], float | None] = lambda source, target: None
+    #: The stream of a migration between two hosts, as one of those that share links.
+    shared_path: Callable[[str, str], SharedPath] = lambda source, target: OwnPath()
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

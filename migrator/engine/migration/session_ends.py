@@ -139,6 +139,7 @@ class SessionEnds(SessionState):
             stream_speed=self._stream_speed(),
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
+            shared_path=self.services.shared_path(self.guest.host, self.target),
             about=self.about(),
             on_status=self._show,
             on_decision=lambda decision: self._on_decision(self, decision),

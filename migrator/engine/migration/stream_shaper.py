@@ -17,12 +17,15 @@ from migrator.core.model import Sample
 from migrator.engine import clock
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.errors import QemuError
 from migrator.ports import Qemu, StreamOptions, StreamSockets
 from migrator.units import show_bytes, show_seconds
 
 #: How often all sockets are looked for, seconds: one may have been opened anew.
 _SEARCH_SECONDS = 1.0
+#: What they counted is looked at so often.
+_COUNT_SECONDS = 0.5
 #: The sockets of a new stream are looked for so long, first so many seconds apart; where further looks do not see them
 #: either, the destination is asked for its addresses.
 _FIND_SECONDS, _FIRST_PAUSE_SECONDS = 2.0, 0.005
@@ -41,15 +44,22 @@ class StreamShaper:
     """Shapes one stream."""
 
     def __init__(
-        self, source: Qemu, destination: Qemu, *, intent_log: IntentLog, result: MigrationOutcome
+        self,
+        source: Qemu,
+        destination: Qemu,
+        *,
+        intent_log: IntentLog,
+        result: MigrationOutcome,
+        shared_path: SharedPath | None = None,
     ) -> None:
         self._source, self._destination = source, destination
+        self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
         self._intent_log, self._result = intent_log, result
         self._log = logs.logger(migration=result.id)
         self._peers: Sequence[str] = ()
         self._seen = StreamSockets()
         self._given = StreamOptions()
-        self._searched_at = -_SEARCH_SECONDS
+        self._searched_at = self._counted_at = -_SEARCH_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         #: Of the last look that was begun, and of the one that :attr:`_seen` is of.
         self._begun, self._answered = 0, 0
@@ -95,6 +105,7 @@ class StreamShaper:
         :param path: likewise.
         """
         self._peers = [uri]
+        self._shared_path.begin()
         self._given = self._wanted(Sample(), share=share, path=path)
         self._start(self._find())
 
@@ -120,9 +131,10 @@ class StreamShaper:
         now = clock.now()
         quiet = now - self._searched_at < _SEARCH_SECONDS
         if options != self._given or not quiet or self._seen.count == 0:
-            self._given, self._searched_at = options, now
+            self._given, self._searched_at, self._counted_at = options, now, now
             await self._look(options, within=_LOOK_SECONDS)
-        elif sample.remaining_bytes < _NEAR_SECONDS * sample.bandwidth_bytes_per_second:
+        elif self._is_near(sample) or now - self._counted_at >= _COUNT_SECONDS:
+            self._counted_at = now
             await self._look(None, within=_LOOK_SECONDS)
         self._speed = sample.bandwidth_bytes_per_second or self._speed
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
@@ -133,13 +145,18 @@ class StreamShaper:
     def _wanted(self, sample: Sample, *, share: int | None, path: float | None) -> StreamOptions:
         # The fastest that was seen counts: a slow moment is no reason to make a stream slower.
         self._fastest = max(self._fastest, sample.bandwidth_bytes_per_second)
-        near = sample.remaining_bytes < _NEAR_SECONDS * self._fastest
+        near = self._is_near(sample)
         unsent = traffic_shaping.unsent_limit(self._fastest, near=near)
         rate = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         return StreamOptions(
             unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
         )
+
+    def _is_near(self, sample: Sample) -> bool:
+        """Tell whether the end of the stream may be near."""
+        fastest = max(self._fastest, sample.bandwidth_bytes_per_second)
+        return sample.remaining_bytes < _NEAR_SECONDS * fastest
 
     async def _look(self, options: StreamOptions | None, *, within: float) -> None:
         """Begin one more look, and wait for it so many seconds; later it is taken in all the same."""
@@ -170,6 +187,8 @@ class StreamShaper:
         if seen.refused and seen.refused != self._seen.refused:
             self._log.info("the stream's sockets cannot be reached", why=seen.refused)
         self._answered, self._seen = number, seen
+        if seen.counters is not None:
+            self._shared_path.note(seen.counters, most=self._pacing)
 
     # --- the switch and postcopy ------------------------------------------------------------------------------------
 
@@ -215,7 +234,8 @@ class StreamShaper:
             await self._look(self._given, within=_LOOK_SECONDS)
 
     async def close(self) -> None:
-        """Wait for no look any more."""
+        """Wait for no look any more, and leave the path to others."""
+        self._shared_path.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -1,0 +1,358 @@
+"""What links and paths carry, learned from the streams of all migrations, and kept; and whose turn it is to switch.
+
+A path between two hosts is told apart from what paths share, the link of a host, by who uses them at the same time: a
+stream that is held back while no other leaves its source or enters its target tells of the path, streams that are held
+back on several paths of one host tell of that host's link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from migrator.core.link_learning import LEAST_WINDOW_SECONDS, LinkLearning, Window, window
+from migrator.core.link_speeds import LearnedSpeeds, LinkSpeed, StreamCounters
+from migrator.engine import clock
+from migrator.engine.inventory import Inventory
+from migrator.engine.journal_writer import JournalWriter
+
+#: Of its documents in the journal, one for each host.
+KIND = "path-speeds"
+#: A window of a link is no longer than this, and what its streams showed no older, seconds.
+_MOST_WINDOW_SECONDS, _FRESH_SECONDS = 1.0, 1.5
+#: What is learned is planned with anew where it is different by this much.
+_STEP_RATIO = 0.1
+#: So often one of the streams that a link holds to a pace goes without it, for so long, seconds.
+_PROBE_EVERY_SECONDS, _PROBE_SECONDS = 10.0, 1.0
+#: While one guest is switched others give way for so long at the most; then not again for it before so many seconds.
+_TURN_SECONDS, _TURN_AGAIN_SECONDS = 1.5, 5.0
+#: Over a link that is faster than this, bytes per second, nobody gives way: what is left of a guest goes in a moment.
+_FAST = 250e6
+#: Paths that are kept of one host, those measured last.
+_PATHS_KEPT = 200
+
+#: ``out`` or ``into`` and a host, or both ends of a path.
+_Link = tuple[str, str]
+
+
+class PathSpeeds:
+    """All links, and the streams that are on them now."""
+
+    def __init__(self, *, inventory: Inventory, journal_writer: JournalWriter) -> None:
+        self._inventory, self._journal_writer = inventory, journal_writer
+        self._ends: dict[_Link, LinkLearning] = {}
+        self._paths: dict[_Link, LinkLearning] = {}
+        self._streams: set[PathStream] = set()
+        #: When the present window of each group of streams began.
+        self._since: dict[tuple[str, ...], float] = {}
+        self._probed: dict[str, float] = {}
+        self._turns: dict[_Link, PathStream] = {}
+
+    def stream(self, source: str, target: str) -> PathStream:
+        """Return a stream that has not begun, of a migration between two hosts."""
+        return PathStream(self, source, target)
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Take in what was learned before, as the journal has it.
+
+        :raise ValueError: it cannot be read; likewise KeyError, TypeError and AttributeError.
+        """
+        host = str(saved["id"])
+        ends = {way: LinkLearning.from_fields(saved[way]) for way in ("out", "into")}
+        paths = {str(target): LinkLearning.from_fields(each) for target, each in saved["to"].items()}
+        self._ends |= {(way, host): each for way, each in ends.items()}
+        self._paths |= {(host, target): each for target, each in paths.items()}
+        self._tell(host)
+
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    def learned(self, host: str) -> LearnedSpeeds:
+        """Return what was learned of a host's link and of the paths from it."""
+        at, nothing = clock.wall(), LinkLearning()
+        return LearnedSpeeds(
+            out=self._ends.get(("out", host), nothing).speed(at),
+            into=self._ends.get(("into", host), nothing).speed(at),
+            to={target: each.speed(at) for (source, target), each in self._paths.items() if source == host},
+        )
+
+    def carries(self, source: str, target: str) -> float | None:
+        """Return what all streams between two hosts were seen to be held back at; ``None``: they never were."""
+        at = clock.wall()
+        known = [each.now(at) for each in self._links(source, target)]
+        return min((speed for speed in known if speed is not None), default=None)
+
+    def _links(self, source: str, target: str) -> Iterable[LinkLearning]:
+        nothing = LinkLearning()
+        yield self._paths.get((source, target), nothing)
+        yield self._ends.get(("out", source), nothing)
+        yield self._ends.get(("into", target), nothing)
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def begun(self, stream: PathStream) -> None:
+        """Count it among those that share its links."""
+        self._streams.add(stream)
+        self._begin_windows(stream)
+
+    def ended(self, stream: PathStream) -> None:
+        """Count it no more; somebody has gone that way, whatever it showed."""
+        if stream not in self._streams:
+            return
+        self._streams.discard(stream)
+        self._begin_windows(stream)
+        path = (stream.source, stream.target)
+        known = self._paths.get(path, LinkLearning())
+        if known.measured_at is None:
+            self._paths[path] = known.after(Window(bytes_per_second=0.0, limited=False), at=clock.wall())
+        for host in path:
+            self._tell(host)
+            self._keep(host)
+
+    def _begin_windows(self, stream: PathStream) -> None:
+        now = clock.now()
+        for group in (
+            ("out", stream.source),
+            ("into", stream.target),
+            ("path", stream.source, stream.target),
+        ):
+            self._since[group] = now
+
+    def saw(self, stream: PathStream) -> None:
+        """Learn from what a stream has just shown, together with those that share its links."""
+        source, target = stream.source, stream.target
+        out = [each for each in self._streams if each.source == source]
+        into = [each for each in self._streams if each.target == target]
+        pair = [each for each in out if each.target == target]
+        alone = len(out) == len(pair) == len(into)
+        held_back = any(each.limited for each in pair)
+        if (rate := self._carried(("path", source, target), pair)) is not None:
+            seen = Window(bytes_per_second=rate, limited=held_back and alone)
+            self._learn(self._paths, (source, target), seen, source)
+        several = len({each.target for each in out if each.limited}) > 1
+        if len(out) > len(pair) and (rate := self._carried(("out", source), out)) is not None:
+            self._learn(self._ends, ("out", source), Window(bytes_per_second=rate, limited=several), source)
+        several = len({each.source for each in into if each.limited}) > 1
+        if len(into) > len(pair) and (rate := self._carried(("into", target), into)) is not None:
+            self._learn(self._ends, ("into", target), Window(bytes_per_second=rate, limited=several), target)
+
+    def _carried(self, group: tuple[str, ...], streams: list[PathStream]) -> float | None:
+        """Return the bytes per second of these streams together, over a window that all of them have shown."""
+        now, since = clock.now(), self._since.get(group, -math.inf)
+        until = min(each.shown_until for each in streams)
+        if until < now - _FRESH_SECONDS:
+            return None
+        since = max(since, until - _MOST_WINDOW_SECONDS)
+        if until - since < LEAST_WINDOW_SECONDS:
+            return None
+        self._since[group] = until
+        return sum(each.carried(since, until) for each in streams) / (until - since)
+
+    def _learn(self, links: dict[_Link, LinkLearning], link: _Link, seen: Window, host: str) -> None:
+        before = links.get(link, LinkLearning())
+        links[link] = before.after(seen, at=clock.wall())
+        at = clock.wall()
+        if _different(before.speed(at), links[link].speed(at)):
+            self._tell(host)
+
+    def _tell(self, host: str) -> None:
+        self._inventory.learn(host, self.learned(host))
+
+    def _keep(self, host: str) -> None:
+        self._journal_writer.schedule_latest(KIND, host, lambda: self._document(host))
+
+    def _document(self, host: str) -> dict[str, Any]:
+        nothing = LinkLearning()
+        paths = [(target, each) for (source, target), each in self._paths.items() if source == host]
+        paths.sort(key=lambda one: one[1].measured_at or 0.0)
+        return {
+            "id": host,
+            "out": self._ends.get(("out", host), nothing).fields(),
+            "into": self._ends.get(("into", host), nothing).fields(),
+            "to": {target: each.fields() for target, each in paths[-_PATHS_KEPT:]},
+        }
+
+    # --- probing, and giving way ------------------------------------------------------------------------------------
+
+    def others(self, stream: PathStream) -> list[PathStream]:
+        """Return the other streams that share a link with it."""
+        return [
+            each
+            for each in self._streams
+            if each is not stream and (each.source == stream.source or each.target == stream.target)
+        ]
+
+    def may_probe(self, stream: PathStream) -> bool:
+        """Tell whether it is time that this stream goes without a pace, and then it is its turn."""
+        now = clock.now()
+        if now - self._probed.get(stream.source, -math.inf) < _PROBE_EVERY_SECONDS:
+            return False
+        if self.carries(stream.source, stream.target) is None:
+            return False
+        self._probed[stream.source] = now
+        return True
+
+    def take_turn(self, stream: PathStream) -> bool:
+        """See :meth:`migrator.engine.migration.shared_path.SharedPath.take_turn`."""
+        speed = self.carries(stream.source, stream.target)
+        if speed is None or speed > _FAST:
+            return True
+        links = (("out", stream.source), ("into", stream.target))
+        holders = [self._turns[link] for link in links if link in self._turns]
+        if any(holder is not stream for holder in holders):
+            return False
+        for link in links:
+            self._turns[link] = stream
+        self._tell_others(stream)
+        return True
+
+    def end_turn(self, stream: PathStream) -> None:
+        """Let those go on that gave way to this one."""
+        links = [link for link, holder in self._turns.items() if holder is stream]
+        for link in links:
+            del self._turns[link]
+        if links:
+            self._tell_others(stream)
+
+    def _tell_others(self, stream: PathStream) -> None:
+        for each in self.others(stream):
+            each.changed()
+
+    def gives_way(self, stream: PathStream) -> bool:
+        """Tell whether another one has the turn on one of its links."""
+        holders = (self._turns.get(("out", stream.source)), self._turns.get(("into", stream.target)))
+        return any(holder is not None and holder is not stream for holder in holders)
+
+
+class PathStream:
+    """One stream. Implements :class:`migrator.engine.migration.shared_path.SharedPath`."""
+
+    def __init__(self, speeds: PathSpeeds, source: str, target: str) -> None:
+        self._speeds = speeds
+        self.source, self.target = source, target
+        #: The path held it back in its last window, and nothing else did.
+        self.limited = False
+        self.changed: Callable[[], None] = lambda: None
+        self._last: StreamCounters | None = None
+        #: The least that its pace and QEMU's limit allowed since then; 0: neither was set.
+        self._most = 0.0
+        #: On our clock: what was acknowledged by then, the last seconds.
+        self._points: deque[tuple[float, int]] = deque()
+        self._probes_until = -math.inf
+        self._turn_until, self._turn_not_before = math.inf, -math.inf
+        self._turn_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """See the protocol."""
+        return self._speeds.carries(self.source, self.target)
+
+    @property
+    def probes(self) -> bool:
+        """See the protocol."""
+        now = clock.now()
+        if now >= self._probes_until and self._speeds.may_probe(self):
+            self._probes_until = now + _PROBE_SECONDS
+        return now < self._probes_until
+
+    @property
+    def attainable_bytes_per_second(self) -> float:
+        """See the protocol."""
+        return (self.bytes_per_second or 0.0) if self._speeds.others(self) else 0.0
+
+    @property
+    def yields(self) -> bool:
+        """See the protocol."""
+        return self._speeds.gives_way(self)
+
+    def begin(self) -> None:
+        """See the protocol."""
+        self._speeds.begun(self)
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """See the protocol."""
+        self.changed = changed
+
+    def note(self, counters: StreamCounters, *, most: float) -> None:
+        """See the protocol."""
+        last = self._last
+        if last is None or counters.acknowledged_bytes < last.acknowledged_bytes:
+            self._points.clear()  # it begins, or was opened anew
+            self._begin_window(counters, most)
+            self._speeds.begun(self)
+            return
+        self._point(counters)
+        if most:
+            self._most = min(self._most or most, most)
+        seen = window(last, counters, most=self._most)
+        if seen is None:
+            return
+        self.limited = seen.limited
+        self._last, self._most = counters, most
+        self._speeds.saw(self)
+
+    def _begin_window(self, counters: StreamCounters, most: float) -> None:
+        self._last, self._most, self.limited = counters, most, False
+        self._point(counters)
+
+    def _point(self, counters: StreamCounters) -> None:
+        now = clock.now()
+        self._points.append((now, counters.acknowledged_bytes))
+        while len(self._points) > 2 and self._points[1][0] < now - 2 * _FRESH_SECONDS:
+            self._points.popleft()
+
+    @property
+    def shown_until(self) -> float:
+        """Return until when it is known what it carried, on our clock."""
+        return self._points[-1][0] if self._points else -math.inf
+
+    def carried(self, since: float, until: float) -> float:
+        """Return the bytes acknowledged between two moments, as far as it was looked at then."""
+        return max(0.0, self._acknowledged(until) - self._acknowledged(since))
+
+    def _acknowledged(self, at: float) -> float:
+        before = self._points[0]
+        for point in self._points:
+            if point[0] >= at:
+                if point[0] <= before[0]:
+                    return point[1]
+                return before[1] + (point[1] - before[1]) * (at - before[0]) / (point[0] - before[0])
+            before = point
+        return before[1]
+
+    def take_turn(self) -> bool:
+        """See the protocol."""
+        now = clock.now()
+        if self._turn_timer is not None:
+            return True
+        if now < self._turn_not_before:
+            return not self.yields
+        if not self._speeds.take_turn(self):
+            return False
+        self._turn_timer = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        return True
+
+    def end_turn(self) -> None:
+        """See the protocol."""
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
+            self._turn_not_before = clock.now() + _TURN_AGAIN_SECONDS
+        self._speeds.end_turn(self)
+
+    def close(self) -> None:
+        """See the protocol."""
+        self.end_turn()
+        self._speeds.ended(self)
+
+
+def _different(before: LinkSpeed, now: LinkSpeed) -> bool:
+    """Tell whether it is enough of a change to plan anew."""
+    if before.measured != now.measured or (before.bytes_per_second is None) != (now.bytes_per_second is None):
+        return True
+    old, new = before.bytes_per_second or before.at_least, now.bytes_per_second or now.at_least
+    # What a path carries at the least says the less, the more it is.
+    step = _STEP_RATIO if now.bytes_per_second is not None else 1.0
+    return abs(new - old) > step * old
