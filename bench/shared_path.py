@@ -1,6 +1,6 @@
 """Guests that share one narrow path: a host is emptied over it, twice, by a service that was told nothing of the path.
 
-The first plan believes the card; what the streams of the first evacuation showed is what the second one is planned with.
+The first plan believes the card; the second one knows what the streams of the first evacuation showed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
 from migrator.testing import network
-from migrator.testing.lab import GuestMachine, Habit, until
+from migrator.testing.lab import GuestMachine, Habit
 from migrator.testing.site import LabSite
 
 _MIB = 1 << 20
@@ -87,11 +87,11 @@ async def run(options: Options, quiet: Quiet) -> str:
             found += await _twice(count, options)
     return paragraphs(
         f"{describe(str(options.binary))} · {quiet}",
-        f"Two namespaces, the source's link slowed to {_PATH_MBIT} Mbit/s by `tc tbf`; its card says 10 Gbit/s, and nobody "
-        f"configured another speed. Idle guests (TCG, {_MEMORY_BYTES // _MIB} MiB, {_IDLE.region_bytes // _MIB} MiB of them "
-        "touched, 0.3 MB/s written, as by an idle Linux) leave it all at once, under a ceiling of "
-        f"{ms(_CEILING_SECONDS)} ms, and once more after they were brought home. Silence is between two beats of the guest "
-        "(every 20 ms), wherever it runs; the plan's interval is from p10 to p90.",
+        f"Two namespaces, the source's link slowed to {_PATH_MBIT} Mbit/s by `tc tbf`; its card says 10 Gbit/s, and "
+        f"nobody configured another speed. Idle guests (TCG, {_MEMORY_BYTES // _MIB} MiB, "
+        f"{_IDLE.region_bytes // _MIB} MiB of them touched, 0.3 MB/s written, as by an idle Linux) leave it all at "
+        f"once, under a ceiling of {ms(_CEILING_SECONDS)} ms, and once more after they were brought home. Silence is "
+        "between two beats of the guest (every 20 ms), wherever it runs; the plan's interval is from p10 to p90.",
         _table(found),
         _aims(found),
     )
@@ -156,6 +156,8 @@ async def _evacuate(site: LabSite, machines: Sequence[GuestMachine], number: int
     found = json.loads(done.stdout)
     guests = []
     for each in found["guests"]:
+        if each["guest"] not in silence.keys:
+            continue  # of somebody else on this machine
         last = await asyncio.to_thread(_ask, site, "status", each["migration"]) if each["migration"] else {}
         guests.append(
             _Guest(
@@ -180,11 +182,11 @@ async def _evacuate(site: LabSite, machines: Sequence[GuestMachine], number: int
 
 
 class _Silence:
-    """Longest times without a beat of each guest, from whichever of its processes: seen by the files of their serial ports."""
+    """Longest times without a beat of each guest, by the files of the serial ports of all its processes."""
 
     def __init__(self, directory: Path, machines: Sequence[GuestMachine]) -> None:
         self._directory = directory
-        self._keys = {str(machine.uuid): machine.uuid.hex[:8] for machine in machines}
+        self.keys = {str(machine.uuid): machine.uuid.hex[:8] for machine in machines}
         self.longest: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -209,13 +211,13 @@ class _Silence:
             await asyncio.sleep(0.003)
 
     def _files(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {key: [] for key in self._keys}
+        found: dict[str, list[Path]] = {key: [] for key in self.keys}
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 argv = (path / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
             except OSError:
                 continue
-            for key in self._keys.keys() & set(argv):
+            for key in self.keys.keys() & set(argv):
                 found[key] += [
                     Path(part.removeprefix("path="))
                     for word in argv

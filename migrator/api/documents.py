@@ -336,10 +336,29 @@ class PlannedGuest(Document):
     findings: list[FindingDocument] = Field(default_factory=list)
 
 
+class PlannedPath(Document):
+    """The path between two hosts, as a plan takes it."""
+
+    source: str
+    target: str
+    #: That streams may take of it, all together: the interval says how far that may be off.
+    bytes_per_second: float
+    p10_bytes_per_second: float
+    p90_bytes_per_second: float
+    #: Of the last stream that showed something of it; ``null``: none did.
+    measured_at: datetime | None = None
+    #: ``measured`` (it held streams back), ``configured``, ``card`` (read from the source's link) or ``assumed``.
+    basis: str
+    #: The same for people.
+    note: str
+
+
 class PlanDocument(Document):
     """The plan of an evacuation, before the act."""
 
     host: str
+    #: The paths that its guests would take.
+    paths: list[PlannedPath] = Field(default_factory=list)
     guests: list[PlannedGuest] = Field(default_factory=list)
     #: Guests that are not ``possible``: with one of them the host would not become empty.
     cannot_move: int = 0

@@ -6,8 +6,9 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 
-from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest
+from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest, PlannedPath
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot
@@ -88,6 +89,7 @@ class Preview:
         guests.sort(key=lambda each: math.inf if each.order is None else each.order)
         return PlanDocument(
             host=host,
+            paths=[_path(*ends, each) for ends, each in found.paths.items()],
             guests=guests,
             cannot_move=sum(not each.possible for each in guests),
             takes_p10_seconds=found.takes.p10,
@@ -199,6 +201,20 @@ def _guest(
         verdict=outlook.verdict.value if outlook.verdict is not None else "",
         downtime_seconds=outlook.downtime_seconds,
         findings=_documents(findings),
+    )
+
+
+def _path(source: str, target: str, outlook: preview.PathOutlook) -> PlannedPath:
+    at = outlook.measured_at
+    return PlannedPath(
+        source=source,
+        target=target,
+        bytes_per_second=outlook.bytes_per_second,
+        p10_bytes_per_second=outlook.low,
+        p90_bytes_per_second=outlook.high,
+        measured_at=datetime.fromtimestamp(at, UTC) if at is not None else None,
+        basis=outlook.basis,
+        note=outlook.note,
     )
 
 

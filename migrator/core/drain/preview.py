@@ -5,6 +5,7 @@ The questions go to another process, so that they come in portions: see :func:`p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,12 @@ from migrator.core.drain.forecast import accepts_ceiling, foreseen, foretell, no
 from migrator.core.drain.plan import DrainPlan, make_plan
 from migrator.core.drain.snapshot import KnownPolicies, PolicyRules, SiteSnapshot
 from migrator.core.inventory import Guest, Host
+from migrator.core.link_speeds import LinkSpeed
 from migrator.core.migration.forecast import Verdict
 from migrator.core.model import Finding, Severity
-from migrator.core.schedule.timetable import Prediction, Quantiles, lower_bound_seconds
-from migrator.core.schedule.transfers import LinkTable, Move
+from migrator.core.schedule.timetable import P90, Prediction, Quantiles, lower_bound_seconds
+from migrator.core.schedule.transfers import LinkDirection, LinkTable, Move
+from migrator.units import show_seconds
 
 #: Hosts, and guests, in one portion.
 _HOSTS, _GUESTS = 25, 200
@@ -53,11 +56,26 @@ class GuestOutlook:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathOutlook:
+    """What a path is taken to carry for streams, in bytes per second, and why."""
+
+    bytes_per_second: float
+    low: float
+    high: float
+    #: Seconds since the epoch.
+    measured_at: float | None
+    basis: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanOutlook:
     """What would come of the evacuation."""
 
     #: By the guests' keys, of those that were placed.
     guests: Mapping[str, GuestOutlook]
+    #: By source and target, of those that would be taken.
+    paths: Mapping[tuple[str, str], PathOutlook]
     takes: Quantiles
     lower_bound_seconds: float
 
@@ -164,11 +182,56 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
             ),
         )
     foretold = [one for one in own.values() if one.guest in prediction.guests]
+    ends = {(one.source, one.target) for one in own.values()}
     return PlanOutlook(
         guests=guests,
+        paths={each: _path_outlook(site, network, *each) for each in sorted(ends)},
         takes=_takes(prediction, own.keys()),
         lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
     )
+
+
+def _path_outlook(site: SiteSnapshot, network: LinkTable, source: str, target: str) -> PathOutlook:
+    path = network.path(source, target)
+    host = site.hosts.get(source)
+    link = host.link_bytes_per_second if host is not None else None
+    known = min((each for each in path.links if each.learned.bytes_per_second), key=_capacity, default=None)
+    if known is not None and known.capacity <= path.speed:
+        basis, learned = "measured", known.learned
+        carries = learned.bytes_per_second or 0.0
+        note = f"measured {_ago(site, learned)}: {known.name} carries {_bits(carries)}"
+    else:
+        learned = path.learned
+        basis = "assumed" if not link else "card" if host is not None and host.link_is_read else "configured"
+        says = {"assumed": "assumed", "card": "its card says", "configured": "configured are"}[basis]
+        claim = f"{says} {_bits(link or site.limits.links.assumed_link_bytes_per_second)}"
+        note = f"never measured: {claim}"
+        if learned.measured:
+            note = f"it held nobody back at {_bits(learned.at_least)}, {_ago(site, learned)}; {claim}"
+    factor = math.exp(P90 * max(site.limits.links.link_spread_ratio, learned.spread_ratio))
+    return PathOutlook(
+        bytes_per_second=path.speed,
+        low=path.speed / max(path.doubt, factor),
+        high=path.speed * (factor if path.doubt <= 1 else 1.0),
+        measured_at=learned.measured_at,
+        basis=basis,
+        note=f"{source} to {target}: {note}",
+    )
+
+
+def _capacity(link: LinkDirection) -> float:
+    return link.capacity
+
+
+def _ago(site: SiteSnapshot, learned: LinkSpeed) -> str:
+    seconds = max(0.0, site.now.timestamp() - (learned.measured_at or 0.0))
+    return f"{show_seconds(seconds)} ago" if seconds >= 1.0 else "just now"
+
+
+def _bits(payload: float) -> str:
+    """Return a speed as cards and switches have it: headers included, which take 5 % beside the payload."""
+    bits = payload / 0.95 * 8
+    return f"{bits / 1e9:.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.3g} Mbit/s"
 
 
 def _refused(guest: GuestOutlook) -> bool:

@@ -24,7 +24,7 @@ from migrator.core.schedule.transfers import (
 )
 
 #: Standard deviations between the median and the 10th or 90th percentile.
-_P90 = 1.2816
+P90 = 1.2816
 #: Events nearer than this are taken together.
 _INSTANT = 1e-3
 
@@ -75,7 +75,7 @@ def predict(
     rules = rules or LinkRules()
     transfers = tuple(transfers)
     moves = moves_of(transfers, hosts, rules)
-    common = math.exp(_P90 * _common_spread(moves, rules))
+    common = math.exp(P90 * _common_spread(moves, rules))
     own_doubts = {move.transfer.guest: (move.path.doubt - 1) * move.sending_left for move in moves}
     run = _Run(moves, rules)
     run.to_the_end()
@@ -91,7 +91,7 @@ def predict(
     sources = {move.transfer.guest: move.transfer.source for move in moves}
     for guest in sorted(run.ends, key=lambda one: (run.begins[one], one)):
         begin, end = run.begins[guest], run.ends[guest]
-        own = math.exp(_P90 * run.own_spread[guest])
+        own = math.exp(P90 * run.own_spread[guest])
         begins = _interval(begin, common, off.get(guest, 0.0))
         before = doubts.get(sources[guest], 0.0)
         after = doubts[sources[guest]] = before + own_doubts[guest]

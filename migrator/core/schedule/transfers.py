@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from migrator.core.inventory import Host
@@ -115,6 +115,8 @@ class LinkDirection:
     limit: int | None
     #: It carries less than it should, as was seen.
     narrow: bool = False
+    #: What was seen of it.
+    learned: LinkSpeed = field(default_factory=LinkSpeed)
 
 
 class LinkTable:
@@ -133,9 +135,10 @@ class LinkTable:
             host = self._hosts.get(name)
             speed = host.link_bytes_per_second if host is not None else None
             capacity = (speed or self._rules.assumed_link_bytes_per_second) * (1 - self._rules.reserve_ratio)
-            seen = capacity
+            learned = LinkSpeed()
             if host is not None:
-                seen = _seen(host.learned.out if out else host.learned.into, capacity)
+                learned = host.learned.out if out else host.learned.into
+            seen = _seen(learned, capacity)
             pipe = self._pipes[name, out] = LinkDirection(
                 host=name,
                 name=f"{name}'s link {'out' if out else 'in'}",
@@ -143,6 +146,7 @@ class LinkTable:
                 capacity=seen,
                 limit=None if host is None else host.max_outgoing if out else host.max_incoming,
                 narrow=seen < capacity,
+                learned=learned,
             )
         return pipe
 
@@ -163,7 +167,13 @@ class LinkTable:
         if capacity < least:
             name = f"the path from {source} to {target}"
             between = LinkDirection(
-                host=source, name=name, key="", capacity=capacity, limit=None, narrow=True
+                host=source,
+                name=name,
+                key="",
+                capacity=capacity,
+                limit=None,
+                narrow=True,
+                learned=learned,
             )
             links = (*ends, between)
         configured = self._is_configured(source)
