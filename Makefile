@@ -6,7 +6,7 @@ BIN := .build/venv/bin
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-evacuation bench-scale soak lock audit install uninstall clean
+.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -18,6 +18,7 @@ help:
 	@echo 'make picture   docs/images/run.svg anew, from a migration on this machine'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=]'
+	@echo 'make bench-forecasts   what was forecast, held against what came, in simulation   [BENCH_ARGS=]'
 	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
 	@echo 'make bench-scale   1,000 migrations on one controller, what each costs, the journal; 15 minutes   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
@@ -67,6 +68,10 @@ bench:
 bench-policies:
 	@scripts/setup bench
 	$(BIN)/python -m bench.policies $(BENCH_ARGS)
+
+bench-forecasts:
+	@scripts/setup bench
+	$(BIN)/python -m bench.forecasts $(BENCH_ARGS)
 
 bench-evacuation:
 	@scripts/setup bench

@@ -14,7 +14,8 @@ Every number here was written by the command that measured it, on the machine an
     make bench BENCH_ARGS=--write
 
 `BENCH_ARGS='virsh --write'` measures and replaces one section. Aims are compared with medians.
-`make bench-policies`, `make bench-evacuation` and `make bench-scale` measure the sections of those names.
+`make bench-policies`, `make bench-forecasts`, `make bench-evacuation` and `make bench-scale` measure the sections of
+those names.
 """
 _SECTION = re.compile(r"<!-- (?P<key>\S+) -->\n(?P<text>.*?)<!-- end -->\n", re.DOTALL)
 

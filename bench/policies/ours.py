@@ -6,7 +6,7 @@ from bench.policies.cases import LINK_BYTES_PER_SECOND
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities, ActionKind
-from migrator.core.migration.forecast import Verdict
+from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.traffic_shaping import unsent_limit
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
@@ -38,6 +38,8 @@ class Migrator(Strategy):
         self._abilities = Abilities(postcopy=self.may_postcopy, throttle=policy.max_throttle_ratio > 0)
         #: The round in which it was first said that nothing the policy allows will do.
         self.cannot_round: int | None = None
+        #: As of the last sample.
+        self.forecast = Forecast(verdict=Verdict.UNKNOWN)
         #: What was done, when and why.
         self.reasons: list[tuple[float, str, str]] = []
 
@@ -45,6 +47,11 @@ class Migrator(Strategy):
     def first_forecast_seconds(self) -> float | None:
         """Total time as forecast at the end of the first round."""
         return self._state.first_forecast_seconds
+
+    @property
+    def settled(self) -> bool:
+        """Something was done that nothing follows on."""
+        return self._state.settled
 
     @property
     def look_again_seconds(self) -> float:
@@ -69,6 +76,7 @@ class Migrator(Strategy):
 
     def on_sample(self, sample: Sample) -> list[Action]:
         self._state, seen, actions = convergence.decide(self._state, sample, self.policy, self._abilities)
+        self.forecast = seen
         if seen.verdict is Verdict.CANNOT and self.cannot_round is None:
             self.cannot_round = sample.round
         self.reasons += [(sample.at_seconds, str(action.act), action.reason) for action in actions]

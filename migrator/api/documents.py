@@ -62,9 +62,10 @@ class ForecastDocument(Document):
     p90_seconds: float | None = None
     downtime_p50_seconds: float | None = None
     downtime_p90_seconds: float | None = None
-    #: ``converges``, ``converges-if`` (and which rung), ``cannot``; empty while nothing is known.
+    #: ``converges``, ``converges-if`` (and which rung), ``cannot``, or ``unknown`` (and what would tell more).
     verdict: str = ""
     rung: str = ""
+    waiting_for: str = ""
 
 
 class MigrationDocument(Document):

@@ -239,6 +239,8 @@ def _no_end(found: Document) -> str:
     """Say to a person what a forecast without a time means."""
     if found["verdict"] == "cannot":
         return "its policy does not let it end"
+    if found["verdict"] == "unknown":
+        return ""
     if found["verdict"] == "converges-if":
         return f"it takes {_RUNGS.get(found['rung'], found['rung'])} to end"
     return str(found["verdict"])
@@ -255,6 +257,9 @@ def figures(one: Document) -> str:
     parts += [f"round {one['round']}"] if one["round"] else []
     if one["remaining_bytes"] is not None:
         parts.append(f"{show_bytes(one['remaining_bytes'])} left")
+    found = one["forecast"] or {}
+    if found.get("waiting_for") and found["p50_seconds"] is None:
+        parts.append(f"waits for {found['waiting_for']}")
     if text := forecast(one):
         if one["forecast"]["p50_seconds"] is not None:
             middle, bracket, span = text.partition(" (")

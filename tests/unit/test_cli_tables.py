@@ -98,12 +98,17 @@ def test_the_state_of_a_token_fits_a_usual_terminal():
             ("converges-if", "throttle", None),
             "round 2, 1.0 MiB left, it takes throttling to end, stream 2.0 MiB/s",
         ),
+        (
+            ("unknown", "", None),
+            "round 2, 1.0 MiB left, waits for a quiet moment, stream 2.0 MiB/s",
+        ),
     ],
 )
 def test_figures_say_the_time_left_before_the_rates_and_the_verdict_in_words(forecast: Any, said: str):
     found = forecast and {
         "verdict": forecast[0],
         "rung": forecast[1],
+        "waiting_for": "a quiet moment" if forecast[0] == "unknown" else "",
         "p10_seconds": None,
         "p50_seconds": forecast[2],
         "p90_seconds": None,

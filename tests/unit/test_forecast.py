@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from migrator.core.migration.forecast import Model, Round, observe, outlook, probe, spread_of
+from migrator.core.migration.forecast import Model, Round, observe, outlook, probe
 from migrator.core.model import Sample
 
 MIB = 1 << 20
@@ -89,11 +89,6 @@ def test_rounds_that_gain_nothing_are_seen_whatever_the_rates_say() -> None:
     assert after(*FIRST_ROUND, *flat).stalled()
     falling = [sample(6.5, 3, 75, 650), sample(7.25, 4, 37.5, 725), sample(7.625, 5, 18.75, 762.5)]
     assert not after(*FIRST_ROUND, *falling).stalled()
-
-
-def test_the_quantiles_are_in_order() -> None:
-    low, middle, high = spread_of(after(*FIRST_ROUND), limit_seconds=0.1)
-    assert low.seconds < middle.seconds < high.seconds
 
 
 def test_samples_from_the_past_and_absurd_ones_change_nothing() -> None:

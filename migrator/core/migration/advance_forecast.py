@@ -69,7 +69,7 @@ def forecast_in_advance(
     )
     # What both ends support preflight says, and the controller takes into account.
     state, forecast, _ = convergence.decide(state, sample, policy, Abilities(postcopy=True, throttle=True))
-    if forecast.verdict is Verdict.CONVERGES:
+    if forecast.as_it_goes:
         likely = outlook(state.model, limit_seconds=state.model.limit_seconds)
         return AdvanceForecast(verdict=Verdict.CONVERGES, downtime_seconds=likely.downtime_seconds)
     if not forecast.rung:

@@ -27,10 +27,10 @@ from migrator.core.migration.forecast import (
     Model,
     Verdict,
     outlook,
-    spread_of,
 )
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan, plan_switch
 from migrator.core.migration.throttling import Throttling
+from migrator.core.migration.time_left import NextStep, rises, time_left
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, PostcopyMode
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -51,6 +51,8 @@ _DOUBT_FACTOR = 1.05
 #: seconds, will not.
 _ROUNDS_WORTH = 30.0
 _LEAST_BUDGET_SECONDS = 120.0
+#: It surely ends within the time limit where it would even if it took this much longer.
+_SURE_FACTOR = 1.15
 #: A bandwidth that was higher by this factor within the last seconds may be low for a moment only.
 _MOMENTARY_FACTOR = 1.15
 #: A verdict on the same round stands for so long, ...
@@ -61,6 +63,9 @@ _STANDS_FAR_SECONDS = 0.5
 _NOT_WORTH_RELAXING_SECONDS = 2.0
 #: Neither throttle nor postcopy are chosen on what was seen for less long: a stream beside others may begin slowly.
 _LEAST_EVIDENCE_SECONDS = 2.5
+
+#: What a forecast waits for before there is one.
+_WATCHING = "a second of watching how fast the guest writes"
 
 #: How the reason ends of a migration that is given up, and its error.
 GIVING_UP = "giving up"
@@ -110,7 +115,7 @@ class ConvergenceState:
     #: Rounds and probes that a verdict was given on.
     judged_entries: int = 0
     #: The last verdict, and when it was given, seconds since the migration began.
-    judged: Forecast = field(default_factory=lambda: Forecast(verdict=Verdict.UNKNOWN))
+    judged: Forecast = field(default_factory=lambda: Forecast(verdict=Verdict.UNKNOWN, waiting_for=_WATCHING))
     judged_at_seconds: float = -math.inf
     switch: SwitchPlan = field(default_factory=SwitchPlan)
     #: Something was done that nothing follows on: postcopy, pause or giving up.
@@ -215,32 +220,37 @@ def _judge(
         since = math.inf if enough or momentary else min(state.bad_since, sample.at_seconds)
         state = replace(state, bad_rounds=bad, bad_since=since, judged_entries=state.model.entries)
     aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
-    low, middle, high = spread_of(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio)
     rung = "" if enough or momentary else _rung(state, policy, abilities, ceiling, left)
-    if enough:
+    step = _next_step(state, sample, policy, abilities, rung, left, enough=enough or momentary)
+    ahead = time_left(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio, step=step)
+    waiting_for = _waiting_for(state, sample, step, momentary=momentary)
+    if enough and not waiting_for and ahead.seconds[1] * _SURE_FACTOR > left:
+        waiting_for = f"whether it ends within the {show_seconds(max(0.0, left))} that are left"
+    if waiting_for and (enough or not rung):
+        verdict = Verdict.UNKNOWN
+    elif enough:
         verdict = Verdict.CONVERGES
-    elif rung:
-        verdict = Verdict.CONVERGES_IF
     else:
-        verdict = Verdict.CANNOT if _believed(state, sample, rung, left) else Verdict.UNKNOWN
+        verdict = Verdict.CONVERGES_IF if rung else Verdict.CANNOT
     seen = Forecast(
         verdict=verdict,
         rung=rung,
-        seconds_p10=low.seconds,
-        seconds_p50=middle.seconds,
-        seconds_p90=high.seconds,
-        downtime_seconds_p10=low.downtime_seconds,
-        downtime_seconds_p50=middle.downtime_seconds,
-        downtime_seconds_p90=high.downtime_seconds,
+        as_it_goes=enough,
+        waiting_for=waiting_for if verdict is Verdict.UNKNOWN else "",
+        seconds_p10=ahead.seconds[0],
+        seconds_p50=ahead.seconds[1],
+        seconds_p90=ahead.seconds[2],
+        downtime_seconds_p10=ahead.downtime_seconds[0],
+        downtime_seconds_p50=ahead.downtime_seconds[1],
+        downtime_seconds_p90=ahead.downtime_seconds[2],
     )
-    copied_once = any(entry.pending_bytes for entry in state.model.rounds)
-    if state.first_forecast_seconds is None and copied_once and math.isfinite(middle.seconds):
-        state = replace(state, first_forecast_seconds=sample.at_seconds + middle.seconds)
+    if state.first_forecast_seconds is None and state.model.copied_once and math.isfinite(seen.seconds_p50):
+        state = replace(state, first_forecast_seconds=sample.at_seconds + seen.seconds_p50)
     actions: list[Action] = []
     if enough:
         state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
         actions += relaxed
-        if not high.seconds <= left and not state.at_risk:
+        if not seen.seconds_p90 <= left and not state.at_risk:
             state = replace(state, at_risk=True)
             reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
             actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
@@ -346,6 +356,66 @@ def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[Conver
     return replace(state, throttling=given_back), [Action(act=ActionKind.THROTTLE, reason=reason, value=0.0)]
 
 
+def _next_step(
+    state: ConvergenceState,
+    sample: Sample,
+    policy: Policy,
+    abilities: Abilities,
+    rung: str,
+    left: float,
+    *,
+    enough: bool,
+) -> NextStep:
+    """Return the rung that comes where the copy does not end as it goes, and when."""
+    postcopy = policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy
+    model, ratio = state.model, state.throttling.ratio
+    share: float | None = ratio
+    if rung == ActionKind.THROTTLE:
+        share = _throttle(state, policy, abilities, usable_limit(policy, model.overhead_seconds), left)
+    in_seconds = 0.0
+    if not _believed(state, sample, rung, left):
+        bandwidth = model.bandwidth_bytes_per_second
+        if rung in (ActionKind.THROTTLE, ActionKind.START_POSTCOPY):
+            in_seconds = sample.remaining_bytes / bandwidth
+        else:
+            since = min(state.bad_since, sample.at_seconds)
+            in_seconds = max(0.0, since + _quiet_wait(sample, model, rung, left) - sample.at_seconds)
+    return NextStep(
+        needed=not enough,
+        rung=rung,
+        in_seconds=in_seconds,
+        throttle_ratio=share if share is not None else ratio,
+        max_throttle_ratio=policy.max_throttle_ratio,
+        unproven=_unproven(state, sample),
+        ends_anyway=postcopy or policy.last_resort is LastResort.PAUSE,
+    )
+
+
+def _unproven(state: ConvergenceState, sample: Sample) -> bool:
+    """Tell whether no whole round has shown yet what the CPU time that is taken now does."""
+    taken = state.throttling.ratio
+    return state.throttling.takes_effect(sample.at_seconds, sample.throttle_ratio) or (
+        taken > 0 and state.model.rounds[-1].throttle_ratio < taken - 0.01
+    )
+
+
+def _waiting_for(state: ConvergenceState, sample: Sample, step: NextStep, *, momentary: bool) -> str:
+    """Return what has to be seen before a verdict would rest on more than a guess; empty where enough was seen."""
+    if momentary:
+        return "the stream to carry again what it carried a moment ago"
+    if step.unproven:
+        return f"a round in which {show_ratio(state.throttling.ratio)} of the guest's CPU time is taken"
+    if not state.model.copied_once:
+        return "the end of the first round: a probe says little of what the guest does in all of it"
+    if not step.needed:
+        return "another round: the guest has begun to write faster" if rises(state.model) else ""
+    if step.rung:
+        return ""
+    if step.in_seconds > 0:
+        return f"a quiet moment of the guest, for {show_seconds(step.in_seconds)} more at most"
+    return "" if _believed(state, sample, step.rung, math.inf) else "another round like the last one"
+
+
 def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -> bool:
     """Tell whether the bad verdict has stood for long enough to act on."""
     model = state.model
@@ -359,18 +429,23 @@ def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -
         needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
         if math.isfinite(left) and left < needed:
             return True
-        copied_once = any(entry.pending_bytes for entry in model.rounds)
-        if not copied_once and (
+        if not model.copied_once and (
             rung == ActionKind.START_POSTCOPY or sample.at_seconds < _LEAST_EVIDENCE_SECONDS
         ):
             return False  # a postcopy that begins after a full pass has less to fetch
         return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
+    wait = _quiet_wait(sample, model, rung, left)
+    return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
+
+
+def _quiet_wait(sample: Sample, model: Model, rung: str, left: float) -> float:
+    """Return the seconds, from the first bad round on, for which a quiet moment of the guest is waited for."""
     wait = max(
         _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
     )
     if math.isfinite(left) and rung == ActionKind.PAUSE:
         wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
-    return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
+    return wait
 
 
 def _climb(

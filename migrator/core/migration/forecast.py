@@ -6,8 +6,8 @@ grows with the write rate and saturates; it is fitted to the rounds, and to a di
 of its own. QEMU looks at what is dirty again as soon as no more than ``B × downtime limit`` is left, and switches if
 that still holds after the look (migration_iteration_run); it checks between turns of sending of 50 ms at most. So a
 round that begins with `P` bytes ends after ``(P - B × limit) / B`` and half a turn, and the next begins with what was
-left over and ``D`` of that time. The forecast follows these rounds; its quantiles follow them with write rate and
-bandwidth off by the spread of what was measured.
+left over and ``D`` of that time. The forecast follows these rounds; :mod:`~migrator.core.migration.time_left` says how
+little is known of them.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ _ENOUGH_RATIO = 0.5
 _SETTLED_SECONDS = 1.0
 #: A bandwidth that is lower than it was so many seconds ago may be so for a moment.
 _MOMENT_SECONDS = 10.0
-#: Least relative spread assumed of write rate and bandwidth: what two rounds of a steady guest differ by.
-_LEAST_SPREAD = 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +105,11 @@ class Model:
         """True once there is anything to forecast from."""
         return bool(self.rounds) and self.bandwidth_bytes_per_second > 0
 
+    @property
+    def copied_once(self) -> bool:
+        """True once the first round has ended; before that there are probes at the most."""
+        return any(entry.pending_bytes for entry in self.rounds)
+
     def write_rate(self) -> float:
         """Return the bytes per second that the guest dirties now, unthrottled: the highest of its recent rounds."""
         return max((entry.rate for entry in self._recent), default=0.0)
@@ -148,13 +151,6 @@ class Model:
         if best <= self.bandwidth_bytes_per_second:
             return self
         return replace(self, bandwidth_bytes_per_second=best)
-
-    def spread(self) -> float:
-        """Return the relative spread of the write rate over the recent rounds that were not saturated."""
-        rates = [entry.rate for entry in self._recent]
-        if len(rates) < 2 or max(rates) <= 0:
-            return 0.25
-        return min(1.0, max(_LEAST_SPREAD, (max(rates) - min(rates)) / (2 * max(rates))))
 
     def stalled(self, fitting_seconds: float = 0.0) -> bool:
         """Tell whether the last rounds gained nothing, so that each began with about what the ones before did.
@@ -297,7 +293,7 @@ def _with_peak(model: Model) -> Model:
 class Verdict(StrEnum):
     """Verdict on whether precopy will end inside the policy."""
 
-    #: Too early to say, or waiting for a quiet moment of the guest.
+    #: Too early to say, or waiting for a quiet moment of the guest; :attr:`Forecast.waiting_for` says what for.
     UNKNOWN = "unknown"
     #: As it goes.
     CONVERGES = "converges"
@@ -324,6 +320,10 @@ class Forecast:
     verdict: Verdict
     #: With ``converges-if``: the rung.
     rung: str = ""
+    #: It ends as it goes if the guest goes on as it did, however short it was watched.
+    as_it_goes: bool = False
+    #: With ``unknown``: what would tell more, in a few words.
+    waiting_for: str = ""
     seconds_p10: float = 0.0
     seconds_p50: float = 0.0
     seconds_p90: float = 0.0
@@ -386,22 +386,3 @@ def outlook(
     return Outlook(
         ends=False, seconds=math.inf, downtime_seconds=working_set / bandwidth + model.overhead_seconds
     )
-
-
-def spread_of(
-    model: Model, *, limit_seconds: float, throttle_ratio: float = 0.0
-) -> tuple[Outlook, Outlook, Outlook]:
-    """Return the outlook at the 10th, 50th and 90th percentile of what was measured."""
-    # 1.28 standard deviations lie between the median and either; the spreads are about one each.
-    rate, link = 1.28 * model.spread(), 1.28 * min(0.5, model.bandwidth_spread / 2)
-    low, middle, high = (
-        outlook(
-            model,
-            limit_seconds=limit_seconds,
-            throttle_ratio=throttle_ratio,
-            rate_factor=max(0.05, 1 + sign * rate),
-            link_factor=max(0.2, 1 - sign * link),
-        )
-        for sign in (-1, 0, 1)
-    )
-    return low, middle, high

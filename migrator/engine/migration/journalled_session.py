@@ -219,11 +219,16 @@ class JournalledSession(MigrationSession):
 
 
 def _forecast(forecast: Forecast | None) -> ForecastDocument | None:
-    if forecast is None or forecast.verdict is Verdict.UNKNOWN:
+    if forecast is None or (forecast.verdict is Verdict.UNKNOWN and not forecast.waiting_for):
         return None
+    # Before anything is known there are no figures yet.
+    known = forecast.seconds_p50 > 0
+    if not known:
+        return ForecastDocument(verdict=forecast.verdict, waiting_for=forecast.waiting_for)
     return ForecastDocument(
         verdict=forecast.verdict,
         rung=forecast.rung,
+        waiting_for=forecast.waiting_for,
         p10_seconds=_finite(forecast.seconds_p10),
         p50_seconds=_finite(forecast.seconds_p50),
         p90_seconds=_finite(forecast.seconds_p90),
