@@ -32,18 +32,21 @@ class LabError(RuntimeError):
 
 #: Between two questions of :func:`until`.
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.003, 0.1
+#: What has taken long is noticed later by so much of that.
+_LATE_RATIO = 0.05
 
 
 async def until(probe: Callable[[], object], *, what: str, within: float = WAIT_SECONDS) -> None:
     """Ask ``probe``, a plain or an ``async`` function, again and again until it returns something true.
 
-    It is asked every few milliseconds, and one that takes its time no more than a third of the time: what is waited for
-    needs the processor too.
+    It is asked every few milliseconds at first, then ever less often; one that takes its time no more than a third of
+    the time: what is waited for needs the processor too.
 
     :raise TimeoutError: saying ``what`` did not come true.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within
+    began = loop.time()
+    deadline = began + within
     while True:
         asked_at = loop.time()
         answer = probe()
@@ -52,7 +55,8 @@ async def until(probe: Callable[[], object], *, what: str, within: float = WAIT_
         now = loop.time()
         if now > deadline:
             raise TimeoutError(f"waited {within:g} s in vain: {what}")
-        await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, max(_SHORTEST_PAUSE_SECONDS, 2 * (now - asked_at))))
+        pause = max(_SHORTEST_PAUSE_SECONDS, 2 * (now - asked_at), _LATE_RATIO * (now - began))
+        await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, pause))
 
 
 @dataclass(frozen=True, kw_only=True)

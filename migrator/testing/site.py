@@ -161,7 +161,7 @@ class LabSite:
             '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"'
             + ('\nlisten = "127.0.0.1:0"' if self._page else ""),
             '[store]\npath = "state/journal.db"',
-            '[limits]\nlink_reserve = 0.05\nrefresh_interval = "2s"',
+            '[limits]\nlink_reserve = 0.05\nrefresh_interval = "5s"',
             # These guests are of this project's own making, for which it does not matter.
             '[[guests]]\nmatch = "*"\naccept = ["tcg-loses-writes"]',
             self._extra,
