@@ -123,11 +123,10 @@ async def test_no_secret_is_ever_said(broker: Broker) -> None:
         assert heard.get(f"{url}/api/v1/hosts", {"Cookie": f"migrator_session={token}"}) in (200, 401)
         assert heard.get(f"{url}/api/v1/hosts?token={token[:9]}", bearer) in (200, 400, 422)
 
-        async def seen() -> None:
-            while "keeps a secret" not in await heard.command("guests"):
-                pass
+        async def seen() -> bool:
+            return "keeps a secret" in await heard.command("guests")
 
-        await asyncio.wait_for(seen(), 30)
+        await until(seen, what="the guest", within=30)
         await heard.command("plan", "a", "--json", server=url, token=token)
         moved = json.loads(await heard.command("evacuate", "a", "--wait", "--json", server=url, token=token))
         assert moved["state"] == "completed", (moved, site.log())
