@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from uuid import UUID
 
 from migrator.testing.lab import GuestMachine, LabQemu
@@ -12,6 +14,18 @@ from migrator.testing.site import LabSite
 
 #: A process that is no QEMU after so long does not become one: what starts a QEMU has become it by then.
 _SETTLED_SECONDS = 10.0
+
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _began(pid: int) -> float:
+    """Return when a process was started, on the clock that counts from the boot on; infinity where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return math.inf
+    return int(stat.rpartition(")")[2].split()[19]) / _TICKS
 
 
 class GuestWatch:
@@ -25,7 +39,7 @@ class GuestWatch:
         self._qemus: dict[int, LabQemu] = {}
         #: vCPU time of each at the last look.
         self._taken: dict[int, int] = {}
-        #: Other processes, and when each was first seen.
+        #: Other processes, and when each was started.
         self._others: dict[int, float] = {}
 
     def look(self) -> dict[UUID, list[LabQemu]]:
@@ -58,15 +72,17 @@ class GuestWatch:
         return len(first) > 1 and len(first & await self.running(machine)) > 1
 
     def _find(self) -> None:
-        now = time.monotonic()
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
         there = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - several times a second
         self._qemus = {pid: qemu for pid, qemu in self._qemus.items() if pid in there and qemu.alive}
         self._taken = {pid: taken for pid, taken in self._taken.items() if pid in self._qemus}
         self._others = {pid: since for pid, since in self._others.items() if pid in there}
+        for pid in there - self._qemus.keys() - self._others.keys():
+            self._others[pid] = _began(pid)
         new = [
             pid
-            for pid in there - self._qemus.keys()
-            if now - self._others.setdefault(pid, now) < _SETTLED_SECONDS
+            for pid, began in self._others.items()
+            if pid not in self._qemus and now - began < _SETTLED_SECONDS
         ]
         for qemus in self._site.instances_of(self._machines.values(), among=new).values():
             for qemu in qemus:
