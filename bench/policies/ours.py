@@ -18,8 +18,6 @@ _DO = {
     ActionKind.PAUSE: Do.PAUSE,
     ActionKind.GIVE_UP: Do.ABORT,
 }
-#: So often the engine looks when the switch is near.
-_CLOSE_SECONDS = 0.004
 
 
 class Migrator(Strategy):
@@ -55,7 +53,8 @@ class Migrator(Strategy):
 
     @property
     def look_again_seconds(self) -> float:
-        return _CLOSE_SECONDS if self._state.watches_closely else self.interval_seconds
+        near = self._state.look_in_seconds
+        return self.interval_seconds if near is None else min(self.interval_seconds, near)
 
     def setup(self) -> Setup:
         throttles = self._abilities.throttle

@@ -69,7 +69,7 @@ def test_the_limit_stays_parked_while_the_switch_is_far() -> None:
     plan, change = planned(copying(30, pending=100))
     assert change is None
     assert not plan.given
-    assert not plan.close
+    assert plan.look_in_seconds is None
 
 
 def test_it_is_given_ahead_of_the_least_that_will_be_left() -> None:
@@ -82,14 +82,15 @@ def test_it_is_given_ahead_of_the_least_that_will_be_left() -> None:
     assert "moment" in change.reason
 
 
-def test_the_source_is_watched_closely_before_it_and_not_for_ever() -> None:
+def test_the_source_is_looked_at_sooner_before_it_and_not_for_ever() -> None:
     plan, _ = planned(copying(30, pending=15))
-    assert plan.close
+    assert plan.look_in_seconds is not None
+    assert plan.look_in_seconds < 0.1
     model = copying(30, pending=15)
     for step in range(2000):
         sample = replace(model.last or Sample(), at_seconds=5 + step * 0.01)
         plan, _ = planned(replace(model, last=sample, round_began=sample), plan)
-    assert not plan.close
+    assert plan.look_in_seconds is None
 
 
 def on_time(model: Model, plan: SwitchPlan, seconds: float) -> tuple[Model, SwitchPlan, LimitChange | None]:

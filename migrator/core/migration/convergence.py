@@ -125,9 +125,9 @@ class ConvergenceState:
     first_forecast_seconds: float | None = None
 
     @property
-    def watches_closely(self) -> bool:
-        """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
-        return self.switch.close and not self.settled
+    def look_in_seconds(self) -> float | None:
+        """Return in how many seconds the source is to be looked at, as the switch is near; ``None`` where it is not."""
+        return None if self.settled else self.switch.look_in_seconds
 
 
 def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> ConvergenceState:

@@ -31,10 +31,13 @@ _LEAST_LIMIT_SECONDS = 0.005
 _SHARES = (0.02, 0.035, 0.06, 0.1, 0.15, 0.2, 0.275, 0.35, 0.475, 0.6, 0.8, 1.0)
 #: QEMU takes up to so long to act on a limit (3 to 138 ms were measured, half of them above 60).
 _LAG_SECONDS = 0.1
-#: From so long before the STOP the source is watched closely, ...
-_CLOSE_SECONDS = 0.35
-#: ...but for so long in a migration and no longer.
-_CLOSE_AT_MOST_SECONDS = 3.0
+#: From so long before the STOP the source is looked at in half of what is left until the limit has to be given, but no
+#: sooner than after the second: QEMU's own lag is ten times as long.
+_NEAR_SECONDS, _SOONEST_LOOK_SECONDS = 0.35, 0.008
+#: Once the limit is given it is looked at so often: QEMU's events tell of rounds and of the STOP.
+_GIVEN_LOOK_SECONDS = 0.04
+#: So long in a migration and no longer: a guest may always be about to be quiet.
+_NEAR_AT_MOST_SECONDS = 3.0
 #: Between rounds all ways to end are followed this often only, and only the chosen one at every sample; sooner where
 #: that one is off by so much.
 _PLANNED_EVERY_SECONDS, _AS_PLANNED_SECONDS = 0.09, 0.01
@@ -86,11 +89,12 @@ class SwitchPlan:
     could_end_seconds: float | None = None
     #: Since when the socket holds more than the ceiling allows, where that alone is in the way.
     full_since: float | None = None
-    #: The source is to be watched closely now, and was for so long.
-    close: bool = False
+    #: The switch may be near: in so many seconds the source is to be looked at. ``None``: at the usual pace.
+    look_in_seconds: float | None = None
     #: The guest goes on running for so long, whatever it does; 0 where the switch may be near.
     far_seconds: float = 0.0
-    close_seconds: float = 0.0
+    #: How long the switch seemed near.
+    near_seconds: float = 0.0
     at_seconds: float = 0.0
 
 
@@ -288,9 +292,13 @@ def _before_anything_is_known(
 
 
 def _watched(plan: SwitchPlan, sample: Sample, stop_in: float) -> SwitchPlan:
-    spent = plan.close_seconds + (max(0.0, sample.at_seconds - plan.at_seconds) if plan.close else 0.0)
-    close = stop_in <= _CLOSE_SECONDS and spent < _CLOSE_AT_MOST_SECONDS
-    return replace(plan, close=close, close_seconds=spent, at_seconds=sample.at_seconds)
+    was_near = plan.look_in_seconds is not None
+    spent = plan.near_seconds + (max(0.0, sample.at_seconds - plan.at_seconds) if was_near else 0.0)
+    near = stop_in <= _NEAR_SECONDS and spent < _NEAR_AT_MOST_SECONDS
+    look_in = _GIVEN_LOOK_SECONDS if plan.given else max(_SOONEST_LOOK_SECONDS, (stop_in - _LAG_SECONDS) / 2)
+    return replace(
+        plan, look_in_seconds=look_in if near else None, near_seconds=spent, at_seconds=sample.at_seconds
+    )
 
 
 def _withdrawn(plan: SwitchPlan, model: Model, stop_in: float) -> tuple[SwitchPlan, LimitChange | None]:

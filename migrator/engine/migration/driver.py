@@ -321,9 +321,9 @@ class MigrationDriver(DriverState):
                     await self._shaper.tend_postcopy()
                     await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
-                far, closely = self._steering.far_seconds, self._steering.watches_closely
+                far, near = self._steering.far_seconds, self._steering.look_in_seconds
                 intent = self._intent_log.intent
-                await self._observer.pause(interval(intent, source, far_seconds=far, closely=closely))
+                await self._observer.pause(interval(intent, source, far_seconds=far, near_seconds=near))
                 continue
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))
@@ -355,7 +355,7 @@ class MigrationDriver(DriverState):
                 await self._steering.switch_to_postcopy("somebody asked for postcopy now")
             if sample.gives_way:
                 return
-            if self._steering.watches_closely and not self._shared_path.take_turn():
+            if self._steering.look_in_seconds is not None and not self._shared_path.take_turn():
                 return  # another guest is being switched over the same path
             await self._steering.step(sample, self._abilities)
         except Driven:

@@ -19,8 +19,6 @@ _KEEP_VIEW_SECONDS = 1.0
 #: While the source copies it is looked at so often; where the switch is far, once in this share of the time until then,
 #: and so often at the least. What QEMU announces wakes us besides: the end of a pass, another status.
 _COPIES_SECONDS, _FAR_RATIO, _FAR_MOST_SECONDS = 0.1, 0.05, 2.0
-#: Near the switch the source is looked at so often: a few hundred queries a second, for some hundred milliseconds.
-_CLOSE_SECONDS = 0.004
 #: Reasons of QEMU's event SHUTDOWN that are not the guest's, in words.
 _BY_SOMEBODY = {
     "host-qmp-quit": "by a quit over its monitor",
@@ -232,19 +230,21 @@ def wanted_to_run(run: RunState) -> bool | None:
     return run in RUNNING_STATES
 
 
-def interval(intent: Intent, source: View, *, far_seconds: float = 0.0, closely: bool = False) -> float:
+def interval(
+    intent: Intent, source: View, *, far_seconds: float = 0.0, near_seconds: float | None = None
+) -> float:
     """Return the seconds after which to look again even if no event says so.
 
     :param far_seconds: while the source copies: for so long there is nothing to be done but by an event.
-    :param closely: the switch is near: what is left has to be seen every few milliseconds while the source copies.
+    :param near_seconds: while the source copies: as the switch is near there may be something to be done then.
     """
     if intent.postcopy and intent.milestone is Milestone.SWITCHING:
         return (
             0.001  # no event tells that a postcopy destination is ready; the guest stands still until it is
         )
     copies = source_is(source) is SourceIs.COPIES
-    if copies and closely:
-        return _CLOSE_SECONDS
+    if copies and near_seconds is not None:
+        return min(_COPIES_SECONDS, near_seconds)
     if copies:
         return max(_COPIES_SECONDS, min(_FAR_MOST_SECONDS, _FAR_RATIO * far_seconds))
     if intent.milestone >= Milestone.HANDED_OVER:

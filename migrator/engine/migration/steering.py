@@ -67,9 +67,9 @@ class Steering:
         return self._state.model.limit_seconds
 
     @property
-    def watches_closely(self) -> bool:
-        """Return whether the switch is so near that the source is to be looked at every few milliseconds."""
-        return self._state.watches_closely
+    def look_in_seconds(self) -> float | None:
+        """Return in how many seconds the source is to be looked at, as the switch is near; ``None`` where it is not."""
+        return self._state.look_in_seconds
 
     @property
     def far_seconds(self) -> float:
