@@ -87,8 +87,8 @@ async def run(options: Options, quiet: Quiet) -> str:
             found += await _twice(count, options)
     return paragraphs(
         f"{describe(str(options.binary))} · {quiet}",
-        f"Two namespaces, the source's link slowed to {_PATH_MBIT} Mbit/s by `tc tbf`; its card says 10 Gbit/s, and "
-        f"nobody configured another speed. Idle guests (TCG, {_MEMORY_BYTES // _MIB} MiB, "
+        f"Two namespaces, the source's link slowed to {_PATH_MBIT} Mbit/s by `tc tbf`; nobody told the service "
+        f"how fast it is (it assumes 10 Gbit/s). Idle guests (TCG, {_MEMORY_BYTES // _MIB} MiB, "
         f"{_IDLE.region_bytes // _MIB} MiB of them touched, 0.3 MB/s written, as by an idle Linux) leave it all at "
         f"once, under a ceiling of {ms(_CEILING_SECONDS)} ms, and once more after they were brought home. Silence is "
         "between two beats of the guest (every 20 ms), wherever it runs; the plan's interval is from p10 to p90.",

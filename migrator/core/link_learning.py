@@ -1,4 +1,4 @@
-"""What a link carries, learned from all streams that share it. Pure.
+"""Speed of a link, learned from all streams that share it. Pure.
 
 A stream tells what its path carries only in moments in which the path is what holds it back: not its own pace, QEMU's
 limit, QEMU itself, or a slow reader. The kernel knows: it counts the time in which a connection had something on its
@@ -41,7 +41,7 @@ _DAY_SECONDS = 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a stream, or all streams of a link, carried over a short time."""
+    """Bytes that a stream, or all streams of a link, carried over a short time, for each second of it."""
 
     bytes_per_second: float
     #: The path held it back, and nothing else did.
@@ -67,7 +67,7 @@ def window(before: StreamCounters, now: StreamCounters, *, most: float) -> Windo
 
 @dataclass(frozen=True, kw_only=True)
 class LinkLearning:
-    """What is known of one link; a value, see :meth:`after`."""
+    """Knowledge of one link; a value, see :meth:`after`."""
 
     #: Windows in which it held streams back: when (seconds since the epoch) and how much, the last ones.
     recent: tuple[tuple[float, float], ...] = ()

@@ -1,4 +1,4 @@
-"""What hosts' links and the paths between hosts were seen to carry, as it is kept and planned with. Pure values."""
+"""Speeds of hosts' links and of the paths between hosts, as they were learned and are planned with. Pure values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StreamCounters:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSpeed:
-    """What one link, or the path between two hosts, was seen to carry, in bytes per second."""
+    """Speed of one link, or of the path between two hosts, in bytes per second, as it was learned."""
 
     #: At which it held streams back, all of them summed; ``None``: it was never seen to.
     bytes_per_second: float | None = None
@@ -42,7 +42,7 @@ class LinkSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedSpeeds:
-    """What was learned of the link of one host, and of the paths from it."""
+    """Speeds of the link of one host, and of the paths from it, as they were learned."""
 
     #: Its link, each way, as far as streams from (or to) several hosts filled it together.
     out: LinkSpeed = LinkSpeed()

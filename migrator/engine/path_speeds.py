@@ -1,4 +1,4 @@
-"""What links and paths carry, learned from the streams of all migrations, and kept; and whose turn it is to switch.
+"""Speeds of links and paths, learned from the streams of all migrations and kept; and whose turn it is to switch.
 
 A path between two hosts is told apart from what paths share, the link of a host, by who uses them at the same time: a
 stream that is held back while no other leaves its source or enters its target tells of the path, streams that are held
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from migrator.core.link_learning import LEAST_WINDOW_SECONDS, LinkLearning, Window, window
-from migrator.core.link_speeds import LearnedSpeeds, LinkSpeed, StreamCounters
+from migrator.core.link_speeds import MOST_OF_PATH_RATIO, LearnedSpeeds, LinkSpeed, StreamCounters
 from migrator.engine import clock
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
@@ -260,7 +260,12 @@ class PathStream:
     @property
     def attainable_bytes_per_second(self) -> float:
         """See the protocol."""
-        return (self.bytes_per_second or 0.0) if self._speeds.others(self) else 0.0
+        count = len(self._speeds.others(self)) + 1
+        if count == 1:
+            return 0.0
+        # Each of the others keeps a fourth of an even share at least: see core/schedule/sharing.py.
+        kept = (count - 1) / (4 * count)
+        return (self.bytes_per_second or 0.0) * MOST_OF_PATH_RATIO * (1 - kept)
 
     @property
     def yields(self) -> bool:

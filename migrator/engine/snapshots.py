@@ -107,6 +107,7 @@ def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
         seconds_left=forecast.seconds_p50 if forecast else None,
         verdict=forecast.verdict if forecast else Verdict.UNKNOWN,
         risk=risks[-1] if risks else "",
+        crowded=any(each.action == ActionKind.CROWDED for each in session.result.decisions),
         accepted=tuple(session.accepted),
         unreachable=session.unreachable,
     )

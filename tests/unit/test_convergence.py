@@ -42,6 +42,8 @@ class Copy:
         self.state: ConvergenceState = begin(policy)
         self.seconds, self.round, self.left, self.sent, self.since_look = 0.0, 1, float(total), 0.0, 0.0
         self.throttle = 0.0
+        #: What the path could give it if those that share it were held back.
+        self.attainable = 0.0
         self.actions: list[tuple[float, Action]] = []
         self.forecasts: list[tuple[int, Forecast]] = []
         self.switched = False
@@ -72,6 +74,7 @@ class Copy:
             transferred_bytes=int(self.sent),
             bandwidth_bytes_per_second=self.bandwidth,
             throttle_ratio=self.throttle,
+            attainable_bytes_per_second=self.attainable,
         )
         self.state, seen, actions = decide(self.state, sample, self.policy, BOTH)
         self.forecasts.append((self.round, seen))
@@ -160,6 +163,20 @@ def test_a_guest_just_over_the_stream_is_throttled_and_then_ends() -> None:
     assert copy.switched
     assert copy.acts[0] is ActionKind.THROTTLE
     assert copy.throttle <= 0.8
+
+
+@pytest.mark.parametrize("writes", [0.7, 0.02], ids=["writing", "idle"])
+def test_bandwidth_that_is_low_because_others_share_the_path_condemns_nobody(writes: float) -> None:
+    policy = builtin("default")
+    copy = Copy(writes * 100 * MIB, 24 * MIB, total=48 * MIB, policy=policy)
+    copy.bandwidth, copy.attainable = writes * 50 * MIB, 100.0 * MIB
+    copy.run(100.0)
+    assert copy.acts == [ActionKind.CROWDED]
+    assert all(seen.verdict is not Verdict.CANNOT for _, seen in copy.forecasts)
+    copy.bandwidth, copy.attainable = 100.0 * MIB, 0.0
+    copy.run()
+    assert copy.switched
+    assert copy.acts == [ActionKind.CROWDED]
 
 
 def test_throttling_is_skipped_when_it_would_not_do() -> None:

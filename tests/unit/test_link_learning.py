@@ -1,4 +1,4 @@
-"""What a link carries is learned from streams that it held back, and from nothing else."""
+"""The speed of a link is learned from streams that it held back, and from nothing else."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class GuestOutlook:
 
 @dataclass(frozen=True, kw_only=True)
 class PathOutlook:
-    """What a path is taken to carry for streams, in bytes per second, and why."""
+    """Speed that a path is taken to have for streams, in bytes per second, and why."""
 
     bytes_per_second: float
     low: float

@@ -55,6 +55,8 @@ class MigrationSnapshot:
     verdict: Verdict = Verdict.UNKNOWN
     #: Why it is at risk, where it said so.
     risk: str = ""
+    #: It would end if others did not share its path.
+    crowded: bool = False
     #: Codes of findings that were accepted for it.
     accepted: tuple[str, ...] = ()
     #: It is held, and will be taken up again once a host answers that does not now.

@@ -73,6 +73,7 @@ class Transfers:
             dirty=migration.dirty_rate_bytes_per_second or guest.dirty_rate_bytes_per_second or 0.0,
             alone=alone,
             prepare=prepare,
+            crowded=migration.crowded,
         )
 
     def _transfer(
@@ -87,6 +88,7 @@ class Transfers:
         prepare: float,
         phase: TransferPhase = TransferPhase.WAITING,
         alone: float | None = None,
+        crowded: bool = False,
     ) -> Transfer:
         # What is copied while the guest stands still, or fetched after a switch that comes early, is sent once.
         fast = self._snapshot.link(guest.host, target) or math.inf
@@ -104,7 +106,7 @@ class Transfers:
             phase=phase,
             bytes_left=bytes_left,
             dirty_rate_bytes_per_second=0.0 if once else dirty,
-            barely_converges=True if once and dirty > 0 else None,
+            barely_converges=True if crowded or (once and dirty > 0) else None,
             alone_seconds=alone,
             max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
             prepare_seconds=prepare,

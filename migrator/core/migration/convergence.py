@@ -80,6 +80,8 @@ class ActionKind(StrEnum):
     #: Stop the guest until its memory has arrived.
     PAUSE = "pause"
     GIVE_UP = "give-up"
+    #: Nothing is done to the guest: it would end if others did not share its path, so those are to be held back.
+    CROWDED = "crowded"
     #: Nothing is done; somebody should know.
     AT_RISK = "at-risk"
 
@@ -121,6 +123,8 @@ class ConvergenceState:
     #: Something was done that nothing follows on: postcopy, pause or giving up.
     settled: bool = False
     at_risk: bool = False
+    #: It was said that others of its path are to be held back.
+    crowded: bool = False
     #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
     first_forecast_seconds: float | None = None
 
@@ -247,6 +251,17 @@ def _judge(
     if state.first_forecast_seconds is None and state.model.copied_once and math.isfinite(seen.seconds_p50):
         state = replace(state, first_forecast_seconds=sample.at_seconds + seen.seconds_p50)
     actions: list[Action] = []
+    if (
+        momentary
+        and not state.crowded
+        and sample.attainable_bytes_per_second >= best.bandwidth_bytes_per_second
+    ):
+        state = replace(state, crowded=True)
+        reason = (
+            f"{_why(state)}; it would end with the {show_rate(sample.attainable_bytes_per_second)} that its path could "
+            "give it: others on that path are held back"
+        )
+        actions.append(Action(act=ActionKind.CROWDED, reason=reason))
     if enough:
         state, relaxed = _relax(state, ceiling, left) if new_round else (state, [])
         actions += relaxed

@@ -148,6 +148,8 @@ class Model:
         or because others share the link.
         """
         best = max((peak for _, peak in self.peaks), default=0.0)
+        if self.last is not None:
+            best = max(best, self.last.attainable_bytes_per_second)
         if best <= self.bandwidth_bytes_per_second:
             return self
         return replace(self, bandwidth_bytes_per_second=best)

@@ -197,7 +197,7 @@ def _seen(learned: LinkSpeed, capacity: float) -> float:
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Path:
-    """What lies between two hosts."""
+    """Way between two hosts."""
 
     #: The link out of the source, the one into the target, and what is between them where that is narrower.
     links: tuple[LinkDirection, ...]
