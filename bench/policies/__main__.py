@@ -17,12 +17,19 @@ from bench.policies.cases import GUESTS, SETTINGS, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import Strategy
-from migrator.testing.lab import binaries
+from migrator.testing.lab import LabError, binaries
 from migrator.testing.network import possible
+from migrator.testing.raw_qmp import RawQmpError
 
 _TITLE = "Policies, beside what others do"
-#: On real QEMU nobody is waited for any longer; longer than any peer's run that ends inside its policy.
-_HORIZON_SECONDS = 100.0
+#: On real QEMU nobody is waited for any longer; longer than any peer's run that ends inside its policy. In a short run
+#: nobody is waited for longer than the slowest of those that end for a reason.
+_HORIZON_SECONDS, _SHORT_HORIZON_SECONDS = 100.0, 35.0
+#: Minutes of real runs.
+_MINUTES, _SHORT_MINUTES, _QUICK_MINUTES = 55.0, 9.0, 5.0
+#: What a short run has: guests in which algorithms differ, under the policy that leaves most to them.
+_SHORT_GUESTS = ("idle", "well under the link", "small hot set", "on 5 s, off 5 s", "slowly growing")
+_SHORT_SETTING, _SHORT_RUNS = "precopy only", 3
 
 
 def main(arguments: list[str]) -> int:
@@ -33,12 +40,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--guest", action="append", metavar="WORD", help="only guests whose name has this")
     parser.add_argument("--policy", action="append", metavar="WORD", help="only policies whose name has this")
     parser.add_argument("--strategy", action="append", metavar="WORD", help="only peers whose name has this")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="on real QEMU, the most telling cases only: within twelve minutes with the simulation",
+    )
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--real", action="store_true", help="on real QEMU first, then simulated")
     parser.add_argument(
         "--minutes",
         type=float,
-        help="for real runs (default 55, quick 5); cases beyond it are left out for all",
+        help="for real runs (default 55, short 9, quick 5); cases beyond it are left out for all",
     )
     parser.add_argument("--qemu", choices=list(binaries()), default=next(iter(binaries()), None))
     parser.add_argument("--reasons", action="store_true", help="print what migrator did and why")
@@ -46,7 +58,8 @@ def main(arguments: list[str]) -> int:
     guests = [guest for guest in GUESTS if _wanted(guest.name, given.guest)]
     settings = [setting for setting in SETTINGS if _wanted(setting.name, given.policy)]
     strategies = [one for one in named.STRATEGIES if one is Migrator or _wanted(one.name, given.strategy)]
-    runs = given.runs or (2 if given.quick else 10)
+    given.real = given.real or given.short
+    runs = given.runs or (2 if given.quick else 4 if given.short else 10)
     if given.reasons:
         for setting in settings:
             for guest in guests:
@@ -57,16 +70,31 @@ def main(arguments: list[str]) -> int:
     if given.real:
         if reason := possible():
             parser.error(f"real runs need a link of a set speed: {reason}")
-        minutes = given.minutes or (5.0 if given.quick else 55.0)
-        chosen, left_out = turns.choose(
-            _cases(strategies, [guest for guest in guests if guest.real is not None], settings, runs),
-            seconds=60 * minutes,
-            horizon_seconds=_HORIZON_SECONDS,
+        minutes = given.minutes or (
+            _QUICK_MINUTES if given.quick else _SHORT_MINUTES if given.short else _MINUTES
         )
-        outcomes = asyncio.run(_measure(chosen, given.qemu))
+        horizon = _SHORT_HORIZON_SECONDS if given.short else _HORIZON_SECONDS
+        chosen, left_out = turns.choose(
+            _cases(
+                strategies,
+                [
+                    guest
+                    for guest in guests
+                    if guest.real and (not given.short or guest.name in _SHORT_GUESTS)
+                ],
+                [one for one in settings if not given.short or one.name == _SHORT_SETTING],
+                _SHORT_RUNS if given.short and given.runs is None else runs,
+            ),
+            seconds=60 * minutes,
+            horizon_seconds=horizon,
+        )
+        measured = asyncio.run(_measure(chosen, given.qemu, horizon, seconds=60 * minutes))
+        outcomes = [outcome for case in measured for outcome in case]
+        left_out += len(chosen) - len(measured)
         texts += [
             f"### On QEMU {given.qemu}",
-            _how_fair(len(chosen), left_out, minutes),
+            *([_SHORT] if given.short else []),
+            _how_fair(len(measured), left_out, minutes),
             *report.tables(outcomes, names, prefix="QEMU, "),
             aims.show(aims.judge(outcomes)),
             "### The simulator against these runs",
@@ -86,6 +114,12 @@ def main(arguments: list[str]) -> int:
     if given.write:
         document.write("policies", _TITLE, text, order=[])
     return 0
+
+
+_SHORT = (
+    f"A short run: {', '.join(_SHORT_GUESTS)}, under the policy {_SHORT_SETTING!r}; nobody was waited for longer than "
+    f"{_SHORT_HORIZON_SECONDS:.0f} s."
+)
 
 
 def _how_fair(chosen: int, left_out: int, minutes: float) -> str:
@@ -116,18 +150,38 @@ def _simulated(jobs: Sequence[turns.Job]) -> list[Outcome]:
         return list(pool.map(_simulate, jobs, chunksize=8))
 
 
-async def _measure(cases: Sequence[turns.Case], version: str) -> list[Outcome]:
-    """Measure the cases."""
-    outcomes: list[Outcome] = []
-    jobs = [job for case in cases for job in case]
-    for job in jobs:
-        strategy, guest, setting, seed = named.find(job)
-        outcome = await real.run(
-            strategy, guest, setting, seed, binary=binaries()[version], horizon_seconds=_HORIZON_SECONDS
-        )
-        print(f"{len(outcomes) + 1}/{len(jobs)} {' · '.join(job[:3])}: {outcome.end}", file=sys.stderr)
-        outcomes.append(outcome)
-    return outcomes
+async def _measure(
+    cases: Sequence[turns.Case], version: str, horizon_seconds: float, *, seconds: float
+) -> list[list[Outcome]]:
+    """Measure the cases, each as a whole; those that would begin after so many seconds are left out.
+
+    A case that an algorithm failed in, through no doing of its own, is left out for everybody.
+    """
+    measured: list[list[Outcome]] = []
+    ends = time.monotonic() + seconds
+    for place, case in enumerate(cases, 1):
+        if time.monotonic() > ends:
+            break
+        outcomes = []
+        try:
+            for job in case:
+                strategy, guest, setting, seed = named.find(job)
+                outcome = await real.run(
+                    strategy,
+                    guest,
+                    setting,
+                    seed,
+                    binary=binaries()[version],
+                    horizon_seconds=horizon_seconds,
+                )
+                took = f"{outcome.end} after {outcome.seconds:.1f} s"
+                print(f"{place}/{len(cases)} {' · '.join(job[:3])}: {took}", file=sys.stderr)
+                outcomes.append(outcome)
+        except (LabError, RawQmpError, OSError, TimeoutError) as error:
+            print(f"{place}/{len(cases)} left out for all: {error}", file=sys.stderr)
+            continue
+        measured.append(outcomes)
+    return measured
 
 
 def _job(outcome: Outcome) -> turns.Job:
