@@ -33,7 +33,7 @@ class OverSsh:
                 SshConfig(
                     host=address.host,
                     user=address.user,
-                    max_sessions=8,
+                    max_sessions=6,
                     connect_seconds=10.0,
                     keepalive_seconds=2.0,
                 ),

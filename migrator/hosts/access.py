@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -33,6 +33,30 @@ class Output:
         return " ".join(self.stderr.decode(errors="replace").split())[-500:]
 
 
+class Coprocess(Protocol):
+    """A command that runs at a host beside us."""
+
+    lines: AsyncIterator[bytes]
+
+    async def exit_status(self) -> int | None:
+        """Return its exit status once its output has ended."""
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input, without waiting."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class CoprocessRunner(Protocol):
+    """Host on which such commands run."""
+
+    name: str
+
+    async def coprocess(self, argv: Sequence[str]) -> Coprocess:
+        """Begin one; raises :class:`~migrator.errors.HostError` when the host cannot be reached."""
+
+
 class HostAccess(Protocol):
     """One host. Every call raises :class:`~migrator.errors.HostError` when the host cannot be reached in time."""
 
@@ -45,6 +69,12 @@ class HostAccess(Protocol):
         stand in it.
 
         A command that does not end in time is killed there, as far as the host can be reached.
+        """
+
+    async def coprocess(self, argv: Sequence[str]) -> Coprocess:
+        """Begin a command there that goes on beside us; its input ends when we do, or the connection.
+
+        :raise HostError: also when it cannot be started.
         """
 
     async def forward(self, socket: str) -> str:

@@ -8,13 +8,17 @@ that is cut is noticed by our silence. What it does is no matter of this module:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Self
 
 from migrator import logs
 from migrator.errors import HostError
-from migrator.hosts.socket_helper import Coprocess, CoprocessRunner
+from migrator.hosts.access import Coprocess, CoprocessRunner, HostAccess
+from migrator.hosts.local import LocalAccess
 
 #: Seconds without a sign of life after which a guard takes its controller to be cut off.
 SILENCE_SECONDS = 0.8
@@ -63,6 +67,22 @@ class HostGuard:
         #: Why there is none; empty where there is, or that is not known yet.
         self.missing = ""
 
+    @classmethod
+    def of(cls, host: HostAccess, *, program: str, module: ModuleType) -> Self:
+        """Return the guard of a host.
+
+        :param module: what it runs.
+        """
+        here = isinstance(host, LocalAccess)
+        return cls(
+            host,
+            # Isolated, and without what is installed for this python: it needs the standard library alone.
+            python=(sys.executable, "-I", "-S") if here else ("python3", "-I", "-S"),
+            program=program,
+            text=inspect.getsource(module),
+            silence_seconds=None if here else SILENCE_SECONDS,
+        )
+
     async def start(self) -> str:
         """Have it there before it is needed; return why it cannot be, empty where it is."""
         self._run()
@@ -87,9 +107,10 @@ class HostGuard:
 
     async def release(self, name: str) -> bool:
         """Have something guarded no more; return True once nothing is done to it any more, nor will be."""
-        if self._guarded.pop(name, None) is None:
-            return True
-        return await self._ask("release", name)
+        if name in self._guarded and not await self._ask("release", name):
+            return False
+        self._guarded.pop(name, None)
+        return True
 
     async def leave(self, name: str) -> bool:
         """Leave something to the guard, until :meth:`guard` is called for it again; return whether it takes it."""

@@ -10,11 +10,12 @@ import asyncio
 import inspect
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import migrator.process_sockets
 from migrator.errors import HostError
+from migrator.hosts.access import Coprocess, CoprocessRunner
 from migrator.hosts.host_output import reading_output
 
 #: Seconds that an answer may take.
@@ -24,30 +25,6 @@ _IDLE_SECONDS = 60.0
 _PYTHON = "python3"
 #: Exit status of a shell that does not find a program.
 _NOT_FOUND = 127
-
-
-class Coprocess(Protocol):
-    """A command that runs at a host beside us."""
-
-    lines: AsyncIterator[bytes]
-
-    async def exit_status(self) -> int | None:
-        """Return its exit status once its output has ended."""
-
-    def write(self, data: bytes) -> None:
-        """Write to its standard input, without waiting."""
-
-    def close(self) -> None:
-        """End it."""
-
-
-class CoprocessRunner(Protocol):
-    """Host on which such commands run."""
-
-    name: str
-
-    async def coprocess(self, argv: Sequence[str]) -> Coprocess:
-        """Begin one; raises :class:`~migrator.errors.HostError` when the host cannot be reached."""
 
 
 class SocketHelper:

@@ -32,6 +32,7 @@ from migrator.ports.qemu import (
     Tuning,
 )
 from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Site
+from migrator.ports.source_guard import SourceGuard, Unguarded
 from migrator.ports.store import (
     Claim,
     CommandLog,
@@ -87,12 +88,14 @@ __all__ = [
     "Signal",
     "Signals",
     "Site",
+    "SourceGuard",
     "SourceQemu",
     "StrayRecord",
     "StreamOptions",
     "StreamPath",
     "StreamSockets",
     "Tuning",
+    "Unguarded",
     "UnprobedPath",
     "WaitingCommand",
     "WaitingCommands",

@@ -10,6 +10,7 @@ from migrator.core.link_speeds import StreamCounters
 from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.ports.source_guard import SourceGuard
 
 if TYPE_CHECKING:
     from migrator.core.process.command_line import ImageUse  # what `migrator direct` does not need, nor loads
@@ -96,6 +97,10 @@ class Qemu(Protocol):
     @property
     def shares_clock(self) -> bool:
         """Return whether events are stamped by the clock of the machine that the controller runs on."""
+
+    @property
+    def guard(self) -> SourceGuard:
+        """The guard at the host of a source; at a destination it does nothing."""
 
     @property
     def round_trip_seconds(self) -> float:

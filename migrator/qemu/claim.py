@@ -58,6 +58,11 @@ class DriverClaim:
         self._lost = ""
         self._answered_at = 0.0
 
+    @property
+    def token(self) -> str:
+        """Return the token of our mark; empty where there are none."""
+        return self._driver.token if self._driver is not None else ""
+
     def note_answer(self) -> None:
         """Note that QEMU has answered just now."""
         self._answered_at = asyncio.get_running_loop().time()

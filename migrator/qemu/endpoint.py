@@ -31,6 +31,7 @@ from migrator.qemu.process_handle import ProcessHandle
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.runtime_state import RuntimeState, read_runtime_state, restore_runtime_state
 from migrator.qemu.samples import read_sample, read_stall
+from migrator.qemu.source_guard import EndpointGuard, GuardProcess
 from migrator.qemu.status_query import StatusQuery
 from migrator.qemu.stream_sockets import stream_sockets
 from migrator.qemu.transport import MonitorTransport
@@ -51,6 +52,8 @@ class Endpoint:
     :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
     :param by_force: a person has said that the controller which the mark names is dead, where that cannot be seen.
     :param asleep_after_seconds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param guard_process: of the host of a source; ``None``: nobody guards it.
+    :param rescue: path of another monitor of it there; empty where there is none.
     :param make_monitor: makes the session, as :class:`~migrator.qemu.monitor.Monitor` does.
     """
 
@@ -68,6 +71,8 @@ class Endpoint:
         lease_holds: Callable[[], bool] = lambda: True,
         by_force: bool = False,
         asleep_after_seconds: float = ASLEEP_AFTER_SECONDS,
+        guard_process: GuardProcess | None = None,
+        rescue: str = "",
         make_monitor: Callable[..., Monitor] = Monitor,
     ) -> None:
         self.address = address
@@ -94,6 +99,9 @@ class Endpoint:
             lease_holds=lease_holds,
             by_force=by_force,
             asleep_after_seconds=asleep_after_seconds,
+        )
+        self.guard = EndpointGuard(
+            self._monitor, self._claim, process=guard_process, socket=address.path, rescue=rescue
         )
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
@@ -297,6 +305,7 @@ class Endpoint:
         return await self._claim.blocking_driver()
 
     async def release(self) -> None:
+        await self.guard.forget()
         await self._claim.release()
 
     # --- settings --------------------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ _ANSWER_SECONDS = 2.0
 _WAIT_SECONDS = 5.0
 #: Seconds between two looks.
 _PAUSE_SECONDS = 0.05
+#: Seconds after which a guest at its switch is looked at once more: a ``migrate-continue`` that QEMU has just heard
+#: shows by then.
+_SURE_SECONDS = 0.01
 #: What is being copied, or about to be.
 _COPIES = ("setup", "wait-unplug", "active")
 #: The guest stands still at the last point at which a cancel is safe.
@@ -106,6 +109,10 @@ class Monitor:
         """Return the migration's status; empty where there was none."""
         return str(self.execute("query-migrate").get("status", ""))
 
+    def paused(self) -> bool:
+        """Tell whether the guest stands still because somebody has stopped it."""
+        return bool(self.execute("query-status")["status"] == "paused")
+
     def mark(self, name: str) -> dict[str, Any]:
         """Return what a mark says; empty where there is none, or none that can be read."""
         try:
@@ -132,17 +139,19 @@ class Guarded:
     """One QEMU that is guarded.
 
     :param request: ``socket``: its monitor, ``token``: of the driver that its mark names, ``migration``: which it is;
-        ``rescue``: another monitor of it, where it has one.
+        ``rescue``: another monitor of it, where it has one; ``stopped``: its controller has stopped the guest, which
+        has to be told to go on once the migration is cancelled.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.socket = str(request["socket"])
+        self.stopped = bool(request.get("stopped"))
         self.token, self.migration = str(request["token"]), str(request["migration"])
         self.rescue = str(request.get("rescue", ""))
         #: Held while something is done to it.
         self.acting = threading.Lock()
         self.released = False
-        self.parked = False
+        self.parked = self.cancelled = False
         self.watch: threading.Thread | None = None
 
     def stands(self) -> bool:
@@ -168,11 +177,17 @@ class Guarded:
                     return False
                 status = monitor.status()
                 if status == _AT_SWITCH:
+                    time.sleep(_SURE_SECONDS)
+                    status = monitor.status()
+                if status == _AT_SWITCH or (status in _COPIES and self.stopped):
                     monitor.set_mark(MARK, json.dumps({"migration": self.migration, "at": time.time()}))
                     monitor.execute("migrate_cancel")
+                    self.cancelled = True
                 elif status in _COPIES and not self.parked:
                     monitor.execute("migrate-set-parameters", **PARKED)
                     self.parked = True
+                elif status == "cancelled" and self.cancelled and self.stopped and monitor.paused():
+                    monitor.execute("cont")
                 return status in (*_COPIES, _AT_SWITCH, "cancelling")
 
     def look_after(self) -> None:

@@ -79,6 +79,8 @@ class Monitor:
         self.round_trip_seconds = 0.0
         #: Seconds the quickest command took; 0 before there was one.
         self.least_round_trip_seconds = 0.0
+        #: How many sessions there were.
+        self.sessions = 0
         #: When the last command that may change something was sent, on the monotonic clock.
         self.commanded_at = 0.0
 
@@ -133,6 +135,7 @@ class Monitor:
             if sock is not None and client.runstate is Runstate.IDLE:
                 sock.close()
         self._client = client
+        self.sessions += 1
         self._watch = asyncio.create_task(self._watch_break(client), name=f"watch {self.name}")
 
     async def _greeted(self, timeout: float) -> socket.socket:

@@ -238,8 +238,8 @@ class LimitsSettings(Section):
     refresh_interval: Duration = 180.0
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     stream_recovery: Duration = 3600.0
-    #: Commands at a time; OpenSSH's server allows 10 sessions a connection, two of which watch.
-    ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 8
+    #: Commands at a time; OpenSSH's server allows 10 sessions a connection, four of which watch, guard and set options.
+    ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 6
     ssh_connect_timeout: Duration = 10.0
     #: Seconds; a connection is dropped when nothing came over it for three times as long.
     ssh_keepalive: Duration = 5.0

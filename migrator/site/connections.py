@@ -10,10 +10,12 @@ from typing import Any
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
 from migrator.hosts.access import HostAccess
+from migrator.hosts.guard import HostGuard
 from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import RemoteMonitorTransport
 from migrator.ports import GuestProcess
+from migrator.qemu import guard as guard_program
 from migrator.qemu.address import Address
 from migrator.qemu.pending_connects import PendingConnects
 from migrator.qemu.source import SourceEndpoint
@@ -106,6 +108,8 @@ class HostConnections:
         self.facts = RecentFacts(self)
         self.processes = RecentProcesses()
         self._starting: list[tuple[str, str]] = []
+        #: The guards of hosts whose guests move away.
+        self._guards: dict[str, HostGuard] = {}
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
 
@@ -165,6 +169,16 @@ class HostConnections:
         if self._clients is not None:
             await self._clients.prepare(self.access(host), self._sockets(host))
 
+    def guard(self, host: str) -> HostGuard:
+        """Return the guard of a host; it is begun when it is first needed.
+
+        :raise HostError: no host of that name is configured.
+        """
+        if host not in self._guards:
+            access = self.access(host)
+            self._guards[host] = HostGuard.of(access, program=guard_program.PROGRAM, module=guard_program)
+        return self._guards[host]
+
     def _sockets(self, host: str) -> list[str]:
         found = self.config(host).sockets
         rescue = [each.removesuffix(_CONTROL) + _RESCUE for each in found if each.endswith(_CONTROL)]
@@ -217,6 +231,8 @@ class HostConnections:
             driver=self.driver,
             lease_holds=self._lease_holds,
             pending_connects=self.pending_connects,
+            guard_process=self.guard(host) if role == "source" else None,
+            rescue=socket.removesuffix(_CONTROL) + _RESCUE if socket.endswith(_CONTROL) else "",
             on_close=let_go,
             before_connect=lambda: self.settle_clients(host),
             ending_former=lambda: self._ending_former(host),
@@ -262,4 +278,5 @@ class HostConnections:
     async def close(self) -> None:
         """Let go of every host."""
         self.pending_connects.close()
+        await asyncio.gather(*(guard.close() for guard in self._guards.values()))
         await asyncio.gather(*(access.close() for access, _ in self._hosts.values()))

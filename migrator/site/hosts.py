@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from migrator.core.findings import errors_first
+from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
@@ -18,6 +18,7 @@ from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
+from migrator.hosts.local import LocalAccess
 from migrator.hosts.managers import SystemdUnits, read_processes
 from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.path_probe import PathProbe
@@ -193,7 +194,20 @@ class SiteHosts:
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
         """See :class:`TargetChecks`; and what who manages the guest would do when it has left."""
-        return errors_first([*managing(guest), *await self._checker.check(guest, source, target, policy)])
+        return errors_first(
+            [
+                *managing(guest),
+                *await self._guarded(guest.host),
+                *await self._checker.check(guest, source, target, policy),
+            ]
+        )
+
+    async def _guarded(self, host: str) -> Sequence[Finding]:
+        """Return what keeps a guard from the source's host; here there is always one."""
+        if isinstance(self._connections.access(host), LocalAccess):
+            return ()
+        why = await self._connections.guard(host).start()
+        return (finding("no-guard", f"there is no guard at {host}: {why}"),) if why else ()
 
     async def suppress_restart(self, guest: Guest) -> None:
         """See :meth:`migrator.ports.Site.suppress_restart`: a unit of systemd is told."""

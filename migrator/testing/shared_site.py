@@ -25,10 +25,12 @@ from migrator.ports import (
     HostLook,
     MigrationSettings,
     QemuEvent,
+    SourceGuard,
     StreamOptions,
     StreamPath,
     StreamSockets,
     Tuning,
+    Unguarded,
 )
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.marks import PREFIX
@@ -159,6 +161,7 @@ class EndpointView(WithoutDevices):
         self.name, self.host, self.socket = qemu.name, qemu.host, qemu.socket
         self.address_text, self.identity = qemu.address_text, qemu.identity
         self.shares_clock = True
+        self.guard: SourceGuard = Unguarded()
         self.round_trip_seconds = self.least_round_trip_seconds = 0.001
         self.connection: Connection | None = None
         self._events: list[QemuEvent] = []

@@ -12,7 +12,15 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.errors import CommandFailed, Unreachable
-from migrator.ports import MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
+from migrator.ports import (
+    MigrationSettings,
+    QemuEvent,
+    SourceGuard,
+    StreamOptions,
+    StreamSockets,
+    Tuning,
+    Unguarded,
+)
 from migrator.testing.link import Link
 from migrator.testing.settings import Parameters
 from migrator.testing.simulated_source import WithoutDevices
@@ -148,6 +156,7 @@ class SimulatedQemu(WithoutDevices):
         self.name = f"{host}:{socket}"
         self.address_text = f"sim:{host}:{socket}"
         self.shares_clock = True
+        self.guard: SourceGuard = Unguarded()
         self.round_trip_seconds = self.least_round_trip_seconds = 0.001
         self.host, self.socket = host, socket
         self.machine = machine

@@ -60,6 +60,7 @@ class Counting:
 
     forward = property(lambda self: self._inner.forward)
     process = property(lambda self: self._inner.process)
+    coprocess = property(lambda self: self._inner.coprocess)
     client_identity = property(lambda self: self._inner.client_identity)
     ask_sockets = property(lambda self: self._inner.ask_sockets)
     close = property(lambda self: self._inner.close)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from migrator.hosts.access import CoprocessRunner
 from migrator.hosts.guard import HostGuard
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.socket_helper import CoprocessRunner
 from migrator.hosts.ssh import SshAccess
 from migrator.qemu import guard
 from migrator.testing import network

@@ -16,6 +16,11 @@ HOSTS: Texts = {
         "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail too",
         "make sure that the host answers and that nobody else holds the guest's monitor, then ask again",
     ),
+    "no-guard": (
+        "warning",
+        "no guard at the source's host: a controller that dies may leave the guest standing still at its switch",
+        "install python3 on the source's host, and let OpenSSH's server there begin a command more (MaxSessions)",
+    ),
     "does-not-converge": (
         "warning",
         "as the guest dirties memory now, nothing that its policy allows would let it end: it would be tried and stay",

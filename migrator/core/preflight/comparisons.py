@@ -55,6 +55,7 @@ _TRAVEL = {
 _HOSTS = {
     "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
     "not-checked": "whether source and target could be asked",
+    "no-guard": "whether a python3 of the source's host begins and answers",
     "does-not-converge": "the dirty rate last measured, with the links' speed under the guest's policy",
     "kvm-missing": "the source's accelerator, with /dev/kvm there",
     "cpu-flags": "CPU features the guest was shown, with /proc/cpuinfo there",

@@ -39,8 +39,8 @@ from migrator.ports import MigrationSettings, Tuning
 
 #: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
 _LOOKS_TO_HOLD = 3
-#: With these the stream does not reach the switch by itself: the limit is parked as it is all the way to the switch,
-#: and an idle guest, which would get there even so, has its stream held back besides.
+#: As a guard parks a stream, where there is none: the limit is parked as it is all the way to the switch, and an idle
+#: guest, which would get there even so, has its stream held back besides.
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
 #: Jobs on the guest's disks are looked for so often while it copies.
 _DISK_USERS_SECONDS = 0.1
@@ -229,6 +229,8 @@ class MigrationDriver(DriverState):
         )
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
         self._shaper.begin(uri, share=share, path=self._path_speed)
+        if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
+            self._guarding.begin()
         if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
@@ -284,20 +286,10 @@ class MigrationDriver(DriverState):
     async def _go_on(self) -> MigrationOutcome:
         while True:
             source, destination, overdue = await self._observer.look(self._intent_log.intent)
-            self._last_source, self._last = source, (source, destination)
-            if (
-                self._intent_log.intent.milestone is Milestone.HANDED_OVER
-                and destination.run in RUNNING_STATES
-            ):
-                self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
-                self._shared_path.end_turn()
-            self._intent_updates.stop_interval()
-            self._intent_updates.hand_over(source, destination)
-            if source.answers:
-                self._intent_updates.run_state(source.run)
-            self._intent_updates.run_there(destination)
-            if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
-                self._consider_cancel(source)
+            self._note(source, destination)
+            if not await self._guarding.note_end(source):
+                await self._observer.pause(0.1)
+                continue
             intent = self._intent_log.intent
             self._recovery.note(source, destination)
             expired = self._observer.expired
@@ -316,6 +308,7 @@ class MigrationDriver(DriverState):
                     self._postcopy_steering.expect(self._steering.bandwidth_bytes_per_second)
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
+                    self._guarding.begin()
                     await self._steer(source.sample)
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy()
@@ -328,6 +321,20 @@ class MigrationDriver(DriverState):
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))
 
+    def _note(self, source: View, destination: View) -> None:
+        """Note what a look has shown."""
+        self._last_source, self._last = source, (source, destination)
+        if self._intent_log.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
+            self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
+            self._shared_path.end_turn()
+        self._intent_updates.stop_interval()
+        self._intent_updates.hand_over(source, destination)
+        if source.answers:
+            self._intent_updates.run_state(source.run)
+        self._intent_updates.run_there(destination)
+        if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
+            self._consider_cancel(source)
+
     async def _steer(self, sample: Sample) -> None:
         try:
             if (
@@ -335,7 +342,8 @@ class MigrationDriver(DriverState):
                 and self._intent_log.intent.undo is None
                 and not self._intent_log.intent.postcopy
             ):
-                await self._source.tune(PARKED)
+                if not await self._guarding.leave():
+                    await self._source.tune(PARKED)
                 self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True
                 return
@@ -348,7 +356,7 @@ class MigrationDriver(DriverState):
                     return
             sample = self._heed_path(sample)
             sample = await self._shaper.shape(sample, share=self._share, path=self._path_speed)
-            if self._given_bandwidth != self._bandwidth:
+            if self._guarding.acted_meanwhile() or self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)
             if self.requests.postcopy and not self._intent_log.intent.postcopy:
@@ -383,6 +391,7 @@ class MigrationDriver(DriverState):
     async def _end(self, answer: Next) -> MigrationOutcome:
         result = self.result
         result.state = answer.state or State.HELD
+        self._guarding.end()
         measure(result, self._intent_log, self._observer)
         judge_stall(result, self._intent_log)
         if result.duration_seconds is None or result.state is not State.COMPLETED:

@@ -20,6 +20,7 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
+from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.intent_updates import IntentUpdates
 from migrator.engine.migration.observer import Observer
@@ -93,6 +94,7 @@ class DriverState:
         self.result.max_downtime_seconds = policy.max_downtime_seconds
         self.result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
+        self._guarding = Guarding(source, migration=name, intent_log=self._intent_log)
         self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
         self._shared_path.on_change(self.wake)
         #: It goes without a pace for a moment, and it gives way for a moment at so many bytes per second.
@@ -111,6 +113,7 @@ class DriverState:
             intent_log=self._intent_log,
             result=self.result,
             shaper=self._shaper,
+            guarding=self._guarding,
             path=path,
         )
         self._postcopy_steering = PostcopySteering(source, result=self.result)
@@ -131,6 +134,7 @@ class DriverState:
             intent_log=self._intent_log,
             observer=self._observer,
             shaper=self._shaper,
+            guarding=self._guarding,
             result=self.result,
             recovery=self._recovery,
         )

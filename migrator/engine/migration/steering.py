@@ -15,6 +15,7 @@ from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.postcopy_bandwidth import forecast_stall
 from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, PostcopyMode
+from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.stream_shaper import StreamShaper
@@ -46,10 +47,12 @@ class Steering:
         intent_log: IntentLog,
         result: MigrationOutcome,
         shaper: StreamShaper,
+        guarding: Guarding,
         path: StreamPath | None = None,
     ) -> None:
         self._source = source
         self._shaper = shaper
+        self._guarding = guarding
         self._path = path
         self._not_before = 0.0
         self._policy = policy
@@ -165,6 +168,7 @@ class Steering:
         await self._intent_log.commit(stopped_by_us=True)
         self._intent_log.decide(ActionKind.PAUSE, reason, numbers)
         await self._source.stop()
+        self._guarding.begin()
 
     def begin(self, overhead_seconds: float | None) -> None:
         """Begin with what was learned of the part of downtime that is not memory over the network."""
@@ -206,7 +210,9 @@ class Steering:
             case ActionKind.GIVE_UP:
                 self._intent_log.undo(State.FAILED, action.reason, numbers, by_choice=True)
                 return True
-            case ActionKind.START_POSTCOPY if not await self._carries_postcopy():
+            case ActionKind.START_POSTCOPY if not (
+                await self._carries_postcopy() and await self._guarding.release()
+            ):
                 return False
         self._intent_log.decide(action.act, action.reason, numbers)
         match action.act:

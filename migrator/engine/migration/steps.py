@@ -11,6 +11,7 @@ from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import ProcessState, State
 from migrator.engine.migration.block_job_wait import too_late
+from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
@@ -42,6 +43,7 @@ class Steps:
         intent_log: IntentLog,
         observer: Observer,
         shaper: StreamShaper,
+        guarding: Guarding,
         result: MigrationOutcome,
         recovery: StreamRecovery,
     ) -> None:
@@ -49,6 +51,7 @@ class Steps:
         self._intent_log = intent_log
         self._observer = observer
         self._shaper = shaper
+        self._guarding = guarding
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
@@ -101,6 +104,7 @@ class Steps:
         self._intent_log.note(milestone=Milestone.SWITCHING)
         if self._intent_log.intent.milestone is Milestone.SWITCHING:
             await self._source.switch()
+            self._guarding.end()
 
     async def _hand_over(self) -> None:
         self._intent_log.note(milestone=Milestone.HANDED_OVER)

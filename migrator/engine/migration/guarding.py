@@ -1,0 +1,83 @@
+"""What one migration has its source's guard do, and what it finds of what a guard has done."""
+
+from __future__ import annotations
+
+from migrator.core.migration.situation import Milestone, SourceIs, source_is
+from migrator.core.model import MigrationStatus, State, View
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.errors import QemuError
+from migrator.ports import Qemu
+
+#: A migration that was cancelled, or is about to be.
+_CANCELLED = (MigrationStatus.CANCELLING, MigrationStatus.CANCELLED)
+ENDED = "the guest came to its switch while nobody could steer it, and the guard had it go on at the source"
+
+
+class Guarding:
+    """The guard of one migration's source, from before it copies until it is switched.
+
+    Not of a postcopy: whatever cancels one after its switch destroys the guest, so nobody but the controller may.
+    """
+
+    def __init__(self, source: Qemu, *, migration: str, intent_log: IntentLog) -> None:
+        self._source, self._migration = source, migration
+        self._intent_log = intent_log
+        #: What the guard was told last: whether we have stopped the guest; ``None``: it guards nothing.
+        self._told: bool | None = None
+        self._sessions = source.guard.sessions
+
+    def begin(self) -> None:
+        """Have it guarded, or guarded as it is now: a guest that rests by itself can stand still."""
+        intent = self._intent_log.intent
+        wanted = intent.undo is None and not intent.postcopy and intent.milestone <= Milestone.MIGRATING
+        if wanted and intent.guest_runs and self._told is not intent.stopped_by_us:
+            self._told = intent.stopped_by_us
+            self._source.guard.begin(self._migration, stopped=intent.stopped_by_us)
+
+    def end(self) -> None:
+        """Have it guarded no more: it is switched, or over."""
+        if self._told is not None:
+            self._told = None
+            self._source.guard.end()
+
+    async def release(self) -> bool:
+        """Have it guarded no more, for certain: what follows is past a cancel. False where that cannot be had now."""
+        if self._told is None:
+            return True
+        released = await self._source.guard.release()
+        self._told = None if released else self._told
+        return released
+
+    async def leave(self) -> bool:
+        """Leave it to the guard, which holds the stream back; False where there is none."""
+        return self._told is not None and await self._source.guard.leave()
+
+    def acted_meanwhile(self) -> bool:
+        """Return whether a guard may have changed parameters since this was asked last: we were away for a moment."""
+        before, self._sessions = self._sessions, self._source.guard.sessions
+        return before != self._sessions
+
+    async def note_end(self, source: View) -> bool:
+        """Note in the intent that a guard has ended the migration, where it has: it begins anew.
+
+        :return: False where that cannot be told now: look again before anything is decided.
+        """
+        intent = self._intent_log.intent
+        settled = source_is(source) in (
+            SourceIs.RUNS,
+            SourceIs.RESTS,
+            SourceIs.FAILING,
+            SourceIs.LEFT_STOPPED,
+        )
+        began = intent.milestone in (Milestone.MIGRATING, Milestone.SWITCHING)
+        if intent.undo is not None or not began or not settled or source.status not in _CANCELLED:
+            return True
+        try:
+            if await self._source.guard.has_ended(self._migration):
+                self._intent_log.decide("guard", ENDED)
+                self._intent_log.undo(
+                    State.CANCELLED, f"{ENDED}: it begins anew", by_choice=True, postponed=True
+                )
+        except QemuError:
+            return False
+        return True
