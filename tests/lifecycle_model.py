@@ -56,6 +56,13 @@ class Setting:
     hasty: bool = True
     #: The controller stops the guest before postcopy begins.
     stops_first: bool = True
+    #: The controller has stopped the guest before memory is copied.
+    offline: bool = False
+    #: The guard has the source's monitor for itself while it looks and acts, as it does; else the controller's commands
+    #: may fall between the two.
+    exclusive: bool = True
+    #: What a guard does otherwise than it should.
+    guard_flaw: str = ""
 
 
 class Fault(StrEnum):
@@ -137,6 +144,11 @@ class ModelState(NamedTuple):
     cancels: int = 0
     #: A person may say so often where the guest is, once it is held.
     words: int = 0
+    #: A guard of the source may look so often, whether or not its controller is there; what it saw and has not acted on
+    #: yet; it has sent its cancel.
+    guards: int = 0
+    guard_saw: tuple[R, M] | None = None
+    guard_cancelled: bool = False
     #: What has happened.
     happened: frozenset[Fault] = frozenset()
 
@@ -439,6 +451,47 @@ def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
         yield "Ctrl-C", world._replace(cancels=world.cancels - 1, happened=world.happened)
 
 
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+#: What a guard that follows no rule does.
+CANCELS_ALWAYS, IS_NOT_RELEASED, RESUMES_ALWAYS = "cancels always", "is not released", "resumes always"
+
+
+def guard_moves(world: ModelState, setting: Setting) -> Moves:
+    """What the guard at the source's host does: it looks, and acts on that at any later moment.
+
+    Of its own accord: it may take a controller for dead that is not.
+    """
+    here, saw = world.source, world.guard_saw
+    # A migrate-continue that was just heard shows when it looks a second time.
+    sure = not (setting.exclusive and world.continues)
+    if saw is None:
+        if world.guards and here.acts and sure:
+            yield (
+                "the guard looks",
+                world._replace(guards=world.guards - 1, guard_saw=(here.run, here.status)),
+            )
+        return
+    run, status = saw
+    after = world._replace(guard_saw=None)
+    stopped = world.intent.stopped_by_us
+    copies = status in (M.SETUP, M.ACTIVE)
+    if status is M.PRE_SWITCHOVER or (copies and stopped) or setting.guard_flaw == CANCELS_ALWAYS:
+        yield "the guard cancels", tell(after._replace(guard_cancelled=True), "source", "cancel", setting)
+    elif setting.guard_flaw == RESUMES_ALWAYS or (
+        status is M.CANCELLED and run is PAUSED and world.guard_cancelled and stopped
+    ):
+        yield "the guard resumes the source", tell(after, "source", "resume", setting)
+    else:
+        yield "the guard leaves it", after  # parking changes nothing of the states
+
+
+def found_ended_by_guard(world: ModelState, source: View) -> bool:
+    """Whether the controller finds that a guard has ended the migration."""
+    over = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS, SourceIs.FAILING, SourceIs.LEFT_STOPPED)
+    return world.guard_cancelled and over and source.status in (M.CANCELLING, M.CANCELLED)
+
+
 def crashed(world: ModelState) -> ModelState:
     """Another controller takes the record up."""
     return world._replace(
@@ -526,6 +579,8 @@ def decided(  # noqa: C901 - one case a step
     world = world._replace(seen_source=None, seen_destination=None)
     if cancel and intent.undo is None and can_cancel(intent, source):
         intent = _but(intent, undo=State.CANCELLED)
+    if intent.undo is None and found_ended_by_guard(world, source):
+        intent = _but(intent, undo=State.CANCELLED, postponed=True)
     here = source_is(source)
     answer = _decide(intent, source, destination, overdue, expired)
     if intent.said is None and answer.state is not State.HELD:
@@ -537,6 +592,10 @@ def decided(  # noqa: C901 - one case a step
     match answer.step:
         case Step.WAIT:
             if here is SourceIs.COPIES and setting.postcopy and not intent.postcopy and intent.undo is None:
+                if setting.guard_flaw != IS_NOT_RELEASED:
+                    if world.guard_saw is not None:
+                        return "wait for the guard", world._replace(intent=intent)
+                    world = world._replace(guards=0)
                 stops = setting.stops_first and setting.guest_runs
                 world = world._replace(intent=_but(intent, postcopy=True, stopped_by_us=stops))
                 if stops:
@@ -705,9 +764,11 @@ def _ended(world: ModelState, answer: Next, setting: Setting) -> None:  # noqa: 
 
 def began(setting: Setting, **what_may_happen: object) -> ModelState:
     """The moment at which ``migrate`` was noted and not yet sent, destination listening."""
-    intent = Intent(guest_runs=setting.guest_runs, milestone=Milestone.MIGRATING)
+    intent = Intent(
+        guest_runs=setting.guest_runs, milestone=Milestone.MIGRATING, stopped_by_us=setting.offline
+    )
     return ModelState(
-        source=End(run=RUNNING if setting.guest_runs else PAUSED),
+        source=End(run=RUNNING if setting.guest_runs and not setting.offline else PAUSED),
         destination=End(run=INMIGRATE, status=M.SETUP),
         intent=intent,
         **what_may_happen,  # type: ignore[arg-type]
@@ -768,7 +829,10 @@ def _moves(world: ModelState, setting: Setting) -> Moves:
                 yield name, decided(after, setting, overdue=False, cancel=True)[1]
         else:
             yield name, after
-    yield from controller_moves(world, setting)
+    if world.guards or world.guard_saw is not None:
+        yield from guard_moves(world, setting)
+    if not (setting.exclusive and world.guard_saw is not None):
+        yield from controller_moves(world, setting)
 
 
 # --- coming to an end ------------------------------------------------------------------------------------------------

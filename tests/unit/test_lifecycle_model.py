@@ -167,6 +167,46 @@ def test_two_misfortunes_are_survived_as_one(postcopy: bool) -> None:
     assert held(setting, faults=faults, misfortunes=2, crashes=1, cancels=1)
 
 
+GUARDED = [
+    Setting(),
+    Setting(old=True),
+    Setting(offline=True),
+    Setting(postcopy=True),
+    Setting(postcopy=True, old=True),
+]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(each, marks=() if each in (GUARDED[0], GUARDED[4]) else pytest.mark.matrix)
+        for each in GUARDED
+    ],
+    ids=lambda each: named(each) + "-offline" * each.offline,
+)
+def test_a_guard_may_act_at_any_moment_whatever_its_controller_does(setting: Setting) -> None:
+    """Also where it is wrong about a controller, and while that sends migrate-continue."""
+    faults = frozenset({Fault.DESTINATION_DIES, Fault.DESTINATION_DOZES, Fault.RESET})
+    looked_at = held(setting, faults=faults, crashes=1, cancels=0, guards=2)
+    assert unexpected(setting, looked_at) == {}
+
+
+@pytest.mark.parametrize(
+    ("flaw", "setting", "fault"),
+    [
+        # Over a monitor of its own: a cancel that comes late is carried out after the destination has all of the guest.
+        ("", Setting(exclusive=False), Fault.DESTINATION_DOZES),
+        (model.CANCELS_ALWAYS, Setting(), Fault.DESTINATION_DOZES),
+        (model.IS_NOT_RELEASED, Setting(postcopy=True, old=True, exclusive=False), Fault.BLACK_HOLE),
+        (model.RESUMES_ALWAYS, Setting(), Fault.BLACK_HOLE),
+    ],
+    ids=["another monitor", model.CANCELS_ALWAYS, model.IS_NOT_RELEASED, model.RESUMES_ALWAYS],
+)
+def test_a_guard_that_does_otherwise_does_not_get_through(flaw: str, setting: Setting, fault: Fault) -> None:
+    with pytest.raises(Broken):
+        held(replace(setting, guard_flaw=flaw), faults=frozenset({fault}), crashes=1, guards=2)
+
+
 def but(row: Row, change: dict[str, Any]) -> Row:
     """The same row with another step, or with other fields of its own."""
     if "step" in change:
