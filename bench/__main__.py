@@ -19,10 +19,12 @@ from bench import (
     idle,
     narrow,
     placement,
+    postcopy,
     readers,
     shared_path,
     startup,
     virsh,
+    workloads,
 )
 from bench.libvirt import Unavailable
 from bench.machine import Quiet
@@ -46,6 +48,8 @@ PARTS = {
     "virsh": Part("Beside libvirt", virsh.run),
     "narrow": Part("Narrow and shared links", narrow.run),
     "shared_path": Part("Guests that share one narrow path", shared_path.run),
+    "workloads": Part("Real workloads, seen from outside", workloads.run, of_qemu=False),
+    "postcopy": Part("Postcopy over a narrow path, seen from outside", postcopy.run, of_qemu=False),
     "startup": Part("Start of the command line", startup.run, of_qemu=False),
     "placement": Part("Plans for a large site", placement.run, of_qemu=False),
     "answers": Part("Answers while 100 migrations run", answers.run, of_qemu=False),

@@ -180,12 +180,16 @@ class Libvirtd:
 
     async def create(self, image: Path, binary: Path) -> None:
         """Start the guest."""
+        await self.create_domain(
+            _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=MEMORY_BYTES, binary=binary, image=image)
+        )
+
+    async def create_domain(self, definition: str) -> None:
+        """Start a guest by libvirt's definition of it; its name is to be :data:`GUEST`."""
         for path in (self.serial, self.qmp):
             path.unlink(missing_ok=True)
         domain = self._directory / "domain.xml"
-        domain.write_text(
-            _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=MEMORY_BYTES, binary=binary, image=image)
-        )
+        domain.write_text(definition)
         await self.virsh("create", str(domain))
 
     async def destroy(self) -> None:

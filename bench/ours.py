@@ -30,6 +30,8 @@ class Outcome:
     preflight_seconds: float
     duration_seconds: float
     downtime_seconds: float
+    #: How long the guest waited for pages in postcopy; ``None`` where it did not move so, or it was not measured.
+    postcopy_stall_seconds: float | None = None
 
 
 class Migrator:
@@ -120,4 +122,5 @@ class Migrator:
             preflight_seconds=result["preflight_seconds"],
             duration_seconds=result["duration_seconds"],
             downtime_seconds=result["downtime_seconds"],
+            postcopy_stall_seconds=result["postcopy_stall_seconds"],
         )
