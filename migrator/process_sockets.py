@@ -139,6 +139,8 @@ def _addresses(peers: list[list[Any]]) -> set[tuple[str, int]]:
 
 #: Of processes whose streams were looked at: number and inode of the sockets that were found.
 _found: dict[tuple[int, str], list[tuple[int, str]]] = {}
+#: Streams that were paced here, and not lifted since: the process and the peers of each.
+_paced: dict[tuple[int, str], tuple[dict[str, Any], list[list[Any]]]] = {}
 
 
 def streams(
@@ -179,6 +181,10 @@ def streams(
             _found.pop(key, None)
             if kept:
                 _found[key] = kept
+            if pacing is not None:
+                _paced.pop(key, None)
+            if pacing and kept:
+                _paced[key] = (process, peers)
             while len(_found) > 256:
                 _found.pop(next(iter(_found)))
     except PermissionError as error:
@@ -266,11 +272,23 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error), "count": 0, "sockets": 0, "queued": None, "refused": str(error)}
 
 
+def lift_all() -> None:
+    """Pace nothing any more: whoever had it paced is gone, and nobody would change it with what the link carries."""
+    for process, peers in list(_paced.values()):
+        with contextlib.suppress(ProcessGone, OSError):
+            streams(process, peers, pacing=0)
+
+
 def serve() -> None:
     """Answer requests until the input ends, which it does with the connection that it came over."""
-    for line in sys.stdin.buffer:
-        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
-        sys.stdout.flush()
+    try:
+        for line in sys.stdin.buffer:
+            sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="ascii")  # noqa: PTH123, SIM115 - nothing is left to be told
+    finally:
+        lift_all()
 
 
 if __name__ == "__main__":

@@ -138,6 +138,22 @@ class TestAtAHost:
                 assert (gone["sockets"], gone["queued"]) == (0, None)
                 held.close()
 
+    async def test_the_pace_ends_with_the_connection_of_whoever_set_it(self, tmp_path: Path) -> None:
+        with Sshd(tmp_path / "sshd") as sshd, socket.create_server(("127.0.0.1", 0)) as meant:
+            access, port = SshAccess("there", sshd.config()), meant.getsockname()[1]
+            with client(port) as process:
+                held = await access.process(process.pid)
+                assert held is not None
+                request = {"do": "streams", "peers": [["127.0.0.1", port]], "unsent": 131072}
+                await queued(held, {**request, "pacing": 1000000})
+                assert options(process.pid, port) == [(131072, 1000000)]
+                await access.close()
+
+                async def lifted() -> bool:
+                    return options(process.pid, port) == [(131072, UNPACED)]
+
+                await until(lifted, what="the pace is lifted")
+
     async def test_what_is_queued_is_known_where_the_process_may_not_be_traced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
