@@ -178,10 +178,10 @@ class Libvirtd:
             raise Unavailable(f"virsh {words[0]}: {complaints.decode(errors='replace').strip()}")
         return out.decode()
 
-    async def create(self, image: Path, binary: Path) -> None:
+    async def create(self, image: Path, binary: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
         """Start the guest."""
         await self.create_domain(
-            _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=MEMORY_BYTES, binary=binary, image=image)
+            _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=memory_bytes, binary=binary, image=image)
         )
 
     async def create_domain(self, definition: str) -> None:

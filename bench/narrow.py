@@ -41,6 +41,8 @@ _GUESTS = {
 _TOLERANCE = 1.1
 _IDLE_AIMS = {60: 0.070, 300: 0.040}
 _VIRSH_SHARE, _BARE_SHARE = 0.2, 1.2
+#: A move by virsh that takes longer is not counted.
+_VIRSH_SECONDS = 60.0
 #: How much longer than on the empty link a neighbour may wait, at its 99th percentile, in seconds; and how much of the
 #: whole time of an unpaced move may be spent on that.
 _NEIGHBOUR_SECONDS, _PACED_SHARE = 0.0003, 1.05
@@ -159,8 +161,10 @@ async def run(options: Options, quiet: Quiet) -> str:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
         migrator = Migrator(directory / "migrator")
-        matrix = await _matrix(migrator, directory, options, quiet)
-        neighbours = await _neighbours(migrator, options, quiet)
+        with LabHosts("alpha", "beta", isolated=True) as hosts:
+            async with _virsh(hosts, directory, options) as virsh:
+                matrix = await _matrix(migrator, virsh, hosts, options, quiet)
+                neighbours = await _neighbours(migrator, virsh, hosts, options, quiet)
     return paragraphs(
         f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
         "Two namespaces whose links are slowed by `tc tbf`; a guest of 256 MiB (TCG), of which 24 MiB are filled. "
@@ -170,61 +174,65 @@ async def run(options: Options, quiet: Quiet) -> str:
     )
 
 
-async def _matrix(migrator: Migrator, directory: Path, options: Options, quiet: Quiet) -> list[str]:
-    took: dict[tuple[_Case, str], list[_Took]] = defaultdict(list)
-    unmoved: dict[_Case, str] = {}
-    with LabHosts("alpha", "beta", isolated=True) as hosts:
-        for binary in binaries().values():  # what a program does only once is not measured
-            await _ours(migrator, hosts, binary, Habit(), ceiling_seconds=0.3)
-        for case in _cases(options):
-            print(f"narrow: {case}", flush=True)
-            for host in hosts:
-                host.set_speed(case.mbit * _MBIT)
-            binary, habit = binaries()[case.version], _GUESTS[case.guest]
-            for _ in range(options.runs or 2):
-                await quiet.wait()
-                try:
-                    ours = await _ours(migrator, hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
-                    took[case, "migrator"].append(ours)
-                except Failed as error:  # a guest that does not converge is left where it is
-                    unmoved[case] = str(error)[:100]
-                    continue
-                with contextlib.suppress(bare.Broken, TimeoutError):
-                    script = _script(hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
-                    took[case, "script"].append(await script)
-        virsh = await _virsh(hosts, directory, options, quiet)
-    return _judge(took, virsh, unmoved)
-
-
-async def _virsh(hosts: LabHosts, directory: Path, options: Options, quiet: Quiet) -> dict[int, list[float]]:
-    """Downtimes of an idle guest by the speed of the path; empty where there can be no libvirtd."""
-    if libvirt.why_not():
-        return {}
-    found: dict[int, list[float]] = defaultdict(list)
+@asynccontextmanager
+async def _virsh(hosts: LabHosts, directory: Path, options: Options) -> AsyncIterator[Virsh | None]:
+    """Yield what moves guests by virsh between the hosts; ``None`` where there can be no libvirtd."""
+    if reason := libvirt.why_not():
+        print(f"narrow: nothing of virsh: {reason}", flush=True)
+        yield None
+        return
     async with AsyncExitStack() as stack:
         stack.callback(libvirt.remove_cgroups)
-        for host in hosts:
-            host.set_speed(None)
         alpha, beta = [
             await stack.enter_async_context(Libvirtd(host, directory / host.name, cgroups=False))
             for host in hosts
         ]
-        virsh = Virsh(alpha, beta, directory / "virsh.img", options.binary)
+        virsh = Virsh(alpha, beta, directory / "virsh.img", options.binary, memory_bytes=_MEMORY_BYTES)
         await virsh.prepare()
-        for mbit in _IDLE_AIMS:
-            for host in hosts:
-                host.set_speed(mbit * _MBIT)
-            for _ in range(options.runs or 2):
-                await quiet.wait()
-                found[mbit].append((await virsh.move(_GUESTS["idle"])).downtime_seconds)
-    return found
+        yield virsh
 
 
-def _judge(
-    took: dict[tuple[_Case, str], list[_Took]], virsh: dict[int, list[float]], unmoved: dict[_Case, str]
+async def _matrix(
+    migrator: Migrator, virsh: Virsh | None, hosts: LabHosts, options: Options, quiet: Quiet
 ) -> list[str]:
+    took: dict[tuple[_Case, str], list[_Took]] = defaultdict(list)
+    unmoved: dict[_Case, str] = {}
+    for binary in binaries().values():  # what a program does only once is not measured
+        await _ours(migrator, hosts, binary, Habit(), ceiling_seconds=0.3)
+    for case in _cases(options):
+        print(f"narrow: {case}", flush=True)
+        _slow_down(hosts, case.mbit)
+        binary, habit = binaries()[case.version], _GUESTS[case.guest]
+        for _ in range(options.runs or 2):
+            await quiet.wait()
+            try:
+                ours = await _ours(migrator, hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
+                took[case, "migrator"].append(ours)
+            except Failed as error:  # a guest that does not converge is left where it is
+                unmoved[case] = str(error)[:100]
+                continue
+            with contextlib.suppress(bare.Broken, TimeoutError):
+                script = _script(hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
+                took[case, "script"].append(await script)
+            if virsh is not None and case.version == options.version:
+                with contextlib.suppress(Unavailable, OSError, TimeoutError):
+                    async with asyncio.timeout(_VIRSH_SECONDS):
+                        theirs = await virsh.move(habit, max_downtime_seconds=case.ceiling_seconds)
+                    took[case, "virsh"].append(
+                        _Took(duration_seconds=theirs.total_seconds, downtime_seconds=theirs.downtime_seconds)
+                    )
+    return _judge(took, unmoved)
+
+
+def _slow_down(hosts: LabHosts, mbit: int) -> None:
+    for host in hosts:
+        host.set_speed(mbit * _MBIT)
+
+
+def _judge(took: dict[tuple[_Case, str], list[_Took]], unmoved: dict[_Case, str]) -> list[str]:
     rows, over, slow, missed = [], 0, 0, 0
     moves = 0
+    shares: dict[int, list[float]] = defaultdict(list)
     for (case, who), ours in took.items():
         if who != "migrator":
             continue
@@ -232,78 +240,90 @@ def _judge(
         over += sum(one.downtime_seconds > _TOLERANCE * case.ceiling_seconds for one in ours)
         downtime = Figures.of(one.downtime_seconds for one in ours)
         duration = Figures.of(one.duration_seconds for one in ours)
-        script = took.get((case, "script"), [])
-        beside = Figures.of(one.duration_seconds for one in script) if script else None
-        beside_downtime = Figures.of(one.downtime_seconds for one in script) if script else None
-        slow += beside is not None and duration.median > _BARE_SHARE * beside.median
+        script, theirs = took.get((case, "script"), []), took.get((case, "virsh"), [])
+        floor = _duration(script)
+        slow += floor is not None and duration.median > _BARE_SHARE * floor.median
         if case.guest == "idle" and case.mbit in _IDLE_AIMS:
             missed += downtime.median > _IDLE_AIMS[case.mbit]
-        rows.append(
-            [str(case), str(downtime), str(beside_downtime or "—"), str(duration), str(beside or "—")]
-        )
-    rows += [[str(case), "not moved", "", "", why] for case, why in unmoved.items()]
+            if (peer := _downtime(theirs)) is not None:
+                shares[case.mbit].append(downtime.median / peer.median)
+        others = [str(each or "—") for of in (_downtime, _duration) for each in map(of, (script, theirs))]
+        rows.append([str(case), str(downtime), *others[:2], str(duration), *others[2:]])
+    rows += [[str(case), "not moved", "", "", why, "", ""] for case, why in unmoved.items()]
     counts = [
         ["over their ceiling by more than 10 %", str(over), f"0 of {moves}"],
         [f"slower than {_BARE_SHARE} × the script", str(slow), "0"],
         ["idle guests above 70 ms at 60 Mbit/s, 40 ms at 300", str(missed), "0"],
     ]
-    for mbit, theirs in virsh.items():
-        mine = [
-            one.downtime_seconds
-            for (case, who), ours in took.items()
-            if who == "migrator" and case.guest == "idle" and case.mbit == mbit
-            for one in ours
-        ]
-        if mine:
-            share = statistics.median(mine) / statistics.median(theirs)
-            aim = f"≤ {_VIRSH_SHARE}" if mbit == 60 else ""
-            counts.append([f"idle guest's downtime of virsh's at {mbit} Mbit/s", f"{share:.2f}", aim])
-    header = ["QEMU, path, guest, ceiling", "downtime", "script's", "time", "script's"]
+    for mbit, found in shares.items():
+        aim = f"≤ {_VIRSH_SHARE}" if mbit == 60 else ""
+        name = f"idle guest's downtime of virsh's at {mbit} Mbit/s"
+        counts.append([name, f"{statistics.median(found):.2f}", aim])
+    header = ["QEMU, path, guest, ceiling", "downtime", "script's", "virsh's", "time", "script's", "virsh's"]
     return [
-        "**Ceilings**, downtime from STOP to RESUME and time from the first command:",
+        "**Ceilings**, downtime from STOP to RESUME and time from the first command; of virsh of the whole command:",
         table(header, rows),
         "**Counts**:",
         table(["what", "counted", "aim"], counts),
     ]
 
 
-async def _neighbours(migrator: Migrator, options: Options, quiet: Quiet) -> list[str]:
+def _downtime(took: list[_Took]) -> Figures | None:
+    return Figures.of(one.downtime_seconds for one in took) if took else None
+
+
+def _duration(took: list[_Took]) -> Figures | None:
+    return Figures.of(one.duration_seconds for one in took) if took else None
+
+
+async def _neighbours(
+    migrator: Migrator, virsh: Virsh | None, hosts: LabHosts, options: Options, quiet: Quiet
+) -> list[str]:
     """Round trips of a neighbour on the same link beside moves at a share of it."""
     rows, above, slow = [], 0, 0
     habit = Habit(region_bytes=96 * _MIB, passes=1)
-    with LabHosts("alpha", "beta", isolated=True) as hosts:
-        for mbit in (1000, 300) if options.whole else (1000,):
-            for host in hosts:
-                host.set_speed(mbit * _MBIT)
-            async with _neighbour(hosts) as empty:
-                await asyncio.sleep(2.0)
-            for share in (0.5, 0.95):
-                limit = round(share * mbit * _MBIT)
-                for _ in range(options.runs or 2):
-                    print(f"narrow: a neighbour at {share:.0%} of {mbit} Mbit/s", flush=True)
-                    await quiet.wait()
-                    async with _neighbour(hosts) as waits:
-                        ours = await _ours(
-                            migrator, hosts, options.binary, habit, ceiling_seconds=0.3, limit=f"{limit}B/s"
-                        )
-                    await quiet.wait()
-                    async with _neighbour(hosts) as waits_beside:
-                        script = await _script(hosts, options.binary, habit, ceiling_seconds=0.3, limit=limit)
-                    alone, mine, theirs = (_p99(each) for each in (empty, waits, waits_beside))
-                    above += mine - alone > _NEIGHBOUR_SECONDS
-                    slow += ours.duration_seconds > _PACED_SHARE * script.duration_seconds
-                    rows.append(
-                        [
-                            f"{share:.0%} of {mbit} Mbit/s",
-                            *(f"{each * 1e3:.2f}" for each in (alone, mine, theirs)),
-                            *(ms(each.duration_seconds) for each in (ours, script)),
-                        ]
+    for mbit in (1000, 300):
+        _slow_down(hosts, mbit)
+        async with _neighbour(hosts) as empty:
+            await asyncio.sleep(2.0)
+        for share in (0.5, 0.95):
+            mib = int(share * mbit * _MBIT / _MIB)  # as virsh takes it, and the same for all
+            limit = mib * _MIB
+            for _ in range(options.runs or 2):
+                print(f"narrow: a neighbour at {share:.0%} of {mbit} Mbit/s", flush=True)
+                await quiet.wait()
+                async with _neighbour(hosts) as waits:
+                    ours = await _ours(
+                        migrator, hosts, options.binary, habit, ceiling_seconds=0.3, limit=f"{limit}B/s"
                     )
-    header = ["share", "empty link", "beside migrator", "beside the script", "its time", "script's time"]
+                await quiet.wait()
+                async with _neighbour(hosts) as waits_beside:
+                    script = await _script(hosts, options.binary, habit, ceiling_seconds=0.3, limit=limit)
+                waits_beside_virsh: list[float] = []
+                if virsh is not None:
+                    await quiet.wait()
+                    with contextlib.suppress(Unavailable, OSError, TimeoutError):
+                        waits_beside_virsh = await _beside_virsh(virsh, hosts, habit, mib)
+                alone, mine, theirs, virshs = (
+                    _p99(each) for each in (empty, waits, waits_beside, waits_beside_virsh)
+                )
+                above += mine - alone > _NEIGHBOUR_SECONDS
+                slow += ours.duration_seconds > _PACED_SHARE * script.duration_seconds
+                rows.append(
+                    [
+                        f"{share:.0%} of {mbit} Mbit/s",
+                        *(f"{each * 1e3:.2f}" for each in (alone, mine, theirs, virshs)),
+                        *(ms(each.duration_seconds) for each in (ours, script)),
+                    ]
+                )
+    header = [
+        *("share", "empty link", "beside migrator", "beside the script", "beside virsh"),
+        *("time of migrator", "script's"),
+    ]
     return [
         (
             "**Neighbours**, round trip of small packets on the same link, 99th percentile in milliseconds; the script "
-            "has the same limit as QEMU's `max-bandwidth`, as virsh and Proxmox set it:"
+            "has the same limit as QEMU's `max-bandwidth`, as Proxmox sets it, and virsh has it as `--bandwidth`:"
         ),
         table(header, rows),
         table(
@@ -336,6 +356,20 @@ async def _neighbour(hosts: LabHosts) -> AsyncIterator[list[float]]:
             echo.kill()
             said = ping.stdout.read() if ping.stdout is not None else ""
             waits += [float(line) for line in said.split("\n")[:-1]]
+
+
+async def _beside_virsh(virsh: Virsh, hosts: LabHosts, habit: Habit, mib: int) -> list[float]:
+    kept: list[list[float]] = []
+
+    @asynccontextmanager
+    async def beside() -> AsyncIterator[None]:
+        async with _neighbour(hosts) as waits:
+            kept.append(waits)
+            yield
+
+    async with asyncio.timeout(_VIRSH_SECONDS):
+        await virsh.move(habit, bandwidth_mib=mib, beside=beside)
+    return kept[0]
 
 
 def _p99(waits: list[float]) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,9 +40,18 @@ class Took:
 class Virsh:
     """Moves guests by ``virsh migrate``."""
 
-    def __init__(self, source: Libvirtd, destination: Libvirtd, image: Path, binary: Path) -> None:
+    def __init__(
+        self,
+        source: Libvirtd,
+        destination: Libvirtd,
+        image: Path,
+        binary: Path,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
         self._source, self._destination = source, destination
         self._image, self._binary = image, binary
+        self._memory_bytes = memory_bytes
 
     async def prepare(self) -> None:
         """Have both find out once what QEMU can do, and set their guests' numbers apart.
@@ -51,31 +60,44 @@ class Virsh:
         second that the group of its guest becomes empty, which never happens while the other's guest is in it.
         """
         write_image(self._image)
-        await self._destination.create(self._image, self._binary)
+        await self._destination.create(self._image, self._binary, memory_bytes=self._memory_bytes)
         await self._destination.destroy()
         await self.move(Habit())
 
-    async def move(self, habit: Habit) -> Took:
-        """Start a guest, move it, end it."""
+    async def move(
+        self,
+        habit: Habit,
+        *,
+        max_downtime_seconds: float = _MAX_DOWNTIME_SECONDS,
+        bandwidth_mib: int | None = None,
+        beside: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+    ) -> Took:
+        """Start a guest, move it, end it.
+
+        :param bandwidth_mib: the most that it may take, MiB a second, as ``--bandwidth`` says it.
+        :param beside: entered for as long as the guest moves.
+        """
         source, destination = self._source, self._destination
         write_image(self._image, habit)
         destination.qmp.unlink(missing_ok=True)
         destination.serial.unlink(missing_ok=True)
         try:
-            await source.create(self._image, self._binary)
+            await source.create(self._image, self._binary, memory_bytes=self._memory_bytes)
             await source.wait_beating()
-            await source.virsh("migrate-setmaxdowntime", GUEST, f"{_MAX_DOWNTIME_SECONDS * 1e3:.0f}")
+            await source.virsh("migrate-setmaxdowntime", GUEST, f"{max_downtime_seconds * 1e3:.0f}")
             await asyncio.sleep(SETTLE_SECONDS)
             async with AsyncExitStack() as monitors:
                 before = await source.monitor(monitors)
                 awaited = asyncio.create_task(destination.monitor(monitors), name="the destination's monitor")
                 monitors.callback(awaited.cancel)
-                began = time.monotonic()
-                await source.virsh(
-                    *("migrate", "--live", GUEST, destination.uri, "--unsafe"),
-                    *("--migrateuri", f"tcp://{destination.host.address}"),
-                )
-                total = time.monotonic() - began
+                async with beside():
+                    began = time.monotonic()
+                    await source.virsh(
+                        *("migrate", "--live", GUEST, destination.uri, "--unsafe"),
+                        *("--migrateuri", f"tcp://{destination.host.address}"),
+                        *(("--bandwidth", str(bandwidth_mib)) if bandwidth_mib is not None else ()),
+                    )
+                    total = time.monotonic() - began
                 after = await awaited
                 await destination.wait_beating()
                 downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
