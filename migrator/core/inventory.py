@@ -46,6 +46,9 @@ class HostFacts:
     #: An unprivileged userfaultfd, or a QEMU that runs as root: postcopy can work there.
     userfaultfd: bool = False
     vhost_net: bool = False
+    #: Programs that the network between hosts is probed with.
+    python3: bool = True
+    ping: bool = True
     #: Free pages by their size in bytes.
     hugepages: Mapping[int, int] = field(default_factory=dict)
     #: Of the slowest link that carries the migration address, where it says; payload, after TCP's 5 %.

@@ -32,6 +32,8 @@ section has
 [ -e /dev/vhost-net ] && echo vhost-net
 [ -d /run/systemd/system ] && echo systemd
 [ "$(id -u)" = 0 ] && echo root
+command -v python3 >/dev/null || echo no-python3
+command -v ping >/dev/null || echo no-ping
 [ "$(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null)" = 1 ] && echo userfaultfd
 section hugepages
 for d in /sys/kernel/mm/hugepages/hugepages-*; do first "$d/free_hugepages" "${d##*-}"; done
@@ -132,6 +134,8 @@ def parse(text: str) -> HostFacts:
         kvm="kvm" in has,
         userfaultfd=bool(has & {"root", "userfaultfd"}),
         vhost_net="vhost-net" in has,
+        python3="no-python3" not in has,
+        ping="no-ping" not in has,
         hugepages={
             number(size) << 10: number(count)
             for size, count in re.findall(r"^(\d+)kB (\d+)$", sections.get("hugepages", ""), re.MULTILINE)

@@ -160,6 +160,11 @@ class TestRecorded:
         other = recorded("eno1").replace("eno1 3c:ec:ef:00:00:01 device", "eno1 00:00:00:00:00:99 device")
         assert parse(other).link_bytes_per_second is None
 
+    def test_programs_that_are_missing(self) -> None:
+        facts = parse(recorded().replace("systemd\n", "no-python3\nno-ping\n"))
+        assert not facts.python3
+        assert not facts.ping
+
     @pytest.mark.parametrize("line", ["root", "userfaultfd"])
     def test_userfaultfd_for_root_or_for_all(self, line: str) -> None:
         assert parse(recorded().replace("systemd\n", f"{line}\n")).userfaultfd

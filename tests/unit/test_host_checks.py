@@ -254,6 +254,26 @@ class TestQemu:
         assert codes(newer) == ["machine-unversioned"]
 
     @pytest.mark.parametrize(
+        ("here", "there", "found"),
+        [
+            (HostFacts(ping=False), HostFacts(), []),
+            (HostFacts(python3=False), HostFacts(), []),
+            (HostFacts(ping=False), HostFacts(python3=False), ["path-not-probed"]),
+            (HostFacts(ping=False, python3=False), HostFacts(), ["path-not-probed"]),
+        ],
+    )
+    def test_a_network_that_cannot_be_probed_is_told_where_postcopy_is_allowed(
+        self, here: HostFacts, there: HostFacts, found: list[str]
+    ) -> None:
+        pair = replace(
+            CASE,
+            here=replace(CASE.here, ping=here.ping, python3=here.python3),
+            there=replace(CASE.there, ping=there.ping, python3=there.python3),
+        )
+        assert codes(replace(pair, policy=builtin("default"))) == found
+        assert codes(replace(pair, policy=builtin("gentle"))) == []
+
+    @pytest.mark.parametrize(
         ("policy", "found"),
         [("postcopy-first", ["userfaultfd"]), ("default", ["no-postcopy"]), ("gentle", [])],
     )

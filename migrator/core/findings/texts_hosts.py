@@ -111,6 +111,11 @@ HOSTS: Texts = {
         "the policy allows postcopy, which the target's kernel does not allow this user (userfaultfd)",
         "set vm.unprivileged_userfaultfd=1 there or run QEMU as root",
     ),
+    "path-not-probed": (
+        "warning",
+        "the network cannot be probed before a postcopy: the source's host has no ping, nor have both python3",
+        "install python3 on both hosts, or ping on the source's; a postcopy over a broken network stands still",
+    ),
     "disk-file-missing": (
         "error",
         "a disk's file does not exist at the target",

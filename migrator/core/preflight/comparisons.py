@@ -74,6 +74,7 @@ _HOSTS = {
     "cpu-not-offered": "the source's CPU model, with -cpu help of the QEMU there",
     "userfaultfd": "the policy's postcopy, with userfaultfd there",
     "no-postcopy": "the policy's postcopy, with userfaultfd there",
+    "path-not-probed": "the policy's postcopy, with ping at the source's host and python3 at both",
     "disk-file-missing": "files of the source's disks (query-block), with the same paths there",
     "disk-access": "files of the source's disks, opened there as QEMU's user would",
     "disk-locked": "the image's device and inode there, with QEMU's locks in /proc/locks there",

@@ -226,7 +226,15 @@ def _versions(pair: HostPair) -> Iterator[Finding]:
 
 
 def _postcopy(pair: HostPair) -> Iterator[Finding]:
-    if pair.policy is None or pair.there.userfaultfd or pair.policy.postcopy is PostcopyMode.NEVER:
+    if pair.policy is None or pair.policy.postcopy is PostcopyMode.NEVER:
+        return
+    if not (pair.here.ping or (pair.here.python3 and pair.there.python3)):
+        yield finding(
+            "path-not-probed",
+            f"policy {pair.policy.name} allows postcopy, and the network to {pair.target} cannot be probed before it: "
+            "there is no ping at the source's host, nor python3 at both",
+        )
+    if pair.there.userfaultfd:
         return
     if pair.policy.postcopy is PostcopyMode.IMMEDIATE:
         yield finding(
