@@ -191,7 +191,7 @@ class LabSite:
             )
         return self.service
 
-    async def until_served(self, within: float = 30.0) -> None:
+    async def until_served(self, within: float = 60.0) -> None:
         """Wait until it answers.
 
         :raise LabError: with its log when it ends instead.

@@ -59,7 +59,7 @@ class Heard:
         return done.stdout
 
     def get(self, url: str, headers: dict[str, str]) -> int:
-        answer = httpx2.get(url, headers=headers, trust_env=False)
+        answer = httpx2.get(url, headers=headers, trust_env=False, timeout=30)
         self.said.append((f"GET {url}", f"{answer.headers} {answer.text}"))
         return answer.status_code
 
