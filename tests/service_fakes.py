@@ -66,39 +66,13 @@ from migrator.core.model import Mode, Severity, State
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.http.limits import Limits
-from migrator.ports import Claim, Lease
+from migrator.testing.journal import MemoryJournal
 from tests import http_service
 from tests.http_service import HOSTILE, MemoryTokens, Place
 from tests.some_events import page_of
 
 _Result = TypeVar("_Result")
 MIB = 2**20
-
-
-@dataclass
-class MemoryLog:
-    """Commands and their answers."""
-
-    commands: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    async def claim_command(
-        self,
-        *documents: tuple[str, Mapping[str, Any]],
-        key: str,
-        verb: str,
-        body_hash: str,
-        body: Mapping[str, Any],
-        caller: Mapping[str, str],
-        lease: Lease | None = None,
-    ) -> Claim:
-        known = self.commands.get(key)
-        if known is None:
-            self.commands[key] = {"verb": verb, "hash": body_hash, "reply": None, "caller": dict(caller)}
-            return Claim(new=True)
-        return Claim(new=False, other_body=known["hash"] != body_hash, reply=known["reply"])
-
-    async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:
-        self.commands[key]["reply"] = dict(reply)
 
 
 class ScriptedService:
@@ -115,7 +89,7 @@ class ScriptedService:
             self.bus.mark_journalled(0)
         self.journal: list[dict[str, Any]] = []
         self.refreshed: list[str | None] = []
-        self.log = MemoryLog()
+        self.log = MemoryJournal()
         self.journal_lag = journal_lag
         self.steps = steps
         self.pace = pace
