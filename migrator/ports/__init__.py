@@ -3,6 +3,16 @@
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
 """
 
+from migrator.ports.assignments import (
+    ASSIGNMENTS_CHANNEL,
+    REPORTS_CHANNEL,
+    Assignment,
+    Assignments,
+    AvailableDriver,
+    DriverPool,
+    assignment_lease,
+    assignment_number,
+)
 from migrator.ports.computing import Computing
 from migrator.ports.controllers import (
     ANSWERS_CHANNEL,
@@ -54,15 +64,21 @@ from migrator.ports.stream_path import PathHealth, StreamPath, UnprobedPath
 
 __all__ = [
     "ANSWERS_CHANNEL",
+    "ASSIGNMENTS_CHANNEL",
     "COMMANDS_CHANNEL",
     "EVENTS_CHANNEL",
     "LIVE_CHANNEL",
     "REPLIES_CHANNEL",
+    "REPORTS_CHANNEL",
+    "Assignment",
+    "Assignments",
+    "AvailableDriver",
     "Claim",
     "CommandLog",
     "Computing",
     "ControllerInfo",
     "Controllers",
+    "DriverPool",
     "EndedRecord",
     "Experience",
     "Grant",
@@ -99,6 +115,8 @@ __all__ = [
     "UnprobedPath",
     "WaitingCommand",
     "WaitingCommands",
+    "assignment_lease",
+    "assignment_number",
     "controller_lease",
     "lease_margin",
 ]

@@ -147,7 +147,7 @@ class Leases(Protocol):
         """Give it back, so that nobody has to wait for its end; one that is another's by now stays theirs."""
 
     async def all(self) -> list[HeldLease]:
-        """Return the leases that were taken and not given back, by name."""
+        """Return the leases that were taken and not given back, by name, but not the assignments of migrations."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from migrator.errors import JournalError
 from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, REPLIES_CHANNEL, Claim, Lease
 from migrator.store import retention, rows
+from migrator.store.assignments import SqlAssignments
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
 from migrator.store.database import Database
@@ -55,6 +56,7 @@ class SqlJournal(SqlJournalReader):
     :ivar signals: tells others who use it that there is something to look at.
     :ivar shared: several controllers may write it: it gives events their numbers.
     :ivar waiting: commands that another controller has received.
+    :ivar assignments: migrations that other controllers than the planner drive.
     :ivar steps: how far migrations got, likewise, where that is not in files.
     """
 
@@ -76,6 +78,7 @@ class SqlJournal(SqlJournalReader):
         self.live = SqlLiveDocuments(database, self.signals)
         self.controllers = SqlControllers(database, self.leases)
         self.waiting = SqlWaitingCommands(database, self.signals)
+        self.assignments = SqlAssignments(database, self.signals)
 
     @classmethod
     async def open(

@@ -20,6 +20,9 @@ from migrator.store.schema import leases
 if TYPE_CHECKING:
     from migrator.store.database import Database
 
+#: End of a lease that is not renewed: it holds until whoever gave it takes it back.
+UNTIL_WITHDRAWN = 2**62
+
 
 def monotonic() -> float:
     """Seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
@@ -99,7 +102,9 @@ class SqlLeases:
         async def read(connection: AsyncConnection) -> list[HeldLease]:
             now = await self._database.now(connection)
             found = await connection.execute(
-                select(leases).where(leases.c.owner != "").order_by(leases.c.name)
+                select(leases)
+                .where(leases.c.owner != "", leases.c.ends_at < UNTIL_WITHDRAWN)
+                .order_by(leases.c.name)
             )
             return [
                 HeldLease(

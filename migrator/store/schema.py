@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0009"
+HEAD = "0010"
 #: The oldest revision whose controllers may go on while the database is of :data:`HEAD`: what came since then takes
 #: nothing from them. A newer version that has to migrate the schema waits until every older one has gone.
-OLDEST_READER = "0007"
+OLDEST_READER = "0010"
 #: Key in ``meta``: the version of the live documents that were written last.
 LIVE_VERSION = "live_version"
 #: Key in ``meta``: ``[site] name`` of the controller that acted last.
@@ -243,6 +243,24 @@ controllers = Table(
     Column("lease_length", Number),
     #: Names of the hosts in its configuration, as JSON; a version before 0009 does not say.
     Column("hosts", Text),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("migration", Name, primary_key=True),
+    #: Name of the controller that drives it, and the token of its lease when it was given.
+    Column("driver", Text, nullable=False),
+    Column("driver_token", Number, nullable=False),
+    #: Of its lease ``migration/<id>`` too.
+    Column("number", Number, nullable=False),
+    # As JSON: what was given, what is wanted of it, what its driver said last.
+    Column("given", Text, nullable=False),
+    Column("requests", Text, nullable=False),
+    Column("report", Text),
+    #: 1 once its driver has let go of it.
+    Column("released", Integer, nullable=False),
+    Index("assignments_driver", "driver"),
 )
 
 live_documents = Table(

@@ -13,6 +13,7 @@ from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
 from migrator.ports import REPLIES_CHANNEL, Claim, Lease, Signals
 from migrator.store.signals import LocalSignals
+from migrator.testing.assignments import MemoryAssignments
 from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments, MemoryWaitingCommands
 from migrator.testing.leases import MemoryLeases
 from migrator.text import as_json, writable
@@ -58,6 +59,7 @@ class MemoryJournal:
         self.live = MemoryLiveDocuments(self)
         self.controllers = MemoryControllers(self)
         self.waiting = MemoryWaitingCommands(self)
+        self.assignments = MemoryAssignments(self)
 
     async def __aenter__(self) -> Self:
         return self

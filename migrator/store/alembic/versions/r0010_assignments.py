@@ -1,0 +1,29 @@
+"""Migrations that another controller than the planner drives. Older controllers would drive them a second time."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from migrator.store.schema import Number
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """One more table; the leases of the drivers are rows of the one for leases."""
+    op.create_table(
+        "assignments",
+        sa.Column("migration", sa.Text, primary_key=True),
+        sa.Column("driver", sa.Text, nullable=False),
+        sa.Column("driver_token", Number, nullable=False),
+        sa.Column("number", Number, nullable=False),
+        sa.Column("given", sa.Text, nullable=False),
+        sa.Column("requests", sa.Text, nullable=False),
+        sa.Column("report", sa.Text),
+        sa.Column("released", sa.Integer, nullable=False),
+    )
+    op.create_index("assignments_driver", "assignments", ["driver"])

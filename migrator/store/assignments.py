@@ -1,0 +1,173 @@
+"""Assignments in the database: which migrations other controllers than the planner drive, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.ports import (
+    ASSIGNMENTS_CHANNEL,
+    REPORTS_CHANNEL,
+    Assignment,
+    Lease,
+    assignment_lease,
+    controller_lease,
+)
+from migrator.store.database import Database
+from migrator.store.leases import UNTIL_WITHDRAWN, holding
+from migrator.store.schema import assignments, leases
+from migrator.store.signals import LocalSignals
+
+#: Of what is given, written once.
+_GIVEN = ("session", "stream_speed", "former", "former_token")
+
+
+class SqlAssignments:
+    """See :class:`migrator.ports.Assignments`."""
+
+    def __init__(self, database: Database, signals: LocalSignals) -> None:
+        self._database, self._signals = database, signals
+
+    async def give(self, assignment: Assignment) -> bool:
+        """See :meth:`migrator.ports.Assignments.give`."""
+        row = {
+            "migration": assignment.migration,
+            "driver": assignment.driver,
+            "driver_token": assignment.driver_token,
+            "number": assignment.number,
+            "given": json.dumps({name: getattr(assignment, name) for name in _GIVEN}),
+            "requests": json.dumps(dict(assignment.requests)),
+            "report": None,
+            "released": 0,
+        }
+
+        async def write(connection: AsyncConnection) -> tuple[bool, bool]:
+            now = await self._database.now(connection)
+            its = _driver_lease(assignment.driver, assignment.driver_token)
+            # Not locked: of one that ends a moment later it is withdrawn like any other.
+            there = select(leases.c.name).where(
+                leases.c.name == its.name,
+                leases.c.owner == its.owner,
+                leases.c.token == its.token,
+                leases.c.ends_at > now,
+            )
+            if (await connection.execute(there)).first() is None:
+                return False, True
+            right = {
+                "name": assignment_lease(assignment.migration),
+                "owner": assignment.driver,
+                "token": assignment.number,
+                "taken_at": now,
+                "ends_at": UNTIL_WITHDRAWN,
+            }
+            await connection.execute(insert(leases).values(right))
+            await connection.execute(insert(assignments).values(row))
+            return True, await self._signals.notify_with(connection, ASSIGNMENTS_CHANNEL, assignment.driver)
+
+        given, told = await self._database.write(write)
+        if not told:
+            await self._signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
+        return given
+
+    async def withdraw(self, migration: str, number: int) -> Assignment | None:
+        """See :meth:`migrator.ports.Assignments.withdraw`."""
+        its = assignments.c.migration == migration, assignments.c.number == number
+        right = leases.c.name == assignment_lease(migration)
+
+        async def write(connection: AsyncConnection) -> Assignment | None:
+            row = (await connection.execute(select(assignments).where(*its))).one_or_none()
+            if row is None:
+                return None
+            if not row.released:
+                now = await self._database.now(connection)
+                # A driver that renews its lease at this moment has it, or finds that it has ended.
+                if await holding(connection, [_driver_lease(row.driver, row.driver_token)], now):
+                    return None
+            # What its driver writes at this moment comes before, or is refused.
+            await connection.execute(select(leases.c.token).where(right).with_for_update())
+            row = (await connection.execute(select(assignments).where(*its))).one()
+            await connection.execute(delete(leases).where(right))
+            await connection.execute(delete(assignments).where(*its))
+            return _assignment(row)
+
+        return await self._database.write(write)
+
+    async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
+        """See :meth:`migrator.ports.Assignments.request`."""
+        statement = (
+            update(assignments)
+            .where(assignments.c.migration == migration, assignments.c.number == number)
+            .values(requests=json.dumps(dict(requests)))
+            .returning(assignments.c.driver)
+        )
+
+        async def write(connection: AsyncConnection) -> str:
+            driver = (await connection.execute(statement)).scalar()
+            if driver is None or await self._signals.notify_with(connection, ASSIGNMENTS_CHANNEL, driver):
+                return ""
+            return str(driver)
+
+        if driver := await self._database.write(write):
+            await self._signals.notify(ASSIGNMENTS_CHANNEL, driver)
+
+    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+        """See :meth:`migrator.ports.Assignments.report`."""
+        statement = (
+            update(assignments)
+            .where(assignments.c.migration == assignment.migration, assignments.c.number == assignment.number)
+            .values(report=json.dumps(dict(report)), released=int(released))
+        )
+
+        async def write(connection: AsyncConnection) -> bool:
+            await connection.execute(statement)
+            return await self._signals.notify_with(connection, REPORTS_CHANNEL, assignment.migration)
+
+        if not await self._database.write(write, lease=assignment.right(lambda: True)):
+            await self._signals.notify(REPORTS_CHANNEL, assignment.migration)
+
+    async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
+        """See :meth:`migrator.ports.Assignments.find`."""
+        query = select(assignments).order_by(assignments.c.number)
+        if migrations is not None:
+            query = query.where(assignments.c.migration.in_(migrations))
+
+        async def read(connection: AsyncConnection) -> list[Assignment]:
+            return [_assignment(row) for row in await connection.execute(query)]
+
+        return await self._database.read(read)
+
+    async def of(self, driver: str) -> Sequence[Assignment]:
+        """See :meth:`migrator.ports.Assignments.of`."""
+        columns = [each for each in assignments.c if each.name != "report"]
+        query = select(*columns).where(assignments.c.driver == driver, assignments.c.released == 0)
+
+        async def read(connection: AsyncConnection) -> list[Assignment]:
+            return [
+                _assignment(row) for row in await connection.execute(query.order_by(assignments.c.number))
+            ]
+
+        return await self._database.read(read)
+
+
+def _driver_lease(driver: str, token: int) -> Lease:
+    return Lease(
+        name=controller_lease(driver), owner=driver, token=token, until=float("inf"), clock=lambda: 0.0
+    )
+
+
+def _assignment(row: Any) -> Assignment:
+    report = getattr(row, "report", None)
+    return Assignment(
+        migration=row.migration,
+        driver=row.driver,
+        driver_token=row.driver_token,
+        number=row.number,
+        requests=json.loads(row.requests),
+        report=None if report is None else json.loads(report),
+        released=bool(row.released),
+        **json.loads(row.given),
+    )

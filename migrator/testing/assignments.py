@@ -1,0 +1,93 @@
+"""Assignments in memory: the contract of :class:`migrator.ports.Assignments`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from migrator.errors import LeaseLost
+from migrator.ports import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment, Lease, controller_lease
+
+if TYPE_CHECKING:
+    from migrator.testing.journal import MemoryJournal
+
+
+class MemoryAssignments:
+    """See :class:`migrator.ports.Assignments`."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self._journal = journal
+        self._rows: dict[str, Assignment] = {}
+
+    def holds(self, right: Lease) -> bool:
+        """Tell whether the right of a driver has not been withdrawn."""
+        row = self._rows.get(right.name.partition("/")[2])
+        return row is not None and (row.driver, row.number) == (right.owner, right.token)
+
+    async def give(self, assignment: Assignment) -> bool:
+        """See :meth:`migrator.ports.Assignments.give`."""
+        await self._journal.write("give")
+        if not self._drives(assignment):
+            return False
+        self._rows[assignment.migration] = _copied(assignment)
+        await self._journal.signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
+        return True
+
+    async def withdraw(self, migration: str, number: int) -> Assignment | None:
+        """See :meth:`migrator.ports.Assignments.withdraw`."""
+        await self._journal.write("withdraw")
+        row = self._rows.get(migration)
+        if row is None or row.number != number or (not row.released and self._drives(row)):
+            return None
+        return self._rows.pop(migration)
+
+    async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
+        """See :meth:`migrator.ports.Assignments.request`."""
+        await self._journal.write("request")
+        row = self._rows.get(migration)
+        if row is not None and row.number == number:
+            self._rows[migration] = _copied(replace(row, requests=requests))
+            await self._journal.signals.notify(ASSIGNMENTS_CHANNEL, row.driver)
+
+    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+        """See :meth:`migrator.ports.Assignments.report`."""
+        await self._journal.write("report")
+        row = self._rows.get(assignment.migration)
+        if row is None or not self.holds(assignment.right(lambda: True)):
+            raise LeaseLost(f"migration {assignment.migration} was given to another")
+        self._rows[assignment.migration] = _copied(replace(row, report=report, released=released))
+        await self._journal.signals.notify(REPORTS_CHANNEL, assignment.migration)
+
+    async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
+        """See :meth:`migrator.ports.Assignments.find`."""
+        await self._journal.read("assignments")
+        return [row for row in self._rows.values() if migrations is None or row.migration in migrations]
+
+    async def of(self, driver: str) -> Sequence[Assignment]:
+        """See :meth:`migrator.ports.Assignments.of`."""
+        await self._journal.read("assignments")
+        rows = [row for row in self._rows.values() if row.driver == driver and not row.released]
+        return [replace(row, report=None) for row in rows]
+
+    def _drives(self, assignment: Assignment) -> bool:
+        lease = Lease(
+            name=controller_lease(assignment.driver),
+            owner=assignment.driver,
+            token=assignment.driver_token,
+            until=0.0,
+            clock=lambda: 0.0,
+        )
+        return self._journal.leases.holds(lease)
+
+
+def _copied(assignment: Assignment) -> Assignment:
+    """Return what a database would give back."""
+    as_text = lambda value: json.loads(json.dumps(value))  # noqa: E731 - the same three times
+    return replace(
+        assignment,
+        session=as_text(assignment.session),
+        requests=as_text(assignment.requests),
+        report=as_text(assignment.report),
+    )
