@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from migrator import faults
@@ -19,8 +20,9 @@ from migrator.api.commands import Caller, CommandKey, Envelope, Reply, Role
 from migrator.api.events import Subject
 from migrator.core.migration.drivers import Driver
 from migrator.core.policy import builtin
+from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.controller import Engine
+from migrator.engine.controller import Engine, Sharing
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
@@ -29,7 +31,8 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
 from migrator.errors import LeaseLost, MigratorError
 from migrator.faults import keep_going
-from migrator.ports import Lease
+from migrator.ports import Assignment, ControllerInfo, Lease, assignment_number
+from migrator.store.presence import Drivers, Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.testing.shared_journal import PLACE, JournalView, SharedStore
 from migrator.testing.shared_site import EndpointView, SharedSite, SiteView
@@ -63,6 +66,8 @@ class Misfortune:
     later: float = 0.0
     #: Who: the one that acts, or another by its place.
     who: int | None = None
+    #: ... or one that drives something for the one that acts, if there is one.
+    driver: bool = False
     seconds: float = 1.0
     how: Cut = "silent"
 
@@ -77,6 +82,8 @@ class Weakness:
     no_suspension: bool = False
     #: ... and believes that its lease holds.
     acts_on: bool = False
+    #: A driver believes that its lease holds.
+    drives_on: bool = False
 
 
 class Controller:
@@ -90,6 +97,7 @@ class Controller:
         self.dispatcher: Dispatcher | None = None
         self.engine: Engine | None = None
         self.sole_use: SoleUse | None = None
+        self.assigned: AssignedMigrations | None = None
 
     @property
     def client(self) -> str:
@@ -100,7 +108,7 @@ class Controller:
         """Begin its next life."""
         self.lives += 1
         cut = dict(self.wire.cut) if self.lives > 1 else {}
-        self.dispatcher = self.engine = self.sole_use = None
+        self.dispatcher = self.engine = self.sole_use = self.assigned = None
         self.process = SimulatedProcess(self.world.loop, self.client)
         self.world.processes.append(self.process)
         self.wire = Wire(latency=self.world.latency)
@@ -117,6 +125,50 @@ class Controller:
     async def _serve(self) -> None:
         world = self.world
         journal: Any = JournalView(world.store, self.wire)
+        info = ControllerInfo(name=self.name, instance=self.name, version="1", hosts=tuple(world.site.hosts))
+        heartbeat = Heartbeat(journal, info=info, seconds=LEASE_SECONDS)
+        # Its process is killed one day: it never leaves in order.
+        await AsyncExitStack().enter_async_context(heartbeat)
+        site = SiteView(
+            world.site,
+            self.wire,
+            client=self.client,
+            name=self.name,
+            live=heartbeat.live,
+            read=journal.metas,
+            keep=journal.keep_meta,
+        )
+        self.assigned = self._assigned(journal, site, heartbeat)
+        async with asyncio.TaskGroup() as group:
+            work = keep_going("assigned migrations", self.assigned.run)
+            group.create_task(work, name="assigned migrations")
+            await self._plan(journal, site, heartbeat)
+
+    def _assigned(self, journal: Any, site: SiteView, heartbeat: Heartbeat) -> AssignedMigrations:
+        async def keep(session: JournalledSession) -> None:
+            raise RuntimeError(session.id)
+
+        def mark(assignment: Assignment) -> Driver:
+            token = f"{self.client}-{assignment.number}"
+            return Driver(token=token, controller=assignment.controller, who=token, lease=assignment.number)
+
+        own: Any = _NeverLapses(heartbeat) if self.world.weakness.drives_on else heartbeat
+        return AssignedMigrations(
+            journal=journal,
+            own=own,
+            services=SessionServices(
+                site=site,
+                records=journal.steps,
+                keep=keep,
+                accept=lambda findings, codes: findings,
+                controller=self.name,
+            ),
+            site=site.driven_by,
+            driver=mark,
+        )
+
+    async def _plan(self, journal: Any, site: SiteView, heartbeat: Heartbeat) -> None:
+        world = self.world
         sole_use = await SoleUse.begin(
             journal,
             owner=self.name,
@@ -129,18 +181,13 @@ class Controller:
         if world.weakness.acts_on:
             _never_ends(journal)
         holds = (lambda: True) if world.weakness.acts_on else sole_use.holds
-        driver = Driver(
-            token=self.client, controller=sole_use.controller, who=self.client, lease=sole_use.token
-        )
-        site = SiteView(
-            world.site,
-            self.wire,
-            client=self.client,
-            driver=driver,
-            lease_holds=holds,
-            read=journal.meta,
-            keep=journal.keep_meta,
-        )
+        counter = itertools.count(1)
+        number = assignment_number(sole_use.token)
+        driver = Driver(token=self.client, controller=sole_use.controller, who=self.client, lease=number)
+        site.act_as(driver, holds)
+        heartbeat.describe(role="acting")
+        if before := sole_use.taken_from:
+            heartbeat.note_gone(before, heartbeat.live().get(before, 0))
         last, sequences = await journal.positions()
         bus = EventBus(
             last_event_id=last,
@@ -156,11 +203,23 @@ class Controller:
         self.engine = engine = Engine(
             inventory=inventory,
             services=SessionServices(
-                site=site, records=journal.steps, keep=keep, accept=lambda findings, codes: findings
+                site=site,
+                records=journal.steps,
+                keep=keep,
+                accept=lambda findings, codes: findings,
+                controller=self.name,
             ),
             journal_writer=journal_writer,
             bus=bus,
             rules=Rules(policy=builtin),
+            sharing=Sharing(
+                journal=journal,
+                site=site,
+                pool=Drivers(heartbeat),
+                controller=sole_use.controller,
+                number=lambda: assignment_number(sole_use.token, next(counter)),
+                on_takeover=self.world.count_takeover,
+            ),
         )
         inventory.on_change(engine.inventory_changed)
         await engine.recover()
@@ -181,6 +240,20 @@ class Controller:
             if not self.world.weakness.acts_on:
                 self.world.kill(self)
             await asyncio.Event().wait()
+
+
+class _NeverLapses:
+    """A driver that believes that its lease holds, whatever becomes of it."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+        self.name, self.note_gone = heartbeat.name, heartbeat.note_gone
+        self._first: Lease | None = None
+
+    @property
+    def lease(self) -> Lease | None:
+        self._first = self._first or self._heartbeat.lease
+        return self._first and replace(self._first, until=float("inf"))
 
 
 async def _never() -> None:
@@ -212,7 +285,9 @@ class ThreeControllers:
         self.wires: list[Wire] = []
         self.happened: list[str] = []
         self.violations: list[str] = []
-        self.commands = 0
+        self.commands = self.takeovers = 0
+        #: Commands that a driver sent which does not plan.
+        self.commands_of_drivers = 0
         self.keys: dict[str, Reply] = {}
         self._pending = [each for each in self.misfortunes if each.step is not None]
         self._at_command = [each for each in self.misfortunes if each.command is not None]
@@ -300,7 +375,7 @@ class ThreeControllers:
             self._befall(self._pending.pop(0))
 
     def _befall(self, misfortune: Misfortune) -> None:
-        who = self._whom(misfortune.who)
+        who = self._whom(misfortune.who, driver=misfortune.driver)
         self.happened.append(
             f"{self.loop.time():.3f} s: {misfortune.what} {who.name} for {misfortune.seconds:g} s, {misfortune.how}"
         )
@@ -325,7 +400,21 @@ class ThreeControllers:
             case other:
                 raise ValueError(other)
 
-    def _whom(self, place: int | None) -> Controller:
+    def count_takeover(self) -> None:
+        """Note that a migration was taken from a driver that is gone."""
+        self.takeovers += 1
+
+    def drivers(self) -> list[Controller]:
+        """Return those that drive something for the one that acts."""
+        return [
+            each
+            for each in self.controllers
+            if each.assigned is not None and each.assigned.count and not each.process.dead
+        ]
+
+    def _whom(self, place: int | None, *, driver: bool = False) -> Controller:
+        if driver and (drivers := self.drivers()):
+            return drivers[0]
         acting = [each for each in self.controllers if each.sole_use is not None and not each.process.dead]
         if place is None and acting:
             return max(acting, key=lambda each: each.sole_use.token if each.sole_use else 0)
@@ -389,6 +478,7 @@ class ThreeControllers:
 
     def _on_command(self, view: EndpointView, command: str, mark: str | None) -> None:
         self.commands += 1
+        self.commands_of_drivers += "-" in view.site.driver.token
         sender, its = view.site.driver, None if mark is None else Driver.read(mark)
         if its is not None and its.token != sender.token:
             self.wrong(f"{command} of {sender.who} at {view.name}, which {its.who} has taken over")
@@ -475,6 +565,7 @@ def misfortunes(chance: random.Random) -> list[Misfortune]:
                 step=None if at_command else chance.randrange(_STEPS),
                 command=chance.randrange(1, _COMMANDS) if at_command else None,
                 who=None if chance.random() < 0.75 else chance.randrange(len(NAMES)),
+                driver=chance.random() < 0.5,
                 seconds=chance.choice(_SECONDS) * chance.uniform(0.8, 1.2),
                 how=chance.choice(("silent", "refused")),
             )

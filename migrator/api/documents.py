@@ -81,6 +81,8 @@ class MigrationDocument(Document):
     source_socket: str = ""
     destination_socket: str = ""
     policy: str
+    #: Instance of the controller that drives it, or drove it last; empty while nobody does.
+    controller: str = ""
     state: State
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False

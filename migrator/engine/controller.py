@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from migrator.core.drain.preparations import Preparations
 from migrator.core.schedule.transfers import LinkTable, stream_speed
@@ -30,16 +31,30 @@ from migrator.engine.reservations import Reservations
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
+from migrator.engine.spreading import Spreading, SpreadingJournal, SpreadingSite
 from migrator.engine.sweeper import Sweeper
 from migrator.engine.thread_computing import ThreadComputing
 from migrator.faults import keep_going
-from migrator.ports import Computing
+from migrator.ports import Computing, DriverPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What it takes to have other controllers drive migrations; see :class:`migrator.engine.spreading.Spreading`."""
+
+    journal: SpreadingJournal
+    site: SpreadingSite
+    pool: DriverPool
+    controller: str
+    number: Callable[[], int]
+    on_takeover: Callable[[], None] = lambda: None
 
 
 class Engine:
     """Every migration and evacuation that has not ended, and what drives them; one event loop, no locks.
 
     :param computing: computes forecasts and previews; a thread of this process, where none is given.
+    :param sharing: where other controllers may drive migrations.
     """
 
     def __init__(
@@ -51,6 +66,7 @@ class Engine:
         bus: EventBus,
         rules: Rules,
         computing: Computing | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
@@ -92,6 +108,7 @@ class Engine:
             rules=self._rules_now,
             changed=self._wake,
         )
+        self._spreading = self.sessions.spreading = self._make_spreading(sharing)
         dirty_rates = DirtyRates(site=inventory.site, inventory=inventory, registry=self.registry)
         self.evacuations = Evacuations(
             registry=self.registry,
@@ -144,6 +161,25 @@ class Engine:
             rules=self._rules_now,
             unreadable=self.unreadable,
             left_records=self.left_records,
+            spreading=self._spreading,
+        )
+
+    def _make_spreading(self, sharing: Sharing | None) -> Spreading | None:
+        if sharing is None:
+            return None
+        return Spreading(
+            registry=self.registry,
+            services=self.services,
+            journal=sharing.journal,
+            journal_writer=self.journal_writer,
+            site=sharing.site,
+            pool=sharing.pool,
+            controller=sharing.controller,
+            number=sharing.number,
+            on_takeover=sharing.on_takeover,
+            callbacks=self.sessions.callbacks,
+            note=self.sessions.note,
+            wake=self._wake,
         )
 
     def _command_handlers(self, snapshots: Snapshots, dirty_rates: DirtyRates) -> CommandHandlers:
@@ -223,7 +259,9 @@ class Engine:
     async def run(self) -> None:
         """Look at hosts, plan, and journal, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            spread = {} if self._spreading is None else {"spreading": self._spreading.run}
             for name, work in {
+                **spread,
                 "journal": self.journal_writer.run,
                 "inventory": self.inventory.run,
                 "reconciler": self.reconciler.run,

@@ -28,6 +28,7 @@ from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.registry import Registry
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
+from migrator.engine.spreading import Spreading
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
 #: So many of the last migrations tell at a start how long preparing takes.
@@ -57,6 +58,7 @@ class Recovery:
     rules: Callable[[], Rules]
     unreadable: set[tuple[str, str]]
     left_records: list[str]
+    spreading: Spreading | None = None
 
     async def run(self) -> None:
         """Begin to go on with everything that was left. Guests that stand still come first.
@@ -74,6 +76,8 @@ class Recovery:
                 self.announcer.migration(
                     session
                 )  # it was journalled, and then there was no time to tell anybody
+            if session.driven_elsewhere:
+                continue  # its driver goes on, or it is taken back from it
             if session.state is not State.QUEUED:
                 self.registry.start(session, take_over.take_up(session))
             elif session.cancelled:
@@ -96,6 +100,7 @@ class Recovery:
     async def _read(self) -> list[JournalledSession]:
         """Read what has not ended; a row that cannot be read is left out."""
         journal = self.journal_writer.journal
+        given = await self.spreading.left() if self.spreading is not None else {}
         for saved in await journal.unfinished("host"):
             with self._left_out("host", saved):
                 if self.inventory.host(saved["id"]):
@@ -103,6 +108,9 @@ class Recovery:
         left: list[JournalledSession] = []
         for saved in await journal.unfinished("migration"):
             with self._left_out("migration", saved):
+                if self.spreading is not None and (its := given.get(saved["id"])) is not None:
+                    left.append(self.spreading.adopt(saved, its))
+                    continue
                 callbacks = self.sessions.callbacks()
                 left.append(JournalledSession.from_journal(saved, services=self.services, **callbacks))
         for saved in await journal.unfinished("evacuation"):

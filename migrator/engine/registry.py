@@ -48,6 +48,10 @@ class Registry:
         self.migrations[session.id] = session
         self._live[session.id] = session
 
+    def replace(self, session: JournalledSession) -> None:
+        """Have it in place of the one of its id, which somebody else drives, or drove, from now on."""
+        self.migrations[session.id] = self._live[session.id] = session
+
     def live(self) -> list[JournalledSession]:
         """Return those that have not ended, and those that have while their task still does something about them."""
         for name in [name for name, each in self._live.items() if each.ended and name not in self._tasks]:
@@ -111,8 +115,8 @@ class Registry:
         return self._tasks.get(session.id)
 
     def busy(self, session: JournalledSession) -> bool:
-        """Whether something drives it now."""
-        return session.id in self._tasks
+        """Whether something drives it now, here or at another controller."""
+        return session.driven_elsewhere or session.id in self._tasks
 
     def driving(self) -> list[asyncio.Task[None]]:
         """Return the tasks that drive migrations now."""

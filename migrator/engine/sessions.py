@@ -22,6 +22,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session_phase import Phase
 from migrator.engine.registry import Registry, new_id
 from migrator.engine.rules import Rules
+from migrator.engine.spreading import Spreading
 
 
 class Sessions:
@@ -29,6 +30,7 @@ class Sessions:
 
     :param rules: as they are now.
     :param changed: called when something became of one of them.
+    :ivar spreading: where other controllers may drive some of them.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Sessions:
         self._registry, self._services, self._journal_writer = registry, services, journal_writer
         self._announcer, self._inventory, self._leftovers = announcer, inventory, leftovers
         self._preparations, self._rules, self._changed = preparations, rules, changed
+        self.spreading: Spreading | None = None
         registry.on_done = self.note
 
     def make(
@@ -117,9 +120,15 @@ class Sessions:
             self._registry.expect_no_more(session)
 
     def drive(self, session: JournalledSession) -> None:
-        """Drive it in its task; one that the service stops before stays for the next controller."""
-        if self._registry.may_begin and not (session.ended or self._registry.busy(session)):
+        """Have it driven, here in its task or by another controller; one that the service stops before stays."""
+        if not self._registry.may_begin or session.ended or self._registry.busy(session):
+            return
+        driver = self.spreading.choose(session) if self.spreading is not None else None
+        if driver is None or self.spreading is None:
             self._registry.start(session, session.drive())
+        else:
+            given = self.spreading.hand_over(session, driver, otherwise=session.drive)
+            self._registry.start(session, given)
 
     def resume(self, session: JournalledSession) -> None:
         """Go on with one that was parked while another controller might have had the right to drive it."""
@@ -160,6 +169,8 @@ class Sessions:
 
     def note(self, session: JournalledSession) -> None:
         """It has ended, is held, or waits again."""
+        if self._registry.migrations.get(session.id) is not session:
+            return  # another controller drives it by now
         if session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
         elif session.ended and session.state is State.GUEST_ENDED:

@@ -48,6 +48,8 @@ class Assignment:
     driver_token: int
     #: See :func:`assignment_number`.
     number: int
+    #: What QEMUs are marked with, the same for all who share the journal.
+    controller: str = ""
     #: The migration as it was given, in the form in which the journal has it.
     session: Mapping[str, Any]
     #: Bytes per second that the links let its stream carry; ``None``: not known.
@@ -131,6 +133,9 @@ class DriverPool(Protocol):
 
     def available(self) -> Sequence[AvailableDriver]:
         """Return those others that may be given migrations now."""
+
+    def lives(self, name: str, token: int) -> bool:
+        """Tell whether a controller, this one too, has the lease of that token as far as is known."""
 
     def instance(self, name: str) -> str:
         """Return what people call a controller."""

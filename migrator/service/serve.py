@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from migrator.core import findings as catalogue
 from migrator.engine.commands.audit import audit
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.commands.settlement import Settlement
-from migrator.engine.controller import Engine
+from migrator.engine.controller import Engine, Sharing
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
@@ -34,9 +35,11 @@ from migrator.http.admission import raise_descriptor_limit
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import MqttConfig
+from migrator.ports import assignment_number
 from migrator.qemu import monitor
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
+from migrator.service.driving import Driving, driving
 from migrator.service.entrance_requests import handlers
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
@@ -50,12 +53,12 @@ from migrator.service.waiting_upgrade import NotNeeded, open_journal
 from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
-from migrator.site.monitor_clients import MonitorClients
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.housekeeping import keep_house
 from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
+from migrator.store.presence import Drivers, Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import StepRecords, controller_id
 from migrator.worker.client import Worker
@@ -150,8 +153,11 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         turn = await _turn(stack, journal, live, stop) if settings.store.url else None
         settings = live.settings  # it may have been reloaded meanwhile
         sole_use = turn.sole_use if turn is not None else None
-        site = _site(settings, journal, sole_use)
-        stack.push_async_callback(site.close)
+        site, sharing = (
+            _own_site(stack, live)
+            if turn is None
+            else _shared_site(turn, journal, live, lambda: metrics.lease_takeover("migration"))
+        )
         last, sequences = await journal.positions()
         bus = EventBus(
             last_event_id=last,
@@ -179,6 +185,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         means = SessionServices(
             site=site,
             records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
+            controller=settings.site.instance,
             experience=FileExperience(directory=directory),
             samples=journal.samples,
             keep=keep,
@@ -194,9 +201,9 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             bus=bus,
             rules=Rules.of(settings),
             computing=worker,
+            sharing=sharing,
         )
         inventory.on_change(engine.inventory_changed)
-        live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)
         live.subscribe(Rules.of, lambda rules: lambda: setattr(engine, "rules", rules))
         live.subscribe(
             HostRules.of,
@@ -277,11 +284,12 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             work: dict[str, Callable[[], Awaitable[None]]] = {
                 "engine": engine.run,
                 "housekeeping": lambda: keep_house(journal, lambda: live.settings.store),
-                "samples": journal.samples.run,
                 "settlement": settlement.run,
                 "readiness": readiness,
                 "reload": lambda: reload_on_hup(live),
             }
+            if turn is None:
+                work["samples"] = journal.samples.run
             if sole_use is not None:
                 work["journal lease"] = functools.partial(_keep_journal, sole_use)
                 work["lease watch"] = functools.partial(_watch_lease, sole_use, engine)
@@ -307,9 +315,16 @@ async def _turn(
     stack: contextlib.AsyncExitStack, journal: SqlJournal, live: LiveSettings, stop: Stop
 ) -> Turn:
     """Stand by until this controller's turn to act comes; SIGHUP is heeded meanwhile, too."""
+
+    def drive(heartbeat: Heartbeat, metrics: Metrics) -> AbstractAsyncContextManager[Driving]:
+        monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
+        return driving(live, journal, heartbeat, drain=lambda: stop.drain)
+
     reloading = asyncio.create_task(keep_going("reload", lambda: reload_on_hup(live)), name="reload")
     try:
-        turn = await wait_turn(stack, journal, live.settings, _for_entrances(live.settings), stop=stop.wait)
+        turn = await wait_turn(
+            stack, journal, live.settings, _for_entrances(live.settings), stop=stop.wait, drive=drive
+        )
     finally:
         reloading.cancel()
         await asyncio.wait({reloading})
@@ -317,16 +332,35 @@ async def _turn(
     return turn
 
 
-def _site(settings: Settings, journal: SqlJournal, sole_use: SoleUse | None) -> ConfiguredSite:
+def _own_site(stack: contextlib.AsyncExitStack, live: LiveSettings) -> tuple[ConfiguredSite, None]:
+    """Return the hosts for a controller that shares the journal with nobody."""
+    settings = live.settings
     program = f"migrator serve, site {settings.site.name}"
-    if sole_use is None:
-        driver = this_driver(program, controller=controller_id(settings.store.path.parent))
-        return make_site(settings, driver=driver)
-    return make_site(
-        settings,
-        driver=this_driver(program, controller=sole_use.controller, lease=sole_use.token),
-        lease_holds=sole_use.holds,
-        clients=MonitorClients(read=journal.meta, keep=journal.keep_meta),
+    site = make_site(
+        settings, driver=this_driver(program, controller=controller_id(settings.store.path.parent))
+    )
+    stack.push_async_callback(site.close)
+    live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)
+    return site, None
+
+
+def _shared_site(
+    turn: Turn, journal: SqlJournal, live: LiveSettings, on_takeover: Callable[[], None]
+) -> tuple[ConfiguredSite, Sharing]:
+    """Return the hosts for the controller that plans, and what it takes to have others drive migrations."""
+    site, sole_use, counter = turn.driving.site, turn.sole_use, itertools.count(1)
+    program = f"migrator serve, site {live.settings.site.name}"
+    number = assignment_number(sole_use.token)
+    site.act_as(this_driver(program, controller=sole_use.controller, lease=number), sole_use.holds)
+    if before := sole_use.taken_from:
+        turn.heartbeat.note_gone(before, turn.heartbeat.live().get(before, 0))
+    return site, Sharing(
+        journal=journal,
+        site=site,
+        pool=Drivers(turn.heartbeat),
+        controller=sole_use.controller,
+        number=lambda: assignment_number(sole_use.token, next(counter)),
+        on_takeover=on_takeover,
     )
 
 

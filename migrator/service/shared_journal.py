@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import RequestServer, SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.service import differences
+from migrator.service.driving import Driving
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
 from migrator.service.notify import notify
@@ -42,6 +43,8 @@ class Turn:
     listeners: Listeners
     #: They answer; they are told by this controller once it leads them.
     entrances: Entrances
+    #: It drives what other planners gave it, too.
+    driving: Driving
     #: Filled by :meth:`lead`.
     held: list[SoleUse]
 
@@ -59,10 +62,14 @@ async def wait_turn(
     entrance_settings: EntranceSettings,
     *,
     stop: Callable[[], Awaitable[None]],
+    drive: Callable[[Heartbeat, Metrics], AbstractAsyncContextManager[Driving]],
 ) -> Turn:
-    """Stand by and answer, until this controller is the one that acts. What it begins, `stack` ends.
+    """Stand by, answer, and drive what the planner gives, until this controller is the one that acts.
+
+    What it begins, `stack` ends.
 
     :param stop: returns when nobody wants it any more.
+    :param drive: drives what this controller is given.
     :raise NotNeeded: it was asked to stop first.
     :raise JournalError: the journal is in use for a site of another name.
     """
@@ -95,6 +102,7 @@ async def wait_turn(
         requests=RequestServer({"metrics": functools.partial(_counts, metrics)}),
     )
     await stack.enter_async_context(entrances)
+    its = await stack.enter_async_context(drive(heartbeat, metrics))
     log = logs.logger(site=settings.site.name)
     said: list[str] = []
 
@@ -116,7 +124,14 @@ async def wait_turn(
         journal, heartbeat, settings
     )  # of two that began together the other one may have acted first
     await journal.keep_meta(schema.SITE_NAME, settings.site.name)
-    return Turn(sole_use=sole_use, heartbeat=heartbeat, listeners=listeners, entrances=entrances, held=held)
+    return Turn(
+        sole_use=sole_use,
+        heartbeat=heartbeat,
+        listeners=listeners,
+        entrances=entrances,
+        driving=its,
+        held=held,
+    )
 
 
 async def _check_site(journal: SqlJournal, heartbeat: Heartbeat, settings: Settings) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
@@ -29,6 +31,22 @@ _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
 _OPEN_SECONDS = 5.0
 #: ... where a former controller may have it: by then that one's connection is ended.
 _FORMER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivenElsewhere:
+    """Where a migration is that another controller drives."""
+
+    #: Host and path of the socket.
+    source: tuple[str, str]
+    target: str
+    #: Path of the socket there; empty while it is not known.
+    destination: str = ""
+
+    def is_destination(self, migration: str, socket: str) -> bool:
+        """Tell whether that socket of the target is the destination's: in a directory that is named for it."""
+        directory = socket.rpartition("/")[0].rpartition("/")[2]
+        return socket == self.destination or directory.rpartition("-")[0] == migration
 
 
 class _OpenEndpoint(SourceEndpoint):
@@ -103,6 +121,8 @@ class HostConnections:
         self.driver = driver
         #: Role of every monitor held open, by host and path of its socket.
         self.held: dict[tuple[str, str], str] = {}
+        #: Migrations that another controller drives, by id: it holds their monitors.
+        self.driven_elsewhere: dict[str, DrivenElsewhere] = {}
         #: What waits for a monitor to answer.
         self.pending_connects = PendingConnects()
         self.facts = RecentFacts(self)
@@ -112,6 +132,27 @@ class HostConnections:
         self._guards: dict[str, HostGuard] = {}
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
+
+    def driven_by(self, driver: Driver, lease_holds: Callable[[], bool]) -> Self:
+        """Return the same connections for whoever changes QEMUs under another right; all else is shared."""
+        same = copy.copy(self)
+        same.act_as(driver, lease_holds)
+        return same
+
+    def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
+        """Change QEMUs under this right from now on."""
+        self.driver, self._lease_holds = driver, lease_holds
+
+    def role(self, host: str, socket: str) -> str | None:
+        """Return the role in which this controller, or another that it gave a migration to, holds a monitor."""
+        if role := self.held.get((host, socket)):
+            return role
+        for migration, each in self.driven_elsewhere.items():
+            if (host, socket) == each.source:
+                return "source"
+            if host == each.target and each.is_destination(migration, socket):
+                return "destination"
+        return None
 
     def configure(self, config: HostConfig) -> None:
         """Another configuration of a host that is reached in the same way; cannot fail."""

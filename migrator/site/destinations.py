@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from migrator.addresses import bracketed
@@ -74,6 +75,16 @@ class Destinations:
         self._without_links: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
         #: QEMUs that were started, by their hosts.
         self._starts: Counter[str] = Counter()
+
+    def over(self, connections: HostConnections) -> Self:
+        """Return the same over other connections; what was seen of hosts is shared."""
+        same = copy.copy(self)
+        same.use(connections)
+        return same
+
+    def use(self, connections: HostConnections) -> None:
+        """Go over these connections from now on."""
+        self._connections = connections
 
     def replicates(self, guest: Guest, target: str) -> bool:
         """The guest's QEMU is started there by its command line, not by somebody else's."""

@@ -104,7 +104,7 @@ class GuestDiscovery:
         found = self._of(host, config, seen, waiting | self._waiting(host))
         asked = await asyncio.gather(*(self._contained(host, config, each, limit) for each in found))
         guests = list(with_distinct_keys([guest for guest in asked if guest is not None]))
-        for key in [key for key in self.known if key[0] == host and key not in self._connections.held]:
+        for key in [key for key in self.known if key[0] == host and self._connections.role(*key) is None]:
             del self.known[key]
         self.known |= {(host, guest.socket or f"pid {guest.pid}"): guest for guest in guests}
         return guests
@@ -183,7 +183,8 @@ class GuestDiscovery:
             if elsewhere and (not whole or (there.boot_id, each.network) in others):
                 continue
             if any(
-                path.startswith(run) for run in waiting for path in unreachable_guests.monitor_paths(each)
+                path.startswith(tuple(waiting)) or self._connections.role(host, path) == "destination"
+                for path in unreachable_guests.monitor_paths(each)
             ):
                 continue
             if any(
@@ -319,7 +320,7 @@ class GuestDiscovery:
     def _held(self, host: str, sockets: Iterable[FoundSocket]) -> tuple[FoundSocket, str] | None:
         """The socket of these that this controller holds, with its role."""
         for each in sockets:
-            if role := self._connections.held.get((host, each.path)):
+            if role := self._connections.role(host, each.path):
                 return each, role
         return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 from migrator.core.findings import OF_OUR_START, errors_first
 from migrator.core.inventory import Guest
@@ -71,10 +73,23 @@ class ConfiguredSite(SiteHosts):
             lease_holds=lease_holds,
             clients=clients,
         )
-        destinations = Destinations(self.connections, how=self.how)
+        self._destinations = Destinations(self.connections, how=self.how)
         super().__init__(
-            self.connections, checker=_AllChecks(self.connections, destinations), launcher=destinations
+            self.connections,
+            checker=_AllChecks(self.connections, self._destinations),
+            launcher=self._destinations,
         )
+
+    def driven_by(self, driver: Driver, lease_holds: Callable[[], bool]) -> Self:
+        """Return the same site for whoever changes QEMUs under another right; all that is known of it is shared.
+
+        :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
+        """
+        connections = self.connections.driven_by(driver, lease_holds)
+        destinations = self._destinations.over(connections)
+        same = copy.copy(self)
+        same.use(connections, checker=_AllChecks(connections, destinations), launcher=destinations)
+        return same
 
     def how(self, guest: Guest, host: str) -> LaunchConfig:
         """How the guest's destination is started on a host."""

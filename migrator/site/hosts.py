@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.core.preflight.managers import Manager, find_manager, unit_of
@@ -26,7 +27,7 @@ from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
 from migrator.ports import HostLook, IncomingDestination, SourceQemu, StreamPath
 from migrator.qemu import naming
-from migrator.site.connections import HostConnections
+from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record
 
@@ -73,12 +74,17 @@ class SiteHosts:
     def __init__(
         self, connections: HostConnections, *, checker: TargetChecks, launcher: DestinationStarter
     ) -> None:
-        self._connections = self.connections = connections
-        self._checker = checker
-        self._launcher = launcher
+        self.use(connections, checker=checker, launcher=launcher)
         self._discovery = GuestDiscovery(connections)
         self._watching: dict[str, Callable[[], None]] = {}
         connections.pending_connects.on_answer = self._answered
+
+    def use(
+        self, connections: HostConnections, *, checker: TargetChecks, launcher: DestinationStarter
+    ) -> None:
+        """Go over these from now on."""
+        self._connections = self.connections = connections
+        self._checker, self._launcher = checker, launcher
 
     def stream_path(
         self,
@@ -90,6 +96,31 @@ class SiteHosts:
         """See :meth:`migrator.ports.Site.stream_path`."""
         here, there = self._connections.access(source), self._connections.access(target)
         return PathProbe(here=here, there=there, addresses=self._connections.config(target).addresses)
+
+    def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
+        """Change QEMUs under this right from now on; see :class:`~migrator.qemu.claim.DriverClaim`."""
+        self._connections.act_as(driver, lease_holds)
+
+    def mark_with(self, number: int) -> None:
+        """Mark what is changed from now on with a number that is larger than all that were given."""
+        if (driver := self._connections.driver) is not None:
+            self._connections.driver = replace(driver, lease=number)
+
+    def note_driven_elsewhere(
+        self, migration: str, *, source: tuple[str, str], target: str, destination: str = ""
+    ) -> None:
+        """Leave the monitors of a migration to another controller, which drives it.
+
+        :param source: host and path of its socket.
+        :param destination: path of its socket at the target; empty while it is not known.
+        """
+        self._connections.driven_elsewhere[migration] = DrivenElsewhere(
+            source=source, target=target, destination=destination
+        )
+
+    def forget_driven_elsewhere(self, migration: str) -> None:
+        """Treat the monitors of a migration like all others again."""
+        self._connections.driven_elsewhere.pop(migration, None)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

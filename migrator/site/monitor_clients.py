@@ -2,7 +2,7 @@
 
 A QMP socket serves one client at a time, and a controller that was frozen keeps those that it had. So each controller
 has it written down, before it opens the first monitor of a host, which process of that host holds its connections
-there; and ends those of the controllers before it.
+there, and under which of its leases; and ends those of controllers whose lease is over.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from migrator import logs
 from migrator.errors import HostError, JournalError
 from migrator.hosts.disconnect import disconnect
 
-#: Of one host: more were never there at a time, and what is older is gone.
+#: Of one controller at one host: more were never there at a time, and what is older is gone.
 _MOST = 16
+#: Of a controller: the token of its lease when it was noted.
+_LEASE = "lease"
 
 
 class ClientHost(Protocol):
@@ -35,21 +37,28 @@ class ClientHost(Protocol):
 class MonitorClients:
     """The processes that hold controllers' connections, host by host.
 
-    :param read: what was kept under a name, ``None`` where nothing was.
+    :param name: of this controller.
+    :param read: everything that was kept under names which begin so.
     :param keep: keeps a text under a name; on disk when it returns.
+    :param live: the controllers whose leases hold, this one among them, each with its token.
     :param disconnect: see :func:`migrator.hosts.disconnect.disconnect`; only a simulated host needs another.
     """
 
     def __init__(
         self,
         *,
-        read: Callable[[str], Awaitable[str | None]],
+        name: str,
+        read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
+        live: Callable[[], Mapping[str, int]],
         disconnect: Callable[[Any, Sequence[str], Mapping[str, Any]], Awaitable[int]] = disconnect,
     ) -> None:
-        self._read, self._keep, self._disconnect = read, keep, disconnect
-        #: What is written down of each host.
+        self._name, self._read, self._keep, self._live = name, read, keep, live
+        self._disconnect = disconnect
+        #: What is written down of this controller at each host.
         self._written: dict[str, list[Mapping[str, Any]]] = {}
+        #: By host: for which process of this controller, and beside whom, it was seen to that nobody else holds one.
+        self._settled: dict[str, tuple[Mapping[str, Any], Mapping[str, int]]] = {}
         #: Controllers before this one, by host: one that is only cut off from the journal connects again.
         self._former: dict[str, list[Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -63,11 +72,12 @@ class MonitorClients:
         """
         host = access.name
         try:
-            mine = dict(await access.client_identity())
-            if self._written.get(host) == [mine]:
+            live = dict(self._live())
+            mine = {**await access.client_identity(), _LEASE: live.get(self._name, 0)}
+            if self._settled.get(host) == (mine, live):
                 return
             async with self._locks[host]:
-                await self._prepare(access, patterns, mine)
+                await self._prepare(access, patterns, mine, live)
         except (HostError, JournalError) as error:
             logs.logger().warning("who holds monitors is not settled", host=host, error=str(error))
 
@@ -85,26 +95,53 @@ class MonitorClients:
             ended += await self._disconnect(access, patterns, client)
         return ended
 
-    async def _prepare(self, access: ClientHost, patterns: Sequence[str], mine: Mapping[str, Any]) -> None:
-        host = access.name
-        if host not in self._written:
-            self._written[host] = _clients(await self._read(_key(host)))
-        others = [client for client in self._written[host] if client != mine]
-        await self._write(host, [*others, mine])
-        self._former[host] = others
-        for client in others:
+    async def _prepare(
+        self,
+        access: ClientHost,
+        patterns: Sequence[str],
+        mine: Mapping[str, Any],
+        live: Mapping[str, int],
+    ) -> None:
+        host, identity = access.name, _identity(mine)
+        found = await self._found(host)
+        own = [each for each in found.pop(self._name, ()) if _identity(each) != identity]
+        await self._write(host, [*own, mine])
+        former = own + [
+            each
+            for name, clients in found.items()
+            for each in clients
+            if live.get(name) != each.get(_LEASE, 0)
+        ]
+        self._former[host] = [_identity(each) for each in former if _identity(each) != identity]
+        for client in self._former[host]:
             if ended := await self._disconnect(access, patterns, client):
                 logs.logger().info("connections of a former controller are ended", host=host, count=ended)
         await self._write(host, [mine])
+        self._settled[host] = mine, live
+
+    async def _found(self, host: str) -> dict[str, list[Mapping[str, Any]]]:
+        """Return what is written down of a host, by the controllers' names; under an empty one, of older versions."""
+        key = _key(host)
+        kept = await self._read(key)
+        return {
+            name.removeprefix(key).removeprefix("/"): _clients(text)
+            for name, text in kept.items()
+            if name == key or name.startswith(f"{key}/")
+        }
 
     async def _write(self, host: str, clients: list[Mapping[str, Any]]) -> None:
-        if clients != self._written[host]:
-            await self._keep(_key(host), json.dumps(clients[-_MOST:]))
+        if clients != self._written.get(host):
+            await self._keep(f"{_key(host)}/{self._name}", json.dumps(clients[-_MOST:]))
             self._written[host] = clients
 
 
 def _key(host: str) -> str:
     return f"clients/{host}"
+
+
+def _identity(client: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the process alone."""
+    return {key: value for key, value in client.items() if key != _LEASE}
 
 
 def _clients(text: str | None) -> list[Mapping[str, Any]]:

@@ -23,7 +23,7 @@ from migrator.store.schema import assignments, leases
 from migrator.store.signals import LocalSignals
 
 #: Of what is given, written once.
-_GIVEN = ("session", "stream_speed", "former", "former_token")
+_GIVEN = ("controller", "session", "stream_speed", "former", "former_token")
 
 
 class SqlAssignments:

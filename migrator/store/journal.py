@@ -143,6 +143,11 @@ class SqlJournal(SqlJournalReader):
         self._database.lease = lease
 
     @property
+    def rights(self) -> dict[str, Lease]:
+        """Leases that give the right to write the steps of single migrations, by migration."""
+        return self.steps.leases
+
+    @property
     def complaint(self) -> str:
         return self._database.complaint
 

@@ -10,12 +10,14 @@ from typing import Self
 
 from migrator import logs
 from migrator.errors import JournalError
-from migrator.ports import ControllerInfo, HeldLease, Lease, PresentController
+from migrator.ports import AvailableDriver, ControllerInfo, HeldLease, Lease, PresentController
 from migrator.store.journal import SqlJournal
 from migrator.store.sole_use import NAME as SITE
 
 #: A lease is renewed so many times before it could end.
 _BEATS = 4
+#: Older versions know nothing of assignments.
+_FIRST_THAT_DRIVE = "0010"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Heartbeat:
         self.info = info
         self.lease: Lease | None = None
         self.now = Presence()
+        #: Controllers that have lost what they had under leases up to that token, by name.
+        self._gone: dict[str, int] = {}
         self._told: list[Callable[[Presence], None]] = []
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -71,6 +75,26 @@ class Heartbeat:
     def subscribe(self, callback: Callable[[Presence], None]) -> None:
         """Call `callback` after each heartbeat; it must return at once and never raise."""
         self._told.append(callback)
+
+    @property
+    def name(self) -> str:
+        """Return the name of this controller."""
+        return self.info.name
+
+    def note_gone(self, name: str, token: int) -> None:
+        """Note that a controller has lost what it had under its lease up to that token, whatever is known of it."""
+        self._gone[name] = max(token, self._gone.get(name, token))
+
+    def live(self) -> dict[str, int]:
+        """Return the controllers whose leases hold, as far as is known, each with its token."""
+        own = {} if self.lease is None else {self.name: self.lease.token}
+        return own | {
+            each.info.name: each.token
+            for each in self.now.controllers
+            if each.present
+            and each.info.name != self.name
+            and each.token > self._gone.get(each.info.name, -1)
+        }
 
     def describe(self, *, role: str | None = None, detail: str | None = None) -> None:
         """Say something else of this controller, at once."""
@@ -125,3 +149,49 @@ class Heartbeat:
         self._journal.others = found.others(self.info.name)
         for told in tuple(self._told):
             told(found)
+
+
+class Drivers:
+    """See :class:`migrator.ports.DriverPool`."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+
+    @property
+    def name(self) -> str:
+        """See :attr:`migrator.ports.DriverPool.name`."""
+        return self._heartbeat.name
+
+    def available(self) -> Sequence[AvailableDriver]:
+        """See :meth:`migrator.ports.DriverPool.available`."""
+        live = self._heartbeat.live()
+        return [
+            AvailableDriver(
+                name=each.info.name,
+                instance=each.info.instance,
+                token=each.token,
+                hosts=frozenset(each.info.hosts or ()),
+            )
+            for each in self._heartbeat.now.controllers
+            if each.info.name != self.name
+            and live.get(each.info.name) == each.token
+            and each.info.role == "standby"
+            and each.schema >= _FIRST_THAT_DRIVE
+        ]
+
+    def lives(self, name: str, token: int) -> bool:
+        """See :meth:`migrator.ports.DriverPool.lives`."""
+        return self._heartbeat.live().get(name) == token
+
+    def instance(self, name: str) -> str:
+        """See :meth:`migrator.ports.DriverPool.instance`."""
+        found = (each.info.instance for each in self._heartbeat.now.controllers if each.info.name == name)
+        return next(found, name)
+
+    def note_gone(self, name: str, token: int) -> None:
+        """See :meth:`migrator.ports.DriverPool.note_gone`."""
+        self._heartbeat.note_gone(name, token)
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """See :meth:`migrator.ports.DriverPool.subscribe`."""
+        self._heartbeat.subscribe(lambda _: callback())

@@ -9,13 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from migrator.core.migration.situation import Intent
 from migrator.errors import JournalError, LeaseLost, RecordError, RecordInUse
-from migrator.ports import EndedRecord, HeldLease, Lease, Record, StrayRecord, lease_margin
+from migrator.ports import (
+    Assignment,
+    ControllerInfo,
+    EndedRecord,
+    HeldLease,
+    Lease,
+    PresentController,
+    Record,
+    StrayRecord,
+    lease_margin,
+)
 from migrator.store.step_rows import as_text, read_row
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.wire import Lost, Wire
@@ -60,7 +70,10 @@ class SharedStore:
 
     def check(self, lease: Lease | None) -> None:
         """:raise LeaseLost: it does not hold."""
-        if lease is not None and self.fenced and not self.journal.leases.holds(lease):
+        if lease is None or not self.fenced:
+            return
+        its = self.journal.assignments if lease.name.startswith("migration/") else self.journal.leases
+        if not its.holds(lease):
             raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
 
 
@@ -82,8 +95,17 @@ class JournalView:
         self.complaint = ""
         self.leases = _Leases(self)
         self.steps = MemoryStepRecords(self)
+        self.controllers = _Controllers(self)
+        self.assignments = _Assignments(self)
+        self.signals = store.journal.signals
+        self.others = False
         self._jobs: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._writing = False
+
+    @property
+    def rights(self) -> dict[str, Lease]:
+        """See :attr:`migrator.store.journal.SqlJournal.rights`."""
+        return self.steps.leases
 
     async def read(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Return the answer of a read.
@@ -190,6 +212,15 @@ class JournalView:
         found: str | None = await self.read(work)
         return found
 
+    async def metas(self, prefix: str) -> dict[str, str]:
+        """See :meth:`migrator.store.journal.SqlJournal.metas`."""
+
+        async def work() -> dict[str, str]:
+            return {name: value for name, value in self.shared.meta.items() if name.startswith(prefix)}
+
+        found: dict[str, str] = await self.read(work)
+        return found
+
     async def keep_meta(self, name: str, value: str) -> None:
         """See :meth:`migrator.store.journal.SqlJournal.keep_meta`."""
 
@@ -233,6 +264,67 @@ class _Leases:
 
     async def all(self) -> list[HeldLease]:
         found: list[HeldLease] = await self._view.read(self._leases.all)
+        return found
+
+
+class _Controllers:
+    """See :class:`migrator.ports.Controllers`."""
+
+    def __init__(self, view: JournalView) -> None:
+        self._view = view
+        self._controllers, self._clock = view.shared.journal.controllers, view.shared.journal.leases
+
+    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
+        asked_at = self._clock.clock()
+        lease: Lease | None = await self._view.queue(lambda: self._controllers.join(info, seconds=seconds))
+        return lease and _counted_from(asked_at, lease, seconds)
+
+    async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
+        asked_at = self._clock.clock()
+        work = lambda: self._controllers.beat(info, lease, seconds=seconds)  # noqa: E731 - it is awaited elsewhere
+        renewed: Lease | None = await self._view.queue(work)
+        return renewed and _counted_from(asked_at, renewed, seconds)
+
+    async def leave(self, lease: Lease) -> None:
+        await self._view.queue(lambda: self._controllers.leave(lease))
+
+    async def all(self) -> list[PresentController]:
+        found: list[PresentController] = await self._view.read(self._controllers.all)
+        return found
+
+
+class _Assignments:
+    """See :class:`migrator.ports.Assignments`."""
+
+    def __init__(self, view: JournalView) -> None:
+        self._view, self._assignments = view, view.shared.journal.assignments
+
+    async def give(self, assignment: Assignment) -> bool:
+        given: bool = await self._view.write(lambda: self._assignments.give(assignment))
+        return given
+
+    async def withdraw(self, migration: str, number: int) -> Assignment | None:
+        last: Assignment | None = await self._view.write(
+            lambda: self._assignments.withdraw(migration, number)
+        )
+        return last
+
+    async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
+        await self._view.write(lambda: self._assignments.request(migration, number, dict(requests)))
+
+    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+        said = json.loads(json.dumps(report))
+        write = self._assignments.report if self._view.shared.fenced else self._assignments.overwrite
+        right = assignment.right(lambda: True)
+        await self._view.write(lambda: write(assignment, said, released=released), right)
+
+    async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
+        wanted = None if migrations is None else set(migrations)
+        found: Sequence[Assignment] = await self._view.read(lambda: self._assignments.find(wanted))
+        return found
+
+    async def of(self, driver: str) -> Sequence[Assignment]:
+        found: Sequence[Assignment] = await self._view.read(lambda: self._assignments.of(driver))
         return found
 
 

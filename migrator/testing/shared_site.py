@@ -9,6 +9,7 @@ What all of them share is a :class:`SharedSite`; each process of a controller ha
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
@@ -447,7 +448,8 @@ class SiteView:
     """See :class:`migrator.ports.Site`: the site of one process of a controller.
 
     :param client: names the process, as hosts know it.
-    :param lease_holds: see :class:`~migrator.qemu.claim.DriverClaim`.
+    :param clients: sees to it that no former controller holds a monitor.
+    :ivar driver: who marks the QEMUs that are changed; see :meth:`act_as`.
     """
 
     def __init__(
@@ -456,14 +458,39 @@ class SiteView:
         wire: Wire,
         *,
         client: str,
-        driver: Driver,
-        lease_holds: Callable[[], bool],
-        read: Callable[[str], Awaitable[str | None]],
+        name: str,
+        live: Callable[[], Mapping[str, int]],
+        read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self.shared, self.wire, self.client = shared, wire, client
+        self.driver = Driver(token=client, controller="", who=client)
+        self.lease_holds: Callable[[], bool] = lambda: True
+        self._clients = MonitorClients(
+            name=name, read=read, keep=keep, live=live, disconnect=self._disconnect
+        )
+
+    def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
+        """See :meth:`migrator.site.hosts.SiteHosts.act_as`."""
         self.driver, self.lease_holds = driver, lease_holds
-        self._clients = MonitorClients(read=read, keep=keep, disconnect=self._disconnect)
+
+    def driven_by(self, driver: Driver, lease_holds: Callable[[], bool]) -> SiteView:
+        """See :meth:`migrator.site.from_settings.ConfiguredSite.driven_by`."""
+        same = copy.copy(self)
+        same.act_as(driver, lease_holds)
+        return same
+
+    def mark_with(self, number: int) -> None:
+        """See :meth:`migrator.site.hosts.SiteHosts.mark_with`."""
+        self.driver = replace(self.driver, lease=number)
+
+    def note_driven_elsewhere(
+        self, migration: str, *, source: tuple[str, str], target: str, destination: str = ""
+    ) -> None:
+        """A look here opens no monitor."""
+
+    def forget_driven_elsewhere(self, migration: str) -> None:
+        """See :meth:`note_driven_elsewhere`."""
 
     async def _disconnect(self, access: Any, patterns: Sequence[str], client: Mapping[str, Any]) -> int:  # noqa: ARG002 - all sockets
         async def work() -> int:

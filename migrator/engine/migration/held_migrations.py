@@ -78,7 +78,9 @@ class HeldMigrations:
             self._wake.clear()
             tasks = self._tasks
             for session in list(tasks.migrations.values()):
-                if session.state is State.HELD and tasks.task(session) is None and tasks.may_begin:
+                if session.state is not State.HELD or session.driven_elsewhere:
+                    continue
+                if tasks.task(session) is None and tasks.may_begin:
                     tasks.start(session, self._look(session))
             await asyncio.sleep(_SECONDS_BETWEEN)
 

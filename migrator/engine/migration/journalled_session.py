@@ -34,6 +34,8 @@ class JournalledSession(MigrationSession):
     """
 
     guest: Guest
+    #: Another controller drives it.
+    driven_elsewhere = False
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class JournalledSession(MigrationSession):
             source_socket=self._socket("source"),
             destination_socket=self._socket("destination"),
             policy=self.policy.name,
+            controller=self._controller(),
             state=self.state,
             refused=self.refused,
             waiting_for=self._waits_for(),
@@ -136,6 +139,9 @@ class JournalledSession(MigrationSession):
             held_code=result.held_code,
             held_until=result.held_until if self.state is State.HELD else None,
         )
+
+    def _controller(self) -> str:
+        return "" if self.state is State.QUEUED else self.services.controller
 
     def _waits_for(self) -> str:
         if self.state is State.RECOVERING and self.status is not None:

@@ -125,6 +125,8 @@ class SessionServices:
     accept: Callable[[Sequence[Finding], Sequence[str]], Sequence[Finding]]
     #: Writes the session that it is given down: on disk when it returns; raises JournalError.
     keep: Callable[[Any], Awaitable[None]]
+    #: What people call the controller that drives.
+    controller: str = ""
     experience: Experience | None = None
     samples: Samples | None = None
     #: Marks the source before its destination is started; not where a person has started that already.

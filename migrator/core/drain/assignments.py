@@ -1,0 +1,19 @@
+"""Which controller drives a migration: the one that drives the fewest, of those that can reach both hosts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def choose_driver(
+    own: str, loads: Mapping[str, int], hosts: Mapping[str, frozenset[str]], *, needs: frozenset[str]
+) -> str:
+    """Return the name of the controller that shall drive a migration; of several the planner first, as it is nearest.
+
+    :param own: the planner, which reaches all hosts.
+    :param loads: how many migrations each drives.
+    :param hosts: of each other controller that may be given one, the hosts that it is configured for.
+    :param needs: the hosts of the migration.
+    """
+    able = [own, *(name for name, its in hosts.items() if needs <= its)]
+    return min(able, key=lambda name: (loads.get(name, 0), name != own, name))

@@ -1,0 +1,328 @@
+"""The driver's side: migrations that the planner has given to this controller, each driven like any other.
+
+Its driver says in the journal how it is, and reads there what is wanted of it. Once its lease may have ended everything
+is parked and let go: nothing that was given under an earlier lease is gone on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from migrator import logs
+from migrator.core.migration.drivers import Driver
+from migrator.core.model import Decision, State
+from migrator.engine import clock
+from migrator.engine.migration import take_over
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.migration.services import MigrationSite, SessionServices
+from migrator.errors import JournalError, LeaseLost, MigratorError
+from migrator.faults import contained
+from migrator.ports import ASSIGNMENTS_CHANNEL, Assignment, Assignments, Lease, Signals
+
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
+#: It is looked so often whether the lease may have ended: well within the margin of the shortest.
+_WATCH_SECONDS = 0.05
+#: Between two reports that only tell of progress.
+_PROGRESS_SECONDS = 1.0
+#: States are reported again for so long: the planner may have been slow.
+_TRAIL_SECONDS, _TRAIL = 3.0, 8
+
+
+class DrivingJournal(Protocol):
+    """The part of the journal that this needs."""
+
+    @property
+    def signals(self) -> Signals: ...
+
+    @property
+    def assignments(self) -> Assignments: ...
+
+    @property
+    def rights(self) -> dict[str, Lease]:
+        """Return what gives the right to write the steps of migrations, by migration."""
+
+
+class DriverLease(Protocol):
+    """The lease of this controller, as a driver."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of this controller."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """Return the lease as it was renewed last."""
+
+    def note_gone(self, name: str, token: int) -> None:
+        """See :meth:`migrator.ports.DriverPool.note_gone`."""
+
+
+@dataclass(eq=False)
+class _Driven:
+    assignment: Assignment
+    session: JournalledSession
+    holds: Callable[[], bool]
+    task: asyncio.Task[None] | None = None
+    #: The planner has taken it back: nothing more is said of it.
+    lost: bool = False
+    released: bool = False
+    changed: bool = True
+    reported_at: float = 0.0
+    states: int = 0
+    #: When, its number, and the document of each state.
+    trail: deque[tuple[float, int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=_TRAIL))
+
+
+class AssignedMigrations:
+    """Drives what it is given.
+
+    :param services: as for a planner's sessions; what differs for each is replaced.
+    :param site: makes the site for a session: given whether it may act, and how it marks QEMUs.
+    :param driver: makes the mark of this process for an assignment, unique for that.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: DrivingJournal,
+        own: DriverLease,
+        services: SessionServices,
+        site: Callable[[Driver, Callable[[], bool]], MigrationSite],
+        driver: Callable[[Assignment], Driver],
+    ) -> None:
+        self._journal, self._own, self._services = journal, own, services
+        self._site, self._driver = site, driver
+        self._driven: dict[str, _Driven] = {}
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._log = logs.logger()
+
+    @property
+    def count(self) -> int:
+        """Return how many it drives."""
+        return len(self._driven)
+
+    async def run(self) -> None:
+        """Drive what comes, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(), name="assignments")
+            group.create_task(self._report_all(), name="reports")
+            group.create_task(self._watch(), name="watch the driver's lease")
+
+    async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> None:
+        """Take nothing more; finish what is past the guest's STOP and park the rest, or with `drain` finish all.
+
+        :meth:`run` has to run meanwhile, so that the planner hears of it.
+        """
+        self._stopping = True
+        if not drain:
+            for each in self._driven.values():
+                each.session.park()
+        try:
+            async with asyncio.timeout(None if drain else timeout):
+                while self._driven:
+                    await asyncio.sleep(_WATCH_SECONDS)
+        except TimeoutError:
+            self._log.warning("migrations are left to others as they are", count=len(self._driven))
+        for each in self._driven.values():
+            if each.task is not None:
+                each.task.cancel()
+
+    # --- what it is given --------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async with self._journal.signals.listen(ASSIGNMENTS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
+            async for signal in signals:
+                if signal.payload not in ("", self._own.name):
+                    continue
+                try:
+                    given = await self._journal.assignments.of(self._own.name)
+                except JournalError:
+                    continue  # it is looked again before long
+                with suppress(MigratorError), contained("assignments"):
+                    for each in given:
+                        self._take(each)
+
+    def _take(self, assignment: Assignment) -> None:
+        lease = self._own.lease
+        if lease is None or lease.token != assignment.driver_token or not lease.may_act:
+            return  # it was given under a lease that is over: the planner takes it back
+        there = self._driven.get(assignment.migration)
+        if there is None:
+            if not self._stopping:
+                self._begin(assignment)
+        elif there.assignment.number == assignment.number:
+            there.assignment = assignment
+            self._heed(there.session, assignment.requests)
+
+    def _begin(self, assignment: Assignment) -> None:
+        token = assignment.driver_token
+
+        def holds() -> bool:
+            lease = self._own.lease
+            return lease is not None and lease.token == token and lease.may_act
+
+        if assignment.former:
+            self._own.note_gone(assignment.former, assignment.former_token)
+        session = JournalledSession.from_journal(
+            assignment.session,
+            services=replace(
+                self._services,
+                site=self._site(self._driver(assignment), holds),
+                keep=self._keep,
+                stream_speed=lambda source, target: assignment.stream_speed,
+            ),
+            on_state=self._entered,
+            on_progress=self._progressed,
+            on_decision=self._decided,
+            on_ready=self._progressed,
+        )
+        driven = self._driven[session.id] = _Driven(assignment=assignment, session=session, holds=holds)
+        self._journal.rights[session.id] = assignment.right(holds)
+        self._heed(session, assignment.requests)
+        self._log.info("drives a migration for the planner", migration=session.id, guest=session.guest.key)
+        driven.task = asyncio.create_task(self._drive(driven), name=f"migration {session.id}")
+
+    def _heed(self, session: JournalledSession, requests: Mapping[str, Any]) -> None:
+        if "share" in requests:
+            session.set_share(requests["share"])
+        if requests.get("admit") and not session.admitted:
+            session.admit()
+        if requests.get("cancel") and not session.cancelled:
+            session.cancel()
+        if requests.get("postcopy") and not session.requests.postcopy:
+            session.postcopy()
+
+    async def _drive(self, driven: _Driven) -> None:
+        session = driven.session
+        try:
+            with contained(f"migration {session.id}"):
+                if session.state is not State.QUEUED:
+                    await take_over.take_up(session)
+                elif session.cancelled:
+                    session.call_off()
+                else:
+                    await session.drive()
+        except MigratorError as error:
+            self._log.warning("migration broke off", migration=session.id, error=str(error))
+            session.break_off(str(error))
+        driven.released = True
+        self._note_change(session)
+
+    async def _watch(self) -> None:
+        """Leave everything once another may have it."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for each in self._driven.values():
+                if not each.session.parked and not each.holds():
+                    self._log.warning(
+                        "the lease could not be renewed in time: this migration is left to others",
+                        migration=each.session.id,
+                    )
+                    each.session.park()
+
+    # --- what it says ------------------------------------------------------------------------------------------------
+
+    def _entered(self, session: JournalledSession) -> None:
+        driven = self._driven.get(session.id)
+        if driven is not None:
+            driven.states += 1
+            document = session.document(decisions=False).model_dump(mode="json")
+            driven.trail.append((clock.now(), driven.states, document))
+        self._note_change(session)
+
+    def _decided(self, session: JournalledSession, decision: Decision) -> None:  # noqa: ARG002 - the document has it
+        self._note_change(session)
+
+    def _progressed(self, session: JournalledSession) -> None:
+        driven = self._driven.get(session.id)
+        if driven is None:
+            return
+        if session.ready or clock.now() - driven.reported_at >= _PROGRESS_SECONDS:
+            self._note_change(session)
+
+    def _note_change(self, session: JournalledSession) -> None:
+        driven = self._driven.get(session.id)
+        if driven is not None:
+            driven.changed = True
+            self._changed.set()
+
+    async def _report_all(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            changed = [each for each in self._driven.values() if each.changed]
+            results = await asyncio.gather(*(self._report_soon(each) for each in changed))
+            if not all(results):
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._changed.set()
+            await asyncio.sleep(0)
+
+    async def _report_soon(self, driven: _Driven) -> bool:
+        try:
+            await self._report(driven)
+        except LeaseLost:
+            self._lose(driven)
+        except JournalError:
+            driven.changed = True
+            return False
+        if driven.released and not driven.changed:
+            self._forget(driven)
+        return True
+
+    async def _report(self, driven: _Driven) -> None:
+        """Say how it is.
+
+        :raise LeaseLost: the planner has taken it back.
+        :raise JournalError: it cannot be said now.
+        """
+        driven.changed, driven.reported_at = False, clock.now()
+        released = driven.released
+        await self._journal.assignments.report(driven.assignment, self._said(driven), released=released)
+        if released is not driven.released:
+            driven.changed = True
+            self._changed.set()
+
+    def _said(self, driven: _Driven) -> dict[str, Any]:
+        session, refusal = driven.session, driven.session.refusal
+        since = clock.now() - _TRAIL_SECONDS
+        return {
+            "session": session.journalled(),
+            "trail": [(number, document) for at, number, document in driven.trail if at >= since],
+            "ready": session.ready,
+            "refusal": None
+            if refusal is None
+            else {"may_pass": refusal.may_pass, "everywhere": refusal.everywhere},
+            "unreachable": session.unreachable,
+            "left_behind": sorted(session.left_behind),
+        }
+
+    async def _keep(self, session: JournalledSession) -> None:
+        """Have it said before a step: see :attr:`SessionServices.keep`."""
+        driven = self._driven.get(session.id)
+        if driven is None or driven.session is not session:
+            raise LeaseLost(f"migration {session.id} was given to another")
+        try:
+            await self._report(driven)
+        except LeaseLost:
+            self._lose(driven)
+            raise
+
+    def _lose(self, driven: _Driven) -> None:
+        if not driven.lost:
+            driven.lost = True
+            self._log.warning("migration was taken back by the planner", migration=driven.session.id)
+            driven.session.park()
+        driven.changed = False
+        if driven.released:
+            self._forget(driven)
+
+    def _forget(self, driven: _Driven) -> None:
+        self._driven.pop(driven.session.id, None)
+        self._journal.rights.pop(driven.session.id, None)

@@ -1,0 +1,377 @@
+"""The planner's side of migrations that other controllers drive: gives them away, follows them, takes them back.
+
+A migration is given before anything is begun for it, or when another has left it. Its driver then goes on without the
+planner, for as long as its own lease holds; what the planner wants of it, and what its driver says, goes through the
+journal. One whose driver has let go of it, or is gone, is taken back: as after a restart, what both QEMUs show counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from migrator import logs
+from migrator.core.drain.assignments import choose_driver
+from migrator.core.model import State
+from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.migration import take_over
+from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.migration.services import SessionServices
+from migrator.engine.registry import Registry
+from migrator.engine.remote_sessions import RemoteSession, wanted_of
+from migrator.errors import JournalError
+from migrator.faults import contained
+from migrator.ports import (
+    REPORTS_CHANNEL,
+    Assignment,
+    Assignments,
+    AvailableDriver,
+    DriverPool,
+    Signals,
+)
+
+#: It is looked without a signal so often: one may be missed.
+_POLL_SECONDS = 1.0
+#: Reports that come together cost one look.
+_PAUSE_SECONDS = 0.02
+_RETRY_SECONDS = 0.5
+
+
+class SpreadingJournal(Protocol):
+    """The part of the journal that this needs."""
+
+    @property
+    def signals(self) -> Signals: ...
+
+    @property
+    def assignments(self) -> Assignments: ...
+
+
+class SpreadingSite(Protocol):
+    """The part of the site that this needs."""
+
+    def mark_with(self, number: int) -> None:
+        """Mark what is changed from now on with a number that is larger than all that were given."""
+
+    def note_driven_elsewhere(
+        self, migration: str, *, source: tuple[str, str], target: str, destination: str = ""
+    ) -> None:
+        """Leave the monitors of a migration to another controller."""
+
+    def forget_driven_elsewhere(self, migration: str) -> None:
+        """Treat the monitors of a migration like all others again."""
+
+
+class Spreading:
+    """See the module.
+
+    :param controller: what QEMUs are marked with, the same for all who share the journal.
+    :param number: gives numbers, each larger than all that planners gave before.
+    :param callbacks: what a session calls when something becomes of it.
+    :param note: told of each session that has ended.
+    :param wake: has a plan made.
+    :param on_takeover: called for each migration that was taken from a driver which is gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        services: SessionServices,
+        journal: SpreadingJournal,
+        journal_writer: JournalWriter,
+        site: SpreadingSite,
+        pool: DriverPool,
+        controller: str,
+        number: Callable[[], int],
+        callbacks: Callable[[], dict[str, Any]],
+        note: Callable[[JournalledSession], None],
+        wake: Callable[[], None],
+        on_takeover: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._registry, self._services, self._site, self._pool = registry, services, site, pool
+        self._assignments, self._signals, self._journal_writer = (
+            journal.assignments,
+            journal.signals,
+            journal_writer,
+        )
+        self._controller = controller
+        self._number, self._callbacks, self._note, self._wake = number, callbacks, note, wake
+        self._on_takeover = on_takeover
+        #: Drivers of migrations that are being given to them.
+        self._coming: Counter[str] = Counter()
+        #: What is wanted of these has to be told their drivers.
+        self._asked: set[str] = set()
+        self._asking = asyncio.Event()
+        self._reported: set[str] = set()
+        self._look_at_all = True
+        self._looking = asyncio.Event()
+        self._log = logs.logger()
+
+    # --- giving ------------------------------------------------------------------------------------------------------
+
+    def choose(self, session: JournalledSession) -> AvailableDriver | None:
+        """Return the controller that shall drive a migration; ``None``: this one."""
+        able = {each.name: each for each in self._pool.available()}
+        if not able:
+            return None
+        loads = Counter(self._coming)
+        for each in self._registry.live():
+            if isinstance(each, RemoteSession):
+                loads[each.driver_name] += 1
+            elif self._registry.busy(each):
+                loads[self._pool.name] += 1
+        chosen = choose_driver(
+            self._pool.name,
+            loads,
+            {name: each.hosts for name, each in able.items()},
+            needs=frozenset({session.guest.host, session.target}),
+        )
+        return able.get(chosen)
+
+    async def hand_over(
+        self,
+        session: JournalledSession,
+        driver: AvailableDriver,
+        *,
+        otherwise: Callable[[], Coroutine[Any, Any, None]],
+        former: tuple[str, int] = ("", 0),
+    ) -> None:
+        """Give a migration that nobody drives to another controller; drive it here where that cannot be.
+
+        :param otherwise: drives it here.
+        :param former: who drove it before, and that one's token.
+        """
+        self._coming[driver.name] += 1
+        try:
+            remote = await self._given(session, driver, former)
+        finally:
+            self._coming[driver.name] -= 1
+        if remote is None:
+            await otherwise()
+            return
+        self._registry.replace(remote)
+        if wanted_of(remote.requests) != dict(remote.assignment.requests):
+            self._request(remote)
+        self._reported.add(session.id)
+        self._looking.set()
+
+    async def _given(
+        self, session: JournalledSession, driver: AvailableDriver, former: tuple[str, int]
+    ) -> RemoteSession | None:
+        saved = session.journalled()
+        assignment = Assignment(
+            migration=session.id,
+            driver=driver.name,
+            driver_token=driver.token,
+            number=self._number(),
+            controller=self._controller,
+            session=saved,
+            stream_speed=self._services.stream_speed(session.guest.host, session.target),
+            former=former[0],
+            former_token=former[1],
+            requests=wanted_of(session.requests),
+        )
+        self._leave_monitors(session)
+        # What this one does after it was taken back has a later mark.
+        self._site.mark_with(self._number())
+        given: bool | None = None
+        while given is None:
+            try:
+                given = await self._assignments.give(assignment)
+            except JournalError:
+                given = await self._was_given(assignment)
+        if not given:
+            self._site.forget_driven_elsewhere(session.id)
+            return None
+        self._log.info("migration is driven by another controller", migration=session.id, by=driver.instance)
+        remote = self._remote(saved, assignment)
+        remote.requests.cancel = remote.requests.cancel or session.cancelled
+        return remote
+
+    async def _was_given(self, assignment: Assignment) -> bool | None:
+        """Tell whether a migration was given when nobody answered; ``None``: that cannot be told yet."""
+        await asyncio.sleep(_RETRY_SECONDS)
+        try:
+            found = await self._assignments.find([assignment.migration])
+        except JournalError:
+            return None
+        return any(each.number == assignment.number for each in found) or None
+
+    def _remote(self, saved: Mapping[str, Any], assignment: Assignment) -> RemoteSession:
+        return RemoteSession.of(
+            saved, assignment, services=self._services, request=self._request, **self._callbacks()
+        )
+
+    def _leave_monitors(self, session: JournalledSession) -> None:
+        place = session.places.get("destination")
+        self._site.note_driven_elsewhere(
+            session.id,
+            source=(session.guest.host, session.guest.socket),
+            target=session.target,
+            destination=place.socket if place is not None else "",
+        )
+
+    # --- following ---------------------------------------------------------------------------------------------------
+
+    async def left(self) -> dict[str, Assignment]:
+        """Return what the planner before this one gave away, by migration.
+
+        :raise JournalError: it cannot be read.
+        """
+        return {each.migration: each for each in await self._assignments.find()}
+
+    def adopt(self, saved: Mapping[str, Any], assignment: Assignment) -> RemoteSession:
+        """Return the session of a migration that an earlier planner gave away; its report is taken over later."""
+        session = self._remote(saved, assignment)
+        session.told_before = True
+        self._leave_monitors(session)
+        return session
+
+    async def run(self) -> None:
+        """Follow what others drive, until cancelled."""
+        self._pool.subscribe(self._pool_changed)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(), name="reports of other controllers")
+            group.create_task(self._follow(), name="migrations of other controllers")
+            group.create_task(self._ask(), name="requests to other controllers")
+
+    def _pool_changed(self) -> None:
+        self._look_at_all = True
+        self._looking.set()
+
+    async def _listen(self) -> None:
+        async with self._signals.listen(REPORTS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
+            async for signal in signals:
+                if signal.payload:
+                    self._reported.add(signal.payload)
+                else:
+                    self._look_at_all = True
+                self._looking.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._looking.wait()
+            self._looking.clear()
+            everything, self._look_at_all = self._look_at_all, False
+            wanted, self._reported = self._reported, set()
+            try:
+                with contained("migrations of other controllers"):
+                    await self._look(None if everything else wanted)
+            except JournalError:
+                self._look_at_all = True  # it is looked again before long; who writes says what is wrong
+                self._looking.set()
+                await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _look(self, migrations: Collection[str] | None) -> None:
+        if migrations is None and not any(each.driven_elsewhere for each in self._registry.live()):
+            # Whatever an earlier planner left is there for as long as it is not taken back.
+            await self._clean(await self._assignments.find())
+            return
+        rows = {each.migration: each for each in await self._assignments.find(migrations)}
+        back: list[Awaitable[None]] = []
+        for session in self._registry.live():
+            if not isinstance(session, RemoteSession) or session.ended:
+                continue
+            row = rows.pop(session.id, None)
+            if row is None:
+                if migrations is None:  # it was taken back, and nobody answered
+                    self._go_on(session, session.assignment)
+                continue
+            if row.number != session.assignment.number:
+                continue
+            ends = row.report is not None and row.report["session"].get("ended_at") is not None
+            if not ends or row.released:
+                session.take(row)
+                self._leave_monitors(session)
+            if ends and row.released:
+                back.append(self._end(session))
+            elif row.released or not self._pool.lives(row.driver, row.driver_token):
+                back.append(self._take_back(session))
+        if back:
+            await asyncio.gather(*back)
+        await self._clean(rows.values() if migrations is None else ())
+
+    async def _clean(self, rows: Collection[Assignment]) -> None:
+        """Remove what is left of migrations that have ended."""
+        for row in rows:
+            session = self._registry.migrations.get(row.migration)
+            if session is None or session.ended:
+                await self._assignments.withdraw(row.migration, row.number)
+
+    async def _end(self, session: RemoteSession) -> None:
+        self._site.forget_driven_elsewhere(session.id)
+        self._note(session)
+        await self._journal_writer.commit(("migration", session.journalled))
+        await self._assignments.withdraw(session.id, session.assignment.number)
+
+    async def _take_back(self, session: RemoteSession) -> None:
+        last = await self._assignments.withdraw(session.id, session.assignment.number)
+        if last is not None:
+            self._go_on(session, last)
+
+    def _go_on(self, session: RemoteSession, last: Assignment) -> None:
+        """Drive it here, or give it to another: its driver has let go of it, or is gone."""
+        session.take(last)
+        if not last.released:
+            self._pool.note_gone(last.driver, last.driver_token)
+            self._on_takeover()
+            self._log.warning(
+                "the driver of a migration is gone",
+                migration=session.id,
+                driver=self._pool.instance(last.driver),
+            )
+        self._site.forget_driven_elsewhere(session.id)
+        if session.ended:  # there is nothing more to do
+            self._note(session)
+            return
+        local = JournalledSession.from_journal(
+            session.journalled(), services=self._services, **self._callbacks()
+        )
+        local.requests.share = session.requests.share
+        self._registry.replace(local)
+        self._journal_writer.schedule_latest("migration", local.id, local.journalled)
+        if local.state is State.QUEUED:
+            if local.cancelled:
+                local.call_off()
+                self._note(local)
+        elif self._registry.may_begin:
+            self._registry.start(local, self._taken_up(local, last))
+        self._wake()
+
+    async def _taken_up(self, session: JournalledSession, last: Assignment) -> None:
+        driver = None if session.state is State.HELD else self.choose(session)
+        if driver is None:
+            await take_over.take_up(session)
+            return
+        former = (last.driver, last.driver_token) if not last.released else ("", 0)
+        await self.hand_over(session, driver, former=former, otherwise=lambda: take_over.take_up(session))
+
+    # --- what is wanted of them --------------------------------------------------------------------------------------
+
+    def _request(self, session: RemoteSession) -> None:
+        self._asked.add(session.id)
+        self._asking.set()
+
+    async def _ask(self) -> None:
+        while True:
+            await self._asking.wait()
+            self._asking.clear()
+            asked, self._asked = self._asked, set()
+            await asyncio.gather(*(self._send(migration) for migration in asked))
+            await asyncio.sleep(0)
+
+    async def _send(self, migration: str) -> None:
+        session = self._registry.migrations.get(migration)
+        if not isinstance(session, RemoteSession) or session.ended:
+            return
+        try:
+            await self._assignments.request(migration, session.assignment.number, wanted_of(session.requests))
+        except JournalError:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(_RETRY_SECONDS)
+            self._request(session)
