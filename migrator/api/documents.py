@@ -412,9 +412,11 @@ class ControllerDocument(Document):
     schema_revision: str
     #: Where it answers; empty where nobody else can reach it.
     url: str = ""
-    #: ``acting``, ``standby``, ``replaced`` (it acted, and another has the lease by now), or ``waiting`` for older
-    #: controllers to go.
+    #: ``acting``, ``standby``, ``stopping``, ``replaced`` (it acted, and another has the lease by now), or ``waiting``
+    #: for older controllers to go.
     role: str
+    #: How many migrations it drives, as of its last heartbeat.
+    migrations: int = 0
     #: What it waits for, or complains of.
     detail: str = ""
     #: Its lease holds.

@@ -118,6 +118,10 @@ class Registry:
         """Whether something drives it now, here or at another controller."""
         return session.driven_elsewhere or session.id in self._tasks
 
+    def busy_here(self) -> int:
+        """Return how many are driven by this controller as the planner."""
+        return len(self._tasks)
+
     def driving(self) -> list[asyncio.Task[None]]:
         """Return the tasks that drive migrations now."""
         return list(self._tasks.values())

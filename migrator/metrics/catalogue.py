@@ -60,7 +60,7 @@ QMP_ERRORS = ("unreachable", "occupied", "timed-out", "strange-answer", "command
 SPAN_RESULTS = ("sent", "dropped")
 JOURNAL_OPERATIONS = ("read", "write", OTHER)
 #: Kinds of lease.
-LEASES = ("site", "controller")
+LEASES = ("site", "controller", "migration")
 #: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
 MOST_COMMANDS = 64
 #: Guests beyond this many are not shown one by one.
@@ -447,6 +447,12 @@ SERVICE = (
         "migrator_lease_age_seconds",
         "Since a lease was renewed, by the database's clock; absent where the journal is one controller's own.",
         "lease",
+        series="C",
+    ),
+    _gauge(
+        "migrator_controller_migrations",
+        "Migrations that a controller drives, as of its last heartbeat; absent where one has the journal for itself.",
+        "controller",
         series="C",
     ),
     _gauge("migrator_planner_present", "1 while a controller holds the lease that plans the site."),

@@ -56,6 +56,8 @@ class GaugeSnapshot:
     lease_held: bool | None = True
     #: By lease.
     lease_ages: Mapping[str, float] = field(default_factory=dict)
+    #: By instance.
+    controller_migrations: Mapping[str, int] = field(default_factory=dict)
     planner_present: bool = True
     journal_writable: bool = True
     lag_seconds: float = 0.0
@@ -208,6 +210,8 @@ class Gauges:
             families[name].set((), value)
         for lease, age in snapshot.lease_ages.items():
             families["lease_age_seconds"].set((lease,), age)
+        for controller, count in snapshot.controller_migrations.items():
+            families["controller_migrations"].set((controller,), count)
         families["build_info"].set((snapshot.version,), 1.0)
 
 

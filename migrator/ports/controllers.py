@@ -79,12 +79,14 @@ class ControllerInfo:
     version: str
     #: Where it answers; empty where nobody else can reach it.
     url: str = ""
-    #: ``acting``, ``standby``, or ``waiting`` for older controllers to go.
+    #: ``acting``, ``standby``, ``stopping``, or ``waiting`` for older controllers to go.
     role: str = "standby"
     #: What it waits for, or complains of; in one line.
     detail: str = ""
     #: Names in its ``[[hosts]]``; ``None``: it does not say.
     hosts: tuple[str, ...] | None = None
+    #: How many it drives.
+    migrations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,7 @@ async def driving(
         site=site.driven_by,
         driver=mark,
     )
+    heartbeat.driven = lambda: migrations.count
     tasks = [
         asyncio.create_task(keep_going(name, work), name=name)
         for name, work in {"assigned migrations": migrations.run, "samples": journal.samples.run}.items()

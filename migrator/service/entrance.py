@@ -181,6 +181,9 @@ class _Entrance:
     def _look(self, queries: ReplicaQueries) -> GaugeSnapshot:
         service = self._role.document()
         own = GaugeSnapshot(
+            controller_migrations={
+                each.instance: each.migrations for each in service.controllers if each.present
+            },
             lease_ages={each.name: each.age_seconds for each in service.leases},
             planner_present=service.acting is not None,
             complaints=len(queries.complaints()),

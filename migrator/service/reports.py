@@ -118,7 +118,7 @@ class Reporter:
         return self.report().model_dump_json().encode()
 
 
-_DESCRIBED = ("name", "instance", "version", "url", "detail")
+_DESCRIBED = ("name", "instance", "version", "url", "detail", "migrations")
 
 
 def _role(one: PresentController, now: Presence) -> str:

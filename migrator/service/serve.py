@@ -257,6 +257,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         if turn is not None:
             listeners, entrances = turn.listeners, turn.entrances
             turn.lead(publisher, RequestServer(requests))
+            turn.count_driven(engine.registry.busy_here)
             if turn.sole_use.taken_from:
                 metrics.lease_takeover("site")
         else:

@@ -48,6 +48,10 @@ class Turn:
     #: Filled by :meth:`lead`.
     held: list[SoleUse]
 
+    def count_driven(self, planned: Callable[[], int]) -> None:
+        """Have it said how many migrations this controller drives: of its own, besides those it was given."""
+        self.heartbeat.driven = lambda: self.driving.migrations.count + planned()
+
     def lead(self, publisher: Publisher, requests: RequestServer) -> None:
         """From here on this controller answers as the one that acts."""
         self.held.append(self.sole_use)

@@ -18,7 +18,7 @@ from migrator.store.schema import controllers, leases
 
 #: One that went without a word is shown for so long.
 _SHOWN_MICROSECONDS = 24 * 3600 * 1_000_000
-_DESCRIBED = ("instance", "version", "schema", "url", "role", "detail", "lease_length", "hosts")
+_DESCRIBED = ("instance", "version", "schema", "url", "role", "detail", "lease_length", "hosts", "migrations")
 #: Older versions leave the last two as they were.
 _FIRST_OF_THEM = "0009"
 
@@ -63,6 +63,7 @@ class SqlControllers:
             "role": info.role,
             "detail": info.detail,
             "lease_length": round(seconds * 1e6),
+            "migrations": info.migrations,
             "hosts": None if info.hosts is None else json.dumps(info.hosts),
         }
 
@@ -111,6 +112,7 @@ def _present(row: Any, now: int) -> PresentController:
             role=row.role,
             detail=row.detail,
             hosts=tuple(json.loads(row.hosts)) if says and row.hosts else None,
+            migrations=row.migrations or 0,
         ),
         schema=row.schema,
         token=row.token if row.owner else 0,

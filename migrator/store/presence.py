@@ -66,6 +66,8 @@ class Heartbeat:
         self.info = info
         self.lease: Lease | None = None
         self.now = Presence()
+        #: How many migrations this controller drives.
+        self.driven: Callable[[], int] = lambda: 0
         #: Controllers that have lost what they had under leases up to that token, by name.
         self._gone: dict[str, int] = {}
         self._told: list[Callable[[Presence], None]] = []
@@ -133,6 +135,7 @@ class Heartbeat:
     async def beat(self) -> None:
         """Renew the lease and look at the others; a server that is away is said in :attr:`now`."""
         controllers = self._journal.controllers
+        self.info = replace(self.info, migrations=self.driven())
         try:
             renewed = None
             if self.lease is not None:

@@ -243,6 +243,8 @@ controllers = Table(
     Column("lease_length", Number),
     #: Names of the hosts in its configuration, as JSON; a version before 0009 does not say.
     Column("hosts", Text),
+    #: How many it drives.
+    Column("migrations", Number),
 )
 
 assignments = Table(

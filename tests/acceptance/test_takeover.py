@@ -29,10 +29,13 @@ def _namespaces() -> None:
 
 
 @asynccontextmanager
-async def standing_by(site: LiveSite, *, more: str = "") -> AsyncIterator[subprocess.Popen[bytes]]:
+async def standing_by(
+    site: LiveSite, *, more: str = "", instance: str = ""
+) -> AsyncIterator[subprocess.Popen[bytes]]:
     """A second controller of the same site, with everything of its own but the journal.
 
     :param more: of its configuration.
+    :param instance: what people call it; like the first one where it is empty.
     """
     text = site.config.read_text(encoding="utf-8")
     for mine, other in (
@@ -41,6 +44,8 @@ async def standing_by(site: LiveSite, *, more: str = "") -> AsyncIterator[subpro
     ):
         assert mine in text, text
         text = text.replace(mine, other)
+    if instance:
+        text = f'[site]\ninstance = "{instance}"\n\n{text}'
     (site.directory / "second").mkdir()
     config = site.directory / "second.toml"
     config.write_text(text + more, encoding="utf-8")
@@ -56,7 +61,7 @@ async def standing_by(site: LiveSite, *, more: str = "") -> AsyncIterator[subpro
         await until(
             lambda: bool(site.said("answers while it stands by")),
             what="the second controller stands by",
-            within=30,
+            within=60,
         )
         yield process
     finally:
@@ -104,6 +109,44 @@ async def test_a_controller_that_is_gone_is_replaced_and_its_evacuation_goes_on(
             await site.everyone_at(machines, "b")
             second.terminate()
             assert second.wait(timeout=60) == 0
+
+
+async def drivers(site: LiveSite) -> dict[str, str]:
+    """Return which controller drives the migration of each guest."""
+    found = (await site.get("migrations", limit=100))["items"]
+    return {each["guest_name"]: each["controller"] for each in found if each["controller"]}
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_one_that_drives_for_the_planner_is_followed_when_it_is_gone(
+    postgresql: Postgres, how: str
+) -> None:
+    machines = [guest("one", region=64 * MIB), guest("two", region=64 * MIB)]
+    url = postgresql.place(postgresql.create()).url
+    async with made(machines, "a", "b", speed=SLOW) as site:
+        site.change_config(("[store]\n", f'[controller]\n{LEASE}\n\n[store]\nurl = "{url}"\n'))
+        site.serve()
+        await site.until_served()
+        await site.known(2)
+        async with standing_by(site, instance="second") as second:
+
+            async def known() -> bool:
+                return len((await site.get("service"))["controllers"]) == 2
+
+            await eventually(known, "the planner knows of the other", site)
+            begun = await site.post("hosts/a/evacuate")
+
+            async def spread() -> bool:
+                return "second" in (await drivers(site)).values()
+
+            await eventually(spread, "the other drives one of them", site)
+            await site.until_state("precopy")
+            os.killpg(second.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            await site.ended(begun["id"], "completed")
+            if how == "frozen":
+                os.killpg(second.pid, signal.SIGCONT)
+            await site.everyone_at(machines, "b")
+            assert "second" not in (await drivers(site)).values(), "the planner went on with it"
 
 
 async def test_one_that_stands_by_ends_when_it_is_told_to_and_has_done_nothing(postgresql: Postgres) -> None:

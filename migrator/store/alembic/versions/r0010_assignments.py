@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more table; the leases of the drivers are rows of the one for leases."""
+    """One more table, and how many migrations each controller drives."""
     op.create_table(
         "assignments",
         sa.Column("migration", sa.Text, primary_key=True),
@@ -27,3 +27,4 @@ def upgrade() -> None:
         sa.Column("released", sa.Integer, nullable=False),
     )
     op.create_index("assignments_driver", "assignments", ["driver"])
+    op.add_column("controllers", sa.Column("migrations", Number))
