@@ -26,8 +26,8 @@ class Driver:
     who: str
     #: Tells its process from any other, for ever; see :func:`migrator.machine.own_process`.
     process: Mapping[str, Any] = field(default_factory=dict)
-    #: Token of the lease that gives it the right, where several controllers share a journal; a later holder has a
-    #: larger one. 0: it has the journal for itself.
+    #: Where several controllers share a journal: whoever was given the right later has a larger one
+    #: (:func:`migrator.ports.assignment_number`). 0: it has the journal for itself.
     lease: int = 0
     #: The migration that it drives; empty where it only looks after what another has left.
     migration: str = ""
