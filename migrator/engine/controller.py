@@ -109,6 +109,8 @@ class Engine:
             changed=self._wake,
         )
         self._spreading = self.sessions.spreading = self._make_spreading(sharing)
+        if self._spreading is not None:
+            path_speeds.shared_elsewhere = self._spreading.shares_links
         dirty_rates = DirtyRates(site=inventory.site, inventory=inventory, registry=self.registry)
         self.evacuations = Evacuations(
             registry=self.registry,

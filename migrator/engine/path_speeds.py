@@ -50,6 +50,8 @@ class PathSpeeds:
         self._since: dict[tuple[str, ...], float] = {}
         self._probed: dict[str, float] = {}
         self._turns: dict[_Link, PathStream] = {}
+        #: Whether streams of other controllers leave the first host or enter the second: nothing is learned beside them.
+        self.shared_elsewhere: Callable[[str, str], bool] = lambda source, target: False
 
     def stream(self, source: str, target: str) -> PathStream:
         """Return a stream that has not begun, of a migration between two hosts."""
@@ -123,6 +125,8 @@ class PathSpeeds:
     def saw(self, stream: PathStream) -> None:
         """Learn from what a stream has just shown, together with those that share its links."""
         source, target = stream.source, stream.target
+        if self.shared_elsewhere(source, target):
+            return
         out = [each for each in self._streams if each.source == source]
         into = [each for each in self._streams if each.target == target]
         pair = [each for each in out if each.target == target]

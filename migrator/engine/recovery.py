@@ -76,13 +76,7 @@ class Recovery:
                 self.announcer.migration(
                     session
                 )  # it was journalled, and then there was no time to tell anybody
-            if session.driven_elsewhere:
-                continue  # its driver goes on, or it is taken back from it
-            if session.state is not State.QUEUED:
-                self.registry.start(session, take_over.take_up(session))
-            elif session.cancelled:
-                session.call_off()  # that was accepted, and then there was no time to do it
-                self.sessions.note(session)
+            self._go_on(session)
         for run in list(self.registry.running()):
             if not self.bus.sequence(Subject.EVACUATION, run.id):
                 self.announcer.evacuation(run.id)
@@ -96,6 +90,15 @@ class Recovery:
             with self._left_out(path_speeds.KIND, saved):
                 self.path_speeds.take_over(saved)
         await self._learn()
+
+    def _go_on(self, session: JournalledSession) -> None:
+        if session.driven_elsewhere:
+            return  # its driver goes on, or it is taken back from it
+        if session.state is not State.QUEUED:
+            self.registry.start(session, take_over.take_up(session))
+        elif session.cancelled:
+            session.call_off()  # that was accepted, and then there was no time to do it
+            self.sessions.note(session)
 
     async def _read(self) -> list[JournalledSession]:
         """Read what has not ended; a row that cannot be read is left out."""

@@ -109,7 +109,14 @@ class Spreading:
         self._reported: set[str] = set()
         self._look_at_all = True
         self._looking = asyncio.Event()
+        #: Hosts that streams of other controllers leave, and that they enter.
+        self._left: set[str] = set()
+        self._entered: set[str] = set()
         self._log = logs.logger()
+
+    def shares_links(self, source: str, target: str) -> bool:
+        """Tell whether a stream of another controller leaves the first host or enters the second."""
+        return source in self._left or target in self._entered
 
     # --- giving ------------------------------------------------------------------------------------------------------
 
@@ -270,6 +277,7 @@ class Spreading:
     async def _look(self, migrations: Collection[str] | None) -> None:
         if migrations is None and not any(each.driven_elsewhere for each in self._registry.live()):
             # Whatever an earlier planner left is there for as long as it is not taken back.
+            self._left, self._entered = set(), set()
             await self._clean(await self._assignments.find())
             return
         rows = {each.migration: each for each in await self._assignments.find(migrations)}
@@ -292,6 +300,9 @@ class Spreading:
                 back.append(self._end(session))
             elif row.released or not self._pool.lives(row.driver, row.driver_token):
                 back.append(self._take_back(session))
+        copying = [each for each in self._registry.live() if each.driven_elsewhere and each.copies]
+        self._left = {each.guest.host for each in copying}
+        self._entered = {each.target for each in copying}
         if back:
             await asyncio.gather(*back)
         await self._clean(rows.values() if migrations is None else ())
