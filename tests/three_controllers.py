@@ -31,7 +31,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
 from migrator.errors import LeaseLost, MigratorError
 from migrator.faults import keep_going
-from migrator.ports import Assignment, ControllerInfo, Lease, assignment_number
+from migrator.ports import Assignment, AvailableDriver, ControllerInfo, Lease, assignment_number
 from migrator.store.presence import Drivers, Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.testing.shared_journal import PLACE, JournalView, SharedStore
@@ -215,7 +215,7 @@ class Controller:
             sharing=Sharing(
                 journal=journal,
                 site=site,
-                pool=Drivers(heartbeat),
+                pool=Drivers(heartbeat) if world.spread else _NoDrivers(heartbeat),
                 controller=sole_use.controller,
                 number=lambda: assignment_number(sole_use.token, next(counter)),
                 on_takeover=self.world.count_takeover,
@@ -240,6 +240,13 @@ class Controller:
             if not self.world.weakness.acts_on:
                 self.world.kill(self)
             await asyncio.Event().wait()
+
+
+class _NoDrivers(Drivers):
+    """Nobody is there to drive anything."""
+
+    def available(self) -> list[AvailableDriver]:
+        return []
 
 
 class _NeverLapses:
@@ -276,6 +283,8 @@ class ThreeControllers:
     guests: int = 3
     misfortunes: list[Misfortune] = field(default_factory=list)
     weakness: Weakness = field(default_factory=Weakness)
+    #: The one that acts gives migrations to the others.
+    spread: bool = True
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -445,6 +454,7 @@ class ThreeControllers:
         if controller.process.dead:
             return
         controller.process.kill()
+        self.store.signals.drop(controller.wire)
         client, cut = controller.client, dict(controller.wire.cut)
 
         async def after() -> None:

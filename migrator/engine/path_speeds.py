@@ -50,7 +50,7 @@ class PathSpeeds:
         self._since: dict[tuple[str, ...], float] = {}
         self._probed: dict[str, float] = {}
         self._turns: dict[_Link, PathStream] = {}
-        #: Whether streams of other controllers leave the first host or enter the second: nothing is learned beside them.
+        #: Whether streams of other controllers leave the first host or enter the second: nothing is learned then.
         self.shared_elsewhere: Callable[[str, str], bool] = lambda source, target: False
 
     def stream(self, source: str, target: str) -> PathStream:

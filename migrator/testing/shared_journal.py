@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +24,11 @@ from migrator.ports import (
     Lease,
     PresentController,
     Record,
+    Signal,
     StrayRecord,
     lease_margin,
 )
+from migrator.store.signals import LocalSignals
 from migrator.store.step_rows import as_text, read_row
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.wire import Lost, Wire
@@ -51,6 +54,35 @@ class SharedSteps:
 Written = Callable[[Lease | None, str, Mapping[str, Any] | None, Mapping[str, Any]], None]
 
 
+class SharedSignals:
+    """Tells all who use the store, but those that are cut off from it; see :class:`migrator.ports.Signals`."""
+
+    def __init__(self) -> None:
+        self._views: list[tuple[Wire, LocalSignals]] = []
+
+    def view(self, wire: Wire) -> LocalSignals:
+        """Return the signals as one process hears them."""
+        heard = LocalSignals()
+        self._views.append((wire, heard))
+        return heard
+
+    def drop(self, wire: Wire) -> None:
+        """Tell a process nothing more: it was killed."""
+        self._views = [each for each in self._views if each[0] is not wire]
+
+    async def notify(self, channel: str, payload: str = "") -> None:
+        """See :meth:`migrator.ports.Signals.notify`."""
+        for wire, heard in tuple(self._views):
+            if PLACE not in wire.cut:
+                await heard.notify(channel, payload)
+
+    def listen(
+        self, *channels: str, poll_seconds: float = 5.0
+    ) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+        """See :meth:`view`: each process listens by itself."""
+        raise NotImplementedError
+
+
 class SharedStore:
     """All that the controllers share.
 
@@ -61,6 +93,7 @@ class SharedStore:
     def __init__(self, now: Callable[[], float]) -> None:
         self.journal = MemoryJournal()
         self.written: Written = lambda lease, kind, before, after: None
+        self.journal.signals = self.signals = SharedSignals()
         self.journal.pause = _at_once
         self.journal.leases.now = self.journal.leases.clock = now
         self.meta: dict[str, str] = {}
@@ -97,7 +130,7 @@ class JournalView:
         self.steps = MemoryStepRecords(self)
         self.controllers = _Controllers(self)
         self.assignments = _Assignments(self)
-        self.signals = store.journal.signals
+        self.signals = store.signals.view(wire)
         self.others = False
         self._jobs: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._writing = False

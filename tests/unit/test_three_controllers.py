@@ -38,6 +38,15 @@ def test_one_that_acts_is_followed_in_the_middle_of_a_migration(what: str, comma
     assert world.happened
 
 
+@pytest.mark.parametrize("what", ["freeze", "kill", "no store", "alone"])
+def test_one_that_drives_for_another_is_followed_in_the_middle_of_a_migration(what: str) -> None:
+    befalls = [Misfortune(what=what, command=20, seconds=30.0, driver=True)]
+    world = ThreeControllers(seed=20, misfortunes=befalls)
+    world.run(emptying)
+    assert world.commands_of_drivers
+    assert world.takeovers or what == "no store", "one that is only cut off lets go by itself"
+
+
 @pytest.mark.soak
 def test_no_invariant_is_broken_in_a_million_steps() -> None:
     first = int(os.environ.get("SEED", time.time_ns() // 1_000_000_000))
@@ -56,18 +65,22 @@ def found(
     *whats: str,
     successor_dies_after: float | None = None,
     commands: Sequence[int] = range(8, 40, 4),
+    drivers: bool = False,
 ) -> str:
     """Return the first violation that controllers with this weakness come to; empty where there is none.
 
     :param commands: it befalls them at one of these after the other.
     :param successor_dies_after: so many seconds later the one that acts then is killed.
+    :param drivers: it befalls one that drives for the one that acts; else that one drives everything itself.
     """
     for what, command in itertools.product(whats, commands):
-        befalls = [Misfortune(what=what, command=command, seconds=30.0)]
+        befalls = [Misfortune(what=what, command=command, seconds=30.0, driver=drivers)]
         if successor_dies_after is not None:
             befalls.append(Misfortune(what="kill", command=command, later=successor_dies_after))
         try:
-            ThreeControllers(seed=command, misfortunes=befalls, weakness=weakness).run(emptying)
+            ThreeControllers(seed=command, misfortunes=befalls, weakness=weakness, spread=drivers).run(
+                emptying
+            )
         except Violated as error:
             return str(error)
     return ""
