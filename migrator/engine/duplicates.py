@@ -31,7 +31,7 @@ class Duplicates:
 
     def judge(
         self,
-        guests: Mapping[str, tuple[Guest, ...]],
+        changed: Mapping[str, tuple[Guest, ...]],
         *,
         looked_at: str,
         began: Callable[[str], float],
@@ -39,12 +39,12 @@ class Duplicates:
     ) -> set[str]:
         """Take in what the last looks showed; the hosts that have to be looked at again before more can be said.
 
-        :param guests: by their hosts; the same object as before where nothing of them is different.
+        :param changed: the guests of each host where they are others than before; of a host that is gone none.
         :param looked_at: the host that was looked at last, until now.
         :param began: when the last look at a host began.
         """
-        for host in [*guests, *(self._taken.keys() - guests.keys())]:
-            self._take(host, guests.get(host, ()))
+        for host, guests in changed.items():
+            self._take(host, guests)
         twice = {uuid: sorted(self._places[uuid]) for uuid in self._several}
         self._suspected = {uuid: self._suspected.get(uuid, (now, looked_at)) for uuid in twice}
         again: set[str] = set()

@@ -124,7 +124,20 @@ class Inventory:
 
     def find(self, which: str) -> list[Guest]:
         """Return every guest that may be meant; see :func:`migrator.core.inventory.find`."""
-        return find(which, self.guests())
+        if ":" not in which:
+            called = self._known.called(which, which.partition("/")[2])
+            found = find(which, (self._duplicates.marked(guest) for guest in called))
+            if len(found) == 1:
+                return found
+        return find(which, self.guests())  # by its socket, or none, or several in the order of the hosts
+
+    def guests_of(self, key: str) -> list[Guest]:
+        """Return every guest of that key: one that was seen at two hosts is there twice."""
+        return [
+            self._duplicates.marked(guest)
+            for known in self._known.holding(key)
+            for guest in known.by_key[key]
+        ]
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -301,7 +314,7 @@ class Inventory:
     def _judge_duplicates(self, looked_at: str) -> None:
         loop = asyncio.get_running_loop()
         again = self._duplicates.judge(
-            {name: known.guests for name, known in self._known.items()},
+            self._known.take_changed(),
             looked_at=looked_at,
             began=lambda name: self._known[name].began if name in self._known else math.inf,
             now=loop.time(),

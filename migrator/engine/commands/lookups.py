@@ -61,7 +61,7 @@ class Lookups:
 
     def guest_again(self, guest: Guest, which: str) -> Guest:
         """Return a guest as it is now: it may have moved while a command about it was waited for."""
-        there = [each for each in self._inventory.guests() if each.key == guest.key]
+        there = self._inventory.guests_of(guest.key)
         same = [each for each in there if each.host == guest.host]
         return same[0] if same else one_guest(self._inventory, there[0].key if there else which)
 
@@ -121,6 +121,19 @@ class Lookups:
             hosts=self._inventory.hosts(),
             guests=self._inventory.guests(),
             reserved=self._registry.reserved_targets,
+            leaving=self._registry.leaving(),
+        )
+
+    def fleet_at(self, host: str, guest: Guest) -> Fleet:
+        """Return that host, and the one that the guest is on: enough for one that shall go there and has no group."""
+        reserved, inventory = self._registry.reserved_targets, self._inventory
+        home = self._inventory.host(guest.host)
+        coming = [key for key, target in reserved.items() if target == host]
+        others = [guest for key in coming for guest in inventory.guests_of(key) if guest.host != host]
+        return Fleet(
+            hosts=[self.host(host), *([home] if home is not None else [])],
+            guests=[*inventory.guests_at(host), *others],
+            reserved=reserved,
             leaving=self._registry.leaving(),
         )
 

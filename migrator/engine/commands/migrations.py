@@ -79,7 +79,8 @@ class MigrationCommands:
     def _target(self, guest: Guest, to: str | None, accept: Sequence[str]) -> str:
         if to is not None and self._lookups.host(to).name == guest.host:
             raise Refusal("conflict", f"{guest.label} is on {to} already")
-        fleet, wanted = self._lookups.fleet(), placement_findings.request(guest, accept, only=to or "")
+        wanted = placement_findings.request(guest, accept, only=to or "")
+        fleet = self._lookups.fleet() if to is None or guest.group else self._lookups.fleet_at(to, guest)
         if to is not None and (found := placement_findings.known(fleet, wanted, to)):
             raise refused_by_preflight(f"{guest.label} cannot move to {to}: {found[0].message}", found)
         answer = place(fleet, [wanted], self._rules().placement)[guest.key]
