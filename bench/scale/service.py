@@ -185,7 +185,7 @@ async def serving(
 
         transport = httpx2.AsyncHTTPTransport(uds=str(directory / "c0" / "api.sock"))
         async with httpx2.AsyncClient(
-            transport=transport, base_url="http://migrator/api/v1/", timeout=120
+            transport=transport, base_url="http://migrator/api/v1/", timeout=600
         ) as http:
             # The first one acts; the others find that it does.
             start(0)
@@ -215,7 +215,7 @@ def _configuration(directory: Path, hosts: Sequence[str], guests: int, store: st
         f'[site]\nname = "site"\ninstance = "{directory.name}"\ndefault_policy = "bench"\nlog_level = "error"\n'
         # Its ceiling is high: on a machine that is busy with all this, round trips alone may take some of it.
         '[policies.bench]\nextends = "gentle"\nmax_downtime = "5s"\n'
-        '[http]\nsocket = "api.sock"\nmetrics_listen = ""\n'
+        '[http]\nsocket = "api.sock"\nmetrics_listen = ""\nrequest_timeout = "10min"\n'
         "requests_per_second = 100000\nburst = 100000\naddress_requests_per_second = 100000\n"
         f"[limits]\nmigrations_at_a_time = {max(100, 2 * guests)}\n"
         f"[store]\n{store}\n{sections}",

@@ -153,7 +153,9 @@ class FarmSite(SimulatedSite):
 
     def _about(self, socket: str, role: str) -> dict[str, Any]:
         dead, fence = Path(socket).with_name("dead"), Path(socket).with_name("fence")
-        kill = f"[ -e {dead} ] || echo > {fence}; until [ -e {dead} ]; do sleep 0.01; done"
+        # It ends by itself, whoever is killed meanwhile.
+        waits = f"n=0; until [ -e {dead} ] || [ $n = 300 ]; do sleep 0.05; n=$((n + 1)); done; [ -e {dead} ]"
+        kill = f"[ -e {dead} ] || echo > {fence}; {waits}"
         return {"role": role, "fence_command": kill, "driver": self._driver}
 
     async def start_destination(self, guest: Guest, source: Any, target: str, **_: Any) -> Any:  # noqa: ARG002 - a farm starts it by itself
