@@ -16,11 +16,18 @@ from typing import Any
 
 import pytest
 
+from migrator.core.migration.drivers import Driver
+from migrator.core.model import Mode, State
+from migrator.core.policy import PostcopyMode, builtin
+from migrator.engine.migration.driver import MigrationDriver
 from migrator.hosts.access import CoprocessRunner
 from migrator.hosts.guard import HostGuard
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
 from migrator.qemu import guard
+from migrator.qemu.address import Address
+from migrator.qemu.endpoint import Endpoint
+from migrator.store.records import FileRecord
 from migrator.testing import network
 from migrator.testing.lab import Habit, Lab, LabQemu, Pair, RawMonitor, until
 from migrator.testing.network import LabHosts
@@ -163,6 +170,43 @@ def threads(local: HostGuard) -> bool:
     """Whether it still looks after a guest."""
     process: Any = local._process
     return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+
+
+@pytest.mark.parametrize("postcopy", [False, True], ids=["precopy", "postcopy"])
+async def test_controller_that_is_there_finishes_with_a_guard_beside_it(
+    pair: MakePair, lab: Lab, one_version: Path, local: HostGuard, postcopy: bool
+) -> None:
+    made = await pair((one_version, one_version), habit=BUSY)
+    driver = Driver(token="ours", controller="under-test", who="a test")
+    source, destination = (
+        Endpoint(Address(kind="unix", path=str(end.qmp)), role=role, driver=driver, guard_process=local)
+        for end, role in ((made.source, "source"), (made.destination, "destination"))
+    )
+    await asyncio.gather(source.connect(), destination.connect(), local.start())
+    states: list[State] = []
+    policy = builtin("gentle").but(
+        postcopy=PostcopyMode.ALLOW if postcopy else PostcopyMode.NEVER,
+        max_bandwidth_bytes_per_second=(48 if postcopy else 400) << 20,
+        max_downtime_seconds=2.0,
+    )
+    migration = MigrationDriver(
+        name="m1",
+        source=source,
+        destination=destination,
+        policy=policy,
+        listen="tcp:127.0.0.1:0",
+        record=FileRecord("m1"),
+        on_status=lambda status: states.append(status.state),
+    )
+    await migration.check()
+    running = asyncio.create_task(migration.run())
+    if postcopy:
+        await until(lambda: State.PRECOPY in states, what="it copies")
+        assert migration.postcopy()
+    result = await asyncio.wait_for(running, 60)
+    assert (result.state, result.mode) == (State.COMPLETED, Mode.POSTCOPY if postcopy else Mode.PRECOPY)
+    assert await lab.counting() == [made.destination]
+    await asyncio.gather(source.close(), destination.close())
 
 
 KILLED = """
