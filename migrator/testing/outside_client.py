@@ -30,7 +30,8 @@ PERIOD_SECONDS = 0.005
 _PORT = 6379
 _WAIT_SECONDS = 120.0
 
-# Arguments: address, port, seconds between two requests. Ends with its input; says all that it saw at its end.
+# Arguments: address, port, seconds between two requests. At each line of its input it says when the last ping was
+# answered; at the end of it, all that it saw.
 _PROGRAM = """
 import json, os, select, socket, struct, sys, time
 address, port, period = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -41,7 +42,10 @@ def connected():
         try:
             found = socket.create_connection((address, port), 1.0)
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return found
+            found.settimeout(30.0)
+            found.sendall(b"PING\\r\\n")
+            if found.recv(100):
+                return found
         except OSError:
             if select.select([sys.stdin], [], [], 0.1)[0]:
                 sys.exit(1)
@@ -63,7 +67,9 @@ while True:
     readable = select.select([redis, icmp, sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]
     now = time.monotonic()
     if sys.stdin in readable:
-        break
+        if not os.read(0, 100):
+            break
+        print(pings[-1] if pings else 0.0, flush=True)
     if icmp in readable:
         packet = icmp.recv(2000)
         if packet[20] == 0 and struct.unpack("!H", packet[24:26])[0] == mark:
@@ -130,6 +136,10 @@ class ClientView:
         """Return the longest time without the answer to a request, likewise."""
         return _longest(self.answers, since, until)
 
+    def silence_at(self, moment: float) -> float:
+        """Return how long no ping was answered around that moment."""
+        return _longest(self.pings, moment, moment)
+
     def lateness(self, since: float, until: float) -> float:
         """Return how late the client was at the worst: what it saw may be wrong by as much."""
         return max((by for at, by in self.late if since <= at <= until), default=0.0)
@@ -158,7 +168,7 @@ class Client:
         return self
 
     async def wait_connected(self) -> None:
-        """Wait until the guest's Redis takes connections.
+        """Wait until the guest's Redis answers.
 
         :raise TimeoutError: it does not in time.
         """
@@ -171,11 +181,19 @@ class Client:
             raise RuntimeError("it was not started")
         return await self._process.stdout.readline()
 
-    async def end(self) -> ClientView:
-        """Have it stop, and return what it saw."""
+    async def last_reply(self) -> float:
+        """Return when the last ping was answered (``time.monotonic``); 0: none was."""
+        self._input().write(b"\n")
+        return float(await self._line())
+
+    def _input(self) -> asyncio.StreamWriter:
         if self._process is None or self._process.stdin is None:
             raise RuntimeError("it was not started")
-        self._process.stdin.close()
+        return self._process.stdin
+
+    async def end(self) -> ClientView:
+        """Have it stop, and return what it saw."""
+        self._input().close()
         return ClientView(**json.loads(await self._line()))
 
     async def __aexit__(
