@@ -34,6 +34,16 @@ class Silent:
         raise AssertionError
 
 
+class Answering(Silent):
+    """An end of which one socket is found, with so much queued."""
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        self.asked.append(options)
+        return StreamSockets(count=1, queued_bytes=300_000)
+
+
 def shaper(end: Silent) -> StreamShaper:
     result = MigrationOutcome(id="m", state=State.PRECOPY)
     log = IntentLog(cast(Record, None), result=result, on_decision=lambda decision: None)
@@ -60,3 +70,25 @@ async def test_silent_host_holds_up_neither_the_copy_nor_the_switch() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await made.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def paced_at(speed: float, *, far: bool = False) -> float:
+    """Return the share of a stream's speed that its socket is given near its end, which QEMU's own limit is not."""
+    end = Answering()
+    made = shaper(end)
+    made.begin("tcp:192.0.2.1:4444", share=None, path=None)
+    for left in (9.5, 4.0, 3.0, 2.0, 0.6, 0.5)[: 4 if far else None]:
+        sample = Sample(
+            at_seconds=10 - left, remaining_bytes=int(left * speed), bandwidth_bytes_per_second=speed
+        )
+        await made.shape(sample, share=None, path=None)
+    assert made.limit(None) is None
+    given = [options for options in end.asked if options is not None]
+    await made.close()
+    return (given[-1].pacing_bytes_per_second or 0) / speed
+
+
+async def test_the_end_of_a_stream_over_a_narrow_path_is_paced_and_nothing_else() -> None:
+    assert await paced_at(7e6, far=True) == 0
+    assert 0.5 < await paced_at(7e6) < 0.9
+    assert await paced_at(36e6) == 0

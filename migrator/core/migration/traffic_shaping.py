@@ -60,11 +60,16 @@ def pacing_of_each(rate: int, sockets: int) -> int:
     return max(1, rate // (sockets - 1)) if rate and sockets > 2 else rate
 
 
+def is_narrow(bytes_per_second: float) -> bool:
+    """Tell whether what the path itself holds takes so long to arrive that the end of a stream is to be paced."""
+    return 0 < bytes_per_second * _SHORT_SECONDS < 2 * LEAST_UNSENT_BYTES
+
+
 @dataclass(frozen=True, kw_only=True)
 class EndPace:
-    """The pace of the end of a stream whose sockets cannot be reached."""
+    """The pace of the end of a stream whose sockets cannot be reached, or whose path is narrow."""
 
-    #: What QEMU shall send at the most, bytes per second; ``None``: whatever it may otherwise.
+    #: What shall be sent at the most, bytes per second; ``None``: whatever it may otherwise.
     limit: int | None = None
     #: What the path carried before anything was paced.
     path: float = 0.0

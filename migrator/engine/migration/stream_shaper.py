@@ -68,6 +68,8 @@ class StreamShaper:
         #: Another controller may have had it paced.
         self._may_be_paced = False
         self._end = EndPace()
+        #: The pace but for the end's; 0: none.
+        self._steady = 0
         #: Of the last sample, bytes per second.
         self._speed = 0.0
         self._fastest = 0.0
@@ -82,8 +84,8 @@ class StreamShaper:
         limits = [limit for limit in (share, self._end.limit) if limit is not None]
         if self._given.pacing_bytes_per_second and self._shaped:
             # The kernel keeps it to its share; this holds where that ends, and makes no bursts meanwhile.
-            rate = traffic_shaping.pacing(share=share, path=None) or self._pacing
-            limits = [int(rate * traffic_shaping.LIMIT_ABOVE_PACING)]
+            rate = traffic_shaping.pacing(share=share, path=None) or (self._steady and self._pacing)
+            limits = [int(rate * traffic_shaping.LIMIT_ABOVE_PACING)] if rate else []
         return min(limits) if limits else None
 
     @property
@@ -138,7 +140,7 @@ class StreamShaper:
             await self._look(None, within=_LOOK_SECONDS)
         self._speed = sample.bandwidth_bytes_per_second or self._speed
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
-        if self._seen.refused and not self._postcopy:
+        if not self._postcopy and (self._seen.refused or traffic_shaping.is_narrow(self._fastest)):
             self._end = traffic_shaping.pace_end(self._end, sample)
         return sample
 
@@ -147,7 +149,9 @@ class StreamShaper:
         self._fastest = max(self._fastest, sample.bandwidth_bytes_per_second)
         near = self._is_near(sample)
         unsent = traffic_shaping.unsent_limit(self._fastest, near=near)
-        rate = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
+        rate = self._steady = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
+        if self._end.limit is not None and not self._seen.refused and not self._postcopy:
+            rate = min(rate or self._end.limit, self._end.limit)
         return StreamOptions(
             unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
