@@ -179,6 +179,7 @@ class Moved(LabQemu):
     def __init__(self, machine: GuestMachine, lab: Lab, socket: str) -> None:
         super().__init__(machine, Path("qemu"), lab.directory, f"moved-{Path(socket).parent.name}")
         self.rescue = Path(socket).with_name("rescue.qmp")
+        (self.pid,) = processes_with(f"{self.rescue.parent}/")
 
 
 def arguments_of(pid: int) -> list[str]:
