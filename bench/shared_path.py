@@ -46,7 +46,6 @@ class _Guest:
     downtime_seconds: float
     silence_seconds: float
     max_throttle_ratio: float
-    transferred_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,14 @@ class _Evacuation:
     planned: tuple[float, float, float]
     notes: Sequence[str]
     took_seconds: float
+    #: That went over the link, headers included.
+    sent_bytes: int
     guests: Sequence[_Guest]
 
     @property
     def of_link(self) -> float:
         """Return the whole time as a multiple of what the bytes that were sent take the link."""
-        sent = sum(guest.transferred_bytes for guest in self.guests)
-        return self.took_seconds / (sent / (_PATH_MBIT * _MBIT))
+        return self.took_seconds / (self.sent_bytes / (_PATH_MBIT * _MBIT))
 
     @property
     def plan_error(self) -> float:
@@ -91,7 +91,8 @@ async def run(options: Options, quiet: Quiet) -> str:
         f"how fast it is (it assumes 10 Gbit/s). Idle guests (TCG, {_MEMORY_BYTES // _MIB} MiB, "
         f"{_IDLE.region_bytes // _MIB} MiB of them touched, 0.3 MB/s written, as by an idle Linux) leave it all at "
         f"once, under a ceiling of {ms(_CEILING_SECONDS)} ms, and once more after they were brought home. Silence is "
-        "between two beats of the guest (every 20 ms), wherever it runs; the plan's interval is from p10 to p90.",
+        "between two beats of the guest (every 20 ms), wherever it runs; bytes are those that went over the link, "
+        "headers included; the plan's interval is from p10 to p90.",
         _table(found),
         _aims(found),
     )
@@ -142,9 +143,16 @@ def _ask(site: LabSite, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
+def _sent(site: LabSite) -> int:
+    """Return the bytes that went out over the source's link so far."""
+    links = json.loads(site.host("alpha").run("ip", "-s", "-j", "link"))
+    return sum(link["stats64"]["tx"]["bytes"] for link in links if link["ifname"] != "lo")
+
+
 async def _evacuate(site: LabSite, machines: Sequence[GuestMachine], number: int) -> _Evacuation:
     plan = await asyncio.to_thread(_ask, site, "plan", "alpha", "--policy", _POLICY)
     words = ("evacuate", "alpha", "--policy", _POLICY, "--wait", "--json")
+    before = await asyncio.to_thread(_sent, site)
     silence = _Silence(site.directory, machines)
     watching = asyncio.create_task(silence.run(), name="silence")
     try:
@@ -167,7 +175,6 @@ async def _evacuate(site: LabSite, machines: Sequence[GuestMachine], number: int
                 downtime_seconds=last.get("downtime_seconds") or 0.0,
                 silence_seconds=silence.longest.get(each["guest"], 0.0),
                 max_throttle_ratio=last.get("max_throttle_ratio", 0.0),
-                transferred_bytes=last.get("transferred_bytes", 0),
             )
         )
     took = datetime.fromisoformat(found["ended_at"]) - datetime.fromisoformat(found["created_at"])
@@ -177,6 +184,7 @@ async def _evacuate(site: LabSite, machines: Sequence[GuestMachine], number: int
         planned=(plan["takes_p10_seconds"], plan["takes_p50_seconds"], plan["takes_p90_seconds"]),
         notes=[each["note"] for each in plan.get("paths", ())],
         took_seconds=took.total_seconds(),
+        sent_bytes=await asyncio.to_thread(_sent, site) - before,
         guests=guests,
     )
 

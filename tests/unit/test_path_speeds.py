@@ -1,0 +1,166 @@
+"""Links and paths are told apart by who uses them together; whoever gives way goes on again, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from migrator.core.inventory import Host
+from migrator.core.link_speeds import StreamCounters
+from migrator.engine import clock
+from migrator.engine.inventory import Inventory
+from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.path_speeds import KIND, PathSpeeds, PathStream
+from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_site import SimulatedSite
+
+pytestmark = pytest.mark.looptime
+
+#: Some 60 Mbit/s.
+PATH = 7.2e6
+NAMES = ("a", "b", "c")
+
+
+class Learning:
+    """Streams whose sockets count, and what is learned of them."""
+
+    def __init__(self, journal: MemoryJournal | None = None) -> None:
+        self.journal = journal or MemoryJournal()
+        self.writer = JournalWriter(self.journal)
+        self.inventory = Inventory([Host(name=name) for name in NAMES], site=SimulatedSite())
+        self.speeds = PathSpeeds(inventory=self.inventory, journal_writer=self.writer)
+
+    def stream(self, source: str = "a", target: str = "b", *, rate: float, pace: float = 0.0) -> Flow:
+        stream = self.speeds.stream(source, target)
+        stream.begin()
+        return Flow(stream=stream, rate=rate, pace=pace, began=clock.now())
+
+    async def goes(self, *flows: Flow, seconds: float) -> None:
+        """Let them send, and look at each twice a second, not all at once."""
+        for _ in range(round(seconds / 0.5)):
+            for flow in flows:
+                await asyncio.sleep(0.5 / len(flows))
+                flow.look()
+
+    def learned(self, name: str, target: str) -> float | None:
+        host = self.inventory.host(name)
+        assert host is not None
+        found = host.learned.to.get(target)
+        return found.bytes_per_second if found is not None else None
+
+
+@dataclass
+class Flow:
+    """A stream that sends at one rate, and always has something on its way."""
+
+    stream: PathStream
+    rate: float
+    pace: float
+    began: float
+
+    def look(self) -> None:
+        seconds = clock.now() - self.began
+        counters = StreamCounters(
+            at=seconds,
+            acknowledged_bytes=int(seconds * self.rate),
+            busy_seconds=seconds,
+            reader_seconds=0.0,
+        )
+        self.stream.note(counters, most=self.pace)
+
+
+async def test_streams_of_one_path_are_summed() -> None:
+    site = Learning()
+    await site.goes(*(site.stream(rate=PATH / 3) for _ in range(3)), seconds=4)
+    assert site.speeds.carries("a", "b") == pytest.approx(PATH, rel=0.02)
+    assert site.learned("a", "b") == pytest.approx(PATH, rel=0.02)
+    host = site.inventory.host("a")
+    assert host is not None
+    assert host.learned.out.bytes_per_second is None  # of what others might share nothing was seen
+
+
+async def test_paths_that_are_held_back_together_show_the_link_that_they_share() -> None:
+    site = Learning()
+    flows = [site.stream(target="b", rate=PATH / 2), site.stream(target="c", rate=PATH / 2)]
+    await site.goes(*flows, seconds=4)
+    host = site.inventory.host("a")
+    assert host is not None
+    assert host.learned.out.bytes_per_second == pytest.approx(PATH, rel=0.02)
+    assert site.learned("a", "b") is None
+
+
+async def test_stream_that_follows_another_does_not_double_the_path() -> None:
+    site = Learning()
+    first = site.stream(rate=PATH)
+    await site.goes(first, seconds=3)
+    second = site.stream(rate=PATH)
+    first.stream.close()
+    await site.goes(second, seconds=3)
+    assert site.speeds.carries("a", "b") == pytest.approx(PATH, rel=0.02)
+
+
+async def test_what_is_learned_is_known_after_a_restart() -> None:
+    site = Learning()
+    flow = site.stream(rate=PATH)
+    await site.goes(flow, seconds=3)
+    flow.stream.close()
+    writing = asyncio.create_task(site.writer.run())
+    assert await site.writer.flush(5.0)
+    writing.cancel()
+    after = Learning(site.journal)
+    for saved in await site.journal.unfinished(KIND):
+        after.speeds.take_over(saved)
+    assert after.learned("a", "b") == pytest.approx(PATH, rel=0.02)
+
+
+async def test_now_and_then_one_of_them_goes_without_a_pace() -> None:
+    site = Learning()
+    flows = [site.stream(rate=PATH / 2, pace=0.0) for _ in range(2)]
+    await site.goes(*flows, seconds=2)
+    probing = 0.0
+    for _ in range(220):
+        await asyncio.sleep(0.1)
+        found = [flow.stream.probes for flow in flows]
+        assert sum(found) <= 1
+        probing += 0.1 * sum(found)
+    assert 1.5 <= probing <= 4.0
+
+
+class TestTurn:
+    async def test_others_give_way_while_one_is_switched_and_for_no_longer(self) -> None:
+        site = Learning()
+        one, other = site.stream(rate=PATH / 2), site.stream(rate=PATH / 2)
+        await site.goes(one, other, seconds=2)
+        woken = []
+        other.stream.on_change(lambda: woken.append(other.stream.yields))
+        assert one.stream.take_turn()
+        assert other.stream.yields
+        assert not one.stream.yields
+        assert not other.stream.take_turn()
+        one.stream.end_turn()
+        assert not other.stream.yields
+        assert woken == [True, False]
+        assert other.stream.take_turn()
+
+    @pytest.mark.parametrize("ends", ["in time", "with its stream"])
+    async def test_ends_by_itself(self, ends: str) -> None:
+        site = Learning()
+        one, other = site.stream(rate=PATH / 2), site.stream(rate=PATH / 2)
+        await site.goes(one, other, seconds=2)
+        assert one.stream.take_turn()
+        if ends == "in time":
+            await asyncio.sleep(2.0)
+            assert one.stream.take_turn()  # it may go on, but nobody gives way again
+        else:
+            one.stream.close()
+        assert not other.stream.yields
+
+    async def test_nobody_gives_way_over_a_fast_or_an_unknown_path(self) -> None:
+        site = Learning()
+        one, other = site.stream(rate=1e9, pace=1e9), site.stream(rate=1e9, pace=1e9)
+        await site.goes(one, other, seconds=2)
+        assert one.stream.take_turn()
+        assert not other.stream.yields
+        assert other.stream.take_turn()
