@@ -17,7 +17,7 @@ from migrator.api.commands import Caller, Evacuate, Plan, Role
 from migrator.api.documents import EvacuationDocument, PlanDocument
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
 from migrator.core.model import Finding, MigrationStatus, Mode, State
-from migrator.core.policy import Policy, builtin
+from migrator.core.policy import Policy, Preference, builtin
 from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
@@ -35,6 +35,7 @@ from migrator.testing.simulator import Simulator
 MIXES: Mapping[str, Callable[[int, int], list[Guest]]] = {"idle": idle_guests, "mixed": mixed_guests}
 #: As oVirt and KubeVirt set guests by default, and our own.
 POLICIES = {"precopy only": Policy(name="precopy", max_downtime_seconds=0.3), "default": builtin("default")}
+POLICIES["in haste"] = POLICIES["default"].but(prefer=Preference.TIME)
 _TARGETS = 4
 _HOST = "leaving"
 _CALLER = Caller(user="unix:0", role=Role.OPERATOR, interface="http")

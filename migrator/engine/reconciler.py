@@ -18,6 +18,7 @@ from migrator.core.drain.actions import (
     End,
     LookAgain,
     SetShare,
+    StartPostcopy,
 )
 from migrator.core.drain.forecast import DrainForecast, foretell_portions, question_portions, told
 from migrator.core.drain.plan import DrainPlan, ManyPlaces, make_plan
@@ -137,7 +138,7 @@ class Reconciler:
                 case Begin():
                     if not await self._begin(action):
                         break
-                case Drive() | Admit() | SetShare() | CancelMigration():
+                case Drive() | Admit() | SetShare() | StartPostcopy() | CancelMigration():
                     session = self._registry.migrations.get(action.migration)
                     if session is not None:
                         self._tell(session, action)
@@ -150,7 +151,9 @@ class Reconciler:
         if action.announce:
             self._announcer.evacuation(action.after.id)
 
-    def _tell(self, session: JournalledSession, action: Drive | Admit | SetShare | CancelMigration) -> None:
+    def _tell(
+        self, session: JournalledSession, action: Drive | Admit | SetShare | StartPostcopy | CancelMigration
+    ) -> None:
         match action:
             case Drive():
                 self._sessions.drive(session)
@@ -158,6 +161,8 @@ class Reconciler:
                 session.admit()
             case SetShare():
                 session.set_share(action.bytes_per_second)
+            case StartPostcopy():
+                session.postcopy(action.reason)
             case CancelMigration():
                 self._sessions.cancel(session)
 

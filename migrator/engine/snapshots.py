@@ -102,6 +102,7 @@ def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
         started=session.started_at is not None,
         share_bytes_per_second=session.share,
         preparing_seconds=clock.now() - session.preparing_since,
+        round=sample.round if sample else 0,
         remaining_bytes=sample.remaining_bytes if sample else None,
         dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,
         seconds_left=forecast.seconds_p50 if forecast else None,

@@ -62,6 +62,14 @@ class SetShare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartPostcopy:
+    """A guest is to run at its target before all of its memory is there."""
+
+    migration: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CancelMigration:
     """A guest stays where it is, as far as that is still safe."""
 
@@ -77,4 +85,4 @@ class LookAgain:
     awaited: bool = False
 
 
-Action = Change | End | Begin | Drive | Admit | SetShare | CancelMigration | LookAgain
+Action = Change | End | Begin | Drive | Admit | SetShare | StartPostcopy | CancelMigration | LookAgain

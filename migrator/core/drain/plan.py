@@ -22,6 +22,7 @@ from migrator.core.drain import places as placing
 from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, SetShare
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.hurrying import hurried, next_seconds
 from migrator.core.drain.places import Places
 from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
@@ -185,7 +186,7 @@ class _Planning:
             if self._soon
             else IDLE_SECONDS
             if idle
-            else min(LIVE_SECONDS, again or LIVE_SECONDS),
+            else min(LIVE_SECONDS, again or LIVE_SECONDS, next_seconds(snapshot, decided)),
             held_back=self._held_back,
             tended=self._tended,
             places=places,
@@ -280,6 +281,7 @@ class _Planning:
         for move in decided.begin:
             if (migration := live.get(move.transfer.guest)) is not None and not migration.admitted:
                 self._actions.append(Admit(migration=migration.id))
+        self._actions += hurried(self._snapshot, decided)
         self._prepare(decided.prepare, wanting)
 
     def _prepare(self, order: Sequence[Move], wanting: Mapping[str, Wanting]) -> None:

@@ -48,6 +48,8 @@ class MigrationSnapshot:
     share_bytes_per_second: int | None = None
     #: For how long it has been prepared.
     preparing_seconds: float = 0.0
+    #: Passes over its memory so far; 1 is the first, whole copy.
+    round: int = 0
     remaining_bytes: int | None = None
     dirty_rate_bytes_per_second: float | None = None
     #: By its own forecast; ``None`` without one.

@@ -360,7 +360,7 @@ class MigrationDriver(DriverState):
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)
             if self.requests.postcopy and not self._intent_log.intent.postcopy:
-                await self._steering.switch_to_postcopy("somebody asked for postcopy now")
+                await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
             if sample.gives_way:
                 return
             if self._steering.look_in_seconds is not None and not self._shared_path.take_turn():

@@ -15,8 +15,9 @@ class MigrationRequests:
     cancel: bool = False
     #: The controller stops: whatever is not past the guest's STOP is left to the next one.
     park: bool = False
-    #: Somebody wants postcopy now.
+    #: Somebody wants postcopy now, and why.
     postcopy: bool = False
+    postcopy_reason: str = "somebody asked for postcopy now"
     #: The stream's share of the links, in bytes per second; ``None``: whatever it gets.
     share: int | None = None
 

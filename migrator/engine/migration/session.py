@@ -71,9 +71,16 @@ class MigrationSession(SessionEnds):
         self.requests.admit = True
         self._turn.set()
 
-    def postcopy(self) -> bool:
-        """Ask for postcopy now; False where that is not possible."""
-        return self._driver is not None and self._driver.postcopy()
+    def postcopy(self, reason: str = "") -> bool:
+        """Ask for postcopy now; False where that is not possible.
+
+        :param reason: why; empty: a person wants it.
+        """
+        if self._driver is None:
+            return False
+        if reason and not self.requests.postcopy:
+            self.requests.postcopy_reason = reason
+        return self._driver.postcopy()
 
     def set_share(self, bytes_per_second: int | None) -> None:
         """Set its stream's share of the links from now on."""
