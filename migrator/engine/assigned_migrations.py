@@ -197,7 +197,7 @@ class AssignedMigrations:
         if requests.get("cancel") and not session.cancelled:
             session.cancel()
         if requests.get("postcopy") and not session.requests.postcopy:
-            session.postcopy()
+            session.postcopy(str(requests.get("postcopy_reason", "")))
 
     async def _drive(self, driven: _Driven) -> None:
         session = driven.session

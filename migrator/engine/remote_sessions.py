@@ -184,12 +184,14 @@ class RemoteSession(JournalledSession):
             self.requests.admit = True
             self._request(self)
 
-    def postcopy(self) -> bool:
+    def postcopy(self, reason: str = "") -> bool:
         """See :meth:`migrator.engine.migration.session.MigrationSession.postcopy`."""
         if not self.can_postcopy:
             return False
-        self.requests.postcopy = True
-        self._request(self)
+        if not self.requests.postcopy:
+            self.requests.postcopy = True
+            self.requests.postcopy_reason = reason or self.requests.postcopy_reason
+            self._request(self)
         return True
 
     def set_share(self, bytes_per_second: int | None) -> None:
