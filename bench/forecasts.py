@@ -193,7 +193,7 @@ def _run(job: tuple[str, str, int]) -> Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What all runs together say of the forecasts."""
+    """Shares of the forecasts of all runs that were right."""
 
     #: Shares of the forecasts whose interval held the truth: right after the first round, of all samples, and of each
     #: run's samples on the average over runs.

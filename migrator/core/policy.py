@@ -39,6 +39,15 @@ class BlockJobs(StrEnum):
     REFUSE = "refuse"
 
 
+class Start(StrEnum):
+    """Moment at which a migration begins that nothing else keeps waiting."""
+
+    NOW = "now"
+    #: In a moment or an hour in which the guest writes little, before the last safe start; see
+    #: :mod:`migrator.core.migration.quiet_start`.
+    QUIET = "quiet"
+
+
 class Preference(StrEnum):
     """Choice between two ways to end that both keep the downtime ceiling."""
 
@@ -67,6 +76,7 @@ class Policy:
     offline: bool = False
     block_jobs: BlockJobs = BlockJobs.WAIT
     prefer: Preference = Preference.DOWNTIME
+    start: Start = Start.NOW
     #: Ceiling of the time that the guest waits for pages in postcopy, in seconds: one that is exceeded is told, as one
     #: that is forecast is.
     max_postcopy_stall_seconds: float = 2.0
@@ -93,6 +103,11 @@ class Policy:
                 f"policy {self.name}: offline and postcopy={self.postcopy} contradict each other: "
                 "a guest that is stopped first has nothing to run at the destination early; set postcopy=never"
             )
+        if self.offline and self.start is Start.QUIET:
+            raise UsageError(
+                f"policy {self.name}: offline and start=quiet contradict each other: a guest that is stopped first "
+                "writes nothing; set start=now"
+            )
         if self.postcopy is PostcopyMode.IMMEDIATE and self.max_throttle_ratio > 0:
             raise UsageError(
                 f"policy {self.name}: postcopy=immediate and max_throttle={self.max_throttle_ratio:.0%} contradict "
@@ -117,6 +132,7 @@ class Policy:
         last_resort: LastResort | None = None,
         block_jobs: BlockJobs | None = None,
         prefer: Preference | None = None,
+        start: Start | None = None,
         max_postcopy_stall_seconds: float | None = None,
     ) -> Policy:
         """Return this policy with the given fields instead; a field that is ``None`` stays.
@@ -141,6 +157,7 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "last_resort": LastResort(fields["last_resort"]),
         "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
         "prefer": Preference(fields.get("prefer", Preference.DOWNTIME)),
+        "start": Start(fields.get("start", Start.NOW)),
     }
     return Policy(**{**fields, **enums})
 

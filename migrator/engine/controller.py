@@ -16,6 +16,7 @@ from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.event_bus import EventBus
+from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.held_migrations import HeldMigrations
@@ -71,7 +72,14 @@ class Engine:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
         path_speeds = PathSpeeds(inventory=inventory, journal_writer=journal_writer)
-        services = replace(services, stream_speed=self._stream_speed, shared_path=path_speeds.stream)
+        self.experiences = GuestExperiences(journal_writer=journal_writer)
+        services = replace(
+            services,
+            stream_speed=self._stream_speed,
+            shared_path=path_speeds.stream,
+            history=self.experiences,
+            deadline=self._deadline,
+        )
         self.inventory, self.services, self.journal_writer, self.bus = (
             inventory,
             services,
@@ -103,6 +111,7 @@ class Engine:
             journal_writer=journal_writer,
             announcer=self.announcer,
             inventory=inventory,
+            experiences=self.experiences,
             leftovers=self.leftovers,
             preparations=preparations,
             rules=self._rules_now,
@@ -111,7 +120,12 @@ class Engine:
         self._spreading = self.sessions.spreading = self._make_spreading(sharing)
         if self._spreading is not None:
             path_speeds.shared_elsewhere = self._spreading.shares_links
-        dirty_rates = DirtyRates(site=inventory.site, inventory=inventory, registry=self.registry)
+        dirty_rates = DirtyRates(
+            site=inventory.site,
+            inventory=inventory,
+            registry=self.registry,
+            experiences=self.experiences,
+        )
         self.evacuations = Evacuations(
             registry=self.registry,
             inventory=inventory,
@@ -160,6 +174,7 @@ class Engine:
             leftovers=self.leftovers,
             preparations=preparations,
             path_speeds=path_speeds,
+            experiences=self.experiences,
             rules=self._rules_now,
             unreadable=self.unreadable,
             left_records=self.left_records,
@@ -229,6 +244,11 @@ class Engine:
 
     def _rules_now(self) -> Rules:
         return self.rules
+
+    def _deadline(self, evacuation: str) -> float | None:
+        """Return the deadline of an evacuation, seconds since the epoch; ``None``: there is none."""
+        run = self.registry.evacuations.get(evacuation)
+        return run.deadline.timestamp() if run is not None and run.deadline is not None else None
 
     def _stream_speed(self, source: str, target: str) -> float:
         """Return the same as a plan forecasts with; see :attr:`SessionServices.stream_speed`."""

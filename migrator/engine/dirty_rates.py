@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from migrator import logs
 from migrator.core.drain.forecast import PROBE_SECONDS
 from migrator.core.inventory import Guest
+from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
+from migrator.engine.migration.quiet_wait import measured_rate
 from migrator.engine.registry import Registry
-from migrator.errors import MigratorError, QemuError
-from migrator.ports import Site, SourceQemu
+from migrator.errors import MigratorError
+from migrator.ports import Site
 
-#: A probe's answer is waited for so long.
-_ANSWER_SECONDS = 5.0
 #: Guests measured at the same time.
 _AT_A_TIME = 32
 
@@ -22,7 +22,10 @@ _AT_A_TIME = 32
 class DirtyRates:
     """Measures them, and tells the inventory."""
 
-    def __init__(self, *, site: Site, inventory: Inventory, registry: Registry) -> None:
+    def __init__(
+        self, *, site: Site, inventory: Inventory, registry: Registry, experiences: GuestExperiences
+    ) -> None:
+        self._experiences = experiences
         self._site, self._inventory, self._registry = site, inventory, registry
         self._log = logs.logger()
 
@@ -35,7 +38,7 @@ class DirtyRates:
                 try:
                     source = await self._site.open(guest.host, guest.socket, role="source")
                     try:
-                        rate = await _measured(source)
+                        rate = await measured_rate(source, seconds=PROBE_SECONDS)
                     finally:
                         await source.close()
                 except MigratorError as error:
@@ -43,20 +46,9 @@ class DirtyRates:
                     return
             if rate is not None:
                 self._inventory.note_dirty_rate(guest.key, rate)
+                self._experiences.note_rate(guest.key, rate)
 
         async with asyncio.TaskGroup() as group:
             for guest in guests:
                 if not guest.obstacle and self._registry.of_guest(guest.key) is None:
                     group.create_task(one(guest), name=f"probe {guest.key}")
-
-
-async def _measured(source: SourceQemu) -> float | None:
-    await source.start_dirty_rate(PROBE_SECONDS, exact=True)
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await asyncio.sleep(PROBE_SECONDS)
-            while (rate := await source.dirty_rate()) is None:
-                await asyncio.sleep(0.1)
-            return rate
-    except (TimeoutError, QemuError):
-        return None

@@ -15,9 +15,10 @@ from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import State
-from migrator.engine import clock, evacuation_documents, path_speeds
+from migrator.engine import clock, evacuation_documents, guest_experiences, path_speeds
 from migrator.engine.announcer import Announcer
 from migrator.engine.event_bus import EventBus
+from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import leftovers, stray_records, take_over
@@ -55,6 +56,7 @@ class Recovery:
     leftovers: Leftovers
     preparations: Preparations
     path_speeds: PathSpeeds
+    experiences: GuestExperiences
     rules: Callable[[], Rules]
     unreadable: set[tuple[str, str]]
     left_records: list[str]
@@ -86,10 +88,17 @@ class Recovery:
         for saved in await self.journal_writer.journal.unfinished(leftovers.KIND):
             with self._left_out("leftover", saved):
                 self.leftovers.take_over(saved)
+        await self._take_over_experience()
+        await self._learn()
+
+    async def _take_over_experience(self) -> None:
+        """Take in what was learned of paths and guests; a row that cannot be read is left out."""
         for saved in await self.journal_writer.journal.unfinished(path_speeds.KIND):
             with self._left_out(path_speeds.KIND, saved):
                 self.path_speeds.take_over(saved)
-        await self._learn()
+        for saved in await self.journal_writer.journal.unfinished(guest_experiences.KIND):
+            with self._left_out(guest_experiences.KIND, saved):
+                self.experiences.take_over(saved)
 
     def _go_on(self, session: JournalledSession) -> None:
         if session.driven_elsewhere:

@@ -8,11 +8,13 @@ from typing import Any
 from migrator.api.trace_context import TraceContext
 from migrator.core.drain.evacuation import Ended, Evacuation
 from migrator.core.drain.preparations import Preparations
+from migrator.core.guest_experience import LastMove
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import Policy
 from migrator.engine import clock
 from migrator.engine.announcer import Announcer
+from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
@@ -41,6 +43,7 @@ class Sessions:
         journal_writer: JournalWriter,
         announcer: Announcer,
         inventory: Inventory,
+        experiences: GuestExperiences,
         leftovers: Leftovers,
         preparations: Preparations,
         rules: Callable[[], Rules],
@@ -48,6 +51,7 @@ class Sessions:
     ) -> None:
         self._registry, self._services, self._journal_writer = registry, services, journal_writer
         self._announcer, self._inventory, self._leftovers = announcer, inventory, leftovers
+        self._experiences = experiences
         self._preparations, self._rules, self._changed = preparations, rules, changed
         self.spreading: Spreading | None = None
         registry.on_done = self.note
@@ -173,6 +177,7 @@ class Sessions:
             return  # another controller drives it by now
         if session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
+            self._learn(session)
         elif session.ended and session.state is State.GUEST_ENDED:
             self._inventory.gone(session.guest, session.guest.host, session.target)
         if session.ended or session.state is State.HELD:
@@ -191,6 +196,22 @@ class Sessions:
         if self._registry.may_begin and session.parked and not session.ended:
             self.resume(session)
         self._changed()
+
+    def _learn(self, session: JournalledSession) -> None:
+        """Keep what its migration told of the guest."""
+        result = session.result
+        if not result.duration_seconds:
+            return  # another controller saw it
+        move = LastMove(
+            at=clock.wall(),
+            source=session.guest.host,
+            destination=session.target,
+            seconds=round(result.duration_seconds, 3),
+            downtime_seconds=result.downtime_seconds,
+        )
+        self._experiences.note_move(session.guest.key, move, working_set_bytes=result.working_set_bytes)
+        if result.write_rate_bytes_per_second is not None:
+            self._experiences.note_rate(session.guest.key, result.write_rate_bytes_per_second)
 
     def _change_run(self, session: JournalledSession, change: Callable[[Evacuation], Evacuation]) -> None:
         """Change the evacuation that it is the present migration of."""

@@ -23,7 +23,7 @@ from migrator.core import findings
 from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, Start
 from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
 from migrator.settings.values import (
@@ -390,4 +390,5 @@ class PolicySettings(Section):
     last_resort: LastResort | None = None
     block_jobs: BlockJobs | None = None
     prefer: Preference | None = None
+    start: Start | None = None
     max_postcopy_stall: Seconds | None = None

@@ -21,6 +21,7 @@ _FIELDS = {
     "last_resort": "last_resort",
     "block_jobs": "block_jobs",
     "prefer": "prefer",
+    "start": "start",
     "max_postcopy_stall": "max_postcopy_stall_seconds",
 }
 

@@ -65,6 +65,9 @@ class MigrationOutcome:
     max_throttle_ratio: float = 0.0
     #: How often the stream of a postcopy broke and went on again.
     recoveries: int = 0
+    #: What the guest rewrote at the most, and how fast it wrote, unthrottled, as its rounds told; in precopy.
+    working_set_bytes: float = 0.0
+    write_rate_bytes_per_second: float | None = None
     #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at the destination, and what is not.

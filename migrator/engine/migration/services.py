@@ -10,6 +10,7 @@ from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.quiet_wait import GuestHistory
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.ports import (
     EndedRecord,
@@ -136,6 +137,10 @@ class SessionServices:
     stream_speed: Callable[[str, str], float | None] = lambda source, target: None
     #: The stream of a migration between two hosts, as one of those that share links.
     shared_path: Callable[[str, str], SharedPath] = lambda source, target: OwnPath()
+    #: What is known of guests from before; ``None`` where nothing is kept.
+    history: GuestHistory | None = None
+    #: The deadline of an evacuation, seconds since the epoch; ``None``: it has none.
+    deadline: Callable[[str], float | None] = lambda evacuation: None
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

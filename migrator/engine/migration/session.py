@@ -153,7 +153,8 @@ class MigrationSession(SessionEnds):
         if await self._refuse(self._found) or self._source is None:
             return False
         try:
-            if await self._come_to_rest():
+            quiet = await self._await_quiet()
+            if await self._come_to_rest() or quiet:
                 self._found = await self._check(self._source)
                 if await self._refuse(self._found):
                     return False

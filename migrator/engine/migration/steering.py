@@ -185,6 +185,10 @@ class Steering:
 
     def judge(self, duration_seconds: float) -> None:
         """Note how far the forecast of the first round was off, once the truth is known."""
+        model = self._state.model
+        if model.copied_once:
+            self._result.working_set_bytes = model.working_set_bytes()
+            self._result.write_rate_bytes_per_second = model.rounds[0].rate
         predicted = self._state.first_forecast_seconds
         if predicted is not None and self._result.mode is Mode.PRECOPY and duration_seconds > 0:
             self._result.forecast_error_ratio = abs(predicted - duration_seconds) / duration_seconds
