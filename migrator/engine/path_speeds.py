@@ -244,6 +244,8 @@ class PathStream:
         self._most = 0.0
         #: On our clock: what was acknowledged by then, the last seconds.
         self._points: deque[tuple[float, int]] = deque()
+        #: Our clock beside that of the host that counts: by the answer that came soonest, as others came late.
+        self._offset = math.inf
         self._probes_until = -math.inf
         self._turn_until, self._turn_not_before = math.inf, -math.inf
         self._turn_timer: asyncio.TimerHandle | None = None
@@ -308,7 +310,8 @@ class PathStream:
 
     def _point(self, counters: StreamCounters) -> None:
         now = clock.now()
-        self._points.append((now, counters.acknowledged_bytes))
+        self._offset = min(self._offset, now - counters.at)
+        self._points.append((counters.at + self._offset, counters.acknowledged_bytes))
         while len(self._points) > 2 and self._points[1][0] < now - 2 * _FRESH_SECONDS:
             self._points.popleft()
 

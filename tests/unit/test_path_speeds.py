@@ -61,14 +61,16 @@ class Flow:
     began: float
 
     def look(self) -> None:
+        self.stream.note(self.counters(), most=self.pace)
+
+    def counters(self) -> StreamCounters:
         seconds = clock.now() - self.began
-        counters = StreamCounters(
+        return StreamCounters(
             at=seconds,
             acknowledged_bytes=int(seconds * self.rate),
             busy_seconds=seconds,
             reader_seconds=0.0,
         )
-        self.stream.note(counters, most=self.pace)
 
 
 async def test_streams_of_one_path_are_summed() -> None:
@@ -98,6 +100,18 @@ async def test_stream_that_follows_another_does_not_double_the_path() -> None:
     second = site.stream(rate=PATH)
     first.stream.close()
     await site.goes(second, seconds=3)
+    assert site.speeds.carries("a", "b") == pytest.approx(PATH, rel=0.02)
+
+
+async def test_answers_that_come_late_make_no_path_faster() -> None:
+    site = Learning()
+    flow = site.stream(rate=PATH)
+    for number in range(8):
+        await asyncio.sleep(0.5)
+        counters = flow.counters()
+        if number % 2:
+            await asyncio.sleep(0.2)  # on a busy machine
+        flow.stream.note(counters, most=0.0)
     assert site.speeds.carries("a", "b") == pytest.approx(PATH, rel=0.02)
 
 
