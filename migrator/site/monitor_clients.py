@@ -117,6 +117,8 @@ class MonitorClients:
             if ended := await self._disconnect(access, patterns, client):
                 logs.logger().info("connections of a former controller are ended", host=host, count=ended)
         await self._write(host, [mine])
+        if found.get(""):
+            await self._keep(_key(host), "[]")  # controllers of older versions have gone for good
         self._settled[host] = mine, live
 
     async def _found(self, host: str) -> dict[str, list[Mapping[str, Any]]]:

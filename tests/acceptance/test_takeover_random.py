@@ -35,7 +35,7 @@ async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
         try:
             for number, how in enumerate(hows):
                 after = chance.uniform(0.1, _EVACUATION_SECONDS)
-                await both.round(number, how=how, after=after, watch=watch)
+                await both.round(number, how=how, after=after, watch=watch, plans=number % 2 == 0)
         finally:
             table = both.measured.table()
             sys.stdout.write(f"\n{len(both.measured.leased)} take-overs, seed {seed}\n\n{table}\n")

@@ -187,14 +187,18 @@ class TwoControllers:
         await eventually(answers, "a controller that acts", self.site, within=60)
         return found
 
-    async def round(self, number: int, *, how: str, after: float, watch: Standstills) -> None:
-        """Empty the host that the guests are on, and end whoever acts in the middle of it.
+    async def round(
+        self, number: int, *, how: str, after: float, watch: Standstills, plans: bool = True
+    ) -> None:
+        """Empty the host that the guests are on, which both drive, and end one of them in the middle of it.
 
         :param how: ``killed`` or ``frozen``.
+        :param plans: it is the one that acts; else the other one.
         :param after: seconds from the command on.
         """
         site, (here, there) = self.site, ("a", "b") if number % 2 == 0 else ("b", "a")
-        gone = await self.ask_acting()
+        acting = await self.ask_acting()
+        gone = acting if plans else next(name for name in self._processes if name != acting)
         await site.known(len(self.guests))
         watch.begin()
         run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
@@ -202,12 +206,13 @@ class TwoControllers:
         [(last,)] = await self._found("SELECT coalesce(max(event_id), 0) FROM events")
         os.killpg(self._processes[gone].pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         at = time.monotonic()
-        await self._taken_over(gone, last, at)
+        if plans:
+            await self._taken_over(gone, last, at)
         successor = await self.ask_acting()
         assert successor != gone
         assert (await site.post(f"hosts/{here}/evacuate", key=f"round-{number}"))["id"] == run["id"]
         await site.ended(run["id"], "completed", within=120)
-        await self._bring_back(gone, how)
+        await self._bring_back(gone, how, ends=plans)
         await site.everyone_at(self.guests, there)
         assert watch.doubled == [], watch.doubled
         await self._moved_once(run["id"])
@@ -229,10 +234,12 @@ class TwoControllers:
             await asyncio.sleep(0.05)
         self.measured.went_on.append(time.monotonic() - at)
 
-    async def _bring_back(self, gone: str, how: str) -> None:
+    async def _bring_back(self, gone: str, how: str, *, ends: bool) -> None:
         process = self._processes[gone]
         if how == "frozen":
             os.killpg(process.pid, signal.SIGCONT)
+            if not ends:
+                return  # one that only drives lets go of what it had, and stands by
         assert await asyncio.to_thread(process.wait, 30) == -signal.SIGKILL, "it ends itself when it wakes up"
         await self.start(gone)
 

@@ -106,5 +106,16 @@ def test_it_finds_a_controller_that_acts_after_the_end_of_its_lease() -> None:
     assert "has taken over" in found(Weakness(acts_on=True), "no store", successor_dies_after=7.0)
 
 
+def test_it_finds_a_driver_that_acts_after_the_end_of_its_lease() -> None:
+    violated = found(
+        Weakness(drives_on=True), "no store", successor_dies_after=9.5, commands=[12, 17], drivers=True
+    )
+    assert "has taken over" in violated
+
+
+def test_a_driver_that_is_cut_off_leaves_everything_to_others() -> None:
+    assert found(Weakness(), "no store", successor_dies_after=9.5, commands=[12, 17], drivers=True) == ""
+
+
 def test_a_controller_that_is_cut_off_leaves_everything_to_others() -> None:
     assert found(Weakness(), "no store", successor_dies_after=7.0, commands=[8, 12]) == ""

@@ -163,6 +163,10 @@ class HeldMigrations:
                 break
         if session.state is not State.HELD:
             raise NotHeld(f"migration {session.id} is {session.state}: only a held one takes a word")
+        if session.driven_elsewhere:
+            raise NotHeld(
+                f"migration {session.id} is held, and its driver is just letting go of it; ask again in a moment"
+            )
         if self._tasks.task(session) is not None:
             raise NotHeld(
                 f"migration {session.id} is held, and is being looked at just now; ask again in a moment"
