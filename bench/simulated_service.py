@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator import logs
+from migrator.service import driving
 from migrator.service import serve as service
 from migrator.testing.simulated_site import SimulatedSite
 
@@ -62,5 +63,6 @@ def serve(
 
     logs.configure()
     # The one part that is not the service's own.
-    setattr(service, "make_site", make_site)  # noqa: B010 - it belongs to another module
+    for module in (service, driving):
+        setattr(module, "make_site", make_site)  # noqa: B010 - it belongs to another module
     asyncio.run(both())

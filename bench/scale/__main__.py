@@ -17,7 +17,10 @@ from bench.figures import paragraphs
 from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.scale import evacuations, load
+from bench.scale.progress import say
 
+#: No part takes longer, whatever happens.
+_PART_SECONDS = 900.0
 _KEY, _TITLE = "scale", "Many migrations at once"
 
 
@@ -46,7 +49,7 @@ async def _store() -> str:
     return store.report(await store.measure_both(), store.MIGRATIONS)
 
 
-#: In the order of the document; all of them take some ten minutes.
+#: In the order of the document; all of them take some fifteen minutes.
 PARTS: dict[str, tuple[str, Callable[[], Awaitable[str]]]] = {
     "load": ("1,000 migrations on one controller", _under_way),
     "cost": ("What each of many costs", _cost),
@@ -75,10 +78,12 @@ def main(arguments: list[str]) -> int:
     for name in given.parts or PARTS:
         title, work = PARTS[name]
         began = time.monotonic()
+        say(title)
         try:
             text = asyncio.run(_measured(work, given.quiet_timeout))
-        except (Unavailable, TimeoutError, RuntimeError) as error:
-            print(f"{name}: not measured: {error}", file=sys.stderr)
+        except (Unavailable, TimeoutError, RuntimeError, ExceptionGroup) as error:
+            why = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            print(f"{name}: not measured: {why or 'it took too long'}", file=sys.stderr)
             bad = 1
             continue
         print(f"\n## {title}\n\n{text}\n\n({name} took {time.monotonic() - began:.0f} s)\n", flush=True)
@@ -90,7 +95,8 @@ def main(arguments: list[str]) -> int:
 async def _measured(work: Callable[[], Awaitable[str]], quiet_timeout: float) -> str:
     quiet = Quiet(quiet_timeout)
     await quiet.wait()
-    text = await work()
+    async with asyncio.timeout(_PART_SECONDS):
+        text = await work()
     return paragraphs(f"{describe()} · 1 run · {quiet}", text)
 
 

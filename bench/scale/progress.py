@@ -13,6 +13,37 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+class Budget:
+    """Time for counts that grow: says which there is no time left for.
+
+    :param seconds: for all of them.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._last: tuple[int, float] | None = None
+        self.skipped: list[int] = []
+
+    def allows(self, count: int) -> bool:
+        """Return whether so many can be measured in the time left, going by the last that were."""
+        took = 0.0 if self._last is None else self._last[1] * count / self._last[0]
+        if time.monotonic() + took <= self._until:
+            return True
+        self.skipped.append(count)
+        say(f"{count} would take {took:.0f} s, for which there is no time left")
+        return False
+
+    def took(self, count: int, seconds: float) -> None:
+        """Note what so many took."""
+        self._last = (count, seconds)
+
+    def text(self) -> str:
+        """Return what was left out, as a sentence; empty: nothing."""
+        return (
+            f" Left out, as the time was over: {', '.join(map(str, self.skipped))}." if self.skipped else ""
+        )
+
+
 class Progress:
     """Tells every ten seconds how many there are.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -98,6 +99,7 @@ class FarmSite(SimulatedSite):
         self._seen_at = float("-inf")
         self._seeing = asyncio.Lock()
         self._driver: Driver | None = None
+        self._lease_holds: Callable[[], bool] = lambda: True
 
     async def _see(self) -> dict[str, list[Guest]]:
         """Return the guests of each host as they were a moment ago."""
@@ -132,6 +134,16 @@ class FarmSite(SimulatedSite):
         self._driver = driver
         return self
 
+    def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
+        """See :meth:`migrator.site.hosts.SiteHosts.act_as`."""
+        self._driver, self._lease_holds = driver, lease_holds
+
+    def driven_by(self, driver: Driver, lease_holds: Callable[[], bool]) -> FarmSite:
+        """See :meth:`migrator.site.from_settings.ConfiguredSite.driven_by`."""
+        same = copy.copy(self)
+        same.act_as(driver, lease_holds)
+        return same
+
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""
         del sections
@@ -156,7 +168,7 @@ class FarmSite(SimulatedSite):
         # It ends by itself, whoever is killed meanwhile.
         waits = f"n=0; until [ -e {dead} ] || [ $n = 300 ]; do sleep 0.05; n=$((n + 1)); done; [ -e {dead} ]"
         kill = f"[ -e {dead} ] || echo > {fence}; {waits}"
-        return {"role": role, "fence_command": kill, "driver": self._driver}
+        return {"role": role, "fence_command": kill, "driver": self._driver, "lease_holds": self._lease_holds}
 
     async def start_destination(self, guest: Guest, source: Any, target: str, **_: Any) -> Any:  # noqa: ARG002 - a farm starts it by itself
         spec, farm = self._specs[guest.key], self._farms[guest.key]
