@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import statistics
 import time
@@ -67,10 +68,12 @@ async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
             await _begin(service, busy, names)
             async with service.used() as used:
                 await asyncio.sleep(_WATCH_SECONDS)
-            still = len(await service.active())
+            active = await service.active()
+    drives = collections.Counter(migration["controller"] for migration in active)
     rows = [
         [
             f"{each + 1}",
+            f"{drives[f'c{each}']}",
             f"{usage.steering / usage.seconds:.0%}",
             f"{usage.all_processes / usage.seconds:.0%}",
             f"{usage.resident_bytes / MIB:.0f}",
@@ -81,6 +84,7 @@ async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
     ]
     heads = [
         "controller",
+        "drives",
         "steering, of a core",
         "all its processes",
         "MiB",
@@ -88,7 +92,7 @@ async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
         "at worst ms",
     ]
     return paragraphs(
-        f"{number} controllers on one PostgreSQL, {count} migrations under way ({still} at the end), watched for "
+        f"{number} controllers on one PostgreSQL, {count} migrations under way ({len(active)} at the end), watched for "
         f"{_WATCH_SECONDS:.0f} s on one machine with the server and the QEMUs.",
         table(heads, rows),
     )

@@ -192,6 +192,8 @@ async def serving(
             await _until_known(Service(directory, [processes[0].pid], http, farms), processes[0], len(guests))
             for number in range(1, controllers):
                 start(number)
+            for number in range(1, controllers):
+                await _until_answers(directory / f"c{number}" / "api.sock", processes[number])
             yield Service(directory, [process.pid for process in processes], http, farms)
 
 
@@ -234,6 +236,20 @@ async def _until_known(service: Service, process: subprocess.Popen[bytes], guest
                 return
         await asyncio.sleep(0.5)
     raise TimeoutError("the service did not find its guests")
+
+
+async def _until_answers(path: Path, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError((path.parent / "log").read_text(encoding="utf-8")[-3000:])
+        with contextlib.suppress(httpx2.TransportError):
+            transport = httpx2.AsyncHTTPTransport(uds=str(path))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://migrator/") as http:
+                if (await http.get("readyz")).status_code == 200:
+                    return
+        await asyncio.sleep(0.5)
+    raise TimeoutError(f"{path} does not answer")
 
 
 def main(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,17 @@ class FarmSite(SimulatedSite):
         same = copy.copy(self)
         same.act_as(driver, lease_holds)
         return same
+
+    def mark_with(self, number: int) -> None:
+        """See :meth:`migrator.site.hosts.SiteHosts.mark_with`."""
+        if self._driver is not None:
+            self._driver = replace(self._driver, lease=number)
+
+    def note_driven_elsewhere(self, *_: object, **__: object) -> None:
+        """A look here opens no monitor."""
+
+    def forget_driven_elsewhere(self, migration: str) -> None:
+        """See :meth:`note_driven_elsewhere`."""
 
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""
