@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, forecast_stall, step
+from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, begin, forecast_stall, step
 
 MIB = 1 << 20
 PATH = 7_000_000.0
@@ -62,3 +62,8 @@ def test_guest_waits_until_what_it_works_with_has_arrived() -> None:
     assert forecast == 2.0
     assert forecast_stall(missing_bytes=7e6, working_set_bytes=14e6, path_bytes_per_second=PATH) == 1.0
     assert forecast_stall(missing_bytes=7e6, working_set_bytes=14e6, path_bytes_per_second=0.0) is None
+
+
+def test_from_the_moment_the_guest_is_told_to_run_little_is_sent_unasked() -> None:
+    assert begin(PostcopyBandwidth(path_bytes_per_second=8e6)).limit == 4_000_000
+    assert begin(PostcopyBandwidth()).limit == 0, "nothing is known of the path"

@@ -45,6 +45,15 @@ class PostcopyBandwidth:
     waited_at: float | None = None
 
 
+def begin(state: PostcopyBandwidth) -> PostcopyBandwidth:
+    """Return the state for the moment at which the guest is told to run: it waits for its first pages at once.
+
+    Until it has them, QEMU may not even answer at the destination, so that no look tells how many it asks for. Nothing
+    is held back on a path of which nothing is known.
+    """
+    return replace(state, limit=int(state.path_bytes_per_second * _HELD_BACK_RATIO))
+
+
 def step(
     state: PostcopyBandwidth,
     *,

@@ -117,6 +117,7 @@ class DriverState:
             path=path,
         )
         self._postcopy_steering = PostcopySteering(source, result=self.result)
+        self._postcopy_steering.expect(stream_speed or 0.0)
         self._observer = Observer(
             source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
         )
@@ -137,6 +138,7 @@ class DriverState:
             guarding=self._guarding,
             result=self.result,
             recovery=self._recovery,
+            postcopy_steering=self._postcopy_steering,
         )
         self._intent_updates = IntentUpdates(
             destination, intent_log=self._intent_log, observer=self._observer, result=self.result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from migrator import logs
-from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, step
+from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, begin, step
 from migrator.core.model import RUNNING_STATES, MigrationStatus, View
 from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
@@ -23,8 +23,16 @@ class PostcopySteering:
         self._log = logs.logger(migration=result.id)
 
     def expect(self, path_bytes_per_second: float) -> None:
-        """Say what the stream was seen to carry before."""
-        self._state = replace(self._state, path_bytes_per_second=path_bytes_per_second)
+        """Say what the stream was seen to carry before; 0 says nothing."""
+        if path_bytes_per_second > 0:
+            self._state = replace(self._state, path_bytes_per_second=path_bytes_per_second)
+
+    async def begin(self) -> None:
+        """Hold back what is sent unasked from now on: the guest is told to run.
+
+        :raise Driven: another controller has taken the source over.
+        """
+        await self._become(begin(self._state))
 
     async def step(self, source: View, destination: View) -> None:
         """Take one more look into account; a source that refuses or does not answer goes on as it is.
@@ -40,15 +48,19 @@ class PostcopySteering:
             or destination.run not in RUNNING_STATES
         ):
             return
-        before = self._state.limit
-        self._state = step(
-            self._state,
-            at_seconds=clock.now(),
-            requests=sample.postcopy_requests,
-            stall_seconds=stall,
-            remaining_bytes=sample.remaining_bytes,
-            bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second,
+        await self._become(
+            step(
+                self._state,
+                at_seconds=clock.now(),
+                requests=sample.postcopy_requests,
+                stall_seconds=stall,
+                remaining_bytes=sample.remaining_bytes,
+                bandwidth_bytes_per_second=sample.bandwidth_bytes_per_second,
+            )
         )
+
+    async def _become(self, state: PostcopyBandwidth) -> None:
+        before, self._state = self._state.limit, state
         if self._state.limit == before:
             return
         try:

@@ -15,6 +15,7 @@ from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.postcopy_steering import PostcopySteering
 from migrator.engine.migration.prepare import together
 from migrator.engine.migration.runtime_settings import RuntimeSettings
 from migrator.engine.migration.stream_recovery import StreamRecovery
@@ -46,8 +47,10 @@ class Steps:
         guarding: Guarding,
         result: MigrationOutcome,
         recovery: StreamRecovery,
+        postcopy_steering: PostcopySteering,
     ) -> None:
         self._source, self._destination = source, destination
+        self._postcopy_steering = postcopy_steering
         self._intent_log = intent_log
         self._observer = observer
         self._shaper = shaper
@@ -108,7 +111,10 @@ class Steps:
 
     async def _hand_over(self) -> None:
         self._intent_log.note(milestone=Milestone.HANDED_OVER)
-        await self._destination.cont()
+        if self._intent_log.intent.postcopy:
+            await together(self._destination.cont(), self._postcopy_steering.begin())
+        else:
+            await self._destination.cont()
 
     async def _retire(self, answer: Next) -> bool:
         if self._result.duration_seconds is None:
