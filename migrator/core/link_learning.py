@@ -108,7 +108,7 @@ class LinkLearning:
     def speed(self, at: float) -> LinkSpeed:
         """Return what is planned with at that moment, seconds since the epoch."""
         carries = self.now(at)
-        if carries is None or self.measured_at is None:
+        if not carries or self.measured_at is None:  # 0: a network that swallows everything has no speed
             return LinkSpeed(at_least=self.at_least, measured_at=self.measured_at)
         found = [each for _, each in self.kept]
         differ = statistics.pstdev(found) / carries if len(found) > 1 else 0.0

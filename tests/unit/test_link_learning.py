@@ -129,6 +129,13 @@ def transfers(count: int, phase: TransferPhase = TransferPhase.READY, target: st
 NARROW = LinkSpeed(bytes_per_second=PATH, spread_ratio=0.03, at_least=PATH, measured_at=0.0)
 
 
+def test_network_that_swallows_everything_has_no_speed() -> None:
+    black_hole = LinkLearning(
+        recent=((100.0, 0.0),), kept=((90.0, 0.0), (100.0, 0.0)), at_least=5.0, measured_at=100.0
+    )
+    assert black_hole.speed(101.0) == LinkSpeed(at_least=5.0, measured_at=100.0)
+
+
 def test_path_that_nobody_measured_carries_one_at_a_time_and_is_planned_with_a_wide_interval() -> None:
     orders = decided(transfers(3), hosts())
     assert len(orders.begin) == 1
