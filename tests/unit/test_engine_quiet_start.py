@@ -91,3 +91,21 @@ async def test_the_deadline_of_an_evacuation_is_not_endangered(
         (job,) = running.engine.registry.migrations.values()
         (said,) = [each for each in job.result.decisions if each.action == "quiet-start"]
         assert "last safe start" in said.reason
+
+
+async def test_one_that_waited_when_its_controller_was_killed_waits_again_and_goes(
+    service: SimulatedService,
+) -> None:
+    (name,) = fill(service, 1)
+    works(service, BUSY)
+    async with service.running(killed=True) as running:
+        wait_for_quiet(running)
+        one = await running.ask(Migrate(guest=name, to="b"))
+        await running.until(lambda: running.engine.registry.migrations[one.id].state is State.WAITING)
+    async with service.running() as running:
+        job = running.engine.registry.migrations[one.id]
+        await running.until(lambda: job.state is State.WAITING)
+        assert job.policy.start is Start.QUIET
+        works(service, idle())
+        await running.until(lambda: job.ended)
+        assert service.site.running(name) == ["b"]
