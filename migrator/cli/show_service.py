@@ -19,7 +19,7 @@ HOSTS = ("HOST", "STATE", "UP", "GUESTS", "MEMORY FREE", "OF", "LINK", "NOTE")
 GUESTS = ("GUEST", "HOST", "STATE", "MEMORY", "DIRTIED", "POLICY", "UUID", "NOTE")
 MIGRATIONS = ("ID", "GUEST", "FROM", "TO", "STATE", "DONE", "LEFT", "STREAM", "DIRTIED", "TIME LEFT")
 EVACUATIONS = ("ID", "HOST", "KIND", "STATE", "LEFT", "FORECAST END", "DEADLINE", "NOTE")
-CONTROLLERS = ("INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "DRIVES", "LEASE", "ANSWERS AT", "NOTE")
+CONTROLLERS = ("INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "LEASE", "DRIVES", "ANSWERS AT", "NOTE")
 PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
 
 
@@ -117,8 +117,8 @@ def controller_row(one: Document, service: Document) -> Row:
         one["role"] if one["present"] else "gone",
         one["version"],
         f"{_age(one['age_seconds'])} ago",
-        str(one["migrations"]),
         lease,
+        str(one["migrations"]),
         one["url"],
         one["detail"],
     )

@@ -55,7 +55,7 @@ STANDBY = ServiceDocument(
     stale_seconds=0.4,
     controllers=[
         controller("a", "acting", url="https://a.example:8443"),
-        controller("b", "standby"),
+        controller("b", "standby", migrations=3),
         controller("c", "waiting", detail="waits for machine-a to go", version="1.3"),
         controller("d", "standby", present=False, age_seconds=4000.0),
     ],
@@ -93,6 +93,8 @@ def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: 
         ["machine-c", "waiting", "1.3", "0.7 s ago", ""],
         ["machine-d", "gone", "1.2", "67 min ago", ""],
     ]
+    assert header[5] == "DRIVES"
+    assert [row[5] for row in rows] == ["0", "3", "0", "0"]
     assert "machine-a acts, and plans the site" in ended.stdout
     assert "machine-b answers, and stands by; what it shows is 0.4 s old at most" in ended.stdout
     assert json.loads(status(service, "--service", "--json").stdout)["acting"] == "machine-a"
