@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from migrator import logs
 from migrator.core.drain.forecast import PROBE_SECONDS
 from migrator.core.inventory import Guest
+from migrator.engine import clock
 from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
 from migrator.engine.migration.quiet_wait import measured_rate
@@ -30,7 +31,8 @@ class DirtyRates:
         self._log = logs.logger()
 
     async def measure(self, guests: Iterable[Guest]) -> None:
-        """Measure all of these at the same time; what cannot be asked is left out."""
+        """Measure all of these at the same time; what cannot be asked is left out, what cannot be measured
+        is taken to write as it did at this hour before."""
         slots = asyncio.Semaphore(_AT_A_TIME)
 
         async def one(guest: Guest) -> None:
@@ -45,8 +47,11 @@ class DirtyRates:
                     self._log.info("no dirty-rate probe", guest=guest.key, error=str(error))
                     return
             if rate is not None:
-                self._inventory.note_dirty_rate(guest.key, rate)
                 self._experiences.note_rate(guest.key, rate)
+            elif (known := self._experiences.of(guest.key)) is not None:
+                rate = known.expected_rate(clock.wall())  # what it wrote at this hour before
+            if rate is not None:
+                self._inventory.note_dirty_rate(guest.key, rate)
 
         async with asyncio.TaskGroup() as group:
             for guest in guests:
