@@ -21,9 +21,9 @@ from migrator.hosts.access import Coprocess, CoprocessRunner, HostAccess
 from migrator.hosts.local import LocalAccess
 
 #: Seconds without a sign of life after which a guard takes its controller to be cut off.
-SILENCE_SECONDS = 0.8
+SILENCE_SECONDS = 0.65
 #: Seconds between two signs of life.
-_BEAT_SECONDS = 0.2
+_BEAT_SECONDS = 0.15
 #: Seconds that an answer may take.
 _ANSWER_SECONDS = 5.0
 #: Seconds without anything to guard after which it is ended.
