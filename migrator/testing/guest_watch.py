@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -41,6 +42,10 @@ class GuestWatch:
         self._taken: dict[int, int] = {}
         #: Other processes, and when each was started.
         self._others: dict[int, float] = {}
+        #: Guests that are asked whether they run twice.
+        self._judging: dict[UUID, asyncio.Task[None]] = {}
+        #: Guests that ran in two processes at once, with those.
+        self.doubled: list[str] = []
 
     def look(self) -> dict[UUID, list[LabQemu]]:
         """Return by guest the processes in which it has run since the last look, or since they were first seen."""
@@ -60,6 +65,26 @@ class GuestWatch:
     async def running(self, machine: GuestMachine) -> set[int]:
         """Ask every process of that guest whether it runs; return the pids of those."""
         return {qemu.pid for qemu in self.instances(machine) if await qemu.runs()}
+
+    def judge(self, ran: dict[UUID, list[LabQemu]]) -> None:
+        """Note which guests run twice, asking beside further looks: a monitor that somebody holds answers late."""
+        self._judging = {
+            uuid: task for uuid, task in self._judging.items() if not task.done() or task.exception()
+        }
+        for machine in self._machines.values():
+            if len(ran[machine.uuid]) > 1 and machine.uuid not in self._judging:
+                task = asyncio.create_task(
+                    self._judge(machine, ran[machine.uuid]), name=f"judge {machine.name}"
+                )
+                self._judging[machine.uuid] = task
+
+    async def settle(self) -> None:
+        """Wait until all that was judged is noted."""
+        await asyncio.gather(*self._judging.values())
+
+    async def _judge(self, machine: GuestMachine, ran: list[LabQemu]) -> None:
+        if await self.runs_twice(machine, ran):
+            self.doubled.append(f"{machine.name}: {self.instances(machine)}")
 
     async def runs_twice(self, machine: GuestMachine, ran: list[LabQemu]) -> bool:
         """Tell whether a guest runs in two processes at once, both of which have run between two looks.

@@ -380,8 +380,7 @@ class Witness:
     """Looks again and again whether somebody runs twice; at the end of its block it says so."""
 
     def __init__(self, site: LiveSite, machines: Sequence[GuestMachine]) -> None:
-        self._machines, self._watch = machines, GuestWatch(site, machines)
-        self.doubled: list[str] = []
+        self._watch = GuestWatch(site, machines)
         #: Looks that saw a guest run.
         self.looks = 0
 
@@ -394,17 +393,16 @@ class Witness:
         await asyncio.wait({self._task})
         if not self._task.cancelled() and (error := self._task.exception()):
             raise error
+        await self._watch.settle()
         if kind is None:
-            assert self.doubled == []
+            assert self._watch.doubled == []
             assert self.looks > 0
 
     async def _look(self) -> None:
         while True:
             ran = self._watch.look()
-            for machine in self._machines:
-                if await self._watch.runs_twice(machine, ran[machine.uuid]):
-                    self.doubled.append(f"{machine.name}: {self._watch.instances(machine)}")
-                self.looks += bool(ran[machine.uuid])
+            self._watch.judge(ran)
+            self.looks += sum(map(bool, ran.values()))
             await asyncio.sleep(0.05)
 
 

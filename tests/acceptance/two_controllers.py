@@ -48,7 +48,11 @@ class Standstills:
         self._ran_at = {machine.name: time.monotonic() for machine in guests}
         #: Seconds, by the guest: the longest time between two looks that showed it running.
         self.longest: dict[str, float] = {}
-        self.doubled: list[str] = []
+
+    @property
+    def doubled(self) -> list[str]:
+        """Guests that were seen to run twice."""
+        return self._watch.doubled
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._look(), name="watch guests")
@@ -59,6 +63,11 @@ class Standstills:
         await asyncio.wait({self._task})
         if not self._task.cancelled() and (error := self._task.exception()):
             raise error
+        await self._watch.settle()
+
+    async def settle(self) -> None:
+        """Wait until all that was seen is judged."""
+        await self._watch.settle()
 
     def begin(self) -> None:
         """Forget what was seen so far."""
@@ -69,11 +78,10 @@ class Standstills:
             ran = self._watch.look()
             now = time.monotonic()
             for machine in self._guests:
-                if found := ran[machine.uuid]:
+                if ran[machine.uuid]:
                     gap, self._ran_at[machine.name] = now - self._ran_at[machine.name], now
                     self.longest[machine.name] = max(gap, self.longest.get(machine.name, 0.0))
-                if await self._watch.runs_twice(machine, found):
-                    self.doubled.append(f"{machine.name}: {self._watch.instances(machine)}")
+            self._watch.judge(ran)
             await asyncio.sleep(0.02)
 
 
@@ -214,6 +222,7 @@ class TwoControllers:
         await site.ended(run["id"], "completed", within=120)
         await self._bring_back(gone, how, ends=plans)
         await site.everyone_at(self.guests, there)
+        await watch.settle()
         assert watch.doubled == [], watch.doubled
         await self._moved_once(run["id"])
         for machine in self.guests:
