@@ -47,6 +47,7 @@ from migrator.api.documents import (
     MigrationDocument,
     PlanDocument,
     PlannedGuest,
+    PlannedGuestExperience,
     ResolutionDocument,
     SampleDocument,
 )
@@ -295,6 +296,9 @@ class ScriptedService:
                         policy="default",
                         verdict="converges",
                         possible=guest.movable,
+                        experience=PlannedGuestExperience(
+                            last_move_seconds=4.2, note="last moved 3 days ago in 4.2 s"
+                        ),
                     )
                     for n, guest in enumerate(guests, start=1)
                 ]

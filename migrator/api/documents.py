@@ -318,6 +318,22 @@ class GuestDocument(Document):
     migration: str | None = None
 
 
+class PlannedGuestExperience(Document):
+    """Experience with a guest from its earlier migrations, and from measurements of its write rate."""
+
+    #: When its last migration ended that brought it to another host; ``null``: none did, or it was too long ago.
+    last_moved_at: datetime | None = None
+    #: How long that took, and how long the guest stood still.
+    last_move_seconds: float | None = None
+    last_move_downtime_seconds: float | None = None
+    #: The hours of the day, UTC, in which it writes least: the first, and the one after the last; ``null``: it has none
+    #: that are much quieter than others, or too few were measured.
+    quiet_from_hour: int | None = None
+    quiet_until_hour: int | None = None
+    #: The same for people.
+    note: str
+
+
 class PlannedGuest(Document):
     """The part of a plan that is about one guest."""
 
@@ -337,6 +353,8 @@ class PlannedGuest(Document):
     #: False: no host can take it, an error is among its findings, or its policy is not expected to let it end.
     possible: bool = True
     findings: list[FindingDocument] = Field(default_factory=list)
+    #: ``null``: it was not moved before, nor is it known when it writes least.
+    experience: PlannedGuestExperience | None = None
 
 
 class PlannedPath(Document):

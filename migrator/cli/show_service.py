@@ -20,7 +20,7 @@ GUESTS = ("GUEST", "HOST", "STATE", "MEMORY", "DIRTIED", "POLICY", "UUID", "NOTE
 MIGRATIONS = ("ID", "GUEST", "FROM", "TO", "STATE", "DONE", "LEFT", "STREAM", "DIRTIED", "TIME LEFT")
 EVACUATIONS = ("ID", "HOST", "KIND", "STATE", "LEFT", "FORECAST END", "DEADLINE", "NOTE")
 CONTROLLERS = ("INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "LEASE", "DRIVES", "ANSWERS AT", "NOTE")
-PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY")
+PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY", "EXPERIENCE")
 
 
 def host_row(host: Document) -> Row:
@@ -154,6 +154,7 @@ def plan_row(guest: Document) -> Row:
         _seconds(guest["downtime_seconds"]),
         guest["policy"],
         "; ".join([guest["reason"], *findings]) if findings else guest["reason"],
+        experience["note"] if (experience := guest.get("experience")) else "",
     )
 
 

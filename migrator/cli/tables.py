@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 Row = Sequence[str]
 
 #: Columns that are cut first, and no shorter than this while there are lesser ones to leave out.
-_GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY")
+_GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY", "EXPERIENCE")
 _LEAST_WIDTH = 20
 #: Columns that go on below instead of being cut.
-_WRAPS = ("NOTE", "WHY")
+_WRAPS = ("NOTE", "WHY", "EXPERIENCE")
 #: Indentation of what stands below its row.
 _INDENT = 4
 #: Columns that are left out where there is no room, the first first; --json has them all.

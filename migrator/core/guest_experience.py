@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from migrator.units import show_seconds
+
 _HOUR_SECONDS = 3600
 _HOURS_A_WEEK = 168
 #: The epoch began on a Thursday, at midnight UTC: hours are counted from there.
@@ -110,6 +112,15 @@ class GuestExperience:
                 best = (first, length)
         return None if best is None else (best[0], (best[0] + best[1]) % 24)
 
+    def note(self, now: float) -> str:
+        """Return for people when the guest was moved last and when it writes least; empty where neither is known."""
+        known = []
+        if (move := self.last_move) is not None:
+            known.append(f"last moved {_ago(now - move.at)} in {show_seconds(move.seconds)}")
+        if (quiet := self.quiet_hours()) is not None:
+            known.append(f"writes least {quiet[0]:02}:00-{quiet[1]:02}:00 UTC")
+        return "; ".join(known)
+
     def fields(self) -> dict[str, Any]:
         """Return it as plain JSON."""
         move = self.last_move
@@ -136,6 +147,13 @@ class GuestExperience:
             last_move=None if move is None else LastMove(**move),
             learned_at=float(fields["learned_at"]),
         )
+
+
+def _ago(seconds: float) -> str:
+    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if (count := math.floor(seconds / unit)) >= 1:
+            return f"{count} {name}{'' if count == 1 else 's'} ago"
+    return "just now"
 
 
 def _hour(at: float) -> int:

@@ -229,6 +229,7 @@ class Engine:
                 snapshots=snapshots,
                 sessions=self.sessions,
                 dirty_rates=dirty_rates,
+                experiences=self.experiences,
                 computing=self._computing,
             ),
             journal=journal,

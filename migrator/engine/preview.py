@@ -8,15 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from migrator.api.documents import FindingDocument, PlanDocument, PlannedGuest, PlannedPath
+from migrator.api.documents import (
+    FindingDocument,
+    PlanDocument,
+    PlannedGuest,
+    PlannedGuestExperience,
+    PlannedPath,
+)
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.findings import errors_first
+from migrator.core.guest_experience import GuestExperience
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, State
 from migrator.engine import clock
 from migrator.engine.dirty_rates import DirtyRates
+from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.migration import preflight
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
@@ -41,10 +49,16 @@ class Preview:
     """Looks ahead; begins nothing."""
 
     def __init__(
-        self, *, snapshots: Snapshots, sessions: Sessions, dirty_rates: DirtyRates, computing: Computing
+        self,
+        *,
+        snapshots: Snapshots,
+        sessions: Sessions,
+        dirty_rates: DirtyRates,
+        experiences: GuestExperiences,
+        computing: Computing,
     ) -> None:
         self._snapshots, self._sessions, self._dirty_rates = snapshots, sessions, dirty_rates
-        self._computing = computing
+        self._experiences, self._computing = experiences, computing
         #: The last plan of each host: every guest's target, and when it was made on the engine's clock.
         self._planned: dict[str, tuple[float, dict[str, str]]] = {}
 
@@ -79,9 +93,9 @@ class Preview:
         for number, (key, entry) in enumerate(run.entries.items()):
             target, reason = targets[key]
             own = snapshot.policies.of(entry.guest, run.policy).name
-            guests.append(
-                _guest(entry.guest, target, reason, own, found.guests.get(key), findings.get(key, ()))
-            )
+            known = _experience(self._experiences.of(key))
+            its = (found.guests.get(key), findings.get(key, ()), known)
+            guests.append(_guest(entry.guest, target, reason, own, *its))
             if number % _DOCUMENTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._planned[host] = (clock.now(), {each.guest: each.target for each in guests if each.target})
@@ -183,6 +197,7 @@ def _guest(
     policy: str,
     outlook: preview.GuestOutlook | None,
     findings: Sequence[Finding],
+    experience: PlannedGuestExperience | None,
 ) -> PlannedGuest:
     outlook = outlook or preview.GuestOutlook()
     takes = outlook.takes
@@ -201,6 +216,22 @@ def _guest(
         verdict=outlook.verdict.value if outlook.verdict is not None else "",
         downtime_seconds=outlook.downtime_seconds,
         findings=_documents(findings),
+        experience=experience,
+    )
+
+
+def _experience(known: GuestExperience | None) -> PlannedGuestExperience | None:
+    note = known.note(clock.wall()) if known is not None else ""
+    if known is None or not note:
+        return None
+    move, quiet = known.last_move, known.quiet_hours()
+    return PlannedGuestExperience(
+        last_moved_at=datetime.fromtimestamp(move.at, UTC) if move is not None else None,
+        last_move_seconds=move.seconds if move is not None else None,
+        last_move_downtime_seconds=move.downtime_seconds if move is not None else None,
+        quiet_from_hour=quiet[0] if quiet is not None else None,
+        quiet_until_hour=quiet[1] if quiet is not None else None,
+        note=note,
     )
 
 

@@ -84,6 +84,7 @@ def test_plan_and_check(untouched: InThread):
     plan = typed(untouched, "plan", "alpha")
     assert plan.returncode == 0, plan.stderr
     assert "alpha would be empty after 6.0 s" in plan.stdout
+    assert "last moved 3 days ago in 4.2 s" in plan.stdout
     assert document(typed(untouched, "plan", "alpha", "--json"))["host"] == "alpha"
     stays = typed(untouched, "plan", "beta", "--accept", "a,b")
     assert stays.returncode == 8, stays.stderr

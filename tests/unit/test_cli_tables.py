@@ -67,7 +67,17 @@ def test_a_note_goes_on_below_instead_of_being_cut():
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
 def test_reasons_are_never_cut_whatever_the_width(width: int):
     why = " ".join(f"reason{n}" for n in range(60)) + " " + "x" * 300
-    row = ["1", "a-rather-long-name-of-a-guest", "nowhere", "1.0 s", "2.0 s", "300 ms", "must-finish", why]
+    row = [
+        "1",
+        "a-rather-long-name-of-a-guest",
+        "nowhere",
+        "1.0 s",
+        "2.0 s",
+        "300 ms",
+        "must-finish",
+        why,
+        "",
+    ]
     shown = tables.grid(show.PLAN, [row], width=width).plain
     assert all(cell_len(line) <= width for line in shown.split("\n"))
     assert "".join(why.split()) in "".join(shown.split())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import Cancel, Evacuate, Migrate
+from migrator.api.commands import Cancel, Evacuate, Migrate, Plan
+from migrator.api.documents import PlanDocument
 from migrator.core.model import State
 from migrator.core.policy import Start, builtin
 from migrator.engine import clock
@@ -58,6 +59,23 @@ async def test_a_busy_guest_waits_says_till_when_and_goes_once_it_is_quiet(servi
         assert any(each.action == "quiet-start" for each in job.result.decisions)
         kept = await running.engine.journal_writer.journal.unfinished(KIND)
         assert kept[0]["last_move"]["destination"] == "b"
+
+
+async def test_a_plan_shows_how_its_guests_were_moved_before(service: SimulatedService) -> None:
+    (name,) = fill(service, 1)
+    async with service.running() as running:
+        job = running.engine.registry.migrations[(await running.ask(Migrate(guest=name, to="b"))).id]
+        await running.until(lambda: job.ended)
+        plan = await running.ask(Plan(host="b"))
+    async with service.running() as running:
+        again = await running.ask(Plan(host="b"))
+    for each in (plan, again):
+        assert isinstance(each, PlanDocument)
+        known = each.guests[0].experience
+        assert known is not None
+        assert known.last_move_downtime_seconds == job.result.downtime_seconds
+        assert known.last_move_seconds == pytest.approx(job.result.duration_seconds, abs=0.001)
+        assert known.note.startswith("last moved ")
 
 
 async def test_one_that_waits_is_cancelled_at_once_and_stays(service: SimulatedService) -> None:

@@ -94,6 +94,17 @@ def test_quiet_hours_are_found_and_a_steady_guest_has_none() -> None:
     assert known({22: 1.0, 23: 1.0, 0: 1.0, 12: 100.0}).quiet_hours() == (22, 1)
 
 
+def test_it_is_said_in_a_line_when_the_guest_was_moved_last_and_when_it_writes_least() -> None:
+    move = LastMove(at=NOON, source="a", destination="b", seconds=4.2)
+    moved = DAILY.after_move(move, working_set_bytes=MIB)
+    told = "last moved 3 days ago in 4.2 s; writes least 03:00-05:00 UTC"
+    assert moved.note(NOON + 3.5 * 24 * HOUR) == told
+    assert moved.note(NOON + HOUR).startswith("last moved 1 hour ago")
+    assert moved.note(NOON - 1).startswith("last moved just now"), "clocks are set back at times"
+    assert DAILY.note(NOON) == "writes least 03:00-05:00 UTC"
+    assert GuestExperience().note(NOON) == ""
+
+
 def test_what_is_older_counts_less() -> None:
     found = known({12: 100.0}, days=7)
     for week in range(8):
