@@ -141,13 +141,16 @@ class AssignedMigrations:
             async for signal in signals:
                 if signal.payload not in ("", self._own.name):
                     continue
+                before = {each.assignment.number for each in self._driven.values()}
                 try:
                     given = await self._journal.assignments.of(self._own.name)
                 except JournalError:
                     continue  # it is looked again before long
                 with suppress(MigratorError), contained("assignments"):
                     for each in given:
-                        self._take(each)
+                        # What was let go of while the answer was on its way may still be in it.
+                        if each.number not in before or each.migration in self._driven:
+                            self._take(each)
 
     def _take(self, assignment: Assignment) -> None:
         lease = self._own.lease

@@ -280,15 +280,15 @@ class Spreading:
             self._left, self._entered = set(), set()
             await self._clean(await self._assignments.find())
             return
+        # What is given while the answer is on its way is not in it.
+        given = {each.id: each.assignment.number for each in self._elsewhere()}
         rows = {each.migration: each for each in await self._assignments.find(migrations)}
         back: list[Awaitable[None]] = []
-        for session in self._registry.live():
-            if not isinstance(session, RemoteSession) or session.ended:
-                continue
+        for session in self._elsewhere():
             row = rows.pop(session.id, None)
             if row is None:
-                if migrations is None:  # it was taken back, and nobody answered
-                    self._go_on(session, session.assignment)
+                if migrations is None and given.get(session.id) == session.assignment.number:
+                    self._go_on(session, session.assignment)  # it was taken back, and nobody answered
                 continue
             if row.number != session.assignment.number:
                 continue
@@ -303,9 +303,15 @@ class Spreading:
         copying = [each for each in self._registry.live() if each.driven_elsewhere and each.copies]
         self._left = {each.guest.host for each in copying}
         self._entered = {each.target for each in copying}
-        if back:
-            await asyncio.gather(*back)
+        # All are waited for: none of them may still be under way when it is looked again.
+        for failed in await asyncio.gather(*back, return_exceptions=True):
+            if failed is not None:
+                raise failed
         await self._clean(rows.values() if migrations is None else ())
+
+    def _elsewhere(self) -> list[RemoteSession]:
+        """Return those that others drive."""
+        return [each for each in self._registry.live() if isinstance(each, RemoteSession) and not each.ended]
 
     async def _clean(self, rows: Collection[Assignment]) -> None:
         """Remove what is left of migrations that have ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import time
@@ -9,7 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from migrator.engine.assigned_migrations import AssignedMigrations
+from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
+from migrator.testing import shared_journal
 from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weakness, emptying, explore
 
 # Of a process that was killed nothing is awaited any more, nor ended in order.
@@ -45,6 +49,43 @@ def test_one_that_drives_for_another_is_followed_in_the_middle_of_a_migration(wh
     world.run(emptying)
     assert world.commands_of_drivers
     assert world.takeovers or what == "no store", "one that is only cut off lets go by itself"
+
+
+def answer_late(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    """Have the answers of the journal about assignments come so late that much has happened meanwhile."""
+    read_now = getattr(shared_journal._Assignments, read)
+
+    async def read_late(self: object, about: object = None) -> object:
+        found = await read_now(self, about)
+        await asyncio.sleep(0.4)
+        return found
+
+    monkeypatch.setattr(shared_journal._Assignments, read, read_late)
+
+
+def test_what_was_just_given_is_not_missed_by_an_answer_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_late(monkeypatch, "find")
+    world = ThreeControllers(seed=1)
+    world.run(emptying)
+    assert world.commands_of_drivers
+    assert world.takeovers == 0, "nobody is gone"
+
+
+def test_what_a_driver_let_go_of_is_not_begun_again_by_an_answer_from_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    begin = AssignedMigrations._begin
+
+    def begin_and_count(self: AssignedMigrations, assignment: Assignment) -> None:
+        begun.append(assignment.number)
+        begin(self, assignment)
+
+    answer_late(monkeypatch, "of")
+    monkeypatch.setattr(AssignedMigrations, "_begin", begin_and_count)
+    ThreeControllers(seed=1).run(emptying)
+    assert begun
+    assert len(begun) == len(set(begun)), "an assignment is begun once"
 
 
 @pytest.mark.soak
