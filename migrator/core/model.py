@@ -172,6 +172,8 @@ class Sample:
     attainable_bytes_per_second: float = 0.0
     #: It gives way to another guest's switch for a moment: its bandwidth says nothing.
     gives_way: bool = False
+    #: What it may send at the most, bytes per second, as others share its path or its policy says; 0: what it can.
+    allowed_bytes_per_second: float = 0.0
 
 
 class Severity(StrEnum):

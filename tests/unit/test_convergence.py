@@ -44,6 +44,8 @@ class Copy:
         self.throttle = 0.0
         #: What the path could give it if those that share it were held back.
         self.attainable = 0.0
+        #: What it may send, as it is held back itself; 0: what it can.
+        self.allowed = 0.0
         self.actions: list[tuple[float, Action]] = []
         self.forecasts: list[tuple[int, Forecast]] = []
         self.switched = False
@@ -75,6 +77,7 @@ class Copy:
             bandwidth_bytes_per_second=self.bandwidth,
             throttle_ratio=self.throttle,
             attainable_bytes_per_second=self.attainable,
+            allowed_bytes_per_second=self.allowed,
         )
         self.state, seen, actions = decide(self.state, sample, self.policy, BOTH)
         self.forecasts.append((self.round, seen))
@@ -233,6 +236,44 @@ def test_a_first_pass_of_many_minutes_is_waited_for() -> None:
     copy.state = after_probe(copy.state, at_seconds=1.0, period_seconds=1.0, dirty_rate=30.0 * MIB)
     while not copy.switched and not copy.state.settled and copy.seconds < 600:
         copy.step(0.5)
+    assert copy.switched
+    assert copy.acts == []
+
+
+@pytest.mark.parametrize(
+    "halts_at", [0.0, 0.5, 20.0, 500.0], ids=["at once", "early", "in the first pass", "late"]
+)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PRECOPY,
+        PRECOPY.but(postcopy=PostcopyMode.ALLOW),
+        PRECOPY.but(last_resort=LastResort.PAUSE),
+        PRECOPY.but(max_duration_seconds=5000),
+    ],
+    ids=["abort", "postcopy", "pause", "in time"],
+)
+def test_a_guest_whose_stream_halts_is_given_up_after_two_minutes(policy: Policy, halts_at: float) -> None:
+    copy = Copy(90 * MIB, 4000 * MIB, total=40_000 * MIB, policy=policy)
+    while copy.seconds < halts_at and copy.state.settled is False:
+        copy.step(0.5)
+    copy.bandwidth = 1.0
+    while not copy.switched and not copy.state.settled and copy.seconds < halts_at + 300:
+        copy.step(2.0)
+    assert copy.acts[-1] is ActionKind.GIVE_UP
+    assert halts_at + 120 <= copy.seconds <= halts_at + 125
+
+
+def test_a_stream_that_is_held_back_for_others_has_not_halted() -> None:
+    copy = Copy(10 * MIB, 200 * MIB, total=4_000 * MIB)
+    while copy.seconds < 20:
+        copy.step(0.5)
+    copy.bandwidth = copy.allowed = 0.3 * MIB
+    while copy.seconds < 6000 and not copy.state.settled:
+        copy.step(2.0)
+    assert copy.acts == []
+    copy.bandwidth, copy.allowed = 100.0 * MIB, 0.0
+    copy.run(6100)
     assert copy.switched
     assert copy.acts == []
 

@@ -28,6 +28,7 @@ from migrator.core.migration.forecast import (
     Verdict,
     outlook,
 )
+from migrator.core.migration.halted_stream import HALT_SECONDS, StreamHistory
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan, plan_switch
 from migrator.core.migration.throttling import Throttling
 from migrator.core.migration.time_left import NextStep, rises, time_left
@@ -50,7 +51,7 @@ _DOUBT_FACTOR = 1.05
 #: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
 #: seconds, will not.
 _ROUNDS_WORTH = 30.0
-_LEAST_BUDGET_SECONDS = 120.0
+_LEAST_BUDGET_SECONDS = HALT_SECONDS
 #: It surely ends within the time limit where it would even if it took this much longer.
 _SURE_FACTOR = 1.15
 #: A bandwidth that was higher by this factor within the last seconds may be low for a moment only.
@@ -109,6 +110,7 @@ class ConvergenceState:
     """State that :func:`decide` carries from one sample to the next."""
 
     model: Model = field(default_factory=Model)
+    stream: StreamHistory = field(default_factory=StreamHistory)
     throttling: Throttling = field(default_factory=Throttling)
     #: Rounds after which the verdict was bad, in a row.
     bad_rounds: int = 0
@@ -162,7 +164,7 @@ def decide(
 
     :return: the new state, the forecast as of now, and what to do, in this order.
     """
-    state = replace(state, model=forecast.observe(state.model, sample))
+    state = replace(state, model=forecast.observe(state.model, sample), stream=state.stream.after(sample))
     if state.settled or policy.offline:
         return state, Forecast(verdict=Verdict.UNKNOWN), ()
     if policy.postcopy is PostcopyMode.IMMEDIATE and abilities.postcopy:
@@ -492,14 +494,22 @@ def _climb(
 def _too_late(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities, seen: Forecast
 ) -> tuple[ConvergenceState, Forecast, tuple[Action, ...]]:
-    """Take the last rung at once: the time is over, the policy's or any reasonable one."""
-    limit = policy.max_duration_seconds
+    """Take the last rung at once: the time is over, the policy's or any reasonable one.
+
+    A stream that has come to a halt is given up: nothing that the guest is to wait for would ever arrive.
+    """
+    if state.stream.halted:
+        waited = show_seconds(state.stream.seconds_without_progress)
+        carried = show_rate(state.stream.carried_bytes_per_second)
+        reason = f"next to nothing has come through for {waited}, over a stream that carried {carried}: {GIVING_UP}"
+        return replace(state, settled=True), seen, (Action(act=ActionKind.GIVE_UP, reason=reason),)
+    limit, passed = policy.max_duration_seconds, sample.at_seconds
     if limit is not None:
         what = f"the policy's max_duration of {show_seconds(limit)}"
     else:
-        limit = _budget(state.model, sample)
+        limit, passed = _budget(state, sample), state.stream.working_seconds
         what = f"{_ROUNDS_WORTH:.0f} times what one whole copy takes"
-    if sample.at_seconds < limit:
+    if passed < limit:
         return state, seen, ()
     why = f"{show_seconds(sample.at_seconds)} are over, {what}"
     if policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy:
@@ -513,11 +523,14 @@ def _too_late(
     return replace(state, settled=True), seen, (action,)
 
 
-def _budget(model: Model, sample: Sample) -> float:
-    """Return the seconds that the copy may take where the policy does not say."""
-    first = model.first_pass_seconds
+def _budget(state: ConvergenceState, sample: Sample) -> float:
+    """Return the seconds of work that the copy may take where the policy does not say."""
+    first = state.model.first_pass_seconds
     if first is None:
-        first = sample.total_bytes / max(1.0, model.bandwidth_bytes_per_second)
+        carried = state.stream.carried_bytes_per_second
+        if carried <= 0:
+            return math.inf
+        first = sample.total_bytes / carried
     return max(_LEAST_BUDGET_SECONDS, _ROUNDS_WORTH * first)
 
 

@@ -94,7 +94,7 @@ class Model:
     round_began: Sample | None = None
     #: Rounds and probes so far, those taken together counted once.
     entries: int = 0
-    #: What the first pass over all memory took; ``None`` until it is over.
+    #: What the first pass over all memory took; ``None`` until it is over, and where somebody else watched it.
     first_pass_seconds: float | None = None
     #: When the bandwidth was last taken in, and the highest of the last seconds, latest last.
     bandwidth_at: float = -math.inf
@@ -218,7 +218,7 @@ def observe(model: Model, sample: Sample) -> Model:
         throttle_ratio=min(0.99, last.throttle_ratio),
         pending_bytes=round(sample.remaining_bytes + sent_since),
     )
-    first = model.first_pass_seconds if model.first_pass_seconds is not None else took
+    first = took if last.round == 1 else model.first_pass_seconds
     model = replace(model, first_pass_seconds=first, round_began=replace(sample, at_seconds=looked_at))
     return _with_round(model, ended, count)
 

@@ -365,7 +365,9 @@ class MigrationDriver(DriverState):
                 return
             if self._steering.look_in_seconds is not None and not self._shared_path.take_turn():
                 return  # another guest is being switched over the same path
-            await self._steering.step(sample, self._abilities)
+            await self._steering.step(
+                replace(sample, allowed_bytes_per_second=float(self._share or 0)), self._abilities
+            )
         except Driven:
             raise
         except QemuError as error:
