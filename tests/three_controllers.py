@@ -352,7 +352,7 @@ class ThreeControllers:
 
     async def _to_the_end(self, scenario: Callable[[ThreeControllers], Any]) -> None:
         await scenario(self)
-        await self._quiet()
+        await self.quiet()
         await self._judge()
 
     # --- what an operator does ---------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ class ThreeControllers:
         if now.get("attempt", 0) < was.get("attempt", 0) or (was.get("cancelled") and not now["cancelled"]):
             self.wrong(f"{kind} {after['id']} goes back")
 
-    async def _quiet(self) -> None:
+    async def quiet(self) -> None:
         """Wait until nothing is under way any more."""
         since = self.loop.time()
         while (left := await self._under_way()) or self._healing:

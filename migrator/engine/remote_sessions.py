@@ -72,7 +72,7 @@ class RemoteSession(JournalledSession):
         """See :meth:`of`."""
         self.assignment, self._request = assignment, request
         self._saved, self._document = saved, _document(saved)
-        cancelled = bool(saved["_private"].get("cancelled"))
+        cancelled = bool(saved["_private"].get("cancelled") or assignment.requests.get("cancel"))
         self.requests = MigrationRequests(**{**assignment.requests, "cancel": cancelled})
 
     # --- what its driver says ----------------------------------------------------------------------------------------

@@ -140,8 +140,13 @@ class Sessions:
         if session.phase is Phase.LEFT:
             self._registry.start(session, take_over.take_up(session))
 
+    def present(self, session: JournalledSession) -> JournalledSession:
+        """Return the session that has taken the place of one, which may have been given away or taken back since."""
+        return self._registry.migrations.get(session.id, session)
+
     def cancel(self, session: JournalledSession) -> bool:
         """Have the guest stay where it is; one that nobody drives yet ends at once. False: it is too late."""
+        session = self.present(session)
         if not session.cancel():
             return False
         if session.state is State.QUEUED and not self._registry.busy(session):

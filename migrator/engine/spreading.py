@@ -236,6 +236,8 @@ class Spreading:
         session = self._remote(saved, assignment)
         session.told_before = True
         self._leave_monitors(session)
+        if wanted_of(session.requests) != dict(assignment.requests):
+            self._request(session)  # that was accepted, and then there was no time to tell its driver
         return session
 
     async def run(self) -> None:

@@ -7,13 +7,16 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from migrator.engine import spreading
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
 from migrator.testing import shared_journal
+from tests import three_controllers
 from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weakness, emptying, explore
 
 # Of a process that was killed nothing is awaited any more, nor ended in order.
@@ -86,6 +89,83 @@ def test_what_a_driver_let_go_of_is_not_begun_again_by_an_answer_from_before(
     ThreeControllers(seed=1).run(emptying)
     assert begun
     assert len(begun) == len(set(begun)), "an assignment is begun once"
+
+
+async def one_of_two_is_cancelled(world: ThreeControllers) -> None:
+    """Move two guests, and have the one that another controller drives stay where it is."""
+    await world.ask("migrate", "k-first", guest="vm-0", to="b")
+    reply = await world.ask("migrate", "k-second", guest="vm-1", to="b")
+    await world.ask("cancel", "k-cancel", target=reply.subject_id)
+
+
+async def state_of_second(world: ThreeControllers) -> str:
+    """Return what became of it."""
+    found = await world.store.journal.page("migration", limit=9)
+    return next(str(saved["state"]) for saved in found if saved["id"] == world.keys["k-second"].subject_id)
+
+
+def test_a_cancel_while_a_migration_is_being_given_away_reaches_its_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give, save = shared_journal._Assignments.give, shared_journal.JournalView.save
+
+    async def give_slowly(self: shared_journal._Assignments, assignment: Assignment) -> bool:
+        await asyncio.sleep(0.3)
+        return await give(self, assignment)
+
+    async def save_slowly(self: shared_journal.JournalView, *documents: Any, **how: Any) -> list[int]:
+        if any(document.get("_private", {}).get("cancelled") for _, document in documents):
+            await asyncio.sleep(1.0)
+        return await save(self, *documents, **how)
+
+    monkeypatch.setattr(shared_journal._Assignments, "give", give_slowly)
+    monkeypatch.setattr(shared_journal.JournalView, "save", save_slowly)
+    ended: list[str] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        await one_of_two_is_cancelled(world)
+        await world.quiet()
+        ended.append(await state_of_second(world))
+
+    ThreeControllers(seed=1).run(scenario)
+    assert ended == ["cancelled"]
+
+
+def test_a_cancel_that_was_accepted_outlives_the_planner_before_its_driver_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = shared_journal._Assignments.request
+    world = ThreeControllers(seed=1)
+    killed: list[str] = []
+
+    async def request_or_die(self: shared_journal._Assignments, *about: Any) -> None:
+        if about[-1]["cancel"] and not killed:
+            while "k-cancel" not in world.keys:
+                await asyncio.sleep(0.01)
+            [acting] = [each for each in world.controllers if each.sole_use is not None]
+            killed.append(acting.name)
+            world.kill(acting)
+            await asyncio.sleep(60)
+        await request(self, *about)
+
+    monkeypatch.setattr(shared_journal._Assignments, "request", request_or_die)
+    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    # The next one plans while it is still copied.
+    monkeypatch.setattr(three_controllers, "LEASE_SECONDS", 1.5)
+    ended: list[str] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        reply = await world.ask("migrate", "k-second", guest="vm-1", to="b")
+        while await state_of_second(world) != "precopy":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        await world.ask("cancel", "k-cancel", target=reply.subject_id)
+        await world.quiet()
+        ended.append(await state_of_second(world))
+
+    world.run(scenario)
+    assert killed
+    assert ended == ["cancelled"]
 
 
 @pytest.mark.soak

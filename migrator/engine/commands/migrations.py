@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -112,17 +113,19 @@ class MigrationCommands:
     async def cancel(self, session: JournalledSession) -> MigrationDocument:
         """Have the guest stay where it is."""
         async with self._reservations.hold(("migration", session.id)):
-            if not session.can_cancel:
-                raise _too_late(session)
+            # Another may have taken its place, here and wherever the journal was waited for.
+            present = functools.partial(self._sessions.present, session)
+            if not present().can_cancel:
+                raise _too_late(present())
             done: list[bool] = []
             await self._lookups.commit(
-                ("migration", session.as_if_cancelled),
+                ("migration", lambda: present().as_if_cancelled()),
                 then=lambda: done.append(self._sessions.cancel(session)),
             )
             if not all(done):  # it came to its switch meanwhile
-                self._journal_writer.schedule_latest("migration", session.id, session.journalled)
-                raise _too_late(session)
-            return session.document()
+                self._journal_writer.schedule_latest("migration", session.id, lambda: present().journalled())
+                raise _too_late(present())
+            return present().document()
 
     def postcopy(self, command: Postcopy) -> MigrationDocument:
         """Switch a migration to postcopy now."""
