@@ -52,7 +52,7 @@ _BEGIN, _END = "<!-- guard -->", "<!-- end of guard -->"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one guest went through.
+    """Outcome of one run for its guest.
 
     :ivar stood_seconds: in all, from the loss of its controller on; 0 where it ran all along.
     :ivar past: it was past ``migrate-continue``.

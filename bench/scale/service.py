@@ -49,7 +49,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the first controller has done so far, as its metrics count it."""
+    """Commands and writes of the first controller so far, as its metrics count them."""
 
     commands: float
     writes: float

@@ -104,14 +104,16 @@ class HostAccess(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class HostCommand:
     """A command for a host, that only reads."""
 
     argv: Sequence[str]
     stdin: bytes = b""
 
 
-async def run_together(access: HostAccess, commands: Sequence[Command], *, timeout: float) -> list[Output]:
+async def run_together(
+    access: HostAccess, commands: Sequence[HostCommand], *, timeout: float
+) -> list[Output]:
     """Run commands one after the other by one command, as the way to another host is longer than they are.
 
     :return: the output of each; all have the same standard error.

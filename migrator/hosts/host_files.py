@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from migrator.core.process.command_line import path_of
 from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts, SameFile
 from migrator.errors import HostError
-from migrator.hosts.access import Command, HostAccess, Output
+from migrator.hosts.access import HostAccess, HostCommand, Output
 from migrator.hosts.host_output import reading_output
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
@@ -164,7 +164,7 @@ async def read_host_files(access: HostAccess, question: FileQuery, *, timeout: f
     return parse_files(access.name, question, output)
 
 
-def files_command(question: FileQuery) -> Command:
+def files_command(question: FileQuery) -> HostCommand:
     """Return the command that reads the files, for :func:`parse_files`."""
     root = _root(question)
     images = question.images or {}
@@ -179,7 +179,7 @@ def files_command(question: FileQuery) -> Command:
         *(_absolute(path, root) for path in question.paths),
         *(word for path, kind in images.items() for word in (kind, _absolute(path, root))),
     ]
-    return Command(argv=argv, stdin=_SCRIPT)
+    return HostCommand(argv=argv, stdin=_SCRIPT)
 
 
 def _root(question: FileQuery) -> str:

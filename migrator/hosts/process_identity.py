@@ -21,7 +21,7 @@ from migrator.core.process.process_identity import (
     start_directory,
 )
 from migrator.errors import HostError
-from migrator.hosts.access import Command, HostAccess, Output
+from migrator.hosts.access import HostAccess, HostCommand, Output
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.thread_scheduling import THREAD_CPUS, THREAD_STATS, parse_threads
 
@@ -188,9 +188,9 @@ async def read_process(
     return parse_process(access.name, pid, output, paths=paths, daemonized=daemonized)
 
 
-def process_command(pid: int, paths: Sequence[str]) -> Command:
+def process_command(pid: int, paths: Sequence[str]) -> HostCommand:
     """Return the command that reads a process, for :func:`parse_process`."""
-    return Command(argv=["sh", "-s", "--", str(pid), "", "", *paths], stdin=_READ)
+    return HostCommand(argv=["sh", "-s", "--", str(pid), "", "", *paths], stdin=_READ)
 
 
 def parse_process(

@@ -12,7 +12,7 @@ from migrator.api.documents import ServiceDocument
 from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
 from migrator.http.access import Access, TokenVerifier
 from migrator.http.dependencies import ALONE, Dependencies, Metrics
-from migrator.http.limits import Guard, Limits, Rates, Streams
+from migrator.http.limits import Limits, LimitsMiddleware, Rates, Streams
 from migrator.http.problems import answer_with_problems
 from migrator.http.role_headers import RoleHeaders
 from migrator.ports.commands import CommandExecutor
@@ -67,7 +67,7 @@ def create_app(
     app.include_router(page.router)
     app.add_route("/openapi.json", openapi.served(app), include_in_schema=False)
     answer_with_problems(app)
-    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(RoleHeaders, service=service)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign] # as FastAPI's documents do it
     return app

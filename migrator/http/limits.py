@@ -176,7 +176,7 @@ class InFlight:
         return end
 
 
-class Guard:
+class LimitsMiddleware:
     """Stands before the application: request ids, sizes, times, headers that browsers heed."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator.http.dependencies import Dependencies, KnownCaller, Metrics, dependencies
-from migrator.http.limits import Guard
+from migrator.http.limits import LimitsMiddleware
 from migrator.http.problems import ProblemError, answer_with_problems
 
 router = APIRouter(tags=["probes"])
@@ -112,7 +112,7 @@ def create_probes(app: FastAPI) -> FastAPI:
     assert isinstance(own, Dependencies)
     probes.state.dependencies = own
     answer_with_problems(probes)
-    probes.add_middleware(Guard, limits=own.limits)
+    probes.add_middleware(LimitsMiddleware, limits=own.limits)
     probes.add_api_route("/healthz", healthz)
     probes.add_api_route("/readyz", readyz)
     probes.add_route("/metrics", _metrics)

@@ -55,11 +55,11 @@ _COPIES = ("setup", "wait-unplug", "active")
 _AT_SWITCH = "pre-switchover"
 
 
-class Refused(Exception):
+class RefusedByQemu(Exception):
     """QEMU has refused a command, and done nothing."""
 
 
-class Monitor:
+class GuardMonitor:
     """A session with one QEMU, for one look.
 
     :param greeting_seconds: how long it may take until QEMU serves this client.
@@ -82,7 +82,7 @@ class Monitor:
     def execute(self, command: str, **arguments: Any) -> Any:
         """Execute one command.
 
-        :raise Refused: QEMU did nothing.
+        :raise RefusedByQemu: QEMU did nothing.
         :raise OSError: it did not answer; it may have done it.
         """
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
@@ -91,7 +91,7 @@ class Monitor:
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:
-                raise Refused(str(answer["error"]))
+                raise RefusedByQemu(str(answer["error"]))
 
     def _read(self) -> dict[str, Any]:
         while b"\n" not in self._rest:
@@ -117,15 +117,15 @@ class Monitor:
         """Return what a mark says; empty where there is none, or none that can be read."""
         try:
             found = json.loads(self.execute("qom-get", path=f"/objects/migrator-{name}", property="identity"))
-        except (Refused, ValueError):
+        except (RefusedByQemu, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def set_mark(self, name: str, text: str) -> None:
         """Add a mark, in place of one of that name; a QEMU that cannot have marks does without."""
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RefusedByQemu):
             self.execute("object-del", id=f"migrator-{name}")
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RefusedByQemu):
             self.execute(
                 "object-add", **{"qom-type": "authz-simple", "id": f"migrator-{name}", "identity": text}
             )
@@ -159,9 +159,9 @@ class Guarded:
         if not self.rescue:
             return True
         try:
-            with contextlib.closing(Monitor(self.rescue, greeting_seconds=0.2)) as monitor:
+            with contextlib.closing(GuardMonitor(self.rescue, greeting_seconds=0.2)) as monitor:
                 return monitor.status() == _AT_SWITCH
-        except (OSError, Refused):
+        except (OSError, RefusedByQemu):
             return True
 
     def act(self) -> bool:
@@ -172,7 +172,7 @@ class Guarded:
         with self.acting:
             if self.released:
                 return False
-            with contextlib.closing(Monitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
+            with contextlib.closing(GuardMonitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
                 if self.token and monitor.mark(_DRIVER).get("token") != self.token:
                     return False
                 status = monitor.status()
@@ -196,14 +196,14 @@ class Guarded:
             try:
                 if not self.act():
                     return
-            except Refused:
+            except RefusedByQemu:
                 pass  # it has moved on between two commands: the next look tells
             except OSError:
                 return  # it has ended, or another client has it: whoever that is takes care of it
             time.sleep(_PAUSE_SECONDS)
 
 
-class Guard:
+class GuardProgram:
     """All QEMUs that one controller has guarded at this host."""
 
     def __init__(self) -> None:
@@ -288,7 +288,7 @@ def main() -> None:
     """Guard what the input says."""
     for each in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):  # the controller's, or a sign of its end
         signal.signal(each, signal.SIG_IGN)
-    Guard().serve()
+    GuardProgram().serve()
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ print(json.dumps({"answers": answers, "pings": pings, "late": late, "work": work
 
 @dataclass(frozen=True, kw_only=True)
 class ClientView:
-    """What a client saw, by ``time.monotonic`` of this machine."""
+    """Answers that a client got, and those that came late, by ``time.monotonic`` of this machine."""
 
     #: When requests were answered, and when pings were.
     answers: Sequence[float]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from migrator.errors import HostError
 from migrator.hosts import host_files, managers, path_links, process_identity, sockets
-from migrator.hosts.access import Command, Output, run_together
+from migrator.hosts.access import HostCommand, Output, run_together
 from migrator.hosts.customary_places import customary_places
 from migrator.hosts.facts import parse, read_facts
 from migrator.hosts.guest_network import parse_links, read_guest_taps
@@ -50,7 +50,7 @@ READERS: dict[str, Read] = {
     ),
     "listener": lambda host: sockets.find_listener(host, "/run/x.sock", PID),
     "places": customary_places,
-    "two at once": lambda host: run_together(host, [Command(argv=["true"])], timeout=5.0),
+    "two at once": lambda host: run_together(host, [HostCommand(argv=["true"])], timeout=5.0),
     "links": lambda host: path_links.read_links(host, NEST),
     "made links": lambda host: path_links.make_links(host, NEST),
 }

@@ -1,4 +1,4 @@
-"""Whether a stream has come to a halt, and how long it has worked. Pure.
+"""Detection of a stream that has come to a halt, and the seconds that it has worked. Pure.
 
 A stream that is slow is waited for; one that carries next to nothing beside what it carried before leads to a target
 that is gone. What a stream carried is taken from its whole life, never from a moment: a moment of a stream that halts

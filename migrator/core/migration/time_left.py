@@ -204,7 +204,7 @@ def _deviations_for(tail: float) -> float:
 
 
 class _Mixture:
-    """What may come of one migration."""
+    """Mixture of the ways in which one migration may go on."""
 
     def __init__(self, model: Model, follow: Callable[..., Outlook], step: NextStep) -> None:
         self._model = model
@@ -237,7 +237,7 @@ class _Mixture:
 
     @property
     def _soonest(self) -> float:
-        """What is left of this round has to be sent, whatever the guest does."""
+        """Return the least time left: the rest of this round has to be sent, whatever the guest does."""
         return self._rest + self._model.overhead_seconds / 2
 
     def _as_it_goes(self) -> tuple[float, float, float]:

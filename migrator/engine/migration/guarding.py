@@ -1,4 +1,4 @@
-"""What one migration has its source's guard do, and what it finds of what a guard has done."""
+"""Orders of one migration to its source's guard, and what it finds of what a guard has done."""
 
 from __future__ import annotations
 
