@@ -48,6 +48,10 @@ class RecordInUse(RecordError):
     """Another migrator that lives holds the record: it drives that migration."""
 
 
+class RecordUnavailable(RecordError):
+    """The journal, which has the record, does not answer now: what the record says is to be asked again."""
+
+
 class JournalError(MigratorError):
     """The service's journal cannot be read or written. No new work is taken until it can."""
 

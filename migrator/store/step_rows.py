@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.core.migration.situation import Intent, Milestone
 from migrator.core.model import State
-from migrator.errors import JournalError, RecordError, RecordInUse
+from migrator.errors import JournalError, RecordError, RecordInUse, RecordUnavailable
 from migrator.ports import EndedRecord, Lease, Record, StrayRecord
 from migrator.store.database import Database
 from migrator.store.records import intent_of
@@ -112,7 +112,7 @@ class SqlRecord:
         try:
             return await writing
         except JournalError as error:
-            raise RecordError(f"the steps of {self.migration} cannot be recorded: {error}") from error
+            raise RecordUnavailable(f"the steps of {self.migration} cannot be recorded: {error}") from error
 
 
 class SqlStepRecords:
@@ -244,7 +244,9 @@ class SqlStepRecords:
         try:
             return await self._database.read(read)
         except JournalError as error:
-            raise RecordError(f"the record of the steps of {migration} cannot be read: {error}") from error
+            raise RecordUnavailable(
+                f"the record of the steps of {migration} cannot be read: {error}"
+            ) from error
 
 
 class StepRow(Protocol):

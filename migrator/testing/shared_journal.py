@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from migrator.core.migration.situation import Intent
-from migrator.errors import JournalError, LeaseLost, RecordError, RecordInUse
+from migrator.errors import JournalError, LeaseLost, RecordError, RecordInUse, RecordUnavailable
 from migrator.ports import (
     Assignment,
     ControllerInfo,
@@ -430,7 +430,7 @@ class _Record:
         try:
             return await asyncio.shield(writing)
         except JournalError as error:
-            raise RecordError(f"the steps of {self.migration} cannot be recorded: {error}") from error
+            raise RecordUnavailable(f"the steps of {self.migration} cannot be recorded: {error}") from error
 
 
 class MemoryStepRecords:
@@ -499,7 +499,9 @@ class MemoryStepRecords:
         try:
             found: SharedSteps | None = await self._view.read(work)
         except JournalError as error:
-            raise RecordError(f"the record of the steps of {migration} cannot be read: {error}") from error
+            raise RecordUnavailable(
+                f"the record of the steps of {migration} cannot be read: {error}"
+            ) from error
         return found
 
     async def outcome(self, migration: str) -> EndedRecord | None:

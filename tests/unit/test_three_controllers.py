@@ -91,6 +91,29 @@ def test_what_a_driver_let_go_of_is_not_begun_again_by_an_answer_from_before(
     assert len(begun) == len(set(begun)), "an assignment is begun once"
 
 
+@pytest.mark.parametrize("command", [4, 12])
+def test_a_journal_that_does_not_answer_for_a_moment_leaves_no_take_over_to_a_person(
+    command: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = shared_journal.MemoryStepRecords._read
+    failed: list[str] = []
+
+    async def fail_once(self: shared_journal.MemoryStepRecords, migration: str) -> Any:
+        if failed:
+            return await read(self, migration)
+        failed.append(migration)
+        wire = self._view.wire
+        wire.cut[shared_journal.PLACE] = "refused"
+        try:
+            return await read(self, migration)
+        finally:
+            wire.heal(shared_journal.PLACE)
+
+    monkeypatch.setattr(shared_journal.MemoryStepRecords, "_read", fail_once)
+    ThreeControllers(seed=1, misfortunes=[Misfortune(what="kill", command=command)]).run(emptying)
+    assert failed
+
+
 async def one_of_two_is_cancelled(world: ThreeControllers) -> None:
     """Move two guests, and have the one that another controller drives stay where it is."""
     await world.ask("migrate", "k-first", guest="vm-0", to="b")

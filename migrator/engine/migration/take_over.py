@@ -12,8 +12,8 @@ from migrator.engine.migration import cleanup, missing_record
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_phase import Attempt
-from migrator.errors import HostError, QemuError, RecordError, RecordInUse
-from migrator.ports import Qemu
+from migrator.errors import HostError, QemuError, RecordError, RecordInUse, RecordUnavailable
+from migrator.ports import EndedRecord, Qemu
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
@@ -31,16 +31,18 @@ async def take_up(session: JournalledSession) -> None:
     """
     if session.result.held_code == missing_record.ORPHANED or session.result.held_code in set(Invariant):
         return  # only a person knows what it was, or may say that it goes on
+    records = session.services.records
     try:
-        left = await session.services.records.take_up(session.id)
-    except RecordInUse as error:
+        left = await records.take_up(session.id)
+        outcome = await records.outcome(session.id) if left is None else None
+    except (RecordInUse, RecordUnavailable) as error:
         session.hold(NOT_REACHABLE, str(error), unreachable=True)
         return
     except RecordError as error:
         await _hold_without_record(session, missing_record.DAMAGED, str(error))
         return
     if left is None:
-        await _without_record(session)
+        await _without_record(session, outcome)
         return
     session.record, facts, intent = left
     session.attempt = replace(session.attempt, recorded=True)
@@ -83,9 +85,7 @@ async def _open_both(
     return None
 
 
-async def _without_record(session: JournalledSession) -> None:
-    records = session.services.records
-    outcome = await records.outcome(session.id)
+async def _without_record(session: JournalledSession, outcome: EndedRecord | None) -> None:
     if outcome is not None and outcome.attempt >= session.attempt.number:
         session.attempt = replace(session.attempt, number=outcome.attempt)
         if not outcome.postponed:  # it ended, and the controller did before the journal knew
@@ -99,7 +99,7 @@ async def _without_record(session: JournalledSession) -> None:
             "the journal says that the record of its steps was begun, and it is not there",
         )
         return
-    elif not records.whole:
+    elif not session.services.records.whole:
         views = await missing_record.look(session.services.site, {"source": session.places["source"]})
         if not missing_record.untouched(views["source"]):
             await _hold_without_record(
