@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from migrator import logs
 from migrator.core.drain.assignments import choose_driver
 from migrator.core.model import State
+from migrator.core.policy import Start
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -121,7 +122,13 @@ class Spreading:
     # --- giving ------------------------------------------------------------------------------------------------------
 
     def choose(self, session: JournalledSession) -> AvailableDriver | None:
-        """Return the controller that shall drive a migration; ``None``: this one."""
+        """Return the controller that shall drive a migration; ``None``: this one.
+
+        One whose guest may have to wait until it writes little stays here: only the planner knows when it usually does,
+        and the deadline of its evacuation.
+        """
+        if session.state is State.QUEUED and session.policy.start is Start.QUIET:
+            return None
         able = {each.name: each for each in self._pool.available()}
         if not able:
             return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from migrator.core.policy import Start, builtin
 from migrator.engine import spreading
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.ports import Assignment
@@ -112,6 +113,25 @@ def test_a_journal_that_does_not_answer_for_a_moment_leaves_no_take_over_to_a_pe
     monkeypatch.setattr(shared_journal.MemoryStepRecords, "_read", fail_once)
     ThreeControllers(seed=1, misfortunes=[Misfortune(what="kill", command=command)]).run(emptying)
     assert failed
+
+
+def test_a_guest_that_waits_for_quiet_stays_with_the_planner_which_knows_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(three_controllers, "builtin", lambda name: builtin(name).but(start=Start.QUIET))
+    driven: list[int] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        replies = [
+            await world.ask("migrate", f"k-{guest}", guest=guest, to="b") for guest in ("vm-0", "vm-1", "vm-2")
+        ]
+        await asyncio.sleep(2)
+        driven.extend(each.assigned.count for each in world.controllers if each.assigned is not None)
+        for reply in replies:
+            await world.ask("cancel", f"k-cancel-{reply.subject_id}", target=reply.subject_id)
+
+    ThreeControllers(seed=1).run(scenario)
+    assert driven == [0, 0, 0]
 
 
 async def one_of_two_is_cancelled(world: ThreeControllers) -> None:
