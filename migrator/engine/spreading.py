@@ -17,6 +17,7 @@ from migrator import logs
 from migrator.core.drain.assignments import choose_driver
 from migrator.core.model import State
 from migrator.core.policy import Start
+from migrator.engine import clock
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -39,6 +40,8 @@ _POLL_SECONDS = 1.0
 #: Reports that come together cost one look.
 _PAUSE_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
+#: A driver that could not ask a guest, or its target's host, gets none of those two hosts for so long.
+_UNABLE_SECONDS = 60.0
 
 
 class SpreadingJournal(Protocol):
@@ -110,6 +113,8 @@ class Spreading:
         self._reported: set[str] = set()
         self._look_at_all = True
         self._looking = asyncio.Event()
+        #: Until when a driver of that name and token is given nothing of that host; on the engine's clock.
+        self._unable: dict[tuple[str, int, str], float] = {}
         #: Hosts that streams of other controllers leave, and that they enter.
         self._left: set[str] = set()
         self._entered: set[str] = set()
@@ -141,10 +146,23 @@ class Spreading:
         chosen = choose_driver(
             self._pool.name,
             loads,
-            {name: each.hosts for name, each in able.items()},
+            {name: each.hosts - self._unreached(each) for name, each in able.items()},
             needs=frozenset({session.guest.host, session.target}),
         )
         return able.get(chosen)
+
+    def _unreached(self, driver: AvailableDriver) -> set[str]:
+        """Return the hosts that a driver could not ask a moment ago: it may lack the way there, which others have."""
+        now = clock.now()
+        self._unable = {key: until for key, until in self._unable.items() if until > now}
+        return {host for name, token, host in self._unable if (name, token) == (driver.name, driver.token)}
+
+    def _note_unreached(self, session: RemoteSession) -> None:
+        """Note it where its driver gave a migration up, or left it, because something could not be asked."""
+        if session.unreachable or (session.state is State.FAILED and session.may_pass):
+            driver, until = session.assignment, clock.now() + _UNABLE_SECONDS
+            for host in (session.guest.host, session.target):
+                self._unable[driver.driver, driver.driver_token, host] = until
 
     async def hand_over(
         self,
@@ -331,6 +349,7 @@ class Spreading:
 
     async def _end(self, session: RemoteSession) -> None:
         self._site.forget_driven_elsewhere(session.id)
+        self._note_unreached(session)
         self._note(session)
         await self._journal_writer.commit(("migration", session.journalled))
         await self._assignments.withdraw(session.id, session.assignment.number)
@@ -343,6 +362,7 @@ class Spreading:
     def _go_on(self, session: RemoteSession, last: Assignment) -> None:
         """Drive it here, or give it to another: its driver has let go of it, or is gone."""
         session.take(last)
+        self._note_unreached(session)
         if not last.released:
             self._pool.note_gone(last.driver, last.driver_token)
             self._on_takeover()

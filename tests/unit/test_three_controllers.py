@@ -123,7 +123,8 @@ def test_a_guest_that_waits_for_quiet_stays_with_the_planner_which_knows_its_dea
 
     async def scenario(world: ThreeControllers) -> None:
         replies = [
-            await world.ask("migrate", f"k-{guest}", guest=guest, to="b") for guest in ("vm-0", "vm-1", "vm-2")
+            await world.ask("migrate", f"k-{guest}", guest=guest, to="b")
+            for guest in ("vm-0", "vm-1", "vm-2")
         ]
         await asyncio.sleep(2)
         driven.extend(each.assigned.count for each in world.controllers if each.assigned is not None)
@@ -132,6 +133,19 @@ def test_a_guest_that_waits_for_quiet_stays_with_the_planner_which_knows_its_dea
 
     ThreeControllers(seed=1).run(scenario)
     assert driven == [0, 0, 0]
+
+
+def test_a_driver_that_cannot_reach_the_hosts_does_not_keep_them_from_being_emptied() -> None:
+    cut = [Misfortune(what="no hosts", step=1, who=who, seconds=30.0, how="refused") for who in (1, 2)]
+    ended: list[str] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        await emptying(world)
+        await world.quiet()
+        ended.extend(each["state"] for each in await world.store.journal.page("evacuation", limit=9))
+
+    ThreeControllers(seed=1, misfortunes=cut).run(scenario)
+    assert ended == ["completed"]
 
 
 async def one_of_two_is_cancelled(world: ThreeControllers) -> None:
