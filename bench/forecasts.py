@@ -29,6 +29,7 @@ from bench.policies.cases import GUESTS, SETTINGS, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import Action, Do
+from migrator.core.guest_experience import GuestExperience, LastMove
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Sample
 from migrator.core.policy import Policy
@@ -78,6 +79,11 @@ class Judged:
         return self.outcome.seconds if self.outcome.end == "completed" else math.inf
 
     @property
+    def before_first_round(self) -> list[Seen]:
+        """The forecasts until the end of the first round."""
+        return [each for each in self.seen if each.rounds < 1 and each.forecast.seconds_p90 > 0]
+
+    @property
     def from_first_round(self) -> list[Seen]:
         """The forecasts from the end of the first round on."""
         return [each for each in self.seen if each.rounds >= 1]
@@ -88,11 +94,17 @@ class Judged:
         return seen.forecast.seconds_p10 <= left <= seen.forecast.seconds_p90
 
     def error(self) -> float | None:
-        """Return how far the first forecast of the whole time was off, as a share of it; ``None`` without one."""
+        """Return how far the forecast after the first round was off, as a share of the whole time; ``None`` without
+        one.
+        """
         first = next(iter(self.from_first_round), None)
-        if first is None or not math.isfinite(self.whole_seconds):
+        return None if first is None else self.error_of(first)
+
+    def error_of(self, seen: Seen) -> float | None:
+        """Return how far a forecast was off, as a share of the whole time; ``None`` where that had no end."""
+        if not math.isfinite(self.whole_seconds):
             return None
-        return abs(first.at_seconds + first.forecast.seconds_p50 - self.whole_seconds) / self.whole_seconds
+        return abs(seen.at_seconds + seen.forecast.seconds_p50 - self.whole_seconds) / self.whole_seconds
 
     def verdicts(self) -> list[tuple[Seen, bool]]:
         """Return each time that ``converges`` or ``cannot`` was said anew, and whether it was right."""
@@ -155,9 +167,39 @@ class _Patient(_Recorded):
         return [action for action in super().on_sample(sample) if action.do is not Do.ABORT]
 
 
-def run(guest: Guest, setting: Setting, seed: int) -> Judged:
-    """Run one migration and judge all that was forecast of it; the same arguments, the same result."""
-    outcome, steering = simulated.steered(_Recorded, guest, setting, seed)
+def learned(guest: Guest, setting: Setting, seeds: Iterable[int]) -> GuestExperience:
+    """Return what is kept of a guest after these migrations, an hour apart."""
+    known = GuestExperience()
+    for number, seed in enumerate(seeds):
+        outcome, steering = simulated.steered(_Recorded, guest, setting, seed)
+        assert isinstance(steering, _Recorded)
+        model = steering.state.model
+        if model.last is None or outcome.end != "completed":
+            continue  # as the service learns: from those that arrived
+        at = number * 3600.0
+        move = LastMove(at=at, source="a", destination="b", seconds=outcome.seconds)
+        known = known.after_move(
+            move,
+            working_set_bytes=model.most_dirty_bytes,
+            watched_seconds=model.last.at_seconds,
+            first_pass_ratio=model.first_pass_ratio,
+            changes=steering.state.habit_changes,
+        )
+        if model.rounds:
+            known = known.after_rate(model.measured_rate(), at=0.0)
+    return known
+
+
+def run(guest: Guest, setting: Setting, seed: int, experience: GuestExperience | None = None) -> Judged:
+    """Run one migration and judge all that was forecast of it; the same arguments, the same result.
+
+    :param experience: what is known of the guest from before.
+    """
+
+    class Experienced(_Recorded):
+        prior = experience.prior(0.0) if experience is not None else None
+
+    outcome, steering = simulated.steered(Experienced, guest, setting, seed)
     assert isinstance(steering, _Recorded)
     arrived = False
     if any(each.forecast.verdict is Verdict.CANNOT for each in steering.seen):

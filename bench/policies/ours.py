@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bench.policies.cases import LINK_BYTES_PER_SECOND
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, ActionKind
+from migrator.core.migration.convergence import Abilities, ActionKind, ConvergenceState
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.traffic_shaping import unsent_limit
 from migrator.core.model import Sample
@@ -29,10 +30,12 @@ class Migrator(Strategy):
     probe_seconds = 1.0
     unsent_bytes = unsent_limit(LINK_BYTES_PER_SECOND)
     by_timers = False
+    #: What is known of the guest from before.
+    prior: GuestPrior | None = None
 
     def __init__(self, policy: Policy, memory_bytes: int) -> None:
         super().__init__(policy, memory_bytes)
-        self._state = convergence.begin(policy)
+        self._state = convergence.begin(policy, prior=self.prior)
         self._abilities = Abilities(postcopy=self.may_postcopy, throttle=policy.max_throttle_ratio > 0)
         #: The round in which it was first said that nothing the policy allows will do.
         self.cannot_round: int | None = None
@@ -45,6 +48,11 @@ class Migrator(Strategy):
     def first_forecast_seconds(self) -> float | None:
         """Total time as forecast at the end of the first round."""
         return self._state.first_forecast_seconds
+
+    @property
+    def state(self) -> ConvergenceState:
+        """What it knows and has decided so far."""
+        return self._state
 
     @property
     def settled(self) -> bool:

@@ -19,7 +19,11 @@ _HOURS_A_WEEK = 168
 #: The epoch began on a Thursday, at midnight UTC: hours are counted from there.
 _MOST_WEIGHT = 8.0
 _DAY_WEIGHT = 2.0
-#: A working set that is not seen again shrinks by so much with each migration.
+#: Rates below this, bytes per second, are no writing worth the name, and are alike.
+_LEAST_RATE = 2**20
+#: Spread of the write rate that is assumed before anything is known, and for how many measurements that counts.
+_SPREAD_PRIOR, _SPREAD_PRIOR_WEIGHT = 0.3, 1.0
+#: A working set that is not seen again shrinks by so much with each migration; what was seen of its habits likewise.
 _FADES = 0.3
 #: An hour that has at most this share of the write rate of the busiest is a quiet one.
 _QUIET_RATIO = 0.25
@@ -38,6 +42,21 @@ class LastMove:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuestPrior:
+    """Expectation of a guest that a forecast begins with."""
+
+    #: Distinct pages dirtied, and the standard deviation of the logarithm of that from one measurement to the next.
+    bytes_per_second: float
+    rate_spread: float
+    working_set_bytes: float
+    #: Of all its memory so much went over the stream in the first pass: pages of zeros cost nothing.
+    first_pass_ratio: float = 1.0
+    #: In earlier migrations it was watched for so long, and changed its habit so often; what is older counts less.
+    watched_seconds: float = 0.0
+    changes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuestExperience:
     """Everything that is kept of one guest: at most 168 hours, and a few figures."""
 
@@ -45,6 +64,13 @@ class GuestExperience:
     hours: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     working_set_bytes: float = 0.0
     last_move: LastMove | None = None
+    #: Of all its memory so much went over the stream in the first pass of its last migration: zeros cost nothing.
+    first_pass_ratio: float = 1.0
+    #: While it was moved it was watched for so long, and changed its habit so often; what is older counts less.
+    watched_seconds: float = 0.0
+    changes: float = 0.0
+    #: Variance of the logarithm of the write rate beside what was expected of that hour, and the weight of that.
+    rate_variance: tuple[float, float] = (0.0, 0.0)
     #: When anything was learned last, seconds since the epoch.
     learned_at: float = 0.0
 
@@ -57,13 +83,63 @@ class GuestExperience:
         rate, weight = self.hours.get(hour, (0.0, 0.0))
         weight = min(_MOST_WEIGHT, weight + 1.0)
         learned = (rate + (bytes_per_second - rate) / weight, weight)
-        return replace(self, hours={**self.hours, hour: learned}, learned_at=at)
+        return replace(
+            self,
+            hours={**self.hours, hour: learned},
+            rate_variance=self._variance_after(bytes_per_second, self.expected_rate(at)),
+            learned_at=at,
+        )
 
-    def after_move(self, move: LastMove, *, working_set_bytes: float) -> GuestExperience:
-        """Return the experience after a migration that arrived."""
+    def _variance_after(self, rate: float, expected: float | None) -> tuple[float, float]:
+        variance, weight = self.rate_variance
+        if expected is None:
+            return self.rate_variance
+        off = math.log(max(_LEAST_RATE, rate) / max(_LEAST_RATE, expected))
+        weight = min(_MOST_WEIGHT, weight + 1.0)
+        return variance + (off * off - variance) / weight, weight
+
+    def after_move(
+        self,
+        move: LastMove,
+        *,
+        working_set_bytes: float,
+        first_pass_ratio: float | None = None,
+        watched_seconds: float = 0.0,
+        changes: int = 0,
+    ) -> GuestExperience:
+        """Return the experience after a migration that arrived.
+
+        :param first_pass_ratio: of its memory so much went over the stream in the first pass; ``None``: not seen.
+        :param watched_seconds: for so long it was seen how fast the guest writes.
+        :param changes: so often it changed its habit meanwhile.
+        """
         faded = self.working_set_bytes + _FADES * (working_set_bytes - self.working_set_bytes)
         return replace(
-            self, last_move=move, working_set_bytes=max(working_set_bytes, faded), learned_at=move.at
+            self,
+            last_move=move,
+            working_set_bytes=max(working_set_bytes, faded),
+            first_pass_ratio=self.first_pass_ratio if first_pass_ratio is None else first_pass_ratio,
+            watched_seconds=(1 - _FADES) * self.watched_seconds + watched_seconds,
+            changes=(1 - _FADES) * self.changes + changes,
+            learned_at=move.at,
+        )
+
+    def prior(self, at: float) -> GuestPrior | None:
+        """Return what a forecast begins with then; ``None`` where the guest was never moved, or nothing tells of that
+        hour.
+        """
+        rate = self.expected_rate(at)
+        if rate is None or not self.watched_seconds:
+            return None
+        variance, weight = self.rate_variance
+        weighed = variance * weight + _SPREAD_PRIOR**2 * _SPREAD_PRIOR_WEIGHT
+        return GuestPrior(
+            bytes_per_second=rate,
+            rate_spread=math.sqrt(weighed / (weight + _SPREAD_PRIOR_WEIGHT)),
+            working_set_bytes=self.working_set_bytes,
+            first_pass_ratio=self.first_pass_ratio,
+            watched_seconds=self.watched_seconds,
+            changes=self.changes,
         )
 
     def expected_rate(self, at: float) -> float | None:
@@ -127,6 +203,10 @@ class GuestExperience:
         return {
             "hours": {str(hour): [round(rate), weight] for hour, (rate, weight) in self.hours.items()},
             "working_set_bytes": round(self.working_set_bytes),
+            "first_pass_ratio": round(self.first_pass_ratio, 3),
+            "watched_seconds": round(self.watched_seconds, 1),
+            "changes": round(self.changes, 2),
+            "rate_variance": list(self.rate_variance),
             "last_move": None if move is None else dict(vars(move)),
             "learned_at": self.learned_at,
         }
@@ -138,12 +218,18 @@ class GuestExperience:
         :raise ValueError: it is something else; likewise KeyError, TypeError and AttributeError.
         """
         move = fields["last_move"]
+        variance, weight = fields.get("rate_variance", (0.0, 0.0))
         return cls(
             hours={
                 int(hour) % _HOURS_A_WEEK: (float(rate), float(weight))
                 for hour, (rate, weight) in fields["hours"].items()
             },
             working_set_bytes=float(fields["working_set_bytes"]),
+            # Documents of before do not have these.
+            first_pass_ratio=float(fields.get("first_pass_ratio", 1.0)),
+            watched_seconds=float(fields.get("watched_seconds", 0.0)),
+            changes=float(fields.get("changes", 0.0)),
+            rate_variance=(float(variance), float(weight)),
             last_move=None if move is None else LastMove(**move),
             learned_at=float(fields["learned_at"]),
         )

@@ -35,10 +35,26 @@ class GuestExperiences:
         before = self._known.get(guest, GuestExperience())
         self._keep(guest, before.after_rate(bytes_per_second, at=clock.wall()))
 
-    def note_move(self, guest: str, move: LastMove, *, working_set_bytes: float) -> None:
+    def note_move(
+        self,
+        guest: str,
+        move: LastMove,
+        *,
+        working_set_bytes: float,
+        first_pass_ratio: float | None,
+        watched_seconds: float,
+        changes: int,
+    ) -> None:
         """Learn from a migration that arrived."""
         before = self._known.get(guest, GuestExperience())
-        self._keep(guest, before.after_move(move, working_set_bytes=working_set_bytes))
+        after = before.after_move(
+            move,
+            working_set_bytes=working_set_bytes,
+            first_pass_ratio=first_pass_ratio,
+            watched_seconds=watched_seconds,
+            changes=changes,
+        )
+        self._keep(guest, after)
 
     def take_over(self, saved: Mapping[str, Any]) -> None:
         """Take in what was learned before, as the journal has it.

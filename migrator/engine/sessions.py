@@ -214,7 +214,14 @@ class Sessions:
             seconds=round(result.duration_seconds, 3),
             downtime_seconds=result.downtime_seconds,
         )
-        self._experiences.note_move(session.guest.key, move, working_set_bytes=result.working_set_bytes)
+        self._experiences.note_move(
+            session.guest.key,
+            move,
+            working_set_bytes=result.working_set_bytes,
+            first_pass_ratio=result.first_pass_ratio,
+            watched_seconds=result.watched_seconds,
+            changes=result.habit_changes,
+        )
         if result.write_rate_bytes_per_second is not None:
             self._experiences.note_rate(session.guest.key, result.write_rate_bytes_per_second)
 

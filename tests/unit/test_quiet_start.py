@@ -116,7 +116,30 @@ def test_it_goes_through_json_and_stays_small() -> None:
     whole = known(dict.fromkeys(range(24), 100.0), days=7).after_move(
         LastMove(at=NOON, source="a", destination="b", seconds=12.5, downtime_seconds=0.03),
         working_set_bytes=300 * MIB,
+        first_pass_ratio=0.5,
+        watched_seconds=9.5,
+        changes=2,
     )
     text = json.dumps(whole.fields())
     assert GuestExperience.from_fields(json.loads(text)).fields() == whole.fields()
     assert len(text) < 6000
+
+
+def test_a_document_of_before_is_read() -> None:
+    old = {"hours": {"12": [1000, 2.0]}, "working_set_bytes": 5, "last_move": None, "learned_at": 1.0}
+    found = GuestExperience.from_fields(old)
+    assert found.expected_rate(12 * HOUR) == 1000
+    assert found.prior(12 * HOUR) is None, "it was never seen moving"
+
+
+def test_the_prior_knows_less_of_a_guest_that_is_each_time_another() -> None:
+    move = LastMove(at=NOON, source="a", destination="b", seconds=9.5)
+    steady, wild = GuestExperience(), GuestExperience()
+    for number in range(6):
+        steady = steady.after_rate(50.0 * MIB, at=NOON)
+        wild = wild.after_rate((10.0, 200.0)[number % 2] * MIB, at=NOON)
+    known = steady.after_move(move, working_set_bytes=MIB, watched_seconds=9.0).prior(NOON)
+    less = wild.after_move(move, working_set_bytes=MIB, watched_seconds=9.0).prior(NOON)
+    assert known is not None
+    assert less is not None
+    assert known.rate_spread < 0.2 < 0.8 < less.rate_spread

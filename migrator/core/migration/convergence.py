@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import forecast, throttling
 from migrator.core.migration.forecast import (
     DEFAULT_OVERHEAD_SECONDS,
@@ -29,9 +30,10 @@ from migrator.core.migration.forecast import (
     outlook,
 )
 from migrator.core.migration.halted_stream import HALT_SECONDS, StreamHistory
+from migrator.core.migration.prior import with_prior
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan, plan_switch
 from migrator.core.migration.throttling import Throttling
-from migrator.core.migration.time_left import NextStep, rises, time_left
+from migrator.core.migration.time_left import NextStep, TimeLeft, just_changed, rises, time_left
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, PostcopyMode
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -129,6 +131,8 @@ class ConvergenceState:
     crowded: bool = False
     #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
     first_forecast_seconds: float | None = None
+    #: How often the guest was seen to change its habit.
+    habit_changes: int = 0
 
     @property
     def look_in_seconds(self) -> float | None:
@@ -136,14 +140,20 @@ class ConvergenceState:
         return None if self.settled else self.switch.look_in_seconds
 
 
-def begin(policy: Policy, *, overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS) -> ConvergenceState:
+def begin(
+    policy: Policy,
+    *,
+    overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS,
+    prior: GuestPrior | None = None,
+) -> ConvergenceState:
     """Return the state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
 
     :param overhead_seconds: learned: the part of downtime that is not memory over the network.
+    :param prior: likewise: what the guest did before.
     """
     # Of an offline one nothing is dirtied, so no limit is too high.
     first = policy.max_downtime_seconds if policy.offline else PARKED_LIMIT_SECONDS
-    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=first))
+    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=first, prior=prior))
 
 
 def usable_limit(policy: Policy, overhead_seconds: float) -> float:
@@ -176,6 +186,9 @@ def decide(
         # One that something was done on does not stand.
         judged_at = -math.inf if limit or actions else sample.at_seconds
         state = replace(state, judged=seen, judged_at_seconds=judged_at)
+    elif not state.model.known and with_prior(state.model).known and not _stands(state, sample):
+        seen, actions = _forecast_unseen(state, sample, policy, abilities), []
+        state = replace(state, judged=seen, judged_at_seconds=sample.at_seconds)
     else:
         seen, actions = state.judged.after(sample.at_seconds - state.judged_at_seconds), []
     if not state.settled:
@@ -224,11 +237,19 @@ def _judge(
         waits = momentary or state.throttling.takes_effect(sample.at_seconds, sample.throttle_ratio)
         bad = 0 if enough or waits else state.bad_rounds + 1
         since = math.inf if enough or momentary else min(state.bad_since, sample.at_seconds)
-        state = replace(state, bad_rounds=bad, bad_since=since, judged_entries=state.model.entries)
+        state = replace(
+            state,
+            bad_rounds=bad,
+            bad_since=since,
+            judged_entries=state.model.entries,
+            habit_changes=state.habit_changes + just_changed(state.model),
+        )
     aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
     rung = "" if enough or momentary else _rung(state, policy, abilities, ceiling, left)
     step = _next_step(state, sample, policy, abilities, rung, left, enough=enough or momentary)
     ahead = time_left(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio, step=step)
+    if state.model.prior is not None and not state.model.copied_once:
+        ahead = _with_experience(state, sample, policy, abilities)
     waiting_for = _waiting_for(state, sample, step, momentary=momentary)
     if enough and not waiting_for and ahead.seconds[1] * _SURE_FACTOR > left:
         waiting_for = f"whether it ends within the {show_seconds(max(0.0, left))} that are left"
@@ -243,12 +264,7 @@ def _judge(
         rung=rung,
         as_it_goes=enough,
         waiting_for=waiting_for if verdict is Verdict.UNKNOWN else "",
-        seconds_p10=ahead.seconds[0],
-        seconds_p50=ahead.seconds[1],
-        seconds_p90=ahead.seconds[2],
-        downtime_seconds_p10=ahead.downtime_seconds[0],
-        downtime_seconds_p50=ahead.downtime_seconds[1],
-        downtime_seconds_p90=ahead.downtime_seconds[2],
+        **ahead.figures(),
     )
     if state.first_forecast_seconds is None and state.model.copied_once and math.isfinite(seen.seconds_p50):
         state = replace(state, first_forecast_seconds=sample.at_seconds + seen.seconds_p50)
@@ -282,6 +298,29 @@ def _judge(
         )
         actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
     return state, seen, actions
+
+
+def _forecast_unseen(
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
+) -> Forecast:
+    """Return the forecast before anything was seen of the guest's writing: what it did before is all that is known."""
+    ahead = _with_experience(state, sample, policy, abilities)
+    return Forecast(verdict=Verdict.UNKNOWN, waiting_for=_WATCHING, **ahead.figures())
+
+
+def _with_experience(
+    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
+) -> TimeLeft:
+    """Return what is to be expected before the first round has ended, as the guest did before; nothing is decided."""
+    state = replace(state, model=with_prior(state.model))
+    ceiling, left = usable_limit(policy, state.model.overhead_seconds), _left(policy, sample)
+    # What it did before may be above its true rate as well as below: there is nothing to add for doubt.
+    middle = outlook(state.model, limit_seconds=ceiling, throttle_ratio=state.throttling.ratio)
+    enough = middle.ends and middle.seconds <= left
+    rung = "" if enough else _rung(state, policy, abilities, ceiling, left)
+    step = _next_step(state, sample, policy, abilities, rung, left, enough=enough)
+    aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
+    return time_left(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio, step=step)
 
 
 def _left(policy: Policy, sample: Sample) -> float:

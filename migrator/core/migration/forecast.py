@@ -18,6 +18,7 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.model import Sample
 
 #: The part of downtime that is not memory over the network, until it was learned: device state, the look at the
@@ -32,7 +33,7 @@ _NO_GAIN_RATIO = 0.95
 #: QEMU looks whether little enough is left at most this often (MAX_WAIT in its migration/ram.c).
 _TURN_SECONDS = 0.05
 #: QEMU samples 512 pages a GiB: of a 512 MiB guest that dirties half of them, one standard deviation is 6 % of it.
-_PROBE_TRUST_RATIO = 0.85
+PROBE_TRUST_RATIO = 0.85
 #: A working set is taken to be larger than it showed by this factor at the most.
 _LARGEST_GROWTH = 1.15
 #: A sync of the dirty bitmap takes about so long for a small guest: what a round lasts at the least, ...
@@ -96,9 +97,17 @@ class Model:
     entries: int = 0
     #: What the first pass over all memory took; ``None`` until it is over, and where somebody else watched it.
     first_pass_seconds: float | None = None
+    #: What had gone over the stream by then, or until now while it is not over; 0 where somebody else watched it.
+    first_pass_bytes: int = 0
+    #: The most that any round began with after the first.
+    most_dirty_bytes: int = 0
     #: When the bandwidth was last taken in, and the highest of the last seconds, latest last.
     bandwidth_at: float = -math.inf
     peaks: tuple[tuple[float, float], ...] = ()
+    #: What is known of the guest from before; see :mod:`~migrator.core.migration.prior`.
+    prior: GuestPrior | None = None
+    least_working_set_bytes: float = 0.0
+    expected_rate_spread: float = 0.0
 
     @property
     def known(self) -> bool:
@@ -118,9 +127,21 @@ class Model:
         """Return the bytes per second that the guest dirtied in the last round, unthrottled: what it does now."""
         return self.rounds[-1].rate if self.rounds else 0.0
 
+    def measured_rate(self) -> float:
+        """Return the bytes per second that the guest dirtied in the longest round, unthrottled: that tells most."""
+        longest = max(self.rounds, key=lambda entry: entry.duration_seconds, default=None)
+        return longest.rate if longest is not None else 0.0
+
     def working_set_bytes(self) -> float:
         """Return the most that was dirty at once in the recent rounds: beyond it the write rate stops to matter."""
-        return max((entry.pending_bytes or entry.dirtied_bytes for entry in self._recent), default=0)
+        seen = max((entry.pending_bytes or entry.dirtied_bytes for entry in self._recent), default=0)
+        return max(self.least_working_set_bytes, seen)
+
+    @property
+    def first_pass_ratio(self) -> float | None:
+        """Return the share of all memory that went over the stream in the first pass; ``None`` where nobody saw it."""
+        total = self.last.total_bytes if self.last is not None else 0
+        return min(1.0, self.first_pass_bytes / total) if total and self.first_pass_bytes else None
 
     @property
     def queued_seconds(self) -> float:
@@ -195,7 +216,7 @@ def observe(model: Model, sample: Sample) -> Model:
     if began is None or last is None:
         return replace(model, round_began=sample)
     if sample.round == last.round:
-        return model
+        return replace(model, first_pass_bytes=sample.transferred_bytes) if sample.round == 1 else model
     count = sample.round - last.round
     bandwidth = model.bandwidth_bytes_per_second
     # The look came when little enough of the round before was left, some time between these two samples.
@@ -219,7 +240,10 @@ def observe(model: Model, sample: Sample) -> Model:
         pending_bytes=round(sample.remaining_bytes + sent_since),
     )
     first = took if last.round == 1 else model.first_pass_seconds
+    if last.round == 1:
+        model = replace(model, first_pass_bytes=round(sample.transferred_bytes - sent_since))
     model = replace(model, first_pass_seconds=first, round_began=replace(sample, at_seconds=looked_at))
+    model = replace(model, most_dirty_bytes=max(model.most_dirty_bytes, ended.pending_bytes))
     return _with_round(model, ended, count)
 
 
@@ -253,7 +277,7 @@ def probe(model: Model, *, at_seconds: float, period_seconds: float, dirty_rate:
     measured = Round(
         at_seconds=at_seconds,
         duration_seconds=period_seconds,
-        dirtied_bytes=round(dirty_rate * period_seconds * _PROBE_TRUST_RATIO),
+        dirtied_bytes=round(dirty_rate * period_seconds * PROBE_TRUST_RATIO),
     )
     return replace(model, rounds=(*model.rounds, measured)[-_ROUNDS_KEPT:], entries=model.entries + 1)
 
@@ -371,6 +395,8 @@ def outlook(
     since_look = (
         model.last.at_seconds - model.round_began.at_seconds if model.round_began is not None else 0.0
     )
+    # What is left of the first pass says nothing of what a round begins with.
+    gained_before = not model.copied_once
     for _ in range(_ROUNDS_AHEAD):
         took = max(0.0, pending - threshold) / bandwidth + _TURN_SECONDS / 2
         took = min(took, pending / bandwidth + sync)  # a turn ends where nothing is queued any more
@@ -382,9 +408,9 @@ def outlook(
         if following <= threshold:
             downtime = following / bandwidth + model.overhead_seconds + model.queued_seconds
             return Outlook(ends=True, seconds=seconds + downtime, downtime_seconds=downtime)
-        if following >= pending * 0.998 and following >= working_set * 0.9:
+        if not gained_before and following >= pending * 0.998 and following >= working_set * 0.9:
             break
-        pending = following
+        pending, gained_before = following, False
     return Outlook(
         ends=False, seconds=math.inf, downtime_seconds=working_set / bandwidth + model.overhead_seconds
     )

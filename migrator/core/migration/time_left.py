@@ -14,6 +14,7 @@ The time left is a mixture of what may come, and its 10th, 50th and 90th percent
    x))^(a + n)`` (the Lomax distribution, also known as Pareto II). So a guest that was watched for three seconds is not
    taken to go on for a minute, and one that was watched for an hour is. A change is for the better with a chance of
    :data:`_BETTER_RATIO`; for a guest that writes more than the stream carries there is hardly anything worse.
+   What was seen in earlier migrations counts, as long as the guest writes about as it did then.
 3. *Its policy lets something be done* where the copy does not end as it goes: throttling, postcopy, a pause, or giving
    up, which is an end that does not come.
 """
@@ -25,7 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
+from typing import Any
 
+from migrator.core.migration import prior
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Model, Outlook, Round, outlook
 
 #: Standard deviations between the median and the 90th percentile.
@@ -99,6 +102,13 @@ class TimeLeft:
     seconds: tuple[float, float, float]
     downtime_seconds: tuple[float, float, float]
 
+    def figures(self) -> dict[str, Any]:
+        """Return them by the names that they have in a :class:`~migrator.core.migration.forecast.Forecast`."""
+        marks = ("p10", "p50", "p90")
+        seconds = {f"seconds_{mark}": value for mark, value in zip(marks, self.seconds, strict=True)}
+        downtime = zip(marks, self.downtime_seconds, strict=True)
+        return seconds | {f"downtime_seconds_{mark}": value for mark, value in downtime}
+
 
 def rate_spread(model: Model) -> float:
     """Return the standard deviation of the logarithm of the write rate from one round to the next."""
@@ -109,16 +119,24 @@ def rate_spread(model: Model) -> float:
             continue
         deviation = max(-_MOST_DEVIATION, min(_MOST_DEVIATION, math.log(entry.rate / before.rate)))
         total, count = total + deviation**2, count + 1
-    return math.sqrt(total / count)
+    spread = math.sqrt(total / count)
+    return max(spread, model.expected_rate_spread)
 
 
 def changes(model: Model) -> int:
     """Return how often the guest was seen to change its habit."""
+    return sum(_changed(model, before, entry) for before, entry in _pairs(model))
+
+
+def just_changed(model: Model) -> bool:
+    """Tell whether the guest changed its habit with the last round."""
+    pair = next(reversed(list(_pairs(model))), None)
+    return pair is not None and pair[1] is model.rounds[-1] and _changed(model, *pair)
+
+
+def _changed(model: Model, before: Round, entry: Round) -> bool:
     least = max(1.0, _LEAST_RATE_RATIO * model.bandwidth_bytes_per_second)
-    return sum(
-        max(least, before.rate, entry.rate) > _CHANGE_FACTOR * max(least, min(before.rate, entry.rate))
-        for before, entry in _pairs(model)
-    )
+    return max(least, before.rate, entry.rate) > _CHANGE_FACTOR * max(least, min(before.rate, entry.rate))
 
 
 def rises(model: Model) -> bool:
@@ -162,9 +180,11 @@ class _Habit:
 
 
 def habit(model: Model) -> _Habit:
-    """Return how long the guest may go on as it is, after what was seen of it."""
-    watched = model.last.at_seconds if model.last is not None else 0.0
-    return _Habit(_CHANGE_SHAPE + changes(model), _CHANGE_SECONDS + watched)
+    """Return how long the guest may go on as it is, after what was seen of it, in earlier migrations too."""
+    watched, changed = model.last.at_seconds if model.last is not None else 0.0, float(changes(model))
+    if (before := prior.habit_before(model)) is not None:
+        watched, changed = watched + before.watched_seconds, changed + before.changes
+    return _Habit(_CHANGE_SHAPE + changed, _CHANGE_SECONDS + watched)
 
 
 def time_left(model: Model, *, limit_seconds: float, throttle_ratio: float, step: NextStep) -> TimeLeft:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from migrator import logs
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import convergence, lifecycle
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
@@ -47,6 +48,7 @@ class DriverState:
 
     :param name: the migration's id.
     :param experience: what earlier migrations taught; ``None`` begins with a guess and learns nothing.
+    :param prior: what the guest did before, which forecasts begin with; ``None``: nothing is known.
     :param requests: what others ask of it, now or later; whoever changes them calls :meth:`wake`.
     :param outcome: is filled; ``None`` makes one.
     :param about: what the record shall say besides, for whoever finds it without anything else.
@@ -70,6 +72,7 @@ class DriverState:
         requests: MigrationRequests | None = None,
         outcome: MigrationOutcome | None = None,
         experience: Experience | None = None,
+        prior: GuestPrior | None = None,
         timeouts: PhaseTimeouts | None = None,
         stream_speed: float | None = None,
         path: StreamPath | None = None,
@@ -115,6 +118,7 @@ class DriverState:
             shaper=self._shaper,
             guarding=self._guarding,
             path=path,
+            prior=prior,
         )
         self._postcopy_steering = PostcopySteering(source, result=self.result)
         self._postcopy_steering.expect(stream_speed or 0.0)

@@ -15,6 +15,7 @@ from migrator.api.documents import (
     MigrationDocument,
 )
 from migrator.api.trace_context import TraceContext
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.inventory import Guest
 from migrator.core.migration import quiet_start
 from migrator.core.migration.forecast import Forecast, Verdict
@@ -109,6 +110,11 @@ class JournalledSession(MigrationSession):
             bytes_per_second=self._stream_speed(),
             experience=history.of(self.guest.key) if history is not None else None,
         )
+
+    def prior(self) -> GuestPrior | None:
+        history = self.services.history
+        known = history.of(self.guest.key) if history is not None else None
+        return known.prior(clock.wall()) if known is not None else None
 
     def about(self) -> dict[str, Any]:
         """Return what its record says for whoever finds it without anything else."""

@@ -68,6 +68,11 @@ class MigrationOutcome:
     #: What the guest rewrote at the most, and how fast it wrote, unthrottled, as its rounds told; in precopy.
     working_set_bytes: float = 0.0
     write_rate_bytes_per_second: float | None = None
+    #: The share of all memory that went over the stream in the first pass; ``None`` where nobody saw it.
+    first_pass_ratio: float | None = None
+    #: For so long it was watched, and so often it changed its habit meanwhile.
+    watched_seconds: float = 0.0
+    habit_changes: int = 0
     #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at the destination, and what is not.

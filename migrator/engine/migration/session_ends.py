@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.model import Decision, Finding, State
 from migrator.engine import clock
@@ -140,6 +141,7 @@ class SessionEnds(SessionState):
             requests=self.requests,
             outcome=self.result,
             experience=self.services.experience,
+            prior=self.prior(),
             stream_speed=self._stream_speed(),
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
@@ -148,6 +150,10 @@ class SessionEnds(SessionState):
             on_status=self._show,
             on_decision=lambda decision: self._on_decision(self, decision),
         )
+
+    def prior(self) -> GuestPrior | None:
+        """Return what the guest did before; ``None`` where nothing is known of it."""
+        return None
 
     def stream_path(self) -> StreamPath:
         """Return the network that carries its stream."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from migrator import logs
+from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import convergence
 from migrator.core.migration.convergence import Abilities, Action, ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
@@ -49,6 +50,7 @@ class Steering:
         shaper: StreamShaper,
         guarding: Guarding,
         path: StreamPath | None = None,
+        prior: GuestPrior | None = None,
     ) -> None:
         self._source = source
         self._shaper = shaper
@@ -58,7 +60,8 @@ class Steering:
         self._policy = policy
         self._intent_log = intent_log
         self._result = result
-        self._state = convergence.begin(policy)
+        self._prior = prior
+        self._state = convergence.begin(policy, prior=prior)
         self.forecast = Forecast(verdict=Verdict.UNKNOWN)
         self._probe_began: float | None = None
         self._probed = False
@@ -91,7 +94,7 @@ class Steering:
 
     def govern(self, policy: Policy) -> None:
         """Take this policy from now on; before anything is copied."""
-        self._policy, self._state = policy, convergence.begin(policy)
+        self._policy, self._state = policy, convergence.begin(policy, prior=self._prior)
 
     async def resume(self, bandwidth_bytes_per_second: int) -> None:
         """Give QEMU its parameters again: another controller may have parked it.
@@ -173,7 +176,9 @@ class Steering:
     def begin(self, overhead_seconds: float | None) -> None:
         """Begin with what was learned of the part of downtime that is not memory over the network."""
         if overhead_seconds is not None:
-            self._state = convergence.begin(self._policy, overhead_seconds=overhead_seconds)
+            self._state = convergence.begin(
+                self._policy, overhead_seconds=overhead_seconds, prior=self._prior
+            )
 
     def overhead(self, left_at_switch: Sample) -> float | None:
         """Return the part of the measured downtime that was not memory over the network, in seconds."""
@@ -186,9 +191,13 @@ class Steering:
     def judge(self, duration_seconds: float) -> None:
         """Note how far the forecast of the first round was off, once the truth is known."""
         model = self._state.model
-        if model.copied_once:
-            self._result.working_set_bytes = model.working_set_bytes()
-            self._result.write_rate_bytes_per_second = model.rounds[0].rate
+        if model.rounds:
+            self._result.write_rate_bytes_per_second = model.measured_rate()
+        if model.last is not None and (model.copied_once or self._result.mode is Mode.PRECOPY):
+            self._result.working_set_bytes = model.most_dirty_bytes
+            self._result.first_pass_ratio = model.first_pass_ratio
+            self._result.watched_seconds = model.last.at_seconds
+            self._result.habit_changes = self._state.habit_changes
         predicted = self._state.first_forecast_seconds
         if predicted is not None and self._result.mode is Mode.PRECOPY and duration_seconds > 0:
             self._result.forecast_error_ratio = abs(predicted - duration_seconds) / duration_seconds
