@@ -26,6 +26,8 @@ from migrator.ports import ASSIGNMENTS_CHANNEL, Assignment, Assignments, Lease, 
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
+#: So long a task that was cancelled may take to end.
+_CANCELLED_SECONDS = 5.0
 #: It is looked so often whether the lease may have ended: well within the margin of the shortest.
 _WATCH_SECONDS = 0.05
 #: Between two reports that only tell of progress.
@@ -116,13 +118,15 @@ class AssignedMigrations:
             group.create_task(self._watch(), name="watch the driver's lease")
 
     async def stop(self, *, drain: bool = False, timeout: float = 60.0) -> None:
-        """Take nothing more; finish what is past the guest's STOP and park the rest, or with `drain` finish all.
+        """Take nothing more; finish what is past the guest's STOP and park the rest, or with `drain` finish all that
+        moves.
 
         :meth:`run` has to run meanwhile, so that the planner hears of it.
         """
         self._stopping = True
-        if not drain:
-            for each in self._driven.values():
+        for each in self._driven.values():
+            # With drain too: there may be nobody any more who gives turns, and who waits for one would wait for ever.
+            if not drain or each.session.started_at is None:
                 each.session.park()
         try:
             async with asyncio.timeout(None if drain else timeout):
@@ -130,9 +134,11 @@ class AssignedMigrations:
                     await asyncio.sleep(_WATCH_SECONDS)
         except TimeoutError:
             self._log.warning("migrations are left to others as they are", count=len(self._driven))
-        for each in self._driven.values():
-            if each.task is not None:
-                each.task.cancel()
+        left = [each.task for each in self._driven.values() if each.task is not None]
+        for task in left:
+            task.cancel()
+        if left:  # another may drive them as soon as this controller has left
+            await asyncio.wait(left, timeout=_CANCELLED_SECONDS)
 
     # --- what it is given --------------------------------------------------------------------------------------------
 

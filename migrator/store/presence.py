@@ -116,9 +116,10 @@ class Heartbeat:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self.lease is not None:
+        lease, self.lease = self.lease, None
+        if lease is not None:  # from here on another may have what it drove
             try:
-                await self._journal.controllers.leave(self.lease)
+                await self._journal.controllers.leave(lease)
             except JournalError:
                 pass  # the lease ends by itself
 

@@ -148,6 +148,33 @@ def test_a_driver_that_cannot_reach_the_hosts_does_not_keep_them_from_being_empt
     assert ended == ["completed"]
 
 
+def test_a_driver_that_drains_does_not_wait_for_a_turn_that_nobody_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nobody_plans(self: shared_journal._Assignments, *about: Any) -> None:
+        """Tell the driver nothing."""
+
+    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    stopped: list[bool] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(shared_journal._Assignments, "request", nobody_plans)
+            await world.ask("migrate", "k-second", guest="vm-1", to="b")
+            while not (drivers := world.drivers()):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(3)
+            assigned = drivers[0].assigned
+            assert assigned is not None
+            stopping = drivers[0].process.start(assigned.stop(drain=True))
+            done, _ = await asyncio.wait({stopping}, timeout=60)
+            stopped.append(bool(done))
+        world.kill(drivers[0])
+
+    ThreeControllers(seed=1).run(scenario)
+    assert stopped == [True]
+
+
 async def one_of_two_is_cancelled(world: ThreeControllers) -> None:
     """Move two guests, and have the one that another controller drives stay where it is."""
     await world.ask("migrate", "k-first", guest="vm-0", to="b")
