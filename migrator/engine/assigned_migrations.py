@@ -19,6 +19,7 @@ from migrator.core.model import Decision, State
 from migrator.engine import clock
 from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
+from migrator.engine.migration.outcome import LEARNED
 from migrator.engine.migration.services import MigrationSite, SessionServices
 from migrator.errors import JournalError, LeaseLost, MigratorError
 from migrator.faults import contained
@@ -304,6 +305,7 @@ class AssignedMigrations:
         return {
             "session": session.journalled(),
             "trail": [(number, document) for at, number, document in driven.trail if at >= since],
+            "learned": {name: getattr(session.result, name) for name in LEARNED},
             "ready": session.ready,
             "refusal": None
             if refusal is None

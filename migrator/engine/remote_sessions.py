@@ -11,7 +11,7 @@ from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Decision, Finding, Sample, State
 from migrator.engine import clock
 from migrator.engine.migration.journalled_session import JournalledSession
-from migrator.engine.migration.outcome import MigrationProgress
+from migrator.engine.migration.outcome import LEARNED, MigrationProgress
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_phase import Hold, Phase, PreflightRefusal
@@ -130,6 +130,9 @@ class RemoteSession(JournalledSession):
         self.refusal = PreflightRefusal(**refusal) if refusal is not None else None
         self.holding = Hold(unreachable=True) if report["unreachable"] else None
         self.left_behind = set(report["left_behind"])
+        for name in LEARNED:
+            if name in (learned := report.get("learned", {})):  # a driver of before does not tell
+                setattr(self.result, name, learned[name])
         if self._ready and not was:
             self._on_ready(self)
 

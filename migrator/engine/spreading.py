@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from migrator import logs
@@ -195,6 +196,8 @@ class Spreading:
         self, session: JournalledSession, driver: AvailableDriver, former: tuple[str, int]
     ) -> RemoteSession | None:
         saved = session.journalled()
+        if (prior := session.prior()) is not None:
+            saved["_private"]["prior"] = asdict(prior)
         assignment = Assignment(
             migration=session.id,
             driver=driver.name,

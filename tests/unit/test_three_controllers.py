@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator.core.policy import Start, builtin
-from migrator.engine import spreading
+from migrator.engine import guest_experiences, spreading
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
@@ -133,6 +133,37 @@ def test_a_guest_that_waits_for_quiet_stays_with_the_planner_which_knows_its_dea
 
     ThreeControllers(seed=1).run(scenario)
     assert driven == [0, 0, 0]
+
+
+def test_what_a_driver_learns_of_a_guest_the_planner_knows_at_once_and_tells_the_next_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    begin = AssignedMigrations._begin
+
+    def noted(self: AssignedMigrations, assignment: Assignment) -> None:
+        given.append(dict(assignment.session))
+        begin(self, assignment)
+
+    async def scenario(world: ThreeControllers) -> None:
+        for target in ("b", "a"):
+            for guest in ("vm-0", "vm-1", "vm-2"):
+                await world.ask("migrate", f"k-{guest}-{target}", guest=guest, to=target)
+            await world.quiet()
+        kept.extend(await world.store.journal.unfinished(guest_experiences.KIND))
+
+    monkeypatch.setattr(AssignedMigrations, "_begin", noted)
+    ThreeControllers(seed=1).run(scenario)
+    driven = {each["guest"] for each in given if each["destination"] == "b"}
+    assert driven
+    known = {each["id"]: each for each in kept}
+    for guest in driven:
+        assert known[guest]["last_move"]["destination"] == "a"
+        assert known[guest]["watched_seconds"] > 0
+    again = [each for each in given if each["destination"] == "a" and each["guest"] in driven]
+    assert again
+    assert all(each["_private"]["prior"]["watched_seconds"] > 0 for each in again)
 
 
 def test_a_driver_that_cannot_reach_the_hosts_does_not_keep_them_from_being_emptied() -> None:

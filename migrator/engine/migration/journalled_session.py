@@ -43,6 +43,8 @@ class JournalledSession(MigrationSession):
     guest: Guest
     #: Another controller drives it.
     driven_elsewhere = False
+    #: What the controller that plans knows of the guest from before, where another drives it.
+    _given_prior: GuestPrior | None = None
 
     def __init__(
         self,
@@ -113,7 +115,9 @@ class JournalledSession(MigrationSession):
 
     def prior(self) -> GuestPrior | None:
         history = self.services.history
-        known = history.of(self.guest.key) if history is not None else None
+        if history is None:
+            return self._given_prior
+        known = history.of(self.guest.key)
         return known.prior(clock.wall()) if known is not None else None
 
     def about(self) -> dict[str, Any]:
@@ -267,6 +271,8 @@ class JournalledSession(MigrationSession):
             recorded=private.get("recorded", "destination" in private["places"] and not queued),
         )
         self.requests.cancel = private.get("cancelled", False)
+        if (prior := private.get("prior")) is not None:
+            self._given_prior = GuestPrior(**prior)
         self.result.held_code, self.result.error = document.held_code, document.error
         self.result.held_until = document.held_until
         self.result.decisions = [Decision(**each.model_dump()) for each in document.decisions]

@@ -9,6 +9,16 @@ from migrator.core.migration.guest_impact import above_ceiling, standstill_at_le
 from migrator.core.model import Decision, Finding, Mode, Sample, Severity, State
 from migrator.core.process.guest_network import NetworkState
 
+#: Figures that the end of a migration teaches of its guest, as its driver tells them to whoever plans.
+LEARNED = (
+    "duration_seconds",
+    "working_set_bytes",
+    "write_rate_bytes_per_second",
+    "first_pass_ratio",
+    "watched_seconds",
+    "habit_changes",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationProgress:
