@@ -37,8 +37,11 @@ from migrator.errors import JournalError, Unavailable
 from migrator.faults import contained
 from migrator.ports import Computing
 
-#: What changes together is seen together.
+#: What changes together is seen together: after a turn no other is taken for so long, ...
 _TOGETHER_SECONDS = 0.02
+#: ... and for so many times as long as its plan took, up to a bound: where many are under way the loop is for those who
+#: drive them. Nothing that a plan says is more urgent than that; a cancellation or a lost lease does not wait for it.
+_REST_RATIO, _REST_MOST_SECONDS = 4.0, 0.1
 #: While something is under way the forecast is made anew so often.
 _FORECAST_SECONDS = 1.0
 #: ... and so much more seldom where there are many, up to a bound: it takes the longer, and changes the less.
@@ -77,6 +80,8 @@ class Reconciler:
         #: The evacuations of which something is foretold, and what that took.
         self._foretold: frozenset[str] = frozenset()
         self._forecast_took = 0.0
+        #: Seconds that the last plan took.
+        self._plan_took = 0.0
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()
 
@@ -95,7 +100,8 @@ class Reconciler:
                         await self._wake.wait()
                 except TimeoutError:
                     pass  # time alone changes forecasts and deadlines
-                await asyncio.sleep(_TOGETHER_SECONDS)
+                rest = min(_REST_MOST_SECONDS, _REST_RATIO * self._plan_took)
+                await asyncio.sleep(max(_TOGETHER_SECONDS, rest))
         finally:
             for task in self._looking.values():
                 task.cancel()
@@ -105,13 +111,14 @@ class Reconciler:
     async def turn(self) -> float:
         """Do what is due; seconds until the next turn at the latest."""
         self._forget()
+        began = clock.now()
         snapshot = self._snapshots.take()
         try:
             plan = make_plan(snapshot, self._plan, places_at_once=_PLACES_AT_ONCE)
         except ManyPlaces:
             # Nothing that it is made of changes; what its actions are about is looked at again before they are taken.
             plan = await asyncio.to_thread(make_plan, snapshot, self._plan)
-        self._plan = plan
+        self._plan, self._plan_took = plan, clock.now() - began
         await self._carry_out(plan.actions)
         if not snapshot.stopping:
             self._foretell(snapshot, plan)
