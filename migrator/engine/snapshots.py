@@ -38,6 +38,8 @@ class Snapshots:
         self._registry, self._inventory, self._reservations = registry, inventory, reservations
         self._preparations, self._rules = preparations, rules
         self._policies: tuple[Rules, PolicyRules] | None = None
+        #: By their ids, what each live migration was like, and its snapshot.
+        self._known: dict[str, tuple[tuple[object, ...], MigrationSnapshot]] = {}
         self._log = logs.logger()
 
     def take(self) -> SiteSnapshot:
@@ -50,7 +52,7 @@ class Snapshots:
             hosts=hosts,
             guests={name: inventory.guests_at(name) for name in hosts},
             looks=inventory.looks(),
-            migrations=[_migration(each, registry.busy(each)) for each in registry.live()],
+            migrations=self._migrations(),
             coming=registry.coming,
             evacuations=list(registry.running()),
             reserved=self._reservations.names,
@@ -60,6 +62,19 @@ class Snapshots:
             placement=rules.placement,
             stopping=not registry.may_begin,
         )
+
+    def _migrations(self) -> list[MigrationSnapshot]:
+        """Return the snapshot of each migration: the same as before, where nothing of it is different."""
+        known, before = dict[str, tuple[tuple[object, ...], MigrationSnapshot]](), self._known
+        for session in self._registry.live():
+            driven = self._registry.busy(session)
+            seen = _seen(session, driven)
+            last = before.get(session.id)
+            if last is None or last[0] != seen:
+                last = (seen, _migration(session, driven))
+            known[session.id] = last
+        self._known = known
+        return [snapshot for _, snapshot in known.values()]
 
     def _policies_of(self, rules: Rules) -> PolicyRules:
         """Return the same as before, as long as the rules are."""
@@ -83,6 +98,31 @@ class Snapshots:
         return find
 
 
+def _seen(session: JournalledSession, driven: bool) -> tuple[object, ...]:
+    """Return all that :func:`_migration` goes by."""
+    decisions = session.result.decisions
+    return (
+        session.status,
+        session.state,
+        session.phase,
+        session.requests.admit,
+        session.requests.share,
+        driven,
+        session.ready,
+        session.ended_at,
+        session.started_at,
+        session.preparing_since,
+        session.holding,
+        decisions,
+        len(decisions),
+        session.guest,
+        session.target,
+        session.policy,
+        session.evacuation,
+        session.accepted,
+    )
+
+
 def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
     status = session.status
     sample = status.sample if status else None
@@ -101,7 +141,7 @@ def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
         admitted=session.admitted,
         started=session.started_at is not None,
         share_bytes_per_second=session.share,
-        preparing_seconds=clock.now() - session.preparing_since,
+        preparing_since=session.preparing_since,
         round=sample.round if sample else 0,
         remaining_bytes=sample.remaining_bytes if sample else None,
         dirty_rate_bytes_per_second=sample.dirty_rate_bytes_per_second if sample else None,

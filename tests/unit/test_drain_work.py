@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from migrator.core.drain.active_moves import ActiveMoves
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.snapshot import MigrationSnapshot
@@ -21,6 +22,7 @@ from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.core.schedule.queues import partition, requeued
+from migrator.core.schedule.transfers import Transfer
 from tests.moving_site import GIB, MovingSite
 
 
@@ -63,6 +65,50 @@ def test_what_a_guest_costs_does_not_grow_with_those_beside_it(kind: str) -> Non
     assert many <= 1.2 * few, f"{few:.0f} calls a guest with 40 guests, {many:.0f} with 400"
 
 
+def _with_many_under_way(count: int, hosts: int) -> MovingSite:
+    """Return a site that is at rest but for so many streams between so many hosts, each as far as no other."""
+    site, names = MovingSite(), [f"h{number}" for number in range(hosts)]
+    site.hosts = {name: replace(site.hosts["a"], name=name) for name in names}
+    site.guests = dict.fromkeys(names, ())
+    for number in range(count):
+        source, target = names[number % hosts], names[(number + 1 + number // hosts) % hosts]
+        guest = Guest(key=f"vm-{number}", host=source, memory_bytes=GIB, dirty_rate_bytes_per_second=1e6)
+        site.guests[source] += (guest,)
+        site.migrations[f"m-{number}"] = MigrationSnapshot(
+            id=f"m-{number}",
+            guest=guest,
+            target=target,
+            policy=builtin("default"),
+            state=State.PRECOPY,
+            driven=True,
+            admitted=True,
+            remaining_bytes=GIB - number * 1_000_000,
+            share_bytes_per_second=1,
+        )
+    site.turn()
+    return site
+
+
+@pytest.mark.parametrize("streams_a_host", [1, 4])
+def test_a_turn_costs_each_that_is_under_way_no_more_where_there_are_many(streams_a_host: int) -> None:
+    def cost(count: int) -> float:
+        site = _with_many_under_way(count, count // streams_a_host)
+        return _calls(site.turn) / count
+
+    few, many = cost(40), cost(400)
+    assert many <= 1.2 * few, f"{few:.0f} calls a migration with 40 under way, {many:.0f} with 400"
+
+
+def test_a_turn_does_not_work_out_the_migrations_of_which_nothing_has_changed() -> None:
+    site = _with_many_under_way(100, 100)
+    plan = site.turn()
+    one = site.migrations["m-7"]
+    site.migrations["m-7"] = replace(one, remaining_bytes=1_000_000)
+    before = {move.transfer.guest: move for move in plan.under_way.begun}
+    after = {move.transfer.guest: move for move in site.turn().under_way.begun}
+    assert {guest for guest in after if after[guest] is not before[guest]} == {one.guest.key}
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(seed: int) -> None:
     mood = random.Random(seed)
@@ -70,7 +116,9 @@ def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(s
     site.fill(12, *("a" if site.kind == "evacuate" else "bcd"))
     for step in range(120):
         _something_happens(site, mood, step)
+        site.seconds += 0.5
         snapshot, before = site.snapshot(), site.plan
+        site.seconds -= 0.5
         if before is not None and not site.run.ended:
             known = before.tended.get(site.run.id)
             assert tend(site.run, snapshot, known).after.entries == tend(site.run, snapshot).after.entries
@@ -85,9 +133,18 @@ def test_a_plan_that_begins_from_the_one_before_finds_what_one_made_anew_finds(s
         if plan.places is not None:
             waiting = [move for key, move in plan.places.moves.items() if key in plan.wanting]
             assert plan.queues == partition(waiting)[1]
+            assert plan.waiting == requeued(plan.queues, add=plan.under_way.queued)
+            found = ActiveMoves().brought_up_to_date(
+                snapshot, plan.places.network, deadlines_from=plan.places.made_at
+            )
+            assert _told_of(plan.under_way) == _told_of(found)
         assert {entry.guest.key for entry in site.run.under_way} == {
             key for key, each in site.run.entries.items() if each.standing is GuestStanding.MIGRATING
         }
+
+
+def _told_of(moves: ActiveMoves) -> tuple[list[Transfer], set[Transfer]]:
+    return [each.transfer for each in moves.begun], {each.transfer for each in moves.queued}
 
 
 def _something_happens(site: MovingSite, mood: random.Random, step: int) -> None:
@@ -116,7 +173,7 @@ def _something_happens(site: MovingSite, mood: random.Random, step: int) -> None
             # Somebody else has it on its way, and that is held.
             key = mood.choice([key for key, entry in site.run.entries.items() if entry.wants_place])
             name = f"other-{step}"
-            state = mood.choice([State.HELD, State.PRECOPY])
+            state = mood.choice([State.HELD, State.PRECOPY, State.QUEUED, State.PREPARING])
             site.migrations[name] = MigrationSnapshot(
                 id=name,
                 guest=site.run.entries[key].guest,

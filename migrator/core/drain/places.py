@@ -77,14 +77,17 @@ class Places:
         return all(each.fits for each in check(fleet, request_of(wanting.run, wanting.entry), answer.host))
 
 
-def ask(found: PlacementRequests, snapshot: SiteSnapshot) -> Places:
-    """Ask for everybody's place, of all evacuations at once."""
+def ask(found: PlacementRequests, snapshot: SiteSnapshot, before: Places | None = None) -> Places:
+    """Ask for everybody's place, of all evacuations at once.
+
+    :param before: those of the last plan, whose links are kept where they are as they were.
+    """
     wanting = _in_order(found)
     requests = [request_of(each.run, each.entry) for each in wanting]
     answers = place(fleet_of(snapshot), requests, snapshot.placement) if requests else {}
     transfers = Transfers(snapshot, deadlines_from=snapshot.now)
     links = snapshot.limits.links
-    network = LinkTable(snapshot.hosts, links)
+    network = LinkTable(snapshot.hosts, links) if before is None else before.network.of(snapshot.hosts, links)
     moves = {}
     for each in wanting:
         answer = answers[each.entry.guest.key]

@@ -20,6 +20,7 @@ from functools import cached_property
 
 from migrator.core.drain import places as placing
 from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, SetShare
+from migrator.core.drain.active_moves import ActiveMoves
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.hurrying import hurried, next_seconds
@@ -27,7 +28,6 @@ from migrator.core.drain.places import Places
 from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.drain.tending import Tended, tend
-from migrator.core.drain.transfers import Transfers
 from migrator.core.drain.wanting import PlacementRequests, Wanting, find_placement_requests
 from migrator.core.model import State
 from migrator.core.placement import NoHost
@@ -62,6 +62,9 @@ class DrainPlan:
     candidates: PlacementRequests | None = None
     #: Those of :attr:`wanting` that have a place, as the schedule wants them.
     queues: Queues = field(default_factory=dict)
+    #: Those of :attr:`queues` and of the migrations that are queued.
+    waiting: Queues = field(default_factory=dict)
+    under_way: ActiveMoves = field(default_factory=ActiveMoves)
     decided: ScheduleDecision | None = None
 
     @cached_property
@@ -192,6 +195,8 @@ class _Planning:
             places=places,
             candidates=found,
             queues=queues,
+            waiting=decided.waiting,
+            under_way=active,
             decided=decided,
         )
 
@@ -200,7 +205,7 @@ class _Planning:
     def _ask(self, found: PlacementRequests) -> Places:
         if self._at_once is not None and len(found.wanting) > self._at_once:
             raise ManyPlaces
-        return placing.ask(found, self._snapshot)
+        return placing.ask(found, self._snapshot, self._before.places if self._before is not None else None)
 
     def _mark(self, found: PlacementRequests, places: Places) -> PlacementRequests:
         """Note in the evacuations what placement said; the candidates with that."""
@@ -242,15 +247,10 @@ class _Planning:
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
-    def _active(self, places: Places) -> list[Move]:
+    def _active(self, places: Places) -> ActiveMoves:
         """Return the migrations that are queued or under way, as the schedule sees them."""
-        snapshot = self._snapshot
-        transfers = Transfers(snapshot, deadlines_from=places.made_at)
-        return [
-            Move(transfers.running(each), places.network, snapshot.limits.links)
-            for each in snapshot.live.values()
-            if each.state not in (State.HELD, State.WAITING)
-        ]
+        before = self._before.under_way if self._before is not None else ActiveMoves()
+        return before.brought_up_to_date(self._snapshot, places.network, deadlines_from=places.made_at)
 
     def _queues(self, found: PlacementRequests, places: Places) -> Queues:
         """Return those who want a place and have one, in the order of turn, by the links that they will take."""
@@ -265,11 +265,15 @@ class _Planning:
             add=[move for key, move in moves if key in found.wanting],
         )
 
-    def _decide(self, queues: Queues, places: Places, active: Sequence[Move]) -> ScheduleDecision:
-        begun, queued = partition(sorted(active, key=lambda move: move.key))
-        waiting = requeued(queues, add=[move for moves in queued.values() for move in moves])
+    def _decide(self, queues: Queues, places: Places, active: ActiveMoves) -> ScheduleDecision:
+        before = self._before
+        if before is not None and (queues is before.queues or not (queues or before.queues)):
+            then = before.under_way.queued
+            waiting = requeued(before.waiting, remove=then - active.queued, add=active.queued - then)
+        else:
+            waiting = requeued(queues, add=active.queued)
         since = (self._snapshot.now - places.made_at).total_seconds()
-        return decide(begun, waiting, self._snapshot.limits.links, now=since)
+        return decide(active.begun, waiting, self._snapshot.limits.links, now=since)
 
     def _order(self, decided: ScheduleDecision, wanting: Mapping[str, Wanting]) -> None:
         """Say what is to be done of what was decided: shares and turns first, as they wait for nothing."""

@@ -19,18 +19,31 @@ class Preparations:
 
     def __init__(self) -> None:
         self._took: dict[str, deque[float]] = {}
+        #: The medians of each target, and of all, as far as they were asked for since one was noted.
+        self._medians: dict[str, float] = {}
+        self._median_of_all: float | None = None
 
     def note(self, target: str, seconds: float) -> None:
         """One was prepared there."""
         self._took.setdefault(target, deque(maxlen=_REMEMBERED)).append(seconds)
+        self._medians.pop(target, None)
+        self._median_of_all = None
 
     def expected(self, target: str, *, look_seconds: float = 0.0) -> float:
         """Seconds that the next one there takes.
 
         :param look_seconds: what the last look at both hosts took; counts while nothing was prepared anywhere.
         """
-        took = self._took.get(target) or [each for known in self._took.values() for each in known]
-        return median(took) if took else max(_LEAST_SECONDS, _LOOKS * look_seconds)
+        if not self._took:
+            return max(_LEAST_SECONDS, _LOOKS * look_seconds)
+        if target in self._took:
+            if target not in self._medians:
+                self._medians[target] = median(self._took[target])
+            return self._medians[target]
+        if self._median_of_all is None:
+            # Copies: a plan of many is made in a thread, and others are noted meanwhile.
+            self._median_of_all = median(each for known in list(self._took.values()) for each in tuple(known))
+        return self._median_of_all
 
     def left(self, expected: float, spent: float) -> float:
         """Seconds that one still takes which was begun `spent` seconds ago."""

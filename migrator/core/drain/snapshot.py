@@ -27,7 +27,10 @@ _COPYING = (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
 
 @dataclass(frozen=True, kw_only=True)
 class MigrationSnapshot:
-    """One migration that has not ended, or of which something is still being done, whoever drives it."""
+    """One migration that has not ended, or of which something is still being done, whoever drives it.
+
+    The same object as in the snapshot before, where nothing of it is different.
+    """
 
     id: str
     guest: Guest
@@ -46,8 +49,8 @@ class MigrationSnapshot:
     started: bool = False
     #: Its stream's share of the links, as last given.
     share_bytes_per_second: int | None = None
-    #: For how long it has been prepared.
-    preparing_seconds: float = 0.0
+    #: Since when it has been prepared, on the snapshot's clock; ``None``: since just now.
+    preparing_since: float | None = None
     #: Passes over its memory so far; 1 is the first, whole copy.
     round: int = 0
     remaining_bytes: int | None = None

@@ -54,11 +54,8 @@ class Transfers:
 
     def running(self, migration: MigrationSnapshot) -> Transfer:
         """Return that of a migration."""
-        guest, phase, preparations = migration.guest, _phase(migration), self._snapshot.preparations
-        look = self._snapshot.look_seconds(guest.host, migration.target)
-        prepare = preparations.expected(migration.target, look_seconds=look)
-        if phase is TransferPhase.PREPARING:
-            prepare = preparations.left(prepare, migration.preparing_seconds)
+        guest, phase = migration.guest, _phase(migration)
+        prepare = self._prepare_seconds(migration, phase)
         left, alone = migration.remaining_bytes, migration.seconds_left
         # What it takes while it shares its links says nothing of what it would take alone.
         if alone is not None and (not 0 < alone < _NO_FORECAST_SECONDS or self._shares(migration)):
@@ -75,6 +72,30 @@ class Transfers:
             prepare=prepare,
             crowded=migration.crowded,
         )
+
+    def basis(self, migration: MigrationSnapshot) -> tuple[object, ...]:
+        """Return what decides on :meth:`running` of a migration, beside itself and the speeds of its links."""
+        run, phase = self._evacuations.get(migration.evacuation or ""), _phase(migration)
+        prepared = phase in (TransferPhase.READY, TransferPhase.TRANSFERRING, TransferPhase.FINISHING)
+        return (
+            0.0 if prepared else self._prepare_seconds(migration, phase),
+            migration.seconds_left is not None and self._shares(migration),
+            self._deadline_seconds(run),
+            run is not None and run.on_deadline,
+        )
+
+    def _prepare_seconds(self, migration: MigrationSnapshot, phase: TransferPhase) -> float:
+        preparations = self._snapshot.preparations
+        look = self._snapshot.look_seconds(migration.guest.host, migration.target)
+        expected = preparations.expected(migration.target, look_seconds=look)
+        if phase is not TransferPhase.PREPARING or migration.preparing_since is None:
+            return expected
+        return preparations.left(expected, self._snapshot.clock - migration.preparing_since)
+
+    def _deadline_seconds(self, run: Evacuation | None) -> float | None:
+        if run is None or run.deadline is None:
+            return None
+        return (run.deadline - self._from).total_seconds()
 
     def _transfer(
         self,
@@ -96,9 +117,6 @@ class Transfers:
             policy.postcopy is PostcopyMode.ALLOW and dirty >= _HOPELESS_RATIO * fast
         )
         once = policy.offline or early
-        deadline = None
-        if run is not None and run.deadline is not None:
-            deadline = (run.deadline - self._from).total_seconds()
         return Transfer(
             guest=guest.key,
             source=guest.host,
@@ -111,7 +129,7 @@ class Transfers:
             max_bytes_per_second=policy.max_bandwidth_bytes_per_second,
             prepare_seconds=prepare,
             priority=guest.priority,
-            deadline_seconds=deadline,
+            deadline_seconds=self._deadline_seconds(run),
             stop_at_deadline=run is not None and run.on_deadline == "stop",
         )
 

@@ -242,17 +242,18 @@ def _held_back(running: Sequence[Move], decided: ScheduleDecision, rules: LinkRu
     A link that carries less than was believed when they were begun is not shared out among them: whoever has the least
     left ends first. Not so beside one that needs it for itself, which has what it can use anyway.
     """
-    load = dict.fromkeys(decided.on, 0.0)
+    load: dict[LinkDirection, float] = {}
     found = []
-    for move in sorted(running, key=lambda one: (-one.transfer.priority, one.sending_left, one.key)):
+    narrowed = [move for move in running if any(pipe.narrow for pipe in move.links)]
+    for move in sorted(narrowed, key=lambda one: (-one.transfer.priority, one.sending_left, one.key)):
         if move.alone or any(decided.on[pipe].alone for pipe in move.links):
             continue
         narrow = [pipe for pipe in move.links if pipe.narrow]
-        if any(load[pipe] and load[pipe] + move.load / 2 > _TOO_FULL * pipe.capacity for pipe in narrow):
+        if any(load.get(pipe) and load[pipe] + move.load / 2 > _TOO_FULL * pipe.capacity for pipe in narrow):
             found.append(move)
             continue
-        for pipe in move.links:
-            load[pipe] += move.load_now(rules)
+        for pipe in narrow:
+            load[pipe] = load.get(pipe, 0.0) + move.load_now(rules)
     return found
 
 

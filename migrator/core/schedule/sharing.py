@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import chain
+from heapq import heapify, heappop, heappush
+from itertools import chain, count
 
 from migrator.core.schedule.transfers import LinkDirection, Move
+
+#: Rounding is no difference.
+_ABOUT = 1 + 1e-9
 
 
 def share(moves: Sequence[Move], held_back: Collection[Move] = ()) -> dict[Move, float]:
@@ -71,20 +75,40 @@ def _raise(
     most: Callable[[Move], float],
 ) -> None:
     """Raise all of them evenly, each until it has `most` or one of its links is full (max-min fairness)."""
-    want = {move: most(move) - given[move] for move in moves}
-    rising = {move for move, more in want.items() if more > 0}
-    while rising:
-        on: dict[LinkDirection, int] = {}
-        for move in rising:
+    want = {move: more for move in moves if (more := most(move) - given[move]) > 0}
+    users: dict[LinkDirection, list[Move]] = {}
+    for move in want:
+        for link in move.links:
+            users.setdefault(link, []).append(move)
+    rising = {link: len(those) for link, those in users.items()}
+    #: How far all had risen when what is left of a link was last reckoned.
+    reckoned = dict.fromkeys(users, 0.0)
+    number = count()
+
+    def full_at(link: LinkDirection) -> float:
+        return reckoned[link] + max(0.0, left[link]) / rising[link]
+
+    # How far all have risen when each stops; that of a link only grows, as those who stop elsewhere leave it.
+    stops: list[tuple[float, int, Move | LinkDirection]] = [
+        *((more, next(number), move) for move, more in want.items()),
+        *((full_at(link), next(number), link) for link in users),
+    ]
+    heapify(stops)
+    while want:
+        level, _, which = heappop(stops)
+        if isinstance(which, Move):
+            stopped = [which] if which in want else []
+        elif not rising[which]:
+            continue
+        elif (later := full_at(which)) > level * _ABOUT:
+            heappush(stops, (later, next(number), which))
+            continue
+        else:
+            stopped = [move for move in users[which] if move in want]
+        for move in stopped:
+            del want[move]
+            given[move] += level
             for link in move.links:
-                on[link] = on.get(link, 0) + 1
-        step = max(
-            0.0, min(*map(want.__getitem__, rising), *(left[pipe] / count for pipe, count in on.items()))
-        )
-        for move in rising:
-            given[move] += step
-            want[move] -= step
-            for link in move.links:
-                left[link] -= step
-        full = {pipe for pipe in on if left[pipe] <= 1e-9 * pipe.capacity}
-        rising = {move for move in rising if want[move] > 1e-9 * move.speed and full.isdisjoint(move.links)}
+                left[link] -= (level - reckoned[link]) * rising[link]
+                reckoned[link] = level
+                rising[link] -= 1

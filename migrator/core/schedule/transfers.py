@@ -128,6 +128,18 @@ class LinkTable:
         self._pipes: dict[tuple[str, bool], LinkDirection] = {}
         self._paths: dict[tuple[str, str], Path] = {}
 
+    def of(self, hosts: Mapping[str, Host], rules: LinkRules) -> LinkTable:
+        """Return the table of these hosts: this one, with its links and paths, where all of them are as they were."""
+        if rules != self._rules or hosts.keys() != self._hosts.keys():
+            return LinkTable(hosts, rules)
+        before = self._hosts
+        if any(
+            host is not before[name] and _link(host) != _link(before[name]) for name, host in hosts.items()
+        ):
+            return LinkTable(hosts, rules)
+        self._hosts = hosts
+        return self
+
     def pipe(self, name: str, *, out: bool) -> LinkDirection:
         """Return one direction of a host's link; a host that is not known has one without limits."""
         pipe = self._pipes.get((name, out))
@@ -186,6 +198,17 @@ class LinkTable:
     def _is_configured(self, source: str) -> bool:
         host = self._hosts.get(source)
         return host is None or (bool(host.link_bytes_per_second) and not host.link_is_read)
+
+
+def _link(host: Host) -> tuple[object, ...]:
+    """Return all that a :class:`LinkTable` goes by."""
+    return (
+        host.link_bytes_per_second,
+        host.link_is_read,
+        host.learned,
+        host.max_outgoing,
+        host.max_incoming,
+    )
 
 
 def _seen(learned: LinkSpeed, capacity: float) -> float:
