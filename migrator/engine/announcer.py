@@ -160,7 +160,6 @@ class Announcer:
 def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> HostDocument:
     """Return a host as it is now."""
     guests = inventory.guests(host.name)
-    moving = registry.reserved_targets
     return HostDocument(
         host=host.name,
         state=host.state,
@@ -170,7 +169,8 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         guests=len(guests),
         guests_unmonitored=sum(not guest.monitored for guest in guests),
         guests_undriven=sum(
-            guest.obstacle_code == unfinished.UNFINISHED for guest in guests if guest.key not in moving
+            guest.obstacle_code == unfinished.UNFINISHED and not registry.is_moving(guest.key)
+            for guest in guests
         ),
         guests_duplicate=sorted({guest.uuid for guest in guests} & inventory.doubled().keys()),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,

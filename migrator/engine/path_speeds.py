@@ -45,7 +45,11 @@ class PathSpeeds:
         self._inventory, self._journal_writer = inventory, journal_writer
         self._ends: dict[_Link, LinkLearning] = {}
         self._paths: dict[_Link, LinkLearning] = {}
-        self._streams: set[PathStream] = set()
+        #: The targets of :attr:`_paths`, by their sources.
+        self._targets: dict[str, set[str]] = {}
+        #: Those that leave each host, and that enter it.
+        self._leaving: dict[str, set[PathStream]] = {}
+        self._entering: dict[str, set[PathStream]] = {}
         #: When the present window of each group of streams began.
         self._since: dict[tuple[str, ...], float] = {}
         self._probed: dict[str, float] = {}
@@ -67,6 +71,7 @@ class PathSpeeds:
         paths = {str(target): LinkLearning.from_fields(each) for target, each in saved["to"].items()}
         self._ends |= {(way, host): each for way, each in ends.items()}
         self._paths |= {(host, target): each for target, each in paths.items()}
+        self._targets.setdefault(host, set()).update(paths)
         self._tell(host)
 
     # --- what is known ----------------------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ class PathSpeeds:
         return LearnedSpeeds(
             out=self._ends.get(("out", host), nothing).speed(at),
             into=self._ends.get(("into", host), nothing).speed(at),
-            to={target: each.speed(at) for (source, target), each in self._paths.items() if source == host},
+            to={target: self._paths[host, target].speed(at) for target in self._targets.get(host, ())},
         )
 
     def carries(self, source: str, target: str) -> float | None:
@@ -96,19 +101,24 @@ class PathSpeeds:
 
     def begun(self, stream: PathStream) -> None:
         """Count it among those that share its links."""
-        self._streams.add(stream)
+        self._leaving.setdefault(stream.source, set()).add(stream)
+        self._entering.setdefault(stream.target, set()).add(stream)
         self._begin_windows(stream)
 
     def ended(self, stream: PathStream) -> None:
         """Count it no more; somebody has gone that way, whatever it showed."""
-        if stream not in self._streams:
+        if stream not in self._leaving.get(stream.source, ()):
             return
-        self._streams.discard(stream)
+        for streams, host in ((self._leaving, stream.source), (self._entering, stream.target)):
+            streams[host].discard(stream)
+            if not streams[host]:
+                del streams[host]
         self._begin_windows(stream)
         path = (stream.source, stream.target)
         known = self._paths.get(path, LinkLearning())
         if known.measured_at is None:
             self._paths[path] = known.after(Window(bytes_per_second=0.0, limited=False), at=clock.wall())
+            self._targets.setdefault(stream.source, set()).add(stream.target)
         for host in path:
             self._tell(host)
             self._keep(host)
@@ -127,13 +137,13 @@ class PathSpeeds:
         source, target = stream.source, stream.target
         if self.shared_elsewhere(source, target):
             return
-        out = [each for each in self._streams if each.source == source]
-        into = [each for each in self._streams if each.target == target]
+        out, into = [*self._leaving.get(source, ())], [*self._entering.get(target, ())]
         pair = [each for each in out if each.target == target]
         alone = len(out) == len(pair) == len(into)
         held_back = any(each.limited for each in pair)
         if (rate := self._carried(("path", source, target), pair)) is not None:
             seen = Window(bytes_per_second=rate, limited=held_back and alone)
+            self._targets.setdefault(source, set()).add(target)
             self._learn(self._paths, (source, target), seen, source)
         several = len({each.target for each in out if each.limited}) > 1
         if len(out) > len(pair) and (rate := self._carried(("out", source), out)) is not None:
@@ -169,7 +179,7 @@ class PathSpeeds:
 
     def _document(self, host: str) -> dict[str, Any]:
         nothing = LinkLearning()
-        paths = [(target, each) for (source, target), each in self._paths.items() if source == host]
+        paths = [(target, self._paths[host, target]) for target in self._targets.get(host, ())]
         paths.sort(key=lambda one: one[1].measured_at or 0.0)
         return {
             "id": host,
@@ -182,11 +192,8 @@ class PathSpeeds:
 
     def others(self, stream: PathStream) -> list[PathStream]:
         """Return the other streams that share a link with it."""
-        return [
-            each
-            for each in self._streams
-            if each is not stream and (each.source == stream.source or each.target == stream.target)
-        ]
+        leaving, entering = self._leaving.get(stream.source, set()), self._entering.get(stream.target, set())
+        return [each for each in leaving | entering if each is not stream]
 
     def may_probe(self, stream: PathStream) -> bool:
         """Tell whether it is time that this stream goes without a pace, and then it is its turn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 
 from migrator import faults
@@ -78,10 +78,7 @@ class EngineQueries(JournalQueries):
         inventory = self._inventory
         if host is not None and inventory.host(host) is None:
             return []
-        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
-        found = self._readable(
-            "guest", inventory.guests(host), lambda guest: self._guest_document(guest, under_way)
-        )
+        found = self._readable("guest", inventory.guests(host), self._guest_document)
         return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
 
     async def refresh(self, host: str | None = None) -> None:
@@ -97,10 +94,9 @@ class EngineQueries(JournalQueries):
             if refusal.code == "not-found":
                 return None
             raise
-        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
-        return self._guest_document(guest, under_way)
+        return self._guest_document(guest)
 
-    def _guest_document(self, guest: Guest, under_way: Mapping[str, str]) -> GuestDocument:
+    def _guest_document(self, guest: Guest) -> GuestDocument:
         return GuestDocument(
             guest=guest.key,
             name=guest.name,
@@ -120,8 +116,12 @@ class EngineQueries(JournalQueries):
             obstacle_code=guest.obstacle_code,
             duplicate=guest.uuid in self._inventory.doubled(),
             managed_by=guest.managed_by,
-            migration=under_way.get(guest.key),
+            migration=self._migration_of(guest),
         )
+
+    def _migration_of(self, guest: Guest) -> str | None:
+        session = self._registry.of_guest(guest.key)
+        return session.id if session is not None else None
 
     def _known_migration(self, identifier: str) -> MigrationDocument | None:
         return self.remembered_migration(identifier)
@@ -144,15 +144,14 @@ class EngineQueries(JournalQueries):
         inventory = self._inventory
         if inventory.host(host) is None:
             return []
-        under_way = {job.guest.key: job.id for job in self._registry.live() if not job.ended}
         before, now = self._known_guests.get(host, {}), dict[int, _KnownGuest]()
         default, doubled = self._rules().default_policy, inventory.doubled()
 
         def read(guest: Guest) -> tuple[GuestDocument, str, bool]:
-            made_of = (under_way.get(guest.key), default, guest.uuid in doubled)
+            made_of = (self._migration_of(guest), default, guest.uuid in doubled)
             known = before.get(id(guest))
             if known is None or known[0] is not guest or known[1] != made_of:
-                shown = (self._guest_document(guest, under_way), guest.socket, guest.arriving)
+                shown = (self._guest_document(guest), guest.socket, guest.arriving)
                 known = (guest, made_of, shown)
             now[id(guest)] = known
             return known[2]

@@ -36,6 +36,8 @@ class Registry:
         self._coming: dict[str, JournalledSession] = {}
         #: Migrations that have not ended when they were last looked at.
         self._live: dict[str, JournalledSession] = {}
+        #: The same by their guests' keys, and by their ids.
+        self._of_guest: dict[str, dict[str, JournalledSession]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()
         #: Called when the task of a migration is done.
@@ -45,22 +47,35 @@ class Registry:
 
     def add(self, session: JournalledSession) -> None:
         """Take in a migration that is in the journal."""
-        self.migrations[session.id] = session
-        self._live[session.id] = session
+        self.replace(session)
 
     def replace(self, session: JournalledSession) -> None:
         """Have it in place of the one of its id, which somebody else drives, or drove, from now on."""
         self.migrations[session.id] = self._live[session.id] = session
+        self._of_guest.setdefault(session.guest.key, {})[session.id] = session
+
+    def _drop(self, name: str) -> None:
+        session = self._live.pop(name, None)
+        if session is None:
+            return
+        key = session.guest.key
+        self._of_guest[key].pop(name, None)
+        if not self._of_guest[key]:
+            del self._of_guest[key]
 
     def live(self) -> list[JournalledSession]:
         """Return those that have not ended, and those that have while their task still does something about them."""
         for name in [name for name, each in self._live.items() if each.ended and name not in self._tasks]:
-            del self._live[name]
+            self._drop(name)
         return list(self._live.values())
 
     def of_guest(self, key: str) -> JournalledSession | None:
         """Return the migration of that guest that has not ended, if there is one."""
-        return next((each for each in self._live.values() if each.guest.key == key and not each.ended), None)
+        return next((each for each in self._of_guest.get(key, {}).values() if not each.ended), None)
+
+    def is_moving(self, key: str) -> bool:
+        """Whether a migration of that guest has not ended, or is being journalled."""
+        return self.of_guest(key) is not None or key in self.coming
 
     def is_under_way(self, migration: str) -> bool:
         """Whether a migration of that id has not ended."""
@@ -160,7 +175,7 @@ class Registry:
         ]
         for name in migrations:
             del self.migrations[name]
-            self._live.pop(name, None)
+            self._drop(name)
         for name in evacuations:
             del self.evacuations[name]
         return migrations, evacuations

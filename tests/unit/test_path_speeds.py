@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,25 @@ pytestmark = pytest.mark.looptime
 #: Some 60 Mbit/s.
 PATH = 7.2e6
 NAMES = ("a", "b", "c")
+
+
+def _opcodes(work: Callable[[], Any]) -> int:
+    """Count the steps of Python that it takes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 class Learning:
@@ -178,3 +201,16 @@ class TestTurn:
         assert one.stream.take_turn()
         assert not other.stream.yields
         assert other.stream.take_turn()
+
+
+async def test_what_a_stream_shows_costs_no_more_beside_many_on_other_links() -> None:
+    async def cost(others: int) -> int:
+        site = Learning()
+        one = site.stream(rate=PATH)
+        for number in range(others):
+            site.stream(f"s{number}", f"t{number}", rate=PATH)
+        await site.goes(one, seconds=2)
+        await asyncio.sleep(0.5)
+        return _opcodes(one.look) + _opcodes(lambda: one.stream.attainable_bytes_per_second)
+
+    assert await cost(300) == await cost(3)

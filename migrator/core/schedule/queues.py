@@ -50,6 +50,8 @@ def requeued(queues: Queues, *, remove: Iterable[Move] = (), add: Iterable[Move]
         at = bisect_left(moves, move.key, key=_key)
         if at == len(moves) or moves[at] is not move:
             moves.insert(at, move)
+    if not copies:
+        return queues
     for links, moves in copies.items():
         if not moves:
             del after[links]
