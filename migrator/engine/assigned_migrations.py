@@ -82,6 +82,22 @@ class _Driven:
     trail: deque[tuple[float, int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=_TRAIL))
 
 
+class _GivenOverheads:
+    """Implements :class:`migrator.ports.Experience`: as the planner gave it, who is told what is learned."""
+
+    def __init__(self, known: Mapping[str, float]) -> None:
+        self._known = known
+
+    def overhead_seconds(self, pair: str) -> float | None:
+        return self._known.get(pair)
+
+    def learn(self, pair: str, overhead_seconds: float) -> None:
+        """Leave it to the outcome, which the planner is told."""
+
+    def known(self) -> Mapping[str, float]:
+        return self._known
+
+
 class AssignedMigrations:
     """Drives what it is given.
 
@@ -186,6 +202,7 @@ class AssignedMigrations:
                 self._services,
                 site=self._site(self._driver(assignment), holds),
                 keep=self._keep,
+                experience=_GivenOverheads(assignment.session["_private"].get("overheads", {})),
                 stream_speed=lambda source, target: assignment.stream_speed,
             ),
             on_state=self._entered,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from migrator.core.drain.preparations import Preparations
@@ -22,6 +22,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.held_migrations import HeldMigrations
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
+from migrator.engine.pair_overheads import PairOverheads
 from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.preview import Preview
 from migrator.engine.queries import EngineQueries
@@ -56,6 +57,7 @@ class Engine:
 
     :param computing: computes forecasts and previews; a thread of this process, where none is given.
     :param sharing: where other controllers may drive migrations.
+    :param earlier_overheads: of pairs of QEMUs, as an older version kept them beside the journal.
     """
 
     def __init__(
@@ -68,16 +70,19 @@ class Engine:
         rules: Rules,
         computing: Computing | None = None,
         sharing: Sharing | None = None,
+        earlier_overheads: Callable[[], Mapping[str, Sequence[float]]] = dict,
     ) -> None:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
         path_speeds = PathSpeeds(inventory=inventory, journal_writer=journal_writer)
         self.experiences = GuestExperiences(journal_writer=journal_writer)
+        self.pair_overheads = PairOverheads(journal_writer=journal_writer)
         services = replace(
             services,
             stream_speed=self._stream_speed,
             shared_path=path_speeds.stream,
             history=self.experiences,
+            experience=self.pair_overheads,
             deadline=self._deadline,
         )
         self.inventory, self.services, self.journal_writer, self.bus = (
@@ -112,6 +117,7 @@ class Engine:
             announcer=self.announcer,
             inventory=inventory,
             experiences=self.experiences,
+            pair_overheads=self.pair_overheads,
             leftovers=self.leftovers,
             preparations=preparations,
             rules=self._rules_now,
@@ -175,6 +181,8 @@ class Engine:
             preparations=preparations,
             path_speeds=path_speeds,
             experiences=self.experiences,
+            pair_overheads=self.pair_overheads,
+            earlier_overheads=earlier_overheads,
             rules=self._rules_now,
             unreadable=self.unreadable,
             left_records=self.left_records,

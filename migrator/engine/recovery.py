@@ -15,7 +15,7 @@ from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import State
-from migrator.engine import clock, evacuation_documents, guest_experiences, path_speeds
+from migrator.engine import clock, evacuation_documents, guest_experiences, pair_overheads, path_speeds
 from migrator.engine.announcer import Announcer
 from migrator.engine.event_bus import EventBus
 from migrator.engine.guest_experiences import GuestExperiences
@@ -25,6 +25,7 @@ from migrator.engine.migration import leftovers, stray_records, take_over
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
+from migrator.engine.pair_overheads import PairOverheads
 from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.registry import Registry
 from migrator.engine.rules import Rules
@@ -57,6 +58,8 @@ class Recovery:
     preparations: Preparations
     path_speeds: PathSpeeds
     experiences: GuestExperiences
+    pair_overheads: PairOverheads
+    earlier_overheads: Callable[[], Mapping[str, Sequence[float]]]
     rules: Callable[[], Rules]
     unreadable: set[tuple[str, str]]
     left_records: list[str]
@@ -92,13 +95,17 @@ class Recovery:
         await self._learn()
 
     async def _take_over_experience(self) -> None:
-        """Take in what was learned of paths and guests; a row that cannot be read is left out."""
+        """Take in what was learned of paths, guests and pairs of QEMUs; a row that cannot be read is left out."""
         for saved in await self.journal_writer.journal.unfinished(path_speeds.KIND):
             with self._left_out(path_speeds.KIND, saved):
                 self.path_speeds.take_over(saved)
         for saved in await self.journal_writer.journal.unfinished(guest_experiences.KIND):
             with self._left_out(guest_experiences.KIND, saved):
                 self.experiences.take_over(saved)
+        for saved in await self.journal_writer.journal.unfinished(pair_overheads.KIND):
+            with self._left_out(pair_overheads.KIND, saved):
+                self.pair_overheads.take_over(saved)
+        self.pair_overheads.take_in(self.earlier_overheads())
 
     def _go_on(self, session: JournalledSession) -> None:
         if session.driven_elsewhere:

@@ -22,6 +22,7 @@ from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session_phase import Phase
+from migrator.engine.pair_overheads import PairOverheads
 from migrator.engine.registry import Registry, new_id
 from migrator.engine.rules import Rules
 from migrator.engine.spreading import Spreading
@@ -44,6 +45,7 @@ class Sessions:
         announcer: Announcer,
         inventory: Inventory,
         experiences: GuestExperiences,
+        pair_overheads: PairOverheads,
         leftovers: Leftovers,
         preparations: Preparations,
         rules: Callable[[], Rules],
@@ -51,7 +53,7 @@ class Sessions:
     ) -> None:
         self._registry, self._services, self._journal_writer = registry, services, journal_writer
         self._announcer, self._inventory, self._leftovers = announcer, inventory, leftovers
-        self._experiences = experiences
+        self._experiences, self._pair_overheads = experiences, pair_overheads
         self._preparations, self._rules, self._changed = preparations, rules, changed
         self.spreading: Spreading | None = None
         registry.on_done = self.note
@@ -207,6 +209,8 @@ class Sessions:
         result = session.result
         if not result.duration_seconds:
             return  # another controller saw it
+        if session.driven_elsewhere and result.overhead_seconds is not None:
+            self._pair_overheads.learn(result.pair, result.overhead_seconds)
         move = LastMove(
             at=clock.wall(),
             source=session.guest.host,

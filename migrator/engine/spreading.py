@@ -198,6 +198,8 @@ class Spreading:
         saved = session.journalled()
         if (prior := session.prior()) is not None:
             saved["_private"]["prior"] = asdict(prior)
+        if self._services.experience is not None:
+            saved["_private"]["overheads"] = self._services.experience.known()
         assignment = Assignment(
             migration=session.id,
             driver=driver.name,

@@ -319,6 +319,9 @@ class Experience(Protocol):
     def learn(self, pair: str, overhead_seconds: float) -> None:
         """Add one. What cannot be kept is lost without a word: it is a help, not a promise."""
 
+    def known(self) -> Mapping[str, float]:
+        """Return :meth:`overhead_seconds` of all pairs of which there is one."""
+
 
 class Samples(Protocol):
     """The figures of migrations, for the curves that people look at. A help, not a promise.

@@ -18,7 +18,6 @@ from migrator.ports import Assignment
 from migrator.settings import LiveSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
 from migrator.site.monitor_clients import MonitorClients
-from migrator.store.experience import FileExperience
 from migrator.store.journal import SqlJournal
 from migrator.store.presence import Heartbeat
 
@@ -71,7 +70,6 @@ async def driving(
             accept=catalogue.accept,
             keep=keep,
             controller=settings.site.instance,
-            experience=FileExperience(directory=settings.store.path.parent),
             samples=journal.samples,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
         ),

@@ -186,7 +186,6 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             site=site,
             records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
             controller=settings.site.instance,
-            experience=FileExperience(directory=directory),
             samples=journal.samples,
             keep=keep,
             accept=catalogue.accept,
@@ -202,6 +201,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             rules=Rules.of(settings),
             computing=worker,
             sharing=sharing,
+            earlier_overheads=FileExperience(directory=directory).read,
         )
         inventory.on_change(engine.inventory_changed)
         live.subscribe(Rules.of, lambda rules: lambda: setattr(engine, "rules", rules))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator.core.policy import Start, builtin
-from migrator.engine import guest_experiences, spreading
+from migrator.engine import guest_experiences, pair_overheads, spreading
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
@@ -140,6 +140,7 @@ def test_what_a_driver_learns_of_a_guest_the_planner_knows_at_once_and_tells_the
 ) -> None:
     given: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     begin = AssignedMigrations._begin
 
     def noted(self: AssignedMigrations, assignment: Assignment) -> None:
@@ -152,6 +153,7 @@ def test_what_a_driver_learns_of_a_guest_the_planner_knows_at_once_and_tells_the
                 await world.ask("migrate", f"k-{guest}-{target}", guest=guest, to=target)
             await world.quiet()
         kept.extend(await world.store.journal.unfinished(guest_experiences.KIND))
+        pairs.extend(await world.store.journal.unfinished(pair_overheads.KIND))
 
     monkeypatch.setattr(AssignedMigrations, "_begin", noted)
     ThreeControllers(seed=1).run(scenario)
@@ -164,6 +166,9 @@ def test_what_a_driver_learns_of_a_guest_the_planner_knows_at_once_and_tells_the
     again = [each for each in given if each["destination"] == "a" and each["guest"] in driven]
     assert again
     assert all(each["_private"]["prior"]["watched_seconds"] > 0 for each in again)
+    assert [len(each["seconds"]) for each in pairs] == [6], "of every one of six migrations, whoever drove it"
+    [known_pair] = {tuple(each["_private"]["overheads"]) for each in again}
+    assert known_pair == (pairs[0]["id"],)
 
 
 def test_a_driver_that_cannot_reach_the_hosts_does_not_keep_them_from_being_emptied() -> None:

@@ -426,3 +426,4 @@ class MigrationDriver(DriverState):
         overhead = self._steering.overhead(left) if left is not None else None
         if self._experience is not None and self._pair and overhead is not None:
             self._experience.learn(self._pair, overhead)
+            self.result.pair, self.result.overhead_seconds = self._pair, overhead

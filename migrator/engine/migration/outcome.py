@@ -17,6 +17,8 @@ LEARNED = (
     "first_pass_ratio",
     "watched_seconds",
     "habit_changes",
+    "pair",
+    "overhead_seconds",
 )
 
 
@@ -83,6 +85,9 @@ class MigrationOutcome:
     #: For so long it was watched, and so often it changed its habit meanwhile.
     watched_seconds: float = 0.0
     habit_changes: int = 0
+    #: The part of its downtime that was not memory over the network, and the versions of both QEMUs.
+    pair: str = ""
+    overhead_seconds: float | None = None
     #: How far the time forecast at the end of the first round was off; ``None`` without a forecast or in postcopy.
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at the destination, and what is not.
