@@ -51,7 +51,7 @@ class Migrator(Strategy):
 
     @property
     def state(self) -> ConvergenceState:
-        """What it knows and has decided so far."""
+        """State of the decisions so far."""
         return self._state
 
     @property
