@@ -102,12 +102,14 @@ class GuestWatch:
         self._qemus = {pid: qemu for pid, qemu in self._qemus.items() if pid in there and qemu.alive}
         self._taken = {pid: taken for pid, taken in self._taken.items() if pid in self._qemus}
         self._others = {pid: since for pid, since in self._others.items() if pid in there}
-        for pid in there - self._qemus.keys() - self._others.keys():
+        # Each is read once, however old: a guest may have run for long before it is watched.
+        first = there - self._qemus.keys() - self._others.keys()
+        for pid in first:
             self._others[pid] = _began(pid)
         new = [
             pid
             for pid, began in self._others.items()
-            if pid not in self._qemus and now - began < _SETTLED_SECONDS
+            if pid not in self._qemus and (pid in first or now - began < _SETTLED_SECONDS)
         ]
         for qemus in self._site.instances_of(self._machines.values(), among=new).values():
             for qemu in qemus:
