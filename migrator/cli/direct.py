@@ -11,7 +11,6 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import StrEnum
 from typing import NoReturn, TypeVar
 
@@ -87,7 +86,7 @@ def _refused(request: Request, error: MigratorError, code: Exit, *, json_output:
             policy = _policy(request)
             result.max_downtime_seconds = policy.max_downtime_seconds
             result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
-        print(json.dumps(asdict(result) | {"error": str(error)}))
+        print(json.dumps(result.document() | {"error": str(error)}))
     return code
 
 
@@ -236,7 +235,7 @@ async def _between(
     if not refused:
         recorder.result(result)
     if json_output:
-        print(json.dumps(asdict(result)))
+        print(json.dumps(result.document()))
     return Exit.REFUSED if refused else _EXITS[result.state]
 
 

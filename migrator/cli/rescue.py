@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli import Exit
@@ -228,7 +228,7 @@ class Rescue:
         code = Exit.DONE if found.nothing_to_do else Exit.HELD
         if json_output:
             state = State.COMPLETED if found.nothing_to_do else State.HELD
-            print(json.dumps(asdict(MigrationOutcome(id="", state=state, error=found.why))))
+            print(json.dumps(MigrationOutcome(id="", state=state, error=found.why).document()))
         else:
             self._screen.line(
                 f"{'nothing to rescue' if found.nothing_to_do else 'nothing was done'}: {found.why}"
@@ -270,7 +270,7 @@ class Rescue:
             result = MigrationOutcome(
                 id="", state=State.HELD, error="nothing was done; add --yes to have it done"
             )
-            print(json.dumps({**asdict(result), "would_do": list(says)}))
+            print(json.dumps({**result.document(), "would_do": list(says)}))
         return False
 
     def _path(self) -> StreamPath | None:
@@ -308,7 +308,7 @@ class Rescue:
         else:
             self._screen.result(result)
         if json_output:
-            print(json.dumps({**asdict(result), "guest_at": at}))
+            print(json.dumps({**result.document(), "guest_at": at}))
         return Exit.DONE if at is not None else Exit.HELD
 
     async def _present_settings(self) -> Mapping[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from migrator.core.migration.forecast import Forecast
 from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
@@ -20,6 +21,8 @@ LEARNED = (
     "pair",
     "overhead_seconds",
 )
+#: Those of them that are for later migrations alone, and not for whoever asked for this one.
+_INTERNAL = frozenset(LEARNED) - {"duration_seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class MigrationProgress:
 
 @dataclass(kw_only=True)
 class MigrationOutcome:
-    """The outcome of a migration; the fields of ``direct --json``."""
+    """The outcome of a migration; see :meth:`document` for the fields of ``direct --json``."""
 
     id: str
     state: State
@@ -111,6 +114,10 @@ class MigrationOutcome:
             uncertainty=self.standstill_uncertainty_seconds,
         )
         return above_ceiling(least, self.max_downtime_seconds, self.mode)
+
+    def document(self) -> dict[str, Any]:
+        """Return what is shown of it: all but the figures that are for later migrations alone."""
+        return {name: value for name, value in asdict(self).items() if name not in _INTERNAL}
 
     def warn(self, code: str, message: str, remedy: str) -> None:
         """Add a finding made on the way; one of each code is enough."""
