@@ -172,19 +172,15 @@ class HostGuard:
     async def _once(self) -> str:
         """Have one run for as long as it is needed; return why it ended."""
         process = await self._host.coprocess(self._command)
-        reading: asyncio.Task[None] | None = None
+        reading = asyncio.create_task(self._read(process), name=f"read guard of {self._host.name}")
         try:
-            process.write(b"%d\n" % len(self._text) + self._text)
-            self._process = process
-            self._tell({"do": "silence", "seconds": self._silence_seconds})
-            for name, request in self._guarded.items():
-                self._tell(request)
-                if name in self._left:
-                    self._tell({"do": "leave", "name": name})
-            reading = asyncio.create_task(self._read(process), name=f"read guard of {self._host.name}")
-            while self._needed() and not reading.done():
-                process.write(b"\n")
-                await asyncio.wait({reading}, timeout=_BEAT_SECONDS)
+            try:
+                await self._feed(process, reading)
+            except OSError as error:
+                self._process = None
+                # One that has just ended takes nothing more: the end of its output has the reason.
+                if not (await asyncio.wait({reading}, timeout=_ANSWER_SECONDS))[0]:
+                    return str(error)
             if not reading.done():
                 return ""
             status = await process.exit_status()
@@ -192,12 +188,27 @@ class HostGuard:
         finally:
             self._process = None
             process.close()
-            if reading is not None:
-                reading.cancel()
-                await asyncio.wait({reading})
+            reading.cancel()
+            await asyncio.wait({reading})
             for answer in self._asked.values():
                 if not answer.done():
                     answer.set_exception(HostError(self._host.name, "its guard has ended"))
+
+    async def _feed(self, process: Coprocess, reading: asyncio.Task[None]) -> None:
+        """Tell it all that is guarded, and that we live, until it has ended or is not needed.
+
+        :raise OSError: it takes nothing more.
+        """
+        process.write(b"%d\n" % len(self._text) + self._text)
+        self._process = process
+        self._tell({"do": "silence", "seconds": self._silence_seconds})
+        for name, request in self._guarded.items():
+            self._tell(request)
+            if name in self._left:
+                self._tell({"do": "leave", "name": name})
+        while self._needed() and not reading.done():
+            process.write(b"\n")
+            await asyncio.wait({reading}, timeout=_BEAT_SECONDS)
 
     async def _read(self, process: Coprocess) -> None:
         try:
