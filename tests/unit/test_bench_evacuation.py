@@ -122,9 +122,10 @@ def test_the_copy_is_forecast_a_few_times_for_each_sample_of_a_guest() -> None:
     }
     samples = calls[convergence.__file__, convergence.decide.__name__]
     followed = calls[rounds_ahead.__file__, rounds_ahead.outlook.__name__]
-    assert samples < 150 * count
+    assert samples < 75 * count
     assert followed < 450 * count
-    assert followed < 4.5 * samples
+    # One that plans the switch anew and gives a verdict takes about twenty; most do neither.
+    assert followed < 10 * samples
 
 
 def outcome(strategy: str, makespan: float, *, late: bool = False, mix: str = "mixed") -> Outcome:

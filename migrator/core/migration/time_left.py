@@ -21,6 +21,7 @@ The time left is a mixture of what may come, and its 10th, 50th and 90th percent
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -197,6 +198,7 @@ def time_left(model: Model, *, limit_seconds: float, throttle_ratio: float, step
         never = (math.inf, math.inf, math.inf)
         return TimeLeft(seconds=never, downtime_seconds=never)
 
+    @functools.cache  # both the time and the downtime are asked for with each factor
     def follow(rate_factor: float = 1.0, link_factor: float = 1.0, ratio: float = throttle_ratio) -> Outlook:
         return outlook(
             model,
