@@ -33,6 +33,7 @@ class Service:
         probes = Probes(
             broker=lambda: None if self.broker is None else BrokerGauges(connected=self.broker),
             lease_ages=lambda: {"site": 0.5},
+            controller_migrations=lambda: {"one": 3},
         )
         self.metrics = Metrics(
             queries=self.queries, version="1.2.3", probes=probes, clock=self.clock, now=self.clock

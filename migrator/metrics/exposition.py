@@ -39,6 +39,8 @@ class Probes:
     #: Seconds since each lease was renewed, and whether somebody holds the one that plans the site.
     lease_ages: Callable[[], Mapping[str, float]] = field(default=dict)
     planner_present: Callable[[], bool] = field(default=lambda: True)
+    #: Migrations that each controller drives, by instance.
+    controller_migrations: Callable[[], Mapping[str, int]] = field(default=dict)
     #: Why the journal cannot be written; empty while it can.
     journal_complaint: Callable[[], str] = field(default=lambda: "")
 
@@ -170,6 +172,7 @@ class Metrics:
             broker=self._probes.broker(),
             lease_held=self._probes.lease_held(),
             lease_ages=self._probes.lease_ages(),
+            controller_migrations=self._probes.controller_migrations(),
             planner_present=self._probes.planner_present(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),

@@ -54,6 +54,7 @@ class Site:
             lease_held=lambda: self.lease,
             lease_ages=lambda: {"site": 0.5 if self.lease else 30.0},
             planner_present=lambda: self.lease,
+            controller_migrations=lambda: {"one": 1},
             journal_complaint=lambda: self.complaint,
         )
         self.metrics = Metrics(queries=self.queries, version="1.2.3", probes=probes)

@@ -23,7 +23,10 @@ from tests.prometheus import Prometheus, running
 
 MIB = 1 << 20
 #: Neither a broker nor a shared journal is configured here; the panels say so.
-ABSENT = ("migrator_mqtt_connected", "migrator_mqtt_waiting_messages", "migrator_lease_age_seconds")
+ABSENT = (
+    *("migrator_mqtt_connected", "migrator_mqtt_waiting_messages"),
+    *("migrator_lease_age_seconds", "migrator_controller_migrations"),
+)
 
 
 @dataclass(frozen=True)
