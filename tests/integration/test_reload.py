@@ -16,7 +16,7 @@ import pytest
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, builtin
+from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, Start, builtin
 from migrator.engine.controller import Engine
 from migrator.errors import HostError, UsageError
 from migrator.hosts.launch import Launcher
@@ -225,6 +225,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.last_resort": ('"pause"', of_policy("last_resort"), LastResort.PAUSE),
     "policies.block_jobs": ('"refuse"', of_policy("block_jobs"), BlockJobs.REFUSE),
     "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
+    "policies.start": ('"quiet"', of_policy("start"), Start.QUIET),
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
 }
 #: What goes with a key, so that the whole is right.

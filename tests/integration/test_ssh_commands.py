@@ -30,8 +30,8 @@ from tests.conftest import missing
 from tests.sshd import Sshd, inside
 
 #: For the first guest between two hosts, from the moment that it was found until nothing of it is left at its source;
-#: with what is asked once of each host.
-MOST_COMMANDS = 15
+#: with what is asked once of each host, and the guard, which goes on for all guests that leave it.
+MOST_COMMANDS = 16
 
 
 @pytest.fixture
