@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.testing import guest_watch
 from migrator.testing.guest import BEAT_SECONDS, TICK_SECONDS, MemoryDamaged
 from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine, Habit, Lab, LabError, LabQemu, Pair, RawMonitor, until
@@ -205,11 +206,13 @@ class TestWhoseAnswer:
 
 class TestGuestWatch:
     async def test_a_guest_that_runs_in_two_processes_is_noticed_and_one_that_has_left_its_first_is_not(
-        self,
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         machine = GuestMachine(image_locking="off")
         with LabSite("a", "b", isolated=False) as site:
             left, here = await site.boot(machine, "a"), await site.boot(machine, "b")
+            # However long they have run before they are watched.
+            monkeypatch.setattr(guest_watch, "_SETTLED_SECONDS", 0.0)
             watch = GuestWatch(site, [machine])
 
             async def ran(*processes: LabQemu) -> bool:
