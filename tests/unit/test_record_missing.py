@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from migrator.api.commands import Migrate, Refusal, Resolve
 from migrator.api.documents import MigrationDocument
 from migrator.core.model import State
 from migrator.testing.journal import MemoryJournal
+from migrator.testing.simulated_site import SimulatedSite
+from migrator.testing.workload import MIB, steady
 from tests.stops import Life, Lives
 from tests.unit.test_stopped_anywhere import OPERATOR, begin, go_on, lives, never_two, whole
 
@@ -31,11 +34,28 @@ _STEPS = [
 ]
 
 
-async def killed_at(world: Lives, instant: str, policy: str) -> None:
-    """A migration, killed there; the instant after, where the journal is still to be told."""
+def busy(directory: Path) -> Lives:
+    """A site whose guest writes faster than its stream sends.
+
+    While the limit is parked such a guest never reaches the switch by itself: no guard is at a simulated source.
+    """
+    site = SimulatedSite()
+    for name in ("a", "b"):
+        site.add_host(name, link=1000 * MIB)
+    site.add_guest("vm-0", host="a", workload=steady(64 * MIB, 1500 * MIB), memory_bytes=256 * MIB)
+    return Lives(directory, site)
+
+
+async def killed_at(
+    world: Lives, instant: str, policy: str, *, undisturbed: Callable[[Path], Lives] = lives
+) -> None:
+    """A migration, killed there; the instant after, where the journal is still to be told.
+
+    :param undisturbed: makes a site like that of `world`.
+    """
     command = Migrate(guest="vm-0", to="b", policy=policy)
     life = Life()
-    await begin(lives(world.directory / "whole"), life, command)
+    await begin(undisturbed(world.directory / "whole"), life, command)
     number = life.instants.index(instant) + 1
     if instant.startswith("record.begin"):
         number = life.instants.index("journal.save, done", number) + 1
@@ -56,9 +76,9 @@ async def until_held(world: Lives) -> MigrationDocument:
 async def test_migration_is_held_and_neither_end_is_touched(
     tmp_path: Path, policy: str, instant: str, damage: str
 ) -> None:
-    world = lives(tmp_path)
+    world = busy(tmp_path)
     async with never_two(world):
-        await killed_at(world, instant, policy)
+        await killed_at(world, instant, policy, undisturbed=busy)
         (record,) = tmp_path.glob("*.jsonl")
         if damage == "missing":
             record.unlink()
