@@ -92,3 +92,17 @@ async def test_the_end_of_a_stream_over_a_narrow_path_is_paced_and_nothing_else(
     assert await paced_at(7e6, far=True) == 0
     assert 0.5 < await paced_at(7e6) < 0.9
     assert await paced_at(36e6) == 0
+
+
+async def test_a_path_that_was_slow_for_a_moment_is_not_taken_for_a_narrow_one_for_ever() -> None:
+    end = Answering()
+    made = shaper(end)
+    made.begin("tcp:192.0.2.1:4444", share=None, path=None)
+    paces = []
+    for number, speed in enumerate((3e6, 3e6, 50e6, 50e6)):
+        sample = Sample(at_seconds=1 + number, remaining_bytes=MIB, bandwidth_bytes_per_second=speed)
+        await made.shape(sample, share=None, path=None)
+        paces.append([options for options in end.asked if options is not None][-1].pacing_bytes_per_second)
+    await made.close()
+    assert 0 < (paces[1] or 0) < 3e6
+    assert paces[-1] == 0

@@ -84,7 +84,7 @@ def pace_end(pace: EndPace, sample: Sample) -> EndPace:
         return pace
     if pace.limit is None:
         pace = replace(pace, path=_averaged(pace.path, sample.bandwidth_bytes_per_second))
-    spent = pace.spent_seconds + (sample.at_seconds - pace.since if pace.since is not None else 0.0)
+    spent = _spent(pace, sample)
     far = sample.remaining_bytes / pace.path > _NEAR_SECONDS
     if far or spent > max(_PACED_SECONDS, _PACED_RATIO * sample.at_seconds):
         return replace(pace, limit=None, spent_seconds=spent, since=None)
@@ -92,6 +92,15 @@ def pace_end(pace: EndPace, sample: Sample) -> EndPace:
     ratio = _DRAINING_RATIO if sample.queued_bytes > short else _KEEPING_RATIO
     since = sample.at_seconds if pace.since is None else pace.since
     return replace(pace, limit=int(pace.path * ratio), since=since)
+
+
+def lift_end_pace(pace: EndPace, sample: Sample) -> EndPace:
+    """Return a pace that limits nothing: the path that seemed narrow was slow for a moment only."""
+    return replace(pace, limit=None, spent_seconds=_spent(pace, sample), since=None)
+
+
+def _spent(pace: EndPace, sample: Sample) -> float:
+    return pace.spent_seconds + (sample.at_seconds - pace.since if pace.since is not None else 0.0)
 
 
 def _averaged(before: float, measured: float) -> float:

@@ -142,6 +142,8 @@ class StreamShaper:
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
         if not self._postcopy and (self._seen.refused or traffic_shaping.is_narrow(self._fastest)):
             self._end = traffic_shaping.pace_end(self._end, sample)
+        elif self._end.limit is not None:
+            self._end = traffic_shaping.lift_end_pace(self._end, sample)
         return sample
 
     def _wanted(self, sample: Sample, *, share: int | None, path: float | None) -> StreamOptions:
