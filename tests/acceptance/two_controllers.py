@@ -216,9 +216,8 @@ class TwoControllers:
         at = time.monotonic()
         if plans:
             await self._taken_over(gone, last, at)
-        successor = await self.ask_acting()
-        assert successor != gone
-        assert (await site.post(f"hosts/{here}/evacuate", key=f"round-{number}"))["id"] == run["id"]
+        again = await self._ask_again(f"hosts/{here}/evacuate", key=f"round-{number}", gone=gone)
+        assert again["id"] == run["id"]
         await site.ended(run["id"], "completed", within=120)
         await self._bring_back(gone, how, ends=plans)
         await site.everyone_at(self.guests, there)
@@ -228,6 +227,21 @@ class TwoControllers:
         for machine in self.guests:
             self.measured.stood[machine.name.partition("-")[0]].append(watch.longest[machine.name])
         await site.post(f"hosts/{here}/activate", key=f"activate-{number}")
+
+    async def _ask_again(self, path: str, *, key: str, gone: str) -> Any:
+        """Repeat a command, as often as it is refused because none acts at the moment: its document."""
+        taken: Any = None
+
+        async def is_taken() -> bool:
+            nonlocal taken
+            assert await self.ask_acting() != gone
+            status, document = await self.site.try_post(path, key=key)
+            taken = document if status < 300 else None
+            assert taken or status == 503, (status, document, self.site.log()[-2000:])
+            return taken is not None
+
+        await eventually(is_taken, f"{path} is taken", self.site, within=30)
+        return taken
 
     async def _taken_over(self, gone: str, last: int, at: float) -> None:
         while await self.acting() in ("", gone):
