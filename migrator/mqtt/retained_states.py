@@ -144,13 +144,19 @@ class RetainedStates:
     async def differences(
         self, retained: Mapping[str, bytes], *, waits: Callable[[str], bool]
     ) -> list[Outgoing]:
-        """Return the messages that make the broker's retained states right.
+        """Return the messages that make the broker's retained states right, to be queued at once.
 
         :param retained: what it has, by topic.
         :param waits: whether a newer state for that topic waits to be published anyway.
         """
+        stale = [
+            (topic, whose)
+            for topic, payload in retained.items()
+            if payload and (whose := self._topics.whose_state(topic)) is not None and await self._stale(whose)
+        ]
+        # Nothing is waited for from here on: what is newer by then waits, or is the last that is known.
         messages, overdue = [], set(self.overdue())
-        for key, last in list(self._last.items()):
+        for key, last in self._last.items():
             topic = self._topics.about(*key, "state")
             if topic is None or waits(topic) or key in overdue:
                 continue
@@ -159,9 +165,8 @@ class RetainedStates:
             messages.append(
                 Outgoing(priority=Priority.CORRECTION, topic=topic, payload=last.payload, retain=True)
             )
-        for topic, payload in retained.items():
-            whose = self._topics.whose_state(topic)
-            if whose is not None and payload and not waits(topic) and await self._stale(whose):
+        for topic, whose in stale:
+            if not waits(topic) and (whose not in self._last or whose in overdue):
                 messages.append(clearing(topic))
         return messages
 
