@@ -344,14 +344,23 @@ class Board:
                     properties=properties,
                     timeout=5,
                 ) as client:
-                    for what in ("state", "decision"):
-                        await client.subscribe(f"{PREFIX}/+/+/{what}", qos=1)
-                    self._subscribed.set()
-                    async for message in client.messages:
-                        assert isinstance(message.payload, bytes)
-                        topic, retain = message.topic.value, bool(message.retain)
-                        self.got.append(Got(topic, message.payload, retain, message.properties))
+                    try:
+                        for what in ("state", "decision"):
+                            await client.subscribe(f"{PREFIX}/+/+/{what}", qos=1)
+                        self._subscribed.set()
+                        async for message in client.messages:
+                            self._note(message)
+                    finally:
+                        # What has come is acknowledged, and will not come again: not even where the broker went before
+                        # it answered a subscription.
+                        while len(client.messages):
+                            self._note(await anext(client.messages))
             await asyncio.sleep(0.05)
+
+    def _note(self, message: aiomqtt.Message) -> None:
+        assert isinstance(message.payload, bytes)
+        topic, retain = message.topic.value, bool(message.retain)
+        self.got.append(Got(topic, message.payload, retain, message.properties))
 
     def about(self, subject: str, identifier: str) -> list[Any]:
         """Its states and decisions in the order in which they came. What came twice, or was retained, is left out."""

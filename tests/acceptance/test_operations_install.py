@@ -289,7 +289,7 @@ def told(tmp_path: Path) -> Iterator[socket.socket]:
     """What stands for systemd."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(30)
+        sock.settimeout(90)  # a service starts two processes, on a machine that may be busy
         yield sock
 
 

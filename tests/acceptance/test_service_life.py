@@ -32,7 +32,7 @@ def _namespaces() -> None:
         missing(why)
 
 
-async def refused(*words: str, code: int = 2, within: float = 60) -> str:
+async def refused(*words: str, code: int = 2, within: float = 150) -> str:
     """What ``migrator serve`` says when it does not start, in one line.
 
     :param code: 2 for what is wrong with the configuration, 1 for what is wrong with the machine.
