@@ -39,8 +39,10 @@ async def test_the_limit_is_parked_while_memory_is_copied_and_given_once_at_the_
         result = await asyncio.wait_for(running, 60)
     assert result.state is State.COMPLETED, result.error
     given = [each for each in result.decisions if each.action == "downtime-limit"]
-    assert 1 <= len(given) <= 3
-    assert "moment" in given[0].reason or "first pass" in given[0].reason
+    # While the first pass of a small guest may be over at once; parked; at the end of that pass; at the moment.
+    assert 1 <= len(given) <= 4
+    assert "moment" in given[-1].reason or "first pass ends" in given[-1].reason
+    assert len([each for each in given if "parked" in each.reason]) <= 1
     assert result.downtime_seconds is not None
     assert result.downtime_seconds <= POLICY.max_downtime_seconds
     await made.destination.check_memory()
