@@ -151,7 +151,7 @@ class LocalCoprocess:
                 ],
                 setsid=True,
             )
-        except BaseException:
+        except BaseException:  # whatever it was: no descriptor stays open; raised again
             os.close(ours_in)
             os.close(ours_out)
             raise
