@@ -5,8 +5,8 @@ from __future__ import annotations
 from bench.policies.cases import LINK_BYTES_PER_SECOND
 from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Setup, Strategy
 from migrator.core.guest_experience import GuestPrior
-from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, ActionKind, ConvergenceState
+from migrator.core.migration import convergence, convergence_state
+from migrator.core.migration.convergence_state import Abilities, ActionKind, ConvergenceState
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.traffic_shaping import unsent_limit
 from migrator.core.model import Sample
@@ -35,7 +35,7 @@ class Migrator(Strategy):
 
     def __init__(self, policy: Policy, memory_bytes: int) -> None:
         super().__init__(policy, memory_bytes)
-        self._state = convergence.begin(policy, prior=self.prior)
+        self._state = convergence_state.begin(policy, prior=self.prior)
         self._abilities = Abilities(postcopy=self.may_postcopy, throttle=policy.max_throttle_ratio > 0)
         #: The round in which it was first said that nothing the policy allows will do.
         self.cannot_round: int | None = None

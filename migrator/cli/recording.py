@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from migrator.core.migration.convergence import Abilities
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.model import Decision, Sample
 from migrator.core.policy import Policy
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress

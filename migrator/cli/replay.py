@@ -9,8 +9,8 @@ from typing import Any
 
 from migrator.cli import Exit
 from migrator.cli.recording import read
-from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities
+from migrator.core.migration import convergence, convergence_state
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.model import Sample, State
 from migrator.core.policy import PostcopyMode, builtin
 from migrator.errors import UsageError
@@ -53,7 +53,7 @@ def _replay(lines: list[dict[str, Any]], name: str, file: Path) -> list[dict[str
         postcopy=abilities.postcopy or policy.postcopy is not PostcopyMode.NEVER,
         throttle=abilities.throttle or policy.max_throttle_ratio > 0,
     )
-    state = convergence.begin(policy)
+    state = convergence_state.begin(policy)
     decided: list[dict[str, Any]] = []
     for sample in samples:
         state, seen, actions = convergence.decide(state, sample, policy, abilities)

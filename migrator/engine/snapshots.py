@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from migrator import logs
 from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.snapshot import MigrationSnapshot, PolicyRules, SiteSnapshot
-from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.forecast import Verdict
 from migrator.core.policy import Policy
 from migrator.engine import clock

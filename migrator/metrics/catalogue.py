@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.inventory import HostState
-from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.invariants import VIOLATED, Invariant
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State

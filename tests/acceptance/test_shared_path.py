@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.convergence_state import ActionKind
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit
 from tests.acceptance.service_site import MIB, LiveSite

@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator.core.migration import convergence
-from migrator.core.migration.convergence import (
+from migrator.core.migration.convergence import after_probe, decide
+from migrator.core.migration.convergence_state import (
     Abilities,
     Action,
     ActionKind,
     ConvergenceState,
-    after_probe,
     begin,
-    decide,
     usable_limit,
 )
 from migrator.core.migration.forecast import Forecast, Verdict
@@ -375,4 +373,4 @@ def test_postcopy_first_waits_for_no_round() -> None:
 def test_the_usable_limit_leaves_room_for_what_was_learned() -> None:
     assert usable_limit(PRECOPY, 0.1) == pytest.approx(0.17)
     assert usable_limit(PRECOPY, 5.0) == pytest.approx(0.03)
-    assert convergence.begin(PRECOPY, overhead_seconds=5.0).model.limit_seconds <= 0.03 + 1e-9
+    assert begin(PRECOPY, overhead_seconds=5.0).model.limit_seconds <= 0.03 + 1e-9

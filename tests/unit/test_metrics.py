@@ -21,7 +21,7 @@ from migrator.api.commands import COMMANDS
 from migrator.api.documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.migration.convergence import ActionKind
+from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.invariants import VIOLATED
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State

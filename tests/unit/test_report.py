@@ -16,7 +16,7 @@ from migrator.cli import picture, report
 from migrator.cli.client import Rejected
 from migrator.cli.recording import Recorder
 from migrator.cli.report import main, recorded, render, sampled
-from migrator.core.migration.convergence import Abilities
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.model import Decision, Mode, Sample, State
 from migrator.core.policy import builtin
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, ActionKind, begin, decide
+from migrator.core.migration.convergence import decide
+from migrator.core.migration.convergence_state import Abilities, ActionKind, begin
 from migrator.core.migration.forecast import Model, Round
 from migrator.core.migration.throttling import Throttling, relax, share_that_ends, take
 from migrator.core.model import Sample

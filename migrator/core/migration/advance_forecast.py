@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, ActionKind
+from migrator.core.migration import convergence, convergence_state
+from migrator.core.migration.convergence_state import Abilities, ActionKind
 from migrator.core.migration.downtime_floor import may_exceed, smallest_ceiling
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Verdict, outlook
 from migrator.core.model import Sample
@@ -54,7 +54,7 @@ def forecast_in_advance(
     if dirty_rate_bytes_per_second is None:
         return AdvanceForecast(verdict=Verdict.UNKNOWN)
     state = convergence.after_probe(
-        convergence.begin(policy),
+        convergence_state.begin(policy),
         at_seconds=0.0,
         period_seconds=probe_seconds,
         dirty_rate=dirty_rate_bytes_per_second,

@@ -17,39 +17,36 @@ A rung is skipped when the forecast says that it will not do, or not in the time
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import forecast, throttling
-from migrator.core.migration.forecast import (
-    DEFAULT_OVERHEAD_SECONDS,
-    Forecast,
-    Model,
-    Verdict,
-    outlook,
+from migrator.core.migration.convergence_rungs import (
+    ROUNDS_TO_BELIEVE,
+    awaited_evidence,
+    believed,
+    ends,
+    left_seconds,
+    next_step,
+    rung_above,
+    throttle_share,
 )
-from migrator.core.migration.halted_stream import HALT_SECONDS, StreamHistory
+from migrator.core.migration.convergence_state import (
+    Abilities,
+    Action,
+    ActionKind,
+    ConvergenceState,
+    usable_limit,
+)
+from migrator.core.migration.early_forecast import forecast_unseen, time_left_by_experience
+from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.migration.halted_stream import HALT_SECONDS
 from migrator.core.migration.prior import with_prior
-from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan, plan_switch
-from migrator.core.migration.throttling import Throttling
-from migrator.core.migration.time_left import NextStep, TimeLeft, just_changed, rises, time_left
+from migrator.core.migration.switch_timing import plan_switch
+from migrator.core.migration.time_left import just_changed, time_left
 from migrator.core.model import Sample
 from migrator.core.policy import LastResort, Policy, PostcopyMode
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
-#: Left of the ceiling for what the bandwidth may fall by during the switch.
-_CEILING_MARGIN_RATIO = 0.1
-#: So long a guest is watched for a quiet moment before something is done to it that cannot be taken back, where the
-#: policy leaves nothing but giving up or stopping it; or so many times what one whole copy takes, if that is more.
-_QUIET_WAIT_SECONDS = 8.0
-_QUIET_WAIT_COPIES = 2.7
-#: So many bad verdicts, each after another round, before a guest is throttled or goes to postcopy, ...
-_ROUNDS_TO_BELIEVE = 2
-#: ...but one is enough where the guest dirties this much faster than the stream carries.
-_HOPELESS_FACTOR = 1.15
-#: A verdict must stand even if the guest dirties this much faster than it showed.
-_DOUBT_FACTOR = 1.05
 #: Where the policy sets no time limit, one that has not ended after so many times its first round, and at least so many
 #: seconds, will not.
 _ROUNDS_WORTH = 30.0
@@ -64,107 +61,9 @@ _STANDS_SECONDS = 0.09
 _STANDS_FAR_SECONDS = 0.5
 #: CPU time is not given back where the guest moves within so long anyway.
 _NOT_WORTH_RELAXING_SECONDS = 2.0
-#: Neither throttle nor postcopy are chosen on what was seen for less long: a stream beside others may begin slowly.
-_LEAST_EVIDENCE_SECONDS = 2.5
-
-#: What a forecast waits for before there is one.
-_WATCHING = "a second of watching how fast the guest writes"
 
 #: How the reason ends of a migration that is given up, and its error.
 GIVING_UP = "giving up"
-
-
-class ActionKind(StrEnum):
-    """Kinds of action that the controller may take while memory is copied."""
-
-    LIMIT = "downtime-limit"
-    THROTTLE = "throttle"
-    START_POSTCOPY = "start-postcopy"
-    #: Stop the guest until its memory has arrived.
-    PAUSE = "pause"
-    GIVE_UP = "give-up"
-    #: Nothing is done to the guest: it would end if others did not share its path, so those are to be held back.
-    CROWDED = "crowded"
-    #: Nothing is done; somebody should know.
-    AT_RISK = "at-risk"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Action:
-    """One action and the reason for it."""
-
-    act: ActionKind
-    reason: str
-    #: With ``downtime-limit``: seconds. With ``throttle``: the share of CPU time to take.
-    value: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Abilities:
-    """Abilities that both ends turned out to have."""
-
-    postcopy: bool
-    throttle: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvergenceState:
-    """State that :func:`decide` carries from one sample to the next."""
-
-    model: Model = field(default_factory=Model)
-    stream: StreamHistory = field(default_factory=StreamHistory)
-    throttling: Throttling = field(default_factory=Throttling)
-    #: Rounds after which the verdict was bad, in a row.
-    bad_rounds: int = 0
-    #: When the first of them ended, seconds since the migration began.
-    bad_since: float = math.inf
-    #: Rounds and probes that a verdict was given on.
-    judged_entries: int = 0
-    #: The last verdict, and when it was given, seconds since the migration began.
-    judged: Forecast = field(default_factory=lambda: Forecast(verdict=Verdict.UNKNOWN, waiting_for=_WATCHING))
-    judged_at_seconds: float = -math.inf
-    switch: SwitchPlan = field(default_factory=SwitchPlan)
-    #: Something was done that nothing follows on: postcopy, pause or giving up.
-    settled: bool = False
-    at_risk: bool = False
-    #: It was said that others of its path are to be held back.
-    crowded: bool = False
-    #: Total time forecast at the end of the first round, seconds; what the forecast's error is measured by.
-    first_forecast_seconds: float | None = None
-    #: How often the guest was seen to change its habit.
-    habit_changes: int = 0
-
-    @property
-    def look_in_seconds(self) -> float | None:
-        """Return in how many seconds the source is to be looked at, as the switch is near; ``None`` where it is not."""
-        return None if self.settled else self.switch.look_in_seconds
-
-
-def begin(
-    policy: Policy,
-    *,
-    overhead_seconds: float = DEFAULT_OVERHEAD_SECONDS,
-    prior: GuestPrior | None = None,
-) -> ConvergenceState:
-    """Return the state to begin with; :attr:`Model.limit_seconds` in it is the limit to give to QEMU.
-
-    :param overhead_seconds: learned: the part of downtime that is not memory over the network.
-    :param prior: likewise: what the guest did before.
-    """
-    # Of an offline one nothing is dirtied, so no limit is too high.
-    first = policy.max_downtime_seconds if policy.offline else PARKED_LIMIT_SECONDS
-    return ConvergenceState(model=Model(overhead_seconds=overhead_seconds, limit_seconds=first, prior=prior))
-
-
-def usable_limit(policy: Policy, overhead_seconds: float) -> float:
-    """Return the highest downtime limit that keeps the downtime under the policy's ceiling, in seconds.
-
-    Never less than a tenth of the ceiling: where the overhead alone exceeds it, no limit would help.
-
-    :param overhead_seconds: part of the downtime that the limit says nothing of: the switch itself, and what is queued.
-    """
-    ceiling = policy.max_downtime_seconds
-    return max(ceiling * (1 - _CEILING_MARGIN_RATIO) - overhead_seconds, ceiling * 0.1, 0.001)
 
 
 def decide(
@@ -187,7 +86,7 @@ def decide(
         judged_at = -math.inf if limit or actions else sample.at_seconds
         state = replace(state, judged=seen, judged_at_seconds=judged_at)
     elif not state.model.known and with_prior(state.model).known and not _stands(state, sample):
-        seen, actions = _forecast_unseen(state, sample, policy, abilities), []
+        seen, actions = forecast_unseen(state, sample, policy, abilities), []
         state = replace(state, judged=seen, judged_at_seconds=sample.at_seconds)
     else:
         seen, actions = state.judged.after(sample.at_seconds - state.judged_at_seconds), []
@@ -221,14 +120,14 @@ def after_probe(
 def _judge(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
 ) -> tuple[ConvergenceState, Forecast, list[Action]]:
-    left = _left(policy, sample)
+    left = left_seconds(policy, sample)
     ceiling = usable_limit(policy, state.model.overhead_seconds)
-    enough = _ends(state, state.model, ceiling, left)
+    enough = ends(state, state.model, ceiling, left)
     best = state.model.at_its_best()
     momentary = (
         not enough
         and best.bandwidth_bytes_per_second > _MOMENTARY_FACTOR * state.model.bandwidth_bytes_per_second
-        and _ends(state, best, ceiling, left, whatever_rounds_gained=True)
+        and ends(state, best, ceiling, left, whatever_rounds_gained=True)
     )
     new_round = (
         state.model.entries != state.judged_entries and state.model.rounds[-1].at_seconds == sample.at_seconds
@@ -245,12 +144,12 @@ def _judge(
             habit_changes=state.habit_changes + just_changed(state.model),
         )
     aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
-    rung = "" if enough or momentary else _rung(state, policy, abilities, ceiling, left)
-    step = _next_step(state, sample, policy, abilities, rung, left, enough=enough or momentary)
+    rung = "" if enough or momentary else rung_above(state, policy, abilities, ceiling, left)
+    step = next_step(state, sample, policy, abilities, rung, left, enough=enough or momentary)
     ahead = time_left(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio, step=step)
     if state.model.prior is not None and not state.model.copied_once:
-        ahead = _with_experience(state, sample, policy, abilities)
-    waiting_for = _waiting_for(state, sample, step, momentary=momentary)
+        ahead = time_left_by_experience(state, sample, policy, abilities)
+    waiting_for = awaited_evidence(state, sample, step, momentary=momentary)
     if enough and not waiting_for and ahead.seconds[1] * _SURE_FACTOR > left:
         waiting_for = f"whether it ends within the {show_seconds(max(0.0, left))} that are left"
     if waiting_for and (enough or not rung):
@@ -287,10 +186,10 @@ def _judge(
             state = replace(state, at_risk=True)
             reason = f"{_why(state)}: it may take longer than the {show_seconds(max(0.0, left))} left"
             actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
-    elif _believed(state, sample, rung, left):
+    elif believed(state, sample, rung, left):
         state, climbed = _climb(state, sample, policy, abilities, rung, left)
         actions += climbed
-    elif not rung and state.bad_rounds >= _ROUNDS_TO_BELIEVE and not state.at_risk:
+    elif not rung and state.bad_rounds >= ROUNDS_TO_BELIEVE and not state.at_risk:
         # Whoever writes without a pause, and who does so for some seconds, look the same so far.
         state = replace(state, at_risk=True)
         reason = (
@@ -298,55 +197,6 @@ def _judge(
         )
         actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
     return state, seen, actions
-
-
-def _forecast_unseen(
-    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
-) -> Forecast:
-    """Return the forecast before anything was seen of the guest's writing: what it did before is all that is known."""
-    ahead = _with_experience(state, sample, policy, abilities)
-    return Forecast(verdict=Verdict.UNKNOWN, waiting_for=_WATCHING, **ahead.figures())
-
-
-def _with_experience(
-    state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities
-) -> TimeLeft:
-    """Return what is to be expected before the first round has ended, as the guest did before; nothing is decided."""
-    state = replace(state, model=with_prior(state.model))
-    ceiling, left = usable_limit(policy, state.model.overhead_seconds), _left(policy, sample)
-    # What it did before may be above its true rate as well as below: there is nothing to add for doubt.
-    middle = outlook(state.model, limit_seconds=ceiling, throttle_ratio=state.throttling.ratio)
-    enough = middle.ends and middle.seconds <= left
-    rung = "" if enough else _rung(state, policy, abilities, ceiling, left)
-    step = _next_step(state, sample, policy, abilities, rung, left, enough=enough)
-    aim = state.switch.ending.limit_seconds if state.switch.ending is not None else ceiling
-    return time_left(state.model, limit_seconds=aim, throttle_ratio=state.throttling.ratio, step=step)
-
-
-def _left(policy: Policy, sample: Sample) -> float:
-    """Return the seconds until the policy's time limit."""
-    limit = policy.max_duration_seconds
-    return math.inf if limit is None else limit - sample.at_seconds
-
-
-def _ends(
-    state: ConvergenceState,
-    model: Model,
-    ceiling: float,
-    left: float,
-    *,
-    whatever_rounds_gained: bool = False,
-) -> bool:
-    """Tell whether the copy ends as it goes, inside the ceiling and the time.
-
-    :param whatever_rounds_gained: go by the rates alone: rounds over a stream that carried less tell nothing.
-    """
-    ratio = state.throttling.ratio
-    middle = outlook(model, limit_seconds=ceiling, throttle_ratio=ratio)
-    # The rate that shows is never above the true one, so what ends only just does not end.
-    likely = outlook(model, limit_seconds=ceiling, throttle_ratio=ratio, rate_factor=_DOUBT_FACTOR)
-    gains = whatever_rounds_gained or not model.stalled(ceiling)
-    return likely.ends and middle.ends and middle.seconds <= left and gains
 
 
 def _time_switch(
@@ -363,7 +213,7 @@ def _time_switch(
         limit_ceiling_seconds=ceiling,
         downtime_ceiling_seconds=max(policy.max_downtime_seconds, ceiling + overhead),
         throttle_ratio=state.throttling.ratio,
-        left_seconds=_left(policy, sample),
+        left_seconds=left_seconds(policy, sample),
     )
     state = replace(state, switch=plan)
     if change is None:
@@ -371,32 +221,6 @@ def _time_switch(
     reason = f"{_why(state)}: {change.reason}" if state.model.known else change.reason
     state = replace(state, model=replace(state.model, limit_seconds=change.limit_seconds))
     return state, [Action(act=ActionKind.LIMIT, reason=reason, value=change.limit_seconds)]
-
-
-def _rung(state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float) -> str:
-    """Return the lowest rung above the present one that will do; empty when none will."""
-    if _throttle(state, policy, abilities, ceiling, left) is not None:
-        return ActionKind.THROTTLE
-    if policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy:
-        return ActionKind.START_POSTCOPY
-    if policy.last_resort is LastResort.PAUSE:
-        return ActionKind.PAUSE
-    return ""
-
-
-def _throttle(
-    state: ConvergenceState, policy: Policy, abilities: Abilities, ceiling: float, left: float
-) -> float | None:
-    if not abilities.throttle:
-        return None
-    return throttling.share_that_ends(
-        state.throttling,
-        state.model,
-        policy,
-        ceiling_seconds=ceiling,
-        left_seconds=left,
-        other_rung=policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy,
-    )
 
 
 def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[ConvergenceState, list[Action]]:
@@ -412,105 +236,13 @@ def _relax(state: ConvergenceState, ceiling: float, left: float) -> tuple[Conver
     return replace(state, throttling=given_back), [Action(act=ActionKind.THROTTLE, reason=reason, value=0.0)]
 
 
-def _next_step(
-    state: ConvergenceState,
-    sample: Sample,
-    policy: Policy,
-    abilities: Abilities,
-    rung: str,
-    left: float,
-    *,
-    enough: bool,
-) -> NextStep:
-    """Return the rung that comes where the copy does not end as it goes, and when."""
-    postcopy = policy.postcopy is PostcopyMode.ALLOW and abilities.postcopy
-    model, ratio = state.model, state.throttling.ratio
-    share: float | None = ratio
-    if rung == ActionKind.THROTTLE:
-        share = _throttle(state, policy, abilities, usable_limit(policy, model.overhead_seconds), left)
-    in_seconds = 0.0
-    if not _believed(state, sample, rung, left):
-        bandwidth = model.bandwidth_bytes_per_second
-        if rung in (ActionKind.THROTTLE, ActionKind.START_POSTCOPY):
-            in_seconds = sample.remaining_bytes / bandwidth
-        else:
-            since = min(state.bad_since, sample.at_seconds)
-            in_seconds = max(0.0, since + _quiet_wait(sample, model, rung, left) - sample.at_seconds)
-    return NextStep(
-        needed=not enough,
-        rung=rung,
-        in_seconds=in_seconds,
-        throttle_ratio=share if share is not None else ratio,
-        max_throttle_ratio=policy.max_throttle_ratio,
-        unproven=_unproven(state, sample),
-        ends_anyway=postcopy or policy.last_resort is LastResort.PAUSE,
-    )
-
-
-def _unproven(state: ConvergenceState, sample: Sample) -> bool:
-    """Tell whether no whole round has shown yet what the CPU time that is taken now does."""
-    taken = state.throttling.ratio
-    return state.throttling.takes_effect(sample.at_seconds, sample.throttle_ratio) or (
-        taken > 0 and state.model.rounds[-1].throttle_ratio < taken - 0.01
-    )
-
-
-def _waiting_for(state: ConvergenceState, sample: Sample, step: NextStep, *, momentary: bool) -> str:
-    """Return what has to be seen before a verdict would rest on more than a guess; empty where enough was seen."""
-    if momentary:
-        return "the stream to carry again what it carried a moment ago"
-    if step.unproven:
-        return f"a round in which {show_ratio(state.throttling.ratio)} of the guest's CPU time is taken"
-    if not state.model.copied_once:
-        return "the end of the first round: a probe says little of what the guest does in all of it"
-    if not step.needed:
-        return "another round: the guest has begun to write faster" if rises(state.model) else ""
-    if step.rung:
-        return ""
-    if step.in_seconds > 0:
-        return f"a quiet moment of the guest, for {show_seconds(step.in_seconds)} more at most"
-    return "" if _believed(state, sample, step.rung, math.inf) else "another round like the last one"
-
-
-def _believed(state: ConvergenceState, sample: Sample, rung: str, left: float) -> bool:
-    """Tell whether the bad verdict has stood for long enough to act on."""
-    model = state.model
-    if state.bad_rounds == 0:
-        return False
-    hopeless = (
-        model.write_rate() * (1 - state.throttling.ratio)
-        > _HOPELESS_FACTOR * model.bandwidth_bytes_per_second
-    )
-    if rung in (ActionKind.THROTTLE, ActionKind.START_POSTCOPY):
-        needed = 2.0 * max(0.0, sample.remaining_bytes / model.bandwidth_bytes_per_second)
-        if math.isfinite(left) and left < needed:
-            return True
-        if not model.copied_once and (
-            rung == ActionKind.START_POSTCOPY or sample.at_seconds < _LEAST_EVIDENCE_SECONDS
-        ):
-            return False  # a postcopy that begins after a full pass has less to fetch
-        return hopeless or state.bad_rounds >= _ROUNDS_TO_BELIEVE
-    wait = _quiet_wait(sample, model, rung, left)
-    return state.bad_rounds >= _ROUNDS_TO_BELIEVE and sample.at_seconds - state.bad_since >= wait
-
-
-def _quiet_wait(sample: Sample, model: Model, rung: str, left: float) -> float:
-    """Return the seconds, from the first bad round on, for which a quiet moment of the guest is waited for."""
-    wait = max(
-        _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
-    )
-    if math.isfinite(left) and rung == ActionKind.PAUSE:
-        wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
-    return wait
-
-
 def _climb(
     state: ConvergenceState, sample: Sample, policy: Policy, abilities: Abilities, rung: str, left: float
 ) -> tuple[ConvergenceState, list[Action]]:
     ceiling = usable_limit(policy, state.model.overhead_seconds)
     why = _why(state)
     if rung == ActionKind.THROTTLE:
-        share = _throttle(state, policy, abilities, ceiling, left)
+        share = throttle_share(state, policy, abilities, ceiling, left)
         if share is None:
             return state, []
         taken, evidence = throttling.take(

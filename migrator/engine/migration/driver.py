@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.core.findings import errors_first
-from migrator.core.migration import answer_review, convergence, invariants, lifecycle
+from migrator.core.migration import answer_review, invariants, lifecycle
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
@@ -75,7 +76,7 @@ class MigrationDriver(DriverState):
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
         if self._experience is not None:
             self._steering.begin(self._experience.overhead_seconds(self._pair))
-        self._abilities = convergence.Abilities(
+        self._abilities = Abilities(
             postcopy=self._policy.postcopy is not PostcopyMode.NEVER
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
@@ -176,7 +177,7 @@ class MigrationDriver(DriverState):
         self._intent_log.began -= began_ago_seconds
         self._intent_log.intent = intent
         self._steps.settings = MigrationSettings(**facts["settings"])
-        self._abilities = convergence.Abilities(**facts["abilities"])
+        self._abilities = Abilities(**facts["abilities"])
         self._given_bandwidth = None
         self._shaper.take_up()
         if intent.postcopy:

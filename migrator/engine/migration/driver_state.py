@@ -9,7 +9,8 @@ from typing import Any
 
 from migrator import logs
 from migrator.core.guest_experience import GuestPrior
-from migrator.core.migration import convergence, lifecycle
+from migrator.core.migration import lifecycle
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import (
@@ -149,7 +150,7 @@ class DriverState:
         )
         self._facts: Facts | None = None
         self._settings_there: MigrationSettings | None = None
-        self._abilities = convergence.Abilities(postcopy=False, throttle=False)
+        self._abilities = Abilities(postcopy=False, throttle=False)
         self._progress = Progress()
         #: A cancel came too late, and that was said.
         self._too_late = False
@@ -187,7 +188,7 @@ class DriverState:
         return self._facts.uuid if self._facts is not None else ""
 
     @property
-    def abilities(self) -> convergence.Abilities:
+    def abilities(self) -> Abilities:
         """Return what both ends support, as far as :meth:`check` could see."""
         return self._abilities
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from migrator.core.migration.convergence import Abilities
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.policy import Policy, PostcopyMode
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import MigrationSettings, Qemu, Tuning

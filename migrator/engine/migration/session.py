@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.core.findings import PreflightRefused
-from migrator.core.migration.convergence import Abilities
+from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import Finding, State
 from migrator.engine import clock

@@ -10,8 +10,8 @@ from typing import Any
 
 from migrator import logs
 from migrator.core.guest_experience import GuestPrior
-from migrator.core.migration import convergence
-from migrator.core.migration.convergence import Abilities, Action, ActionKind
+from migrator.core.migration import convergence, convergence_state
+from migrator.core.migration.convergence_state import Abilities, Action, ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.postcopy_bandwidth import forecast_stall
 from migrator.core.model import Mode, Sample, State
@@ -61,7 +61,7 @@ class Steering:
         self._intent_log = intent_log
         self._result = result
         self._prior = prior
-        self._state = convergence.begin(policy, prior=prior)
+        self._state = convergence_state.begin(policy, prior=prior)
         self.forecast = Forecast(verdict=Verdict.UNKNOWN)
         self._probe_began: float | None = None
         self._probed = False
@@ -94,7 +94,7 @@ class Steering:
 
     def govern(self, policy: Policy) -> None:
         """Take this policy from now on; before anything is copied."""
-        self._policy, self._state = policy, convergence.begin(policy, prior=self._prior)
+        self._policy, self._state = policy, convergence_state.begin(policy, prior=self._prior)
 
     async def resume(self, bandwidth_bytes_per_second: int) -> None:
         """Give QEMU its parameters again: another controller may have parked it.
@@ -176,7 +176,7 @@ class Steering:
     def begin(self, overhead_seconds: float | None) -> None:
         """Begin with what was learned of the part of downtime that is not memory over the network."""
         if overhead_seconds is not None:
-            self._state = convergence.begin(
+            self._state = convergence_state.begin(
                 self._policy, overhead_seconds=overhead_seconds, prior=self._prior
             )
 
