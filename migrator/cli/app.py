@@ -94,6 +94,13 @@ def direct(
         str | None,
         typer.Option(metavar="TIME", help="The longest that the guest may wait for pages in postcopy: 2s."),
     ] = None,
+    disks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Disks that are copied: auto (those that both ends do not share), all, or none (refuse).",
+        ),
+    ] = None,
     prefer: Annotated[
         str | None,
         typer.Option(

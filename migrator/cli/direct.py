@@ -24,7 +24,16 @@ from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.model import Decision, State
-from migrator.core.policy import BlockJobs, LastResort, Policy, PostcopyMode, Preference, builtin, from_fields
+from migrator.core.policy import (
+    BlockJobs,
+    Disks,
+    LastResort,
+    Policy,
+    PostcopyMode,
+    Preference,
+    builtin,
+    from_fields,
+)
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
@@ -298,6 +307,7 @@ def _policy(request: Request) -> Policy:
         block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),
         prefer=_choice("--prefer", request.prefer, Preference),
         max_postcopy_stall_seconds=_option("--max-postcopy-stall", request.max_postcopy_stall, units.seconds),
+        disks=_choice("--disks", request.disks, Disks),
     )
 
 

@@ -29,6 +29,7 @@ class Request:
     block_jobs: str | None = None
     prefer: str | None = None
     max_postcopy_stall: str | None = None
+    disks: str | None = None
     accept: tuple[str, ...] = ()
     listen: str | None = None
     destination_pid: int | None = None

@@ -15,6 +15,8 @@ class State(StrEnum):
     WAITING = "waiting"
     #: Both ends are being set up; the guest notices nothing.
     PREPARING = "preparing"
+    #: The guest's disks that the target does not share are copied while the guest runs.
+    MIRRORING = "mirroring"
     #: Memory is copied while the guest runs.
     PRECOPY = "precopy"
     #: The guest stands still: the last pages and the devices' state are on their way.

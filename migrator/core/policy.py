@@ -39,6 +39,26 @@ class BlockJobs(StrEnum):
     REFUSE = "refuse"
 
 
+class Disks(StrEnum):
+    """Choice of the guest's disks that are copied to the target."""
+
+    #: Those that both ends do not see as the same file.
+    AUTO = "auto"
+    #: Every disk that the guest may write to.
+    ALL = "all"
+    #: None: a guest with a disk that is not shared is refused.
+    NONE = "none"
+
+
+class SourceImages(StrEnum):
+    """Treatment of the images at the source whose contents were copied to the target."""
+
+    #: They stay at the source's host, under another name.
+    KEEP = "keep"
+    #: They are removed once the guest was seen running at the target.
+    REMOVE = "remove"
+
+
 class Start(StrEnum):
     """Moment at which a migration begins that nothing else keeps waiting."""
 
@@ -80,6 +100,8 @@ class Policy:
     #: Ceiling of the time that the guest waits for pages in postcopy, in seconds: one that is exceeded is told, as one
     #: that is forecast is.
     max_postcopy_stall_seconds: float = 2.0
+    disks: Disks = Disks.AUTO
+    source_images: SourceImages = SourceImages.KEEP
 
     def __post_init__(self) -> None:
         if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
@@ -134,6 +156,8 @@ class Policy:
         prefer: Preference | None = None,
         start: Start | None = None,
         max_postcopy_stall_seconds: float | None = None,
+        disks: Disks | None = None,
+        source_images: SourceImages | None = None,
     ) -> Policy:
         """Return this policy with the given fields instead; a field that is ``None`` stays.
 
@@ -158,6 +182,8 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
         "prefer": Preference(fields.get("prefer", Preference.DOWNTIME)),
         "start": Start(fields.get("start", Start.NOW)),
+        "disks": Disks(fields.get("disks", Disks.AUTO)),
+        "source_images": SourceImages(fields.get("source_images", SourceImages.KEEP)),
     }
     return Policy(**{**fields, **enums})
 

@@ -23,7 +23,15 @@ from migrator.core import findings
 from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, Start
+from migrator.core.policy import (
+    BlockJobs,
+    Disks,
+    LastResort,
+    PostcopyMode,
+    Preference,
+    SourceImages,
+    Start,
+)
 from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
 from migrator.settings.values import (
@@ -392,3 +400,5 @@ class PolicySettings(Section):
     prefer: Preference | None = None
     start: Start | None = None
     max_postcopy_stall: Seconds | None = None
+    disks: Disks | None = None
+    source_images: SourceImages | None = None

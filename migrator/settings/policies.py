@@ -23,6 +23,8 @@ _FIELDS = {
     "prefer": "prefer",
     "start": "start",
     "max_postcopy_stall": "max_postcopy_stall_seconds",
+    "disks": "disks",
+    "source_images": "source_images",
 }
 
 

@@ -16,7 +16,16 @@ import pytest
 from migrator import logs
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
-from migrator.core.policy import BlockJobs, LastResort, PostcopyMode, Preference, Start, builtin
+from migrator.core.policy import (
+    BlockJobs,
+    Disks,
+    LastResort,
+    PostcopyMode,
+    Preference,
+    SourceImages,
+    Start,
+    builtin,
+)
 from migrator.engine.controller import Engine
 from migrator.errors import HostError, UsageError
 from migrator.hosts.launch import Launcher
@@ -227,6 +236,8 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
     "policies.start": ('"quiet"', of_policy("start"), Start.QUIET),
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
+    "policies.disks": ('"none"', of_policy("disks"), Disks.NONE),
+    "policies.source_images": ('"remove"', of_policy("source_images"), SourceImages.REMOVE),
 }
 #: What goes with a key, so that the whole is right.
 TOGETHER: dict[str, dict[str, str]] = {

@@ -22,7 +22,7 @@ Kind = Literal["evacuation", "guest", "host", "migration"]
 Name = tuple[Kind, str]
 
 _PREPARING = (State.QUEUED, State.WAITING, State.PREPARING)
-_COPYING = (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
+_COPYING = (State.MIRRORING, State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class MigrationSnapshot:
     @property
     def sure(self) -> bool:
         """Whether nothing can keep it from ending any more: it is past its switch."""
-        return self.state not in (*_PREPARING, State.PRECOPY)
+        return self.state not in (*_PREPARING, State.MIRRORING, State.PRECOPY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,13 @@ class SessionState:
     @property
     def copies(self) -> bool:
         """Return whether its stream takes part of a link."""
-        return self.state in (State.PRECOPY, State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
+        return self.state in (
+            State.MIRRORING,
+            State.PRECOPY,
+            State.SWITCHOVER,
+            State.POSTCOPY,
+            State.RECOVERING,
+        )
 
     @property
     def refused(self) -> bool:
