@@ -3,16 +3,17 @@
 A migration is given before anything is begun for it, or when another has left it. Its driver then goes on without the
 planner, for as long as its own lease holds; what the planner wants of it, and what its driver says, goes through the
 journal. One whose driver has let go of it, or is gone, is taken back: as after a restart, what both QEMUs show counts.
+First nothing more can be said of it, then the journal has what its driver said last, and only then that is removed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from migrator import logs
 from migrator.core.drain.assignments import choose_driver
@@ -43,6 +44,8 @@ _PAUSE_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
 #: A driver that could not ask a guest, or its target's host, gets none of those two hosts for so long.
 _UNABLE_SECONDS = 60.0
+
+T = TypeVar("T")
 
 
 class SpreadingJournal(Protocol):
@@ -315,30 +318,28 @@ class Spreading:
         # What is given while the answer is on its way is not in it.
         given = {each.id: each.assignment.number for each in self._elsewhere()}
         rows = {each.migration: each for each in await self._assignments.find(migrations)}
-        back: list[Awaitable[None]] = []
+        over: list[RemoteSession] = []
+        gone: list[RemoteSession] = []
         for session in self._elsewhere():
             row = rows.pop(session.id, None)
             if row is None:
                 if migrations is None and given.get(session.id) == session.assignment.number:
-                    self._go_on(session, session.assignment)  # it was taken back, and nobody answered
+                    self._go_on(session)  # it was removed, and nobody answered
                 continue
             if row.number != session.assignment.number:
                 continue
-            ends = row.report is not None and row.report["session"].get("ended_at") is not None
-            if not ends or row.released:
+            if row.over:
+                over.append(session)
+            elif not self._pool.lives(row.driver, row.driver_token):
+                gone.append(session)
+            # Of one that has ended its driver may still hold what it needs no more.
+            if row.over or not _says_ended(row):
                 session.take(row)
                 self._leave_monitors(session)
-            if ends and row.released:
-                back.append(self._end(session))
-            elif row.released or not self._pool.lives(row.driver, row.driver_token):
-                back.append(self._take_back(session))
         copying = [each for each in self._registry.live() if each.driven_elsewhere and each.copies]
         self._left = {each.guest.host for each in copying}
         self._entered = {each.target for each in copying}
-        # All are waited for: none of them may still be under way when it is looked again.
-        for failed in await asyncio.gather(*back, return_exceptions=True):
-            if failed is not None:
-                raise failed
+        await self._take_back([*over, *await self._fenced(gone)])
         await self._clean(rows.values() if migrations is None else ())
 
     def _elsewhere(self) -> list[RemoteSession]:
@@ -347,39 +348,46 @@ class Spreading:
 
     async def _clean(self, rows: Collection[Assignment]) -> None:
         """Remove what is left of migrations that have ended."""
-        for row in rows:
-            session = self._registry.migrations.get(row.migration)
-            if session is None or session.ended:
-                await self._assignments.withdraw(row.migration, row.number)
+        left = [row for row in rows if not self._registry.is_under_way(row.migration)]
+        for row in left:
+            if not row.over:
+                await self._assignments.fence(row.migration, row.number)
+        if left:  # what is known of their ends may still wait for the journal
+            await self._journal_writer.commit()
+        for row in left:
+            await self._assignments.remove(row.migration, row.number)
 
-    async def _end(self, session: RemoteSession) -> None:
-        self._site.forget_driven_elsewhere(session.id)
-        self._note_unreached(session)
-        self._note(session)
-        await self._journal_writer.commit(("migration", session.journalled))
-        await self._assignments.withdraw(session.id, session.assignment.number)
+    async def _fenced(self, gone: Sequence[RemoteSession]) -> list[RemoteSession]:
+        """Take these from their drivers, which are gone; return those of which nothing more is said."""
+        fencing = (self._assignments.fence(each.id, each.assignment.number) for each in gone)
+        fenced = []
+        for session, last in zip(gone, await _all(fencing), strict=True):
+            if last is not None:
+                session.take(last)
+                self._leave_monitors(session)
+                fenced.append(session)
+        return fenced
 
-    async def _take_back(self, session: RemoteSession) -> None:
-        last = await self._assignments.withdraw(session.id, session.assignment.number)
-        if last is not None:
-            self._go_on(session, last)
-
-    def _go_on(self, session: RemoteSession, last: Assignment) -> None:
-        """Drive it here, or give it to another: its driver has let go of it, or is gone."""
-        session.take(last)
-        self._note_unreached(session)
-        if not last.released:
-            self._pool.note_gone(last.driver, last.driver_token)
-            self._on_takeover()
-            self._log.warning(
-                "the driver of a migration is gone",
-                migration=session.id,
-                driver=self._pool.instance(last.driver),
-            )
-        self._site.forget_driven_elsewhere(session.id)
-        if session.ended:  # there is nothing more to do
-            self._note(session)
+    async def _take_back(self, sessions: Sequence[RemoteSession]) -> None:
+        """Take the place of drivers that have let go of these, or are gone."""
+        if not sessions:
             return
+        for session in sessions:
+            if session.ended:
+                self._note_left(session)
+                self._note(session)
+        await self._journal_writer.commit(*(("migration", session.journalled) for session in sessions))
+        await _all(self._remove(session) for session in sessions)
+
+    async def _remove(self, session: RemoteSession) -> None:
+        await self._assignments.remove(session.id, session.assignment.number)
+        if not session.ended:
+            self._go_on(session)
+
+    def _go_on(self, session: RemoteSession) -> None:
+        """Drive it here, or give it to another: its driver has let go of it, or is gone."""
+        last = session.assignment
+        self._note_left(session)
         local = JournalledSession.from_journal(
             session.journalled(), services=self._services, **self._callbacks()
         )
@@ -394,12 +402,26 @@ class Spreading:
             self._registry.start(local, self._taken_up(local, last))
         self._wake()
 
+    def _note_left(self, session: RemoteSession) -> None:
+        """Note that its driver has let go of it, or is gone."""
+        last = session.assignment
+        self._note_unreached(session)
+        if last.fenced:
+            self._pool.note_gone(last.driver, last.driver_token)
+            self._on_takeover()
+            self._log.warning(
+                "the driver of a migration is gone",
+                migration=session.id,
+                driver=self._pool.instance(last.driver),
+            )
+        self._site.forget_driven_elsewhere(session.id)
+
     async def _taken_up(self, session: JournalledSession, last: Assignment) -> None:
         driver = None if session.state is State.HELD else self.choose(session)
         if driver is None:
             await take_over.take_up(session)
             return
-        former = (last.driver, last.driver_token) if not last.released else ("", 0)
+        former = (last.driver, last.driver_token) if last.fenced else ("", 0)
         await self.hand_over(session, driver, former=former, otherwise=lambda: take_over.take_up(session))
 
     # --- what is wanted of them --------------------------------------------------------------------------------------
@@ -426,3 +448,18 @@ class Spreading:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(_RETRY_SECONDS)
             self._request(session)
+
+
+def _says_ended(row: Assignment) -> bool:
+    return row.report is not None and row.report["session"].get("ended_at") is not None
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Return the results of all; none of them is still under way when this returns or raises."""
+    done = await asyncio.gather(*work, return_exceptions=True)
+    results: list[T] = []
+    for each in done:
+        if isinstance(each, BaseException):
+            raise each
+        results.append(each)
+    return results

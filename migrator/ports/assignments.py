@@ -1,7 +1,8 @@
 """The interface between the controller that plans and those that drive: which migration is whose, and what is said.
 
 A migration that another controller drives has one assignment at a time. The planner gives it, under the lease ``site``;
-its driver writes under the assignment itself (:meth:`Assignment.right`), which holds until the planner withdraws it.
+its driver writes under the assignment itself (:meth:`Assignment.right`), which holds until the planner fences it or
+removes it. What a driver said last is removed only when the journal has it: a planner may die between any two steps.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ class Assignment:
     report: Mapping[str, Any] | None = None
     #: Its driver has let go of it: nothing more is reported.
     released: bool = False
+    #: It was taken from its driver, whose lease had ended: likewise.
+    fenced: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Return whether nobody drives it under this assignment any more: its report is the last."""
+        return self.released or self.fenced
 
     def right(self, holds: Callable[[], bool]) -> Lease:
         """Return what gives the driver the right to write.
@@ -85,16 +93,20 @@ class Assignments(Protocol):
     async def give(self, assignment: Assignment) -> bool:
         """Give a migration to a driver, and tell it; ``False``: its lease does not hold, and nothing was written.
 
-        One that another has must have been withdrawn before. Belongs to the lease ``site``.
+        One that another has must have been removed before. Belongs to the lease ``site``.
         """
 
-    async def withdraw(self, migration: str, number: int) -> Assignment | None:
-        """Take a migration back from a driver that has released it, or whose lease has ended.
+    async def fence(self, migration: str, number: int) -> Assignment | None:
+        """Take a migration from a driver whose lease has ended: from here on nothing is written under it.
 
-        From here on nothing is written under it. ``None``: its driver may still drive it, or it is not there any more.
+        What its driver said last stays there until :meth:`remove`, for whoever plans by then. To do it again changes
+        nothing. ``None``: its driver may still drive it, or it is not there any more.
 
         :return: the assignment as it was last.
         """
+
+    async def remove(self, migration: str, number: int) -> None:
+        """Forget an assignment that is over, once the journal has what its driver said last; no other."""
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         """Say what is wanted of a migration, in place of what was said before, and tell its driver."""
@@ -102,7 +114,7 @@ class Assignments(Protocol):
     async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
         """Say how a migration is, in place of what was said before, and tell the planner.
 
-        :raise LeaseLost: the assignment was withdrawn; nothing was written.
+        :raise LeaseLost: the assignment was fenced or removed; nothing was written.
         """
 
     async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:

@@ -24,6 +24,8 @@ from migrator.store.signals import LocalSignals
 
 #: Of what is given, written once.
 _GIVEN = ("controller", "session", "stream_speed", "former", "former_token")
+#: Of ``released``: its driver has let go of it; it was taken from its driver.
+_RELEASED, _FENCED = 1, 2
 
 
 class SqlAssignments:
@@ -48,7 +50,7 @@ class SqlAssignments:
         async def write(connection: AsyncConnection) -> tuple[bool, bool]:
             now = await self._database.now(connection)
             its = _driver_lease(assignment.driver, assignment.driver_token)
-            # Not locked: of one that ends a moment later it is withdrawn like any other.
+            # Not locked: of one that ends a moment later it is taken back like any other.
             there = select(leases.c.name).where(
                 leases.c.name == its.name,
                 leases.c.owner == its.owner,
@@ -73,8 +75,8 @@ class SqlAssignments:
             await self._signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
         return given
 
-    async def withdraw(self, migration: str, number: int) -> Assignment | None:
-        """See :meth:`migrator.ports.Assignments.withdraw`."""
+    async def fence(self, migration: str, number: int) -> Assignment | None:
+        """See :meth:`migrator.ports.Assignments.fence`."""
         its = assignments.c.migration == migration, assignments.c.number == number
         right = leases.c.name == assignment_lease(migration)
 
@@ -82,19 +84,34 @@ class SqlAssignments:
             row = (await connection.execute(select(assignments).where(*its))).one_or_none()
             if row is None:
                 return None
-            if not row.released:
-                now = await self._database.now(connection)
-                # A driver that renews its lease at this moment has it, or finds that it has ended.
-                if await holding(connection, [_driver_lease(row.driver, row.driver_token)], now):
-                    return None
+            if row.released:
+                return _assignment(row)
+            now = await self._database.now(connection)
+            # A driver that renews its lease at this moment has it, or finds that it has ended.
+            if await holding(connection, [_driver_lease(row.driver, row.driver_token)], now):
+                return None
             # What its driver writes at this moment comes before, or is refused.
             await connection.execute(select(leases.c.token).where(right).with_for_update())
-            row = (await connection.execute(select(assignments).where(*its))).one()
             await connection.execute(delete(leases).where(right))
-            await connection.execute(delete(assignments).where(*its))
-            return _assignment(row)
+            fence = update(assignments).where(*its, assignments.c.released == 0).values(released=_FENCED)
+            await connection.execute(fence)
+            return _assignment((await connection.execute(select(assignments).where(*its))).one())
 
         return await self._database.write(write)
+
+    async def remove(self, migration: str, number: int) -> None:
+        """See :meth:`migrator.ports.Assignments.remove`."""
+        its = assignments.c.migration == migration, assignments.c.number == number
+        right = leases.c.name == assignment_lease(migration), leases.c.token == number
+        over = delete(assignments).where(*its, assignments.c.released != 0).returning(assignments.c.number)
+
+        async def write(connection: AsyncConnection) -> None:
+            # In the order in which a driver takes them that still writes.
+            await connection.execute(select(leases.c.token).where(*right).with_for_update())
+            if (await connection.execute(over)).first() is not None:
+                await connection.execute(delete(leases).where(*right))
+
+        await self._database.write(write)
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         """See :meth:`migrator.ports.Assignments.request`."""
@@ -119,7 +136,7 @@ class SqlAssignments:
         statement = (
             update(assignments)
             .where(assignments.c.migration == assignment.migration, assignments.c.number == assignment.number)
-            .values(report=json.dumps(dict(report)), released=int(released))
+            .values(report=json.dumps(dict(report)), released=_RELEASED if released else 0)
         )
 
         async def write(connection: AsyncConnection) -> bool:
@@ -168,6 +185,7 @@ def _assignment(row: Any) -> Assignment:
         number=row.number,
         requests=json.loads(row.requests),
         report=None if report is None else json.loads(report),
-        released=bool(row.released),
+        released=row.released == _RELEASED,
+        fenced=row.released == _FENCED,
         **json.loads(row.given),
     )

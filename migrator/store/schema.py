@@ -260,7 +260,7 @@ assignments = Table(
     Column("given", Text, nullable=False),
     Column("requests", Text, nullable=False),
     Column("report", Text),
-    #: 1 once its driver has let go of it.
+    #: 1 once its driver has let go of it, 2 once it was taken from its driver.
     Column("released", Integer, nullable=False),
     Index("assignments_driver", "driver"),
 )

@@ -24,7 +24,9 @@ class MemoryAssignments:
     def holds(self, right: Lease) -> bool:
         """Tell whether the right of a driver has not been withdrawn."""
         row = self._rows.get(right.name.partition("/")[2])
-        return row is not None and (row.driver, row.number) == (right.owner, right.token)
+        if row is None or row.fenced:
+            return False
+        return (row.driver, row.number) == (right.owner, right.token)
 
     async def give(self, assignment: Assignment) -> bool:
         """See :meth:`migrator.ports.Assignments.give`."""
@@ -35,13 +37,22 @@ class MemoryAssignments:
         await self._journal.signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
         return True
 
-    async def withdraw(self, migration: str, number: int) -> Assignment | None:
-        """See :meth:`migrator.ports.Assignments.withdraw`."""
-        await self._journal.write("withdraw")
+    async def fence(self, migration: str, number: int) -> Assignment | None:
+        """See :meth:`migrator.ports.Assignments.fence`."""
+        await self._journal.write("fence")
         row = self._rows.get(migration)
-        if row is None or row.number != number or (not row.released and self._drives(row)):
+        if row is None or row.number != number or (not row.over and self._drives(row)):
             return None
-        return self._rows.pop(migration)
+        if not row.over:
+            row = self._rows[migration] = replace(row, fenced=True)
+        return row
+
+    async def remove(self, migration: str, number: int) -> None:
+        """See :meth:`migrator.ports.Assignments.remove`."""
+        await self._journal.write("remove")
+        row = self._rows.get(migration)
+        if row is not None and row.number == number and row.over:
+            del self._rows[migration]
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         """See :meth:`migrator.ports.Assignments.request`."""
@@ -72,7 +83,7 @@ class MemoryAssignments:
     async def of(self, driver: str) -> Sequence[Assignment]:
         """See :meth:`migrator.ports.Assignments.of`."""
         await self._journal.read("assignments")
-        rows = [row for row in self._rows.values() if row.driver == driver and not row.released]
+        rows = [row for row in self._rows.values() if row.driver == driver and not row.over]
         return [replace(row, report=None) for row in rows]
 
     def _drives(self, assignment: Assignment) -> bool:

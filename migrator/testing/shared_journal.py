@@ -336,11 +336,12 @@ class _Assignments:
         given: bool = await self._view.write(lambda: self._assignments.give(assignment))
         return given
 
-    async def withdraw(self, migration: str, number: int) -> Assignment | None:
-        last: Assignment | None = await self._view.write(
-            lambda: self._assignments.withdraw(migration, number)
-        )
+    async def fence(self, migration: str, number: int) -> Assignment | None:
+        last: Assignment | None = await self._view.write(lambda: self._assignments.fence(migration, number))
         return last
+
+    async def remove(self, migration: str, number: int) -> None:
+        await self._view.write(lambda: self._assignments.remove(migration, number))
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         await self._view.write(lambda: self._assignments.request(migration, number, dict(requests)))

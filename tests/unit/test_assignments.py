@@ -105,12 +105,46 @@ async def test_nothing_is_given_to_a_driver_that_had_to_take_its_lease_anew(shar
 async def test_it_is_not_taken_from_a_driver_that_lives_and_has_not_released_it(shared: Shared) -> None:
     given = shared.assignment()
     assert await shared.assignments.give(given)
-    assert await shared.assignments.withdraw("m1", given.number) is None
+    assert await shared.assignments.fence("m1", given.number) is None
+    await shared.assignments.remove("m1", given.number)
     await shared.assignments.report(given, {"state": "held"}, released=True)
-    back = await shared.assignments.withdraw("m1", given.number)
-    assert back is not None
-    assert back.report == {"state": "held"}
+    [last] = await shared.assignments.find()
+    assert (last.report, last.released, last.fenced) == ({"state": "held"}, True, False)
+    assert await shared.assignments.fence("m1", given.number) == last
+    await shared.assignments.remove("m1", given.number)
     assert await shared.assignments.find() == []
+    with pytest.raises(LeaseLost):
+        await shared.assignments.report(given, {"state": "held"}, released=True)
+
+
+async def test_what_a_driver_said_last_stays_until_it_is_removed_whoever_asks(shared: Shared) -> None:
+    given = shared.assignment()
+    assert await shared.assignments.give(given)
+    await shared.assignments.report(given, {"state": "switchover"}, released=False)
+    await shared.jump(7)
+    last = await shared.assignments.fence("m1", given.number)
+    assert last == replace(given, report={"state": "switchover"}, fenced=True)
+    with pytest.raises(LeaseLost):
+        await shared.assignments.report(given, {"state": "precopy"}, released=True)
+    assert await shared.assignments.of("d") == []
+    # A planner that died here is followed by one that finds the same.
+    assert await shared.assignments.find() == [last]
+    assert await shared.assignments.fence("m1", given.number) == last
+    await shared.assignments.remove("m1", given.number)
+    assert await shared.assignments.find() == []
+    assert await shared.assignments.fence("m1", given.number) is None
+    await shared.assignments.remove("m1", given.number)
+
+
+async def test_what_is_removed_late_leaves_what_was_given_since(shared: Shared) -> None:
+    first, second = shared.assignment(), shared.assignment(2)
+    assert await shared.assignments.give(first)
+    await shared.assignments.report(first, {"state": "queued"}, released=True)
+    await shared.assignments.remove("m1", first.number)
+    assert await shared.assignments.give(second)
+    await shared.assignments.remove("m1", first.number)
+    await shared.assignments.report(second, {"state": "precopy"}, released=False)
+    assert await shared.assignments.find() == [replace(second, report={"state": "precopy"})]
 
 
 async def test_one_whose_lease_has_ended_writes_no_more_once_it_was_taken_from_it(shared: Shared) -> None:
@@ -118,9 +152,10 @@ async def test_one_whose_lease_has_ended_writes_no_more_once_it_was_taken_from_i
     assert await shared.assignments.give(first)
     await shared.jump(7)
     await shared.assignments.report(first, {"state": "precopy"}, released=False)
-    back = await shared.assignments.withdraw("m1", first.number)
+    back = await shared.assignments.fence("m1", first.number)
     assert back is not None
     assert back.report == {"state": "precopy"}
+    await shared.assignments.remove("m1", first.number)
     with pytest.raises(LeaseLost):
         await shared.assignments.report(first, {"state": "switchover"}, released=False)
     lease = await shared.journal.controllers.join(
@@ -132,7 +167,7 @@ async def test_one_whose_lease_has_ended_writes_no_more_once_it_was_taken_from_i
     with pytest.raises(LeaseLost):
         await shared.assignments.report(first, {"state": "switchover"}, released=False)
     await shared.assignments.report(again, {"state": "precopy"}, released=False)
-    assert await shared.assignments.withdraw("m1", first.number) is None
+    assert await shared.assignments.fence("m1", first.number) is None
 
 
 def test_a_number_given_later_is_larger_whoever_gave_it() -> None:

@@ -14,6 +14,7 @@ import pytest
 from migrator.core.policy import Start, builtin
 from migrator.engine import guest_experiences, pair_overheads, spreading
 from migrator.engine.assigned_migrations import AssignedMigrations
+from migrator.errors import JournalError
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
 from migrator.testing import shared_journal
@@ -286,6 +287,56 @@ def test_a_cancel_that_was_accepted_outlives_the_planner_before_its_driver_knows
     world.run(scenario)
     assert killed
     assert ended == ["cancelled"]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, world: ThreeControllers, call: str, how: str) -> list[str]:
+    """Have the one that acts not hear that such a call about assignments was carried out, once; or die of it."""
+    befallen: list[str] = []
+    carry_out = getattr(shared_journal._Assignments, call)
+
+    async def carry_out_unheard(self: shared_journal._Assignments, *about: Any) -> Any:
+        done = await carry_out(self, *about)
+        if not befallen:
+            [acting] = [
+                each for each in world.controllers if each.sole_use is not None and not each.process.dead
+            ]
+            befallen.append(acting.name)
+            if how == "unheard":
+                raise JournalError("the journal does not answer")
+            world.kill(acting)
+            await asyncio.sleep(60)
+        return done
+
+    monkeypatch.setattr(shared_journal._Assignments, call, carry_out_unheard)
+    return befallen
+
+
+@pytest.mark.parametrize(("call", "how"), [("fence", "dies"), ("remove", "dies"), ("remove", "unheard")])
+def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_its_migration_back(
+    call: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = shared_journal.JournalView.save
+
+    async def save_slowly(self: shared_journal.JournalView, *documents: Any, **how: Any) -> list[int]:
+        if any(kind == "migration" and its["state"] != "queued" for kind, its in documents):
+            await asyncio.sleep(9.0)  # its driver is gone when the journal has what that said first
+        return await save(self, *documents, **how)
+
+    monkeypatch.setattr(shared_journal.JournalView, "save", save_slowly)
+    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    world = ThreeControllers(seed=8, guests=2, misfortunes=[Misfortune(what="kill", command=8, driver=True)])
+    befallen = spoil(monkeypatch, world, call, how)
+    ended: list[tuple[str, Any]] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        await world.ask("migrate", "k-second", guest="vm-1", to="b")
+        await world.quiet()
+        found = await world.store.journal.page("migration", limit=9)
+        ended.extend((str(saved["state"]), saved["error"]) for saved in found)
+
+    world.run(scenario)
+    assert befallen
+    assert ended == [("completed", None)]
 
 
 @pytest.mark.soak
