@@ -199,7 +199,8 @@ class Qemu(Protocol):
         Bounded in cost: it looks at a sample of the pages, twice. It does not disturb a migration.
 
         :param exact: look at every page where that is safe, and at a sample where it is not: for the time before a
-            migration. It then costs the guest what keeping a log of dirty pages costs it in a migration.
+            migration. It then costs the guest what keeping a log of dirty pages costs it in a migration, and opens the
+            session again after :meth:`release_monitor`.
         """
 
     async def dirty_rate(self) -> float | None:

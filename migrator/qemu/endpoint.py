@@ -349,6 +349,8 @@ class Endpoint:
         return await stream_sockets(self._handle.process, peers, options, again=again)
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
+        if exact and not self._monitor.connected:
+            await self.connect()
         await self._dirty_rate.start(self._monitor, period_seconds, exact=exact)
 
     async def dirty_rate(self) -> float | None:
