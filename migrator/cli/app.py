@@ -108,6 +108,13 @@ def direct(
             help="What counts more below the ceiling: downtime (the shorter one), or time (the sooner end).",
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="now, or quiet: once the guest is measured to write little, within 10 minutes.",
+        ),
+    ] = None,
     accept: Annotated[
         list[str] | None,
         typer.Option(

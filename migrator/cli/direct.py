@@ -19,6 +19,7 @@ from migrator.cli import Exit
 from migrator.cli.direct_command import DirectCommand, Request
 from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
+from migrator.cli.direct_paths import direct_path
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
@@ -31,6 +32,7 @@ from migrator.core.policy import (
     Policy,
     PostcopyMode,
     Preference,
+    Start,
     builtin,
     from_fields,
 )
@@ -210,6 +212,7 @@ async def _between(
             accept=accept,
             keep=keep,
             experience=FileExperience(),
+            shared_path=lambda source, target: direct_path(here, listen),
             claims_before_start=False,
         ),
         accepted=request.accept,
@@ -306,6 +309,7 @@ def _policy(request: Request) -> Policy:
         last_resort=_choice("--last-resort", request.last_resort, LastResort),
         block_jobs=_choice("--block-jobs", request.block_jobs, BlockJobs),
         prefer=_choice("--prefer", request.prefer, Preference),
+        start=_choice("--start", request.start, Start),
         max_postcopy_stall_seconds=_option("--max-postcopy-stall", request.max_postcopy_stall, units.seconds),
         disks=_choice("--disks", request.disks, Disks),
     )

@@ -28,6 +28,7 @@ class Request:
     last_resort: str | None = None
     block_jobs: str | None = None
     prefer: str | None = None
+    start: str | None = None
     max_postcopy_stall: str | None = None
     disks: str | None = None
     accept: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ class DirectGuestNetworks:
         from migrator.hosts.path_probe import PathProbe  # noqa: PLC0415 - only a postcopy takes one
 
         here, there = (self._access(end, pid) for end, pid in zip(ends, pids, strict=True))
-        if here is None or there is None or _is_loopback(address):
+        if here is None or there is None or is_loopback(address):
             return await UnprobedPath(addresses=(address,)).probe(address)
         return await PathProbe(here=here, there=there, addresses=(address,)).probe(address)
 
@@ -118,7 +118,8 @@ def listen_uri(text: str | None, destination: Address) -> str:
     return f"tcp:{bracketed(host)}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether an address or a name is of this machine alone."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from migrator.core.drain.preparations import Preparations
 from migrator.core.schedule.transfers import LinkTable, stream_speed
@@ -23,6 +24,7 @@ from migrator.engine.migration.held_migrations import HeldMigrations
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.pair_overheads import PairOverheads
+from migrator.engine.path_speeds import KIND as PATH_SPEEDS
 from migrator.engine.path_speeds import PathSpeeds
 from migrator.engine.preview import Preview
 from migrator.engine.queries import EngineQueries
@@ -74,7 +76,9 @@ class Engine:
     ) -> None:
         self.rules = rules
         self._computing = computing if computing is not None else ThreadComputing()
-        path_speeds = PathSpeeds(inventory=inventory, journal_writer=journal_writer)
+        path_speeds = PathSpeeds(
+            tell=inventory.learn, keep=partial(journal_writer.schedule_latest, PATH_SPEEDS)
+        )
         self.experiences = GuestExperiences(journal_writer=journal_writer)
         self.pair_overheads = PairOverheads(journal_writer=journal_writer)
         services = replace(

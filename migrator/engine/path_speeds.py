@@ -16,8 +16,6 @@ from typing import Any
 from migrator.core.link_learning import LEAST_WINDOW_SECONDS, LinkLearning, Window, window
 from migrator.core.link_speeds import MOST_OF_PATH_RATIO, LearnedSpeeds, LinkSpeed, StreamCounters
 from migrator.engine import clock
-from migrator.engine.inventory import Inventory
-from migrator.engine.journal_writer import JournalWriter
 
 #: Of its documents in the journal, one for each host.
 KIND = "path-speeds"
@@ -39,10 +37,21 @@ _Link = tuple[str, str]
 
 
 class PathSpeeds:
-    """All links, and the streams that are on them now."""
+    """All links, and the streams that are on them now.
 
-    def __init__(self, *, inventory: Inventory, journal_writer: JournalWriter) -> None:
-        self._inventory, self._journal_writer = inventory, journal_writer
+    :param tell: is told what was learned of a host's link, and of the paths from it, where that makes a difference.
+    :param keep: has the document of a host written down, by its name.
+    :param paces: whether streams are held to what a path of that speed was learned to carry, bytes per second.
+    """
+
+    def __init__(
+        self,
+        *,
+        tell: Callable[[str, LearnedSpeeds], None],
+        keep: Callable[[str, Callable[[], Mapping[str, Any]]], None],
+        paces: Callable[[float], bool] = lambda bytes_per_second: True,
+    ) -> None:
+        self._tell_of, self._keep_document, self.paces = tell, keep, paces
         self._ends: dict[_Link, LinkLearning] = {}
         self._paths: dict[_Link, LinkLearning] = {}
         #: The targets of :attr:`_paths`, by their sources.
@@ -172,10 +181,10 @@ class PathSpeeds:
             self._tell(host)
 
     def _tell(self, host: str) -> None:
-        self._inventory.learn(host, self.learned(host))
+        self._tell_of(host, self.learned(host))
 
     def _keep(self, host: str) -> None:
-        self._journal_writer.schedule_latest(KIND, host, lambda: self._document(host))
+        self._keep_document(host, lambda: self._document(host))
 
     def _document(self, host: str) -> dict[str, Any]:
         nothing = LinkLearning()
@@ -200,7 +209,7 @@ class PathSpeeds:
         now = clock.now()
         if now - self._probed.get(stream.source, -math.inf) < _PROBE_EVERY_SECONDS:
             return False
-        if self.carries(stream.source, stream.target) is None:
+        if stream.bytes_per_second is None:
             return False
         self._probed[stream.source] = now
         return True
@@ -260,7 +269,8 @@ class PathStream:
     @property
     def bytes_per_second(self) -> float | None:
         """See the protocol."""
-        return self._speeds.carries(self.source, self.target)
+        carries = self._speeds.carries(self.source, self.target)
+        return carries if carries is not None and self._speeds.paces(carries) else None
 
     @property
     def probes(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -53,7 +54,7 @@ class Learning:
         self.journal = journal or MemoryJournal()
         self.writer = JournalWriter(self.journal)
         self.inventory = Inventory([Host(name=name) for name in NAMES], site=SimulatedSite())
-        self.speeds = PathSpeeds(inventory=self.inventory, journal_writer=self.writer)
+        self.speeds = PathSpeeds(tell=self.inventory.learn, keep=partial(self.writer.schedule_latest, KIND))
 
     def stream(self, source: str = "a", target: str = "b", *, rate: float, pace: float = 0.0) -> Flow:
         stream = self.speeds.stream(source, target)

@@ -122,7 +122,7 @@ class DriverState:
             prior=prior,
         )
         self._postcopy_steering = PostcopySteering(source, result=self.result)
-        self._postcopy_steering.expect(stream_speed or 0.0)
+        self._postcopy_steering.expect(stream_speed or self._shared_path.bytes_per_second or 0.0)
         self._observer = Observer(
             source, destination, timeouts=timeouts or PhaseTimeouts(), result=self.result
         )

@@ -17,19 +17,14 @@ from migrator.api.documents import (
 from migrator.api.trace_context import TraceContext
 from migrator.core.guest_experience import GuestPrior
 from migrator.core.inventory import Guest
-from migrator.core.migration import quiet_start
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Decision, Finding, State
-from migrator.core.policy import Policy, Start, from_fields
+from migrator.core.policy import Policy, from_fields
 from migrator.engine import clock
 from migrator.engine.migration import preflight
-from migrator.engine.migration.quiet_wait import QuietWait
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
-
-#: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
-QUIET_START = "quiet-start"
 
 
 class JournalledSession(MigrationSession):
@@ -75,43 +70,16 @@ class JournalledSession(MigrationSession):
         )
         return tuple(self.services.accept(found, self.accepted))
 
-    async def _await_quiet(self) -> bool:
-        """See :meth:`migrator.engine.migration.session_ends.SessionEnds._await_quiet`."""
-        if self.policy.start is not Start.QUIET or self._source is None:
-            return False
-        wait = QuietWait(
-            self._source,
-            guest=self.guest.key,
-            since=self.created_at.timestamp(),
-            last_start=self._last_start,
-            history=self.services.history,
-            unwanted=self.requests.unwanted,
-            tell=self._tell_waiting,
-        )
-        await wait.come()
-        self.policy = self.policy.after(wait.waited_seconds)
-        if wait.reason:
-            at = clock.now() - self.preparing_since
-            self._decide(Decision(at_seconds=round(at, 6), action=QUIET_START, reason=wait.reason))
-        return wait.waited_seconds > 0
+    @property
+    def _history_key(self) -> str:
+        return self.guest.key
 
-    def _last_start(self) -> float:
-        """Return when the guest has to begin to move at the latest, seconds since the epoch."""
-        asked, limit, history = (
-            self.created_at.timestamp(),
-            self.policy.max_duration_seconds,
-            self.services.history,
-        )
-        until = self.services.deadline(self.evacuation) if self.evacuation is not None else None
-        deadlines = [asked + quiet_start.LONGEST_SECONDS]
-        deadlines += [asked + limit] if limit is not None else []
-        deadlines += [until] if until is not None else []
-        return quiet_start.last_safe_start(
-            min(deadlines),
-            memory_bytes=self.guest.memory_bytes,
-            bytes_per_second=self._stream_speed(),
-            experience=history.of(self.guest.key) if history is not None else None,
-        )
+    @property
+    def _deadline(self) -> float | None:
+        return self.services.deadline(self.evacuation) if self.evacuation is not None else None
+
+    async def _memory_bytes(self) -> int:
+        return self.guest.memory_bytes
 
     def prior(self) -> GuestPrior | None:
         history = self.services.history

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from migrator.core.guest_experience import GuestPrior
+from migrator.core.migration import quiet_start
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.model import Decision, Finding, State
+from migrator.core.policy import Start
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
 from migrator.engine.migration.block_job_wait import BlockJobWait
@@ -15,10 +17,14 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
+from migrator.engine.migration.quiet_wait import QuietWait
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu, Record, StreamPath
+
+#: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
+QUIET_START = "quiet-start"
 
 
 class SessionEnds(SessionState):
@@ -83,7 +89,59 @@ class SessionEnds(SessionState):
 
     async def _await_quiet(self) -> bool:
         """Wait until the guest writes little, where the policy says so; whether there was anything to wait for."""
-        return False  # nothing is known of the guest from before
+        if self.policy.start is not Start.QUIET or self._source is None:
+            return False
+        memory_bytes = await self._memory_bytes()
+        wait = QuietWait(
+            self._source,
+            guest=self._history_key,
+            since=self.created_at.timestamp(),
+            last_start=lambda: self._last_start(memory_bytes),
+            history=self.services.history,
+            unwanted=self.requests.unwanted,
+            tell=self._tell_waiting,
+        )
+        await wait.come()
+        self.policy = self.policy.after(wait.waited_seconds)
+        if wait.reason:
+            at = clock.now() - self.preparing_since
+            self._decide(Decision(at_seconds=round(at, 6), action=QUIET_START, reason=wait.reason))
+        return wait.waited_seconds > 0
+
+    def _last_start(self, memory_bytes: int) -> float:
+        """Return when the guest has to begin to move at the latest, seconds since the epoch."""
+        asked, limit, history = (
+            self.created_at.timestamp(),
+            self.policy.max_duration_seconds,
+            self.services.history,
+        )
+        until = self._deadline
+        deadlines = [asked + quiet_start.LONGEST_SECONDS]
+        deadlines += [asked + limit] if limit is not None else []
+        deadlines += [until] if until is not None else []
+        return quiet_start.last_safe_start(
+            min(deadlines),
+            memory_bytes=memory_bytes,
+            bytes_per_second=self._stream_speed(),
+            experience=history.of(self._history_key) if history is not None else None,
+        )
+
+    @property
+    def _history_key(self) -> str:
+        """Return the guest's key in what is known of guests from before."""
+        return ""
+
+    @property
+    def _deadline(self) -> float | None:
+        """Return when it has to be over, apart from what its policy says, seconds since the epoch; ``None``: never."""
+        return None
+
+    async def _memory_bytes(self) -> int:
+        """Return the size of the guest's memory, once its source is open.
+
+        :raise QemuError: the source does not answer.
+        """
+        return (await self._source.facts()).memory_bytes if self._source is not None else 0
 
     def _tell_waiting(self, what: str) -> None:
         self.waiting_for = what
