@@ -135,6 +135,7 @@ class Controller:
             client=self.client,
             name=self.name,
             live=heartbeat.live,
+            live_now=heartbeat.live_now,
             read=journal.metas,
             keep=journal.keep_meta,
         )

@@ -221,7 +221,7 @@ class Spreading:
         given: bool | None = None
         while given is None:
             try:
-                given = await self._assignments.give(assignment)
+                given = await self._assignments.give(assignment) or await self._is_left(assignment)
             except JournalError:
                 given = await self._was_given(assignment)
         if not given:
@@ -231,6 +231,20 @@ class Spreading:
         remote = self._remote(saved, assignment)
         remote.requests.cancel = remote.requests.cancel or session.cancelled
         return remote
+
+    async def _is_left(self, assignment: Assignment) -> bool | None:
+        """Remove what was given though nobody answered, and then refused: its driver was gone by then.
+
+        ``None``: that driver has it, or may have it.
+
+        :raise JournalError: it cannot be done now.
+        """
+        if not await self._assignments.find([assignment.migration]):
+            return False
+        if await self._assignments.fence(assignment.migration, assignment.number) is None:
+            return None
+        await self._assignments.remove(assignment.migration, assignment.number)
+        return False
 
     async def _was_given(self, assignment: Assignment) -> bool | None:
         """Tell whether a migration was given when nobody answered; ``None``: that cannot be told yet."""

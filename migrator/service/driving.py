@@ -42,7 +42,11 @@ async def driving(
     site = make_site(
         settings,
         clients=MonitorClients(
-            name=heartbeat.name, read=journal.metas, keep=journal.keep_meta, live=heartbeat.live
+            name=heartbeat.name,
+            read=journal.metas,
+            keep=journal.keep_meta,
+            live=heartbeat.live,
+            live_now=heartbeat.live_now,
         ),
     )
     live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)

@@ -40,7 +40,8 @@ class MonitorClients:
     :param name: of this controller.
     :param read: everything that was kept under names which begin so.
     :param keep: keeps a text under a name; on disk when it returns.
-    :param live: the controllers whose leases hold, this one among them, each with its token.
+    :param live: the controllers whose leases hold, this one among them, each with its token, as they were seen last.
+    :param live_now: the same, seen now: before anything of another is ended.
     :param disconnect: see :func:`migrator.hosts.disconnect.disconnect`; only a simulated host needs another.
     """
 
@@ -51,9 +52,11 @@ class MonitorClients:
         read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
         live: Callable[[], Mapping[str, int]],
+        live_now: Callable[[], Awaitable[Mapping[str, int]]],
         disconnect: Callable[[Any, Sequence[str], Mapping[str, Any]], Awaitable[int]] = disconnect,
     ) -> None:
         self._name, self._read, self._keep, self._live = name, read, keep, live
+        self._live_now = live_now
         self._disconnect = disconnect
         #: What is written down of this controller at each host.
         self._written: dict[str, list[Mapping[str, Any]]] = {}
@@ -102,16 +105,14 @@ class MonitorClients:
         mine: Mapping[str, Any],
         live: Mapping[str, int],
     ) -> None:
-        host, identity = access.name, _identity(mine)
+        host, identity, settled_with = access.name, _identity(mine), live
         found = await self._found(host)
         own = [each for each in found.pop(self._name, ()) if _identity(each) != identity]
         await self._write(host, [*own, mine])
-        former = own + [
-            each
-            for name, clients in found.items()
-            for each in clients
-            if live.get(name) != each.get(_LEASE, 0)
-        ]
+        if _over(found, live):
+            # One that has just come wrote down its lease after it took it, and before it connected.
+            live = await self._live_now()
+        former = own + _over(found, live)
         self._former[host] = [_identity(each) for each in former if _identity(each) != identity]
         for client in self._former[host]:
             if ended := await self._disconnect(access, patterns, client):
@@ -119,7 +120,7 @@ class MonitorClients:
         await self._write(host, [mine])
         if found.get(""):
             await self._keep(_key(host), "[]")  # controllers of older versions have gone for good
-        self._settled[host] = mine, live
+        self._settled[host] = mine, settled_with
 
     async def _found(self, host: str) -> dict[str, list[Mapping[str, Any]]]:
         """Return what is written down of a host, by the controllers' names; under an empty one, of older versions."""
@@ -139,6 +140,15 @@ class MonitorClients:
 
 def _key(host: str) -> str:
     return f"clients/{host}"
+
+
+def _over(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], live: Mapping[str, int]
+) -> list[Mapping[str, Any]]:
+    """Return what is written down under leases that are over."""
+    return [
+        each for name, clients in found.items() for each in clients if live.get(name) != each.get(_LEASE, 0)
+    ]
 
 
 def _identity(client: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from migrator.store.signals import LocalSignals
 _GIVEN = ("controller", "session", "stream_speed", "former", "former_token")
 #: Of ``released``: its driver has let go of it; it was taken from its driver.
 _RELEASED, _FENCED = 1, 2
+#: Writes that lock a driver's right come before those that only change a row, which a driver does under its right.
+_RIGHTS, _ROWS = "1", "2"
 
 
 class SqlAssignments:
@@ -70,7 +72,7 @@ class SqlAssignments:
             await connection.execute(insert(assignments).values(row))
             return True, await self._signals.notify_with(connection, ASSIGNMENTS_CHANNEL, assignment.driver)
 
-        given, told = await self._database.write(write)
+        given, told = await self._database.write(write, order=_order(_RIGHTS, assignment.migration))
         if not told:
             await self._signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
         return given
@@ -97,7 +99,7 @@ class SqlAssignments:
             await connection.execute(fence)
             return _assignment((await connection.execute(select(assignments).where(*its))).one())
 
-        return await self._database.write(write)
+        return await self._database.write(write, order=_order(_RIGHTS, migration))
 
     async def remove(self, migration: str, number: int) -> None:
         """See :meth:`migrator.ports.Assignments.remove`."""
@@ -111,7 +113,7 @@ class SqlAssignments:
             if (await connection.execute(over)).first() is not None:
                 await connection.execute(delete(leases).where(*right))
 
-        await self._database.write(write)
+        await self._database.write(write, order=_order(_RIGHTS, migration))
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         """See :meth:`migrator.ports.Assignments.request`."""
@@ -128,7 +130,7 @@ class SqlAssignments:
                 return ""
             return str(driver)
 
-        if driver := await self._database.write(write):
+        if driver := await self._database.write(write, order=_order(_ROWS, migration)):
             await self._signals.notify(ASSIGNMENTS_CHANNEL, driver)
 
     async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
@@ -143,7 +145,8 @@ class SqlAssignments:
             await connection.execute(statement)
             return await self._signals.notify_with(connection, REPORTS_CHANNEL, assignment.migration)
 
-        if not await self._database.write(write, lease=assignment.right(lambda: True)):
+        right, order = assignment.right(lambda: True), _order(_ROWS, assignment.migration)
+        if not await self._database.write(write, lease=right, order=order):
             await self._signals.notify(REPORTS_CHANNEL, assignment.migration)
 
     async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
@@ -168,6 +171,11 @@ class SqlAssignments:
             ]
 
         return await self._database.read(read)
+
+
+def _order(kind: str, migration: str) -> str:
+    """Return the place of a write among those of one transaction."""
+    return f"assignments {kind} {migration}"
 
 
 def _driver_lease(driver: str, token: int) -> Lease:

@@ -89,10 +89,20 @@ class Heartbeat:
 
     def live(self) -> dict[str, int]:
         """Return the controllers whose leases hold, as far as is known, each with its token."""
+        return self._live(self.now.controllers)
+
+    async def live_now(self) -> dict[str, int]:
+        """Return the same, as the database has it now.
+
+        :raise JournalError: it cannot be asked.
+        """
+        return self._live(await self._journal.controllers.all())
+
+    def _live(self, controllers: Sequence[PresentController]) -> dict[str, int]:
         own = {} if self.lease is None else {self.name: self.lease.token}
         return own | {
             each.info.name: each.token
-            for each in self.now.controllers
+            for each in controllers
             if each.present
             and each.info.name != self.name
             and each.token > self._gone.get(each.info.name, -1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from migrator.errors import LeaseLost
+from migrator.errors import JournalError, LeaseLost
 from migrator.ports import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment, Lease, controller_lease
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class MemoryAssignments:
         await self._journal.write("give")
         if not self._drives(assignment):
             return False
+        if assignment.migration in self._rows:
+            raise JournalError("the journal has another one there already")
         self._rows[assignment.migration] = _copied(assignment)
         await self._journal.signals.notify(ASSIGNMENTS_CHANNEL, assignment.driver)
         return True

@@ -460,6 +460,7 @@ class SiteView:
         client: str,
         name: str,
         live: Callable[[], Mapping[str, int]],
+        live_now: Callable[[], Awaitable[Mapping[str, int]]],
         read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
     ) -> None:
@@ -467,7 +468,7 @@ class SiteView:
         self.driver = Driver(token=client, controller="", who=client)
         self.lease_holds: Callable[[], bool] = lambda: True
         self._clients = MonitorClients(
-            name=name, read=read, keep=keep, live=live, disconnect=self._disconnect
+            name=name, read=read, keep=keep, live=live, live_now=live_now, disconnect=self._disconnect
         )
 
     def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:

@@ -339,6 +339,44 @@ def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_
     assert ended == [("completed", None)]
 
 
+def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give, find = shared_journal._Assignments.give, shared_journal._Assignments.find
+    answers: list[bool] = []
+    left: list[int] = []
+
+    async def give_unheard(self: shared_journal._Assignments, assignment: Assignment) -> bool:
+        answers.append(await give(self, assignment))
+        if len(answers) > 1:
+            return answers[-1]
+        [driver] = [each for each in world.controllers if each.name == assignment.driver]
+        world.kill(driver)
+        raise JournalError("the journal does not answer")
+
+    async def find_later(self: shared_journal._Assignments, about: Any = None) -> Any:
+        if answers == [True]:
+            raise JournalError("the journal does not answer")
+        return await find(self, about)
+
+    monkeypatch.setattr(shared_journal._Assignments, "give", give_unheard)
+    monkeypatch.setattr(shared_journal._Assignments, "find", find_later)
+    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+
+    async def scenario(world: ThreeControllers) -> None:
+        await world.ask("migrate", "k-second", guest="vm-1", to="b")
+        while await state_of_second(world) != "precopy":
+            await asyncio.sleep(0.01)
+        if not world.drivers():
+            left.append(len(world.store.journal.assignments._rows))
+        await world.quiet()
+
+    world = ThreeControllers(seed=1)
+    world.run(scenario)
+    assert answers[:2] == [True, False]
+    assert left == [0], "it is driven by the planner, and nobody else has it"
+
+
 @pytest.mark.soak
 def test_no_invariant_is_broken_in_a_million_steps() -> None:
     first = int(os.environ.get("SEED", time.time_ns() // 1_000_000_000))

@@ -1,0 +1,40 @@
+"""How writes of many are done in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from migrator.store.database import Database
+
+
+async def test_writes_of_one_transaction_lock_their_rows_in_the_order_that_all_controllers_keep(
+    tmp_path: Path,
+) -> None:
+    opened = await Database.open(tmp_path / "journal.db")
+    done: list[str] = []
+    begun, asked = asyncio.Event(), asyncio.Event()
+
+    async def keep_busy(connection: AsyncConnection) -> None:
+        begun.set()
+        await asked.wait()
+
+    async def write(name: str) -> None:
+        async def note(connection: AsyncConnection) -> None:
+            done.append(name)
+
+        await opened.write(note, order=name)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(opened.write(keep_busy))
+            await begun.wait()
+            for name in ("m2", "m3", "", "m1"):
+                group.create_task(write(name))
+            await asyncio.sleep(0)
+            asked.set()
+    finally:
+        await opened.close()
+    assert done == ["", "m1", "m2", "m3"]
