@@ -129,6 +129,15 @@ def _links() -> list[Any]:
             ),
         ),
         curves(
+            "Paths from the host",
+            "What the slowest paths to other hosts were seen to hold streams back at: a narrow one is behind the link.",
+            "binBps",
+            query(
+                f"bottomk(5, max by (host, target) (migrator_path_bytes_per_second{{{_MINE}}}))",
+                "{{host}} to {{target}}",
+            ),
+        ),
+        curves(
             "Use of links",
             "Share of its speed that migrations use, of the ten busiest links of all hosts: what holds the rest up.",
             "percentunit",

@@ -280,6 +280,8 @@ class HostDocument(Document):
     cpus: int = 0
     kvm: bool = False
     link_bytes_per_second: float | None = None
+    #: What the slowest paths from it were seen to hold streams back at, by target, bytes per second: ten at most.
+    slowest_paths: dict[str, float] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     qemus: dict[str, str] = Field(default_factory=dict)
     looked_at: datetime | None = None

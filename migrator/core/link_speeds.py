@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 #: Share of what a path carries that streams take at the most: the rest keeps the queue on the path empty.
 MOST_OF_PATH_RATIO = 0.95
@@ -49,6 +50,11 @@ class LearnedSpeeds:
     into: LinkSpeed = LinkSpeed()
     #: The path to another host, by its name.
     to: Mapping[str, LinkSpeed] = field(default_factory=dict)
+
+    def slowest(self, count: int) -> dict[str, float]:
+        """Return the slowest of the paths that hold streams back, so many at the most: bytes per second by target."""
+        known = {target: each.bytes_per_second for target, each in self.to.items() if each.bytes_per_second}
+        return dict(nsmallest(count, known.items(), key=lambda one: (one[1], one[0])))
 
 
 NOTHING_LEARNED = LearnedSpeeds()

@@ -34,6 +34,8 @@ from migrator.engine.registry import Registry
 _PROGRESS_SECONDS = 0.25
 #: Between two events of one evacuation, for each of its guests.
 _SECONDS_A_GUEST = 0.01
+#: Paths that the document of a host shows.
+_PATHS_SHOWN = 10
 #: Obstacles of which everyone is told when they come and go.
 _LOUD = frozenset({unfinished.UNFINISHED, DUPLICATE})
 
@@ -178,6 +180,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         cpus=host.facts.cpus,
         kvm=host.facts.kvm,
         link_bytes_per_second=host.link_bytes_per_second,
+        slowest_paths=host.learned.slowest(_PATHS_SHOWN),
         labels=dict(host.labels),
         qemus=dict(host.facts.qemus),
         looked_at=inventory.looked_at(host.name),

@@ -380,6 +380,13 @@ INVENTORY = (
         "host",
         series="H",
     ),
+    _gauge(
+        "migrator_path_bytes_per_second",
+        "What the path to another host was seen to hold streams back at: the slowest from each host, ten at most.",
+        "host",
+        "target",
+        series="10 H",
+    ),
     _gauge("migrator_guest_info", "1 for every guest, with its name.", "guest", "host", "name", series="G"),
     _gauge(
         "migrator_guest_dirty_rate_bytes_per_second",

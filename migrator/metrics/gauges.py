@@ -164,6 +164,8 @@ class Gauges:
                 families["guest_duplicate"].set((uuid,), 1.0)
             families["host_up"].set((host.host,), host.up)
             families["host_link_capacity_bytes_per_second"].set((host.host,), host.link_bytes_per_second)
+            for target, speed in host.slowest_paths.items():
+                families["path_bytes_per_second"].set((host.host, target), speed)
             for direction in ("in", "out"):
                 families["host_link_bytes_per_second"].set((host.host, direction), 0.0)
         for migration in self._snapshot.migrations:

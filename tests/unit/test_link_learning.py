@@ -182,3 +182,9 @@ def test_guest_that_needs_the_path_for_itself_has_it() -> None:
     going[2] = replace(going[2], barely_converges=True)
     orders = decided(going, hosts(NARROW))
     assert orders.bandwidth["g2"] > 0.8 * 0.95 * PATH
+
+
+def test_slowest_paths_come_first_and_those_that_hold_nobody_back_not_at_all() -> None:
+    speeds = {"a": 3.0, "b": None, "c": 1.0, "d": 2.0}
+    learned = LearnedSpeeds(to={name: LinkSpeed(bytes_per_second=speed) for name, speed in speeds.items()})
+    assert learned.slowest(2) == {"c": 1.0, "d": 2.0}

@@ -43,7 +43,9 @@ def _busy(service: Service) -> None:
     """Something of everything."""
     queries = service.queries
     for name in ("host-1", "host-2"):
-        queries.hosts_by_name[name] = a_host(name, guests_duplicate=["guest-1"])
+        queries.hosts_by_name[name] = a_host(
+            name, guests_duplicate=["guest-1"], slowest_paths={"host-3": 7e6}
+        )
     queries.guests_by_key["guest-1"] = a_guest("guest-1")
     queries.put(a_migration("m1", state=State.PREPARING))
     queries.change("m1", state=State.PRECOPY)

@@ -168,3 +168,11 @@ async def test_guests_beyond_the_most_are_counted_and_the_stuck_ones_shown(
 async def test_a_guest_that_is_listed_twice_is_shown_once(service: Service) -> None:
     service.queries.guests_by_key.update(a=a_guest("same"), b=a_guest("same", movable=False))
     assert len((await service.values())["migrator_guest_migratable"]) == 1
+
+
+async def test_narrow_paths_are_shown_by_both_of_their_hosts(service: Service) -> None:
+    service.queries.hosts_by_name["host-1"] = a_host("host-1", slowest_paths={"host-2": 7.1e6})
+    paths = (await service.values())["migrator_path_bytes_per_second"]
+    assert [(dict(labels), value) for labels, value in paths.items()] == [
+        ({"host": "host-1", "target": "host-2"}, 7.1e6)
+    ]
