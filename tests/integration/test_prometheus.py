@@ -60,7 +60,9 @@ class Site:
         self.metrics = Metrics(queries=self.queries, version="1.2.3", probes=probes)
         self.target = Target(self.metrics)
         for name, state in (("host-1", HostState.DRAINING), ("host-2", HostState.ACTIVE)):
-            self.queries.hosts_by_name[name] = a_host(name, state=state, guests=5)
+            self.queries.hosts_by_name[name] = a_host(
+                name, state=state, guests=5, slowest_paths={"host-3": 7e6}
+            )
         for number in range(5):
             self.queries.guests_by_key[f"guest-{number}"] = a_guest(f"guest-{number}")
         self.queries.put_evacuation(an_evacuation())
