@@ -232,7 +232,7 @@ class AssignedMigrations:
             with contained(f"migration {session.id}"):
                 if session.state is not State.QUEUED:
                     await take_over.take_up(session)
-                elif session.cancelled:
+                elif session.cancelled and not session.hooks_owed:
                     session.call_off()
                 else:
                     await session.drive()

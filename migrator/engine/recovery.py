@@ -113,8 +113,7 @@ class Recovery:
         if session.state is not State.QUEUED:
             self.registry.start(session, take_over.take_up(session))
         elif session.cancelled:
-            session.call_off()  # that was accepted, and then there was no time to do it
-            self.sessions.note(session)
+            self.sessions.call_off(session)  # that was accepted, and then there was no time to do it
 
     async def _read(self) -> list[JournalledSession]:
         """Read what has not ended; a row that cannot be read is left out."""

@@ -152,12 +152,19 @@ class Sessions:
         if not session.cancel():
             return False
         if session.state is State.QUEUED and not self._registry.busy(session):
-            session.call_off()
-            self.note(session)
+            self.call_off(session)
         else:
             self._journal_writer.schedule_latest("migration", session.id, session.journalled)
         self._changed()
         return True
+
+    def call_off(self, session: JournalledSession) -> None:
+        """End one that is cancelled and that nobody drives; hooks that know of it are told first."""
+        if session.hooks_owed:
+            self._registry.start(session, session.drive())  # which finds that it is unwanted
+            return
+        session.call_off()
+        self.note(session)
 
     def cancel_all(self, run: Evacuation) -> None:
         """Cancel the migrations of an evacuation as far as that is safe."""

@@ -409,7 +409,11 @@ class Spreading:
         self._registry.replace(local)
         self._journal_writer.schedule_latest("migration", local.id, local.journalled)
         if local.state is State.QUEUED:
-            if local.cancelled:
+            if local.cancelled and local.hooks_owed and self._registry.may_begin:
+                self._registry.start(
+                    local, local.drive()
+                )  # which finds that it is unwanted, and tells its hooks
+            elif local.cancelled:
                 local.call_off()
                 self._note(local)
         elif self._registry.may_begin:

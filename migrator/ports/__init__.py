@@ -29,6 +29,7 @@ from migrator.ports.controllers import (
     WaitingCommands,
     controller_lease,
 )
+from migrator.ports.hooks import Hooks
 from migrator.ports.qemu import (
     GuestConfiguration,
     GuestProcess,
@@ -86,6 +87,7 @@ __all__ = [
     "GuestNetworks",
     "GuestProcess",
     "HeldLease",
+    "Hooks",
     "HostLook",
     "IncomingDestination",
     "Journal",

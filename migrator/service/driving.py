@@ -17,6 +17,7 @@ from migrator.machine import this_driver
 from migrator.ports import Assignment
 from migrator.settings import LiveSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
+from migrator.site.hooks import SiteHooks
 from migrator.site.monitor_clients import MonitorClients
 from migrator.store.journal import SqlJournal
 from migrator.store.presence import Heartbeat
@@ -76,6 +77,7 @@ async def driving(
             controller=settings.site.instance,
             samples=journal.samples,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            hooks=SiteHooks.following(live, site.connections),
         ),
         site=site.driven_by,
         driver=mark,

@@ -53,6 +53,7 @@ from migrator.service.waiting_upgrade import NotNeeded, open_journal
 from migrator.settings import LiveSettings, Settings
 from migrator.settings.models import SiteSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
+from migrator.site.hooks import SiteHooks
 from migrator.store import belonging
 from migrator.store.experience import FileExperience
 from migrator.store.housekeeping import keep_house
@@ -190,6 +191,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             keep=keep,
             accept=catalogue.accept,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            hooks=SiteHooks.following(live, site.connections),
         )
         worker = Worker()
         stack.push_async_callback(worker.close)

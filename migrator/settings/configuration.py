@@ -9,6 +9,7 @@ from typing import Any
 
 from migrator.core.inventory import Guest, Host
 from migrator.core.policy import Policy
+from migrator.settings.hooks import HookSettings
 from migrator.settings.models import (
     ControllerSettings,
     GuestSettings,
@@ -46,6 +47,7 @@ REPEATED: Mapping[str, type[Section]] = {
     "policies": PolicySettings,
     "hosts": HostSettings,
     "guests": GuestSettings,
+    "hooks": HookSettings,
 }
 
 
@@ -65,6 +67,7 @@ class Settings:
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     hosts: tuple[HostSettings, ...] = ()
     guests: tuple[GuestSettings, ...] = ()
+    hooks: tuple[HookSettings, ...] = ()
     #: Those built in are not among them, unless they were given other values.
     policies: Mapping[str, Policy] = field(default_factory=dict)
 

@@ -19,6 +19,7 @@ from migrator.errors import UsageError
 from migrator.settings import policies, reloading, traces, words
 from migrator.settings.configuration import SECTIONS, Settings
 from migrator.settings.files import Files, Tables
+from migrator.settings.hooks import HookSettings
 from migrator.settings.models import (
     GuestSettings,
     HostDefaults,
@@ -85,16 +86,14 @@ class _Loader:
         once = {name: self._section(name, path, main.get(name, {})) for name in SECTIONS}
         hosts = list(self._hosts(files, once["host_defaults"]))
         configured = self._policies(files)
-        guests = [
-            self._one(GuestSettings, file, key, entry)
-            for file, data in files
-            for key, entry in self._files.entries(file, data, "guests")
-        ]
+        guests = self._repeated(GuestSettings, files, "guests")
+        hooks = self._repeated(HookSettings, files, "hooks")
         settings = Settings(
             files=tuple(file for file, _ in files if file is not None),
             **{name: found for name, found in once.items() if found is not None and name != "host_defaults"},
             hosts=tuple(hosts),
-            guests=tuple(guest for guest in guests if guest is not None),
+            guests=guests,
+            hooks=hooks,
             policies=configured,
         )
         self._policies_exist(settings, files)
@@ -146,6 +145,15 @@ class _Loader:
                     f"{variable}: {said}" if variable else f"{words.place(file)}{where}: {said}"
                 )
         return None
+
+    def _repeated(self, model: type[_Model], files: list[Tables], name: str) -> tuple[_Model, ...]:
+        """Return all entries of a section that may stand in every file, in their order."""
+        found = (
+            self._one(model, file, key, entry)
+            for file, data in files
+            for key, entry in self._files.entries(file, data, name)
+        )
+        return tuple(each for each in found if each is not None)
 
     def _hosts(self, files: list[Tables], defaults: HostDefaults | None) -> Iterator[HostSettings]:
         common = defaults.model_dump(exclude_unset=True) if defaults else {}

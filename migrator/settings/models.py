@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +33,7 @@ from migrator.core.policy import (
 )
 from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
+from migrator.settings.matching import matches
 from migrator.settings.values import (
     AutoOrBool,
     DatabaseUrl,
@@ -381,9 +381,7 @@ class GuestSettings(Section):
 
     def matches(self, guest: Guest) -> bool:
         """Tell whether the entry means this guest, by uuid, name, or HOST/NAME."""
-        places = (f"{guest.host}/{guest.name}", f"{guest.host}:{guest.socket}")
-        names = (guest.uuid, guest.name, guest.key, *places)
-        return any(name and fnmatchcase(name, self.match) for name in names)
+        return matches(guest, self.match)
 
 
 class PolicySettings(Section):

@@ -20,6 +20,7 @@ _NEXT_START = "with the next destination that is started there"
 _NEXT_LOOK = "with the next look at the host, which comes at once"
 _RECONNECT = "with the next connection; the present one is given up as soon as no migration depends on it"
 _NEXT_BEGUN = "for migrations that begin from then on"
+_NEXT_POINT = "at the next point that a migration comes to"
 _SAVED = "at the next time that the journal is cleaned, which comes within the old interval or the new one"
 
 _HOST = {
@@ -105,6 +106,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "address": f"{_NEXT_LOOK}; {_NEXT_START}",
         },
         "guests": dict.fromkeys(_GUEST_KEYS, _NEXT_LOOK),
+        "hooks": dict.fromkeys(("point", "command", "name", "where", "timeout", "match"), _NEXT_POINT),
         "policies": dict.fromkeys(_POLICY_KEYS, _NEXT_BEGUN),
     }
 )
@@ -125,6 +127,8 @@ def changes(old: Settings, new: Settings) -> Iterator[tuple[str, str]]:
     yield from _hosts(old, new)
     if old.guests != new.guests:
         yield "guests", when("guests", "match")
+    if old.hooks != new.hooks:
+        yield "hooks", when("hooks", "command")
     for name in sorted(old.policies.keys() | new.policies.keys()):
         if old.policies.get(name) != new.policies.get(name):
             yield f"policies.{name}", when("policies", "extends")

@@ -41,7 +41,7 @@ from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
-from migrator.ports import Record
+from migrator.ports import Hooks, Record
 from migrator.store.step_records import StepRecords
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite
@@ -102,6 +102,7 @@ class SimulatedService:
     :param latency_seconds: what each call of the journal takes.
     :ivar requires: labels that every guest requires of its host.
     :ivar anti_affinity: the group of every guest.
+    :ivar hooks: commands that are run while guests move.
     :ivar rules: what the engine goes by; for the next that is started.
     :ivar numbered_by_journal: the journal numbers events, as one on a server that several controllers share.
     :ivar whole: whether journal and records belong together.
@@ -123,6 +124,7 @@ class SimulatedService:
         self.requires: dict[str, str] = {}
         self.anti_affinity = ""
         self.rules = Rules(policy=builtin)
+        self.hooks: Hooks | None = None
         self.numbered_by_journal = False
         self.whole = True
 
@@ -157,6 +159,7 @@ class SimulatedService:
                 keep=keep,
                 accept=self.accept,
                 samples=self.samples,
+                hooks=self.hooks,
             ),
             journal_writer=journal_writer,
             bus=EventBus(

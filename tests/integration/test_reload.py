@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from migrator import logs
+from migrator.core.hooks import HookPlace, HookPoint
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
 from migrator.core.policy import (
@@ -80,12 +81,13 @@ def write(directory: Path, changes: dict[str, str]) -> Path:
         "host_defaults": {"sockets": f'["{directory}/none/*.qmp"]', "look_for": '"sockets"'},
         "policies": {"max_downtime": '"1s"'},
         "guests": {"match": '"web"'},
+        "hooks": {"point": '"before"', "command": '["/bin/x"]'},
         "hosts": {"name": '"a"'},
     }
     for dotted, text in changes.items():
         section, _, key = dotted.partition(".")
         tables.setdefault(section, {})[key] = text
-    heads = {"policies": "[policies.p]", "guests": "[[guests]]", "hosts": "[[hosts]]"}
+    heads = {"policies": "[policies.p]", "guests": "[[guests]]", "hooks": "[[hooks]]", "hosts": "[[hosts]]"}
     lines = []
     for section, table in tables.items():
         lines += [heads.get(section, f"[{section}]"), *(f"{key} = {text}" for key, text in table.items())]
@@ -139,6 +141,18 @@ def of_host(name: str) -> Probe:
 
 def of_guest(name: str) -> Probe:
     return lambda service: getattr(service.engine.inventory._rules(WEB), name)
+
+
+def of_hook(name: str, *, point: HookPoint = HookPoint.BEFORE, guest: str = "web") -> Probe:
+    """Of the hook that is due; ``None`` where there is none."""
+
+    def probe(service: Service) -> Any:
+        hooks = service.engine.services.hooks
+        assert hooks is not None
+        due = hooks.due(point, replace(WEB, name=guest))
+        return getattr(due[0], name) if due else None
+
+    return probe
 
 
 def of_policy(name: str) -> Probe:
@@ -221,6 +235,12 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "guests.movable": ("false", of_guest("obstacle_code"), "not-movable"),
     "guests.ports": ('"any"', of_guest("ports"), "any"),
     "guests.accept": ('["tcg-loses-writes"]', of_guest("accept"), ("tcg-loses-writes",)),
+    "hooks.point": ('"after"', of_hook("point", point=HookPoint.AFTER), HookPoint.AFTER),
+    "hooks.command": ('["/bin/y", "1"]', of_hook("command"), ("/bin/y", "1")),
+    "hooks.name": ('"it"', of_hook("name"), "it"),
+    "hooks.where": ('"source"', of_hook("place"), HookPlace.SOURCE),
+    "hooks.timeout": ('"3s"', of_hook("timeout_seconds"), 3.0),
+    "hooks.match": ('["other"]', of_hook("point"), None),
     "policies.extends": (
         '"must-finish"',
         of_policy("max_throttle_ratio"),
@@ -359,6 +379,7 @@ class TestEveryKey:
                     "hosts": "hosts[",
                     "policies": "policies.p",
                     "guests": "guests",
+                    "hooks": "hooks",
                 }
                 section = key.partition(".")[0]
                 assert any(name.startswith(names.get(section, key)) for name in changed), key

@@ -61,7 +61,7 @@ def test_no_value_of_any_key_is_too_odd(tmp_path: Path, section: str) -> None:
     file = tmp_path / "m.toml"
     for key in (key for name, key in _KEYS if name == section):
         for value in _HOSTILE:
-            head = f"[[{section}]]" if section in ("hosts", "guests") else f"[{section}]"
+            head = f"[[{section}]]" if section in ("hosts", "guests", "hooks") else f"[{section}]"
             head = "[policies.x]" if section == "policies" else head
             said = answer(file, f"{head}\n{key} = {value}\n")
             for line in said:

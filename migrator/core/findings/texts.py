@@ -325,6 +325,11 @@ PAIR: Texts = {
 
 #: Findings that come up only while a migration is under way.
 WAY: Texts = {
+    "hook-failed": (
+        "warning",
+        "a hook of the site failed, or could not be run, where it has no say: the migration went on without it",
+        "look at what it printed, and do by hand what it would have done",
+    ),
     "record-lost": (
         "warning",
         "the record of this migration can no longer be written",

@@ -16,6 +16,16 @@ HOSTS: Texts = {
         "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail too",
         "make sure that the host answers and that nobody else holds the guest's monitor, then ask again",
     ),
+    "hook-veto": (
+        "error",
+        "a hook of the site says no to this migration",
+        "do what it asks for, or change the hook ([[hooks]] in the configuration)",
+    ),
+    "hook-not-run": (
+        "error",
+        "a hook of the site that is to be asked before a migration could not be run, or did not end in time",
+        "mend what the message says, then ask again",
+    ),
     "no-guard": (
         "warning",
         "no guard at the source's host: a controller that dies may leave the guest standing still at its switch",

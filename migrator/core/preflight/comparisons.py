@@ -55,6 +55,8 @@ _TRAVEL = {
 _HOSTS = {
     "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
     "not-checked": "whether source and target could be asked",
+    "hook-veto": "the exit status of the site's hooks",
+    "hook-not-run": "whether the site's hooks could be run and ended in time",
     "no-guard": "whether a python3 of the source's host begins and answers",
     "does-not-converge": "the dirty rate last measured, with the links' speed under the guest's policy",
     "kvm-missing": "the source's accelerator, with /dev/kvm there",
@@ -183,6 +185,7 @@ _PAIR = {
     "disk-maybe-not-shared": "names of each disk's file of both, where their identity cannot be read",
 }
 _WAY = {
+    "hook-failed": "the exit status of the site's hooks, and whether they could be run",
     "record-lost": "whether the record of the migration can be written",
     "record-left-over": "whether the record of the migration can be put away",
     "network-down": "what the taps hang on where the guest has arrived, with what they hung on at the source",

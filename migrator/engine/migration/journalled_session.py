@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -15,16 +15,28 @@ from migrator.api.documents import (
     MigrationDocument,
 )
 from migrator.api.trace_context import TraceContext
+from migrator.core.findings import finding
 from migrator.core.guest_experience import GuestPrior
+from migrator.core.hooks import HookPlace, HookPoint
 from migrator.core.inventory import Guest
+from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import Policy, from_fields
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session import MigrationSession
+from migrator.engine.migration.session_hooks import HOOK, SessionHooks
 from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
+from migrator.errors import Fault
+from migrator.faults import contained
+
+#: Decisions after which the guest is stopped, or with which it is known to have been.
+_STOPS_GUEST = frozenset(
+    {*map(str, (ActionKind.LIMIT, ActionKind.PAUSE, ActionKind.START_POSTCOPY)), str(Step.HAND_OVER)}
+)
 
 
 class JournalledSession(MigrationSession):
@@ -62,6 +74,15 @@ class JournalledSession(MigrationSession):
         self.requested_by = requested_by
         self.key = key
         self.trace = trace
+        #: Hooks may have been told that it begins, and are to be told how it ends.
+        self.hooks_owed = False
+        self._hooks = SessionHooks(
+            services.hooks,
+            guest=guest,
+            hosts={HookPlace.SOURCE: guest.host, HookPlace.DESTINATION: target},
+            document=self._hook_document,
+            tell=self._tell_hook,
+        )
 
     async def check_only(self) -> tuple[Finding, ...]:
         """Return what speaks against it, as far as it shows before a destination is started; changes nothing."""
@@ -80,6 +101,55 @@ class JournalledSession(MigrationSession):
 
     async def _memory_bytes(self) -> int:
         return self.guest.memory_bytes
+
+    # --- hooks -------------------------------------------------------------------------------------------------------
+
+    async def _ask_hooks(self, point: HookPoint) -> Sequence[Finding]:
+        """See :meth:`migrator.engine.migration.session_ends.SessionEnds._ask_hooks`."""
+        if point is HookPoint.BEFORE and self._hooks.any:
+            self.hooks_owed = True
+            await self.services.keep(self)  # a controller that comes after this one tells them how it ended
+        return await self._hooks.ask(point)
+
+    async def _tell_end(self, state: State) -> None:
+        """See :meth:`migrator.engine.migration.session_ends.SessionEnds._tell_end`."""
+        if state is State.COMPLETED or self.hooks_owed:
+            point = HookPoint.AFTER if state is State.COMPLETED else HookPoint.FAILED
+            try:
+                with contained(f"the hooks of migration {self.id}"):
+                    self.result.findings += await self._hooks.end(point)
+            except Fault as fault:
+                failed = finding("hook-failed", str(fault))
+                self.result.warn(failed.code, failed.message, failed.remedy)
+        self.hooks_owed = False
+
+    def _note_decision(self, decision: Decision) -> None:
+        if decision.action in _STOPS_GUEST:
+            self._hooks.tell_switch()
+        super()._note_decision(decision)
+
+    def _tell_hook(self, what: str) -> None:
+        at = self.began_ago() if self.started_at is not None else clock.now() - self.preparing_since
+        self._decide(Decision(at_seconds=round(at, 6), action=HOOK, reason=what))
+
+    def _hook_document(self) -> Mapping[str, Any]:
+        """Return what a hook is told of it."""
+        state, guest = self.result.state if self.result.state.final else self.state, self.guest
+        shown = self.document(decisions=False).model_dump(mode="json")
+        return {
+            "guest": {"id": guest.key, "uuid": guest.uuid, "name": guest.name},
+            "attempt": self.attempt.number,
+            **{
+                side: {"host": host, "socket": self._socket(side), "pid": self._pid(side)}
+                for side, host in (("source", guest.host), ("destination", self.target))
+            },
+            "migration": shown | {"state": str(state), "error": self.result.error},
+        }
+
+    def _pid(self, side: str) -> int | None:
+        place = self.places.get(side)
+        pid = place.identity.get("pid") if place is not None else None
+        return int(pid) if pid is not None else None
 
     def prior(self) -> GuestPrior | None:
         history = self.services.history
@@ -185,6 +255,7 @@ class JournalledSession(MigrationSession):
                 "attempt": self.attempt.number,
                 "recorded": self.attempt.recorded,
                 "cancelled": self.requests.cancel,
+                "hooks_owed": self.hooks_owed,
             }
         }
 
@@ -239,6 +310,7 @@ class JournalledSession(MigrationSession):
             recorded=private.get("recorded", "destination" in private["places"] and not queued),
         )
         self.requests.cancel = private.get("cancelled", False)
+        self.hooks_owed = private.get("hooks_owed", False)
         if (prior := private.get("prior")) is not None:
             self._given_prior = GuestPrior(**prior)
         self.result.held_code, self.result.error = document.held_code, document.error

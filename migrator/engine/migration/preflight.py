@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Code of the finding about what could not be looked at.
 UNCHECKED = "not-checked"
+#: Errors that may be gone when it is tried again, though nobody changed anything.
+MAY_PASS = frozenset({UNCHECKED, "hook-not-run"})
 #: Of the one that says that a port is taken: who accepts it has the guest listen at another.
 SPARES_PORTS = "port-in-use"
 _MOVED = "port-moved"

@@ -16,6 +16,7 @@ from migrator.ports import (
     EndedRecord,
     Experience,
     GuestNetworks,
+    Hooks,
     IncomingDestination,
     Qemu,
     Record,
@@ -141,6 +142,8 @@ class SessionServices:
     history: GuestHistory | None = None
     #: The deadline of an evacuation, seconds since the epoch; ``None``: it has none.
     deadline: Callable[[str], float | None] = lambda evacuation: None
+    #: Commands of the site that are run while a guest moves; ``None``: there are none.
+    hooks: Hooks | None = None
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

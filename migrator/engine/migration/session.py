@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.core.findings import PreflightRefused
+from migrator.core.hooks import HookPoint
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import Finding, State
@@ -124,8 +125,12 @@ class MigrationSession(SessionEnds):
         self._go(Phase.BEGINNING)
         try:
             rested = waits and await self._come_to_rest()
+            hindrances = () if self.requests.unwanted() else await self._ask_hooks(HookPoint.BEFORE)
             if self.requests.unwanted():
                 await self._fall_back(State.CANCELLED, _CANCELLED)
+                return
+            if hindrances:
+                await self._refuse([*self._found, *hindrances])
                 return
             stale = rested or clock.now() - since > _STALE_SECONDS
             if stale and await self._refuse(await self._compare()):
@@ -151,6 +156,9 @@ class MigrationSession(SessionEnds):
         self._enter(State.PREPARING)
         self._found = await self._open_source()
         if await self._refuse(self._found) or self._source is None:
+            return False
+        if not self.requests.unwanted() and (hindrances := await self._ask_hooks(HookPoint.BEFORE_PLAN)):
+            await self._refuse([*self._found, *hindrances])
             return False
         try:
             quiet = await self._await_quiet()
@@ -231,7 +239,7 @@ class MigrationSession(SessionEnds):
         if not errors:
             return False
         self.refusal = PreflightRefusal(
-            may_pass={each.code for each in errors} == {preflight.UNCHECKED},
+            may_pass={each.code for each in errors} <= preflight.MAY_PASS,
             everywhere=preflight.hopeless(errors),
         )
         await self._fall_back(State.FAILED, preflight.in_one_line(errors))
@@ -253,7 +261,9 @@ class MigrationSession(SessionEnds):
         if self.requests.cancel and state is State.FAILED:
             state, error = State.CANCELLED, f"{_CANCELLED}; besides: {error}"
         await self._let_go()
-        self._end_as(state, error)
+        self.result.state, self.result.error = state, error.replace("\n", " ")
+        await self._tell_end(state)
+        self._end(state)
         return False
 
     async def close(self, *, lost: bool = False) -> None:
@@ -291,4 +301,5 @@ class MigrationSession(SessionEnds):
             return
         if state in (State.COMPLETED, State.GUEST_ENDED) or lost:
             await cleanup.clear(self, arrived=state is State.COMPLETED)
+        await self._tell_end(state)
         self._end(state)

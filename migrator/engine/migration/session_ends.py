@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from migrator.core.guest_experience import GuestPrior
+from migrator.core.hooks import HookPoint
 from migrator.core.migration import quiet_start
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.model import Decision, Finding, State
@@ -143,6 +144,13 @@ class SessionEnds(SessionState):
         """
         return (await self._source.facts()).memory_bytes if self._source is not None else 0
 
+    async def _ask_hooks(self, point: HookPoint) -> Sequence[Finding]:  # noqa: ARG002 - for those that have hooks
+        """Ask the site's hooks whether the guest may move; what speaks against it."""
+        return ()
+
+    async def _tell_end(self, state: State) -> None:
+        """Tell the site's hooks how it ends; nothing of it can fail."""
+
     def _tell_waiting(self, what: str) -> None:
         self.waiting_for = what
         at = clock.now() - self.preparing_since
@@ -206,7 +214,7 @@ class SessionEnds(SessionState):
             shared_path=self.services.shared_path(self.guest.host, self.target),
             about=self.about(),
             on_status=self._show,
-            on_decision=lambda decision: self._on_decision(self, decision),
+            on_decision=self._note_decision,
         )
 
     def prior(self) -> GuestPrior | None:

@@ -243,6 +243,9 @@ class SessionState:
 
     def _decide(self, decision: Decision) -> None:
         self.result.decisions.append(decision)
+        self._note_decision(decision)
+
+    def _note_decision(self, decision: Decision) -> None:
         self._on_decision(self, decision)
 
     def _enter(self, state: State) -> None:
