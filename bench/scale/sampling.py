@@ -1,4 +1,4 @@
-"""Where a process spends its time: its stack, looked at many times a second of its own computing."""
+"""Where a process spends its time: its stack, looked at many times a second of its own computing; what tasks await."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import signal
 from collections import Counter
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 _EVERY_SECONDS, _WRITE_SECONDS = 0.002, 5.0
+#: All tasks are looked at so often.
+_TASKS_SECONDS = 0.5
 _ROWS = 120
 
 
@@ -19,6 +22,9 @@ class Sampler:
         self._samples = 0
         self._own: Counter[CodeType] = Counter()
         self._all: Counter[CodeType] = Counter()
+        #: Tasks by what they await, in all looks at them.
+        self._awaited: Counter[str] = Counter()
+        self._looks = 0
         signal.signal(signal.SIGPROF, self._sample)
         signal.setitimer(signal.ITIMER_PROF, _EVERY_SECONDS, _EVERY_SECONDS)
 
@@ -45,13 +51,32 @@ class Sampler:
         for code, count in self._own.most_common(_ROWS // 2):
             where = "/".join(code.co_filename.rsplit("/", 3)[1:])
             lines.append(f"{count / self._samples:6.1%} {where}:{code.co_firstlineno} {code.co_qualname}")
+        lines.append("tasks by what they await, on average")
+        lines += [f"{count / self._looks:7.1f} {what}" for what, count in self._awaited.most_common(_ROWS)]
         return "\n".join(lines)
 
     async def write(self, file: Path) -> None:
         """Write that every few seconds, of those seconds, until cancelled."""
         while True:
-            await asyncio.sleep(_WRITE_SECONDS)
-            file.write_text(self.text() + "\n", encoding="utf-8")
-            self._samples = 0
-            self._own.clear()
-            self._all.clear()
+            for _ in range(round(_WRITE_SECONDS / _TASKS_SECONDS)):
+                await asyncio.sleep(_TASKS_SECONDS)
+                self._looks += 1
+                self._awaited.update(map(_awaited, asyncio.all_tasks()))
+            with file.open("a", encoding="utf-8") as out:
+                out.write(self.text() + "\n")
+            self._samples = self._looks = 0
+            for counted in (self._own, self._all, self._awaited):
+                counted.clear()
+
+
+def _awaited(task: asyncio.Task[Any]) -> str:
+    """Return the calls in which a task waits, as far as they are in the program itself."""
+    calls = []
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        code = getattr(awaiting, "cr_code", None) or getattr(awaiting, "ag_code", None)
+        if code is not None and "/migrator/" in code.co_filename:
+            frame = getattr(awaiting, "cr_frame", None)
+            calls.append(f"{code.co_qualname}:{frame.f_lineno if frame is not None else 0}")
+        awaiting = getattr(awaiting, "cr_await", None)
+    return " > ".join(calls[-5:])

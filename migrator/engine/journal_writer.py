@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from migrator import logs
 from migrator.api.events import Event, EventKind
 from migrator.awake import AwakeTimer
 from migrator.engine.event_bus import EventBus
-from migrator.errors import JournalError, LeaseLost
+from migrator.errors import Fault, JournalError, LeaseLost, MigratorError
+from migrator.faults import contained
 from migrator.ports import Journal
 
 #: A journal that cannot be written is tried again after so long; writing a document twice does no harm.
@@ -29,6 +31,31 @@ DocumentToSave = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 def _built(document: DocumentToSave) -> Mapping[str, Any]:
     return document() if callable(document) else document
+
+
+@dataclass(eq=False, kw_only=True)
+class _Request:
+    """What :meth:`JournalWriter.commit` was asked for."""
+
+    documents: Sequence[tuple[str, DocumentToSave]]
+    then: Callable[[], None]
+    #: Documents, as they were built.
+    built: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    done: bool = False
+    error: MigratorError | None = None
+
+    def build(self) -> None:
+        """Build its documents, as they are now.
+
+        :raise Fault: an error of our own, of this request alone.
+        """
+        with contained("a document for the journal"):
+            self.built = [(kind, _built(document)) for kind, document in self.documents]
+
+    @property
+    def subjects(self) -> set[tuple[str, str]]:
+        """Return what its documents are about, once they are built."""
+        return {(kind, document["id"]) for kind, document in self.built}
 
 
 def _payloads(events: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
@@ -58,6 +85,8 @@ class JournalWriter:
         self._idle.set()
         #: One writer at a time, so that an older document never replaces a newer one.
         self._writing = asyncio.Lock()
+        #: Asked for and not written; whoever writes takes all of them into one transaction.
+        self._requests: list[_Request] = []
         self._max_event_delay = max_event_delay
         self._delay_timer: AwakeTimer | None = None
         #: Events are delivered without waiting for the journal.
@@ -102,29 +131,85 @@ class JournalWriter:
     ) -> None:
         """Write `documents`, and all that waits; they are on disk when this returns.
 
+        Many who ask at the same time are written in one transaction, and each is answered for its own.
+
         :param then: called when they are written, before anything else is: there memory takes over what they say. It
             is not called where writing fails.
         :raise JournalError: none of `documents` was written.
         """
-        async with self._writing:
-            waiting = {**self._documents}
-            asked = [(kind, _built(document)) for kind, document in documents]
-            # What waits of the same subjects is older.
-            own = {(kind, document["id"]) for kind, document in asked}
-            every = [*((kind, build()) for (kind, name), build in waiting.items() if (kind, name) not in own)]
-            every += asked
-            # Where room is short a backlog must not cost what is asked for now.
-            events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
+        request = _Request(documents=documents, then=then)
+        self._requests.append(request)
+        try:
+            async with self._writing:
+                while not request.done:
+                    if requests := self._next_requests():
+                        await self._commit(requests)
+        finally:
+            if not request.done:
+                self._requests.remove(request)  # it was given up
+        if request.error is not None:
+            raise request.error
+
+    def _next_requests(self) -> list[_Request]:
+        """Return the requests to write together, with their documents: no two of them are about the same subject."""
+        chosen, subjects = list[_Request](), set[tuple[str, str]]()
+        for request in [*self._requests]:
             try:
-                numbers = await self.journal.save(*every, events=_payloads(events))
-            except JournalError:
-                if self.journal.complaint or not events:
-                    raise
-                events, numbers = [], []
-                await self.journal.save(*every)
-            then()
-            self._forget(waiting)
-            self._written(events, numbers)
+                request.build()  # what is written before may change what this one is made of
+            except Fault as fault:
+                self._settle([request], fault)
+                continue
+            if not subjects.isdisjoint(request.subjects):
+                break
+            subjects |= request.subjects
+            chosen.append(request)
+        return chosen
+
+    async def _commit(self, requests: Sequence[_Request]) -> None:
+        """Write what these ask for, and all that waits; one that the journal refuses is written by itself."""
+        try:
+            await self._commit_together(requests)
+        except JournalError as error:
+            if len(requests) == 1 or self.journal.complaint or isinstance(error, LeaseLost):
+                self._settle(requests, error)
+                return
+            for request in requests:
+                try:
+                    await self._commit_together([request])
+                except JournalError as its_own:
+                    self._settle([request], its_own)
+
+    async def _commit_together(self, requests: Sequence[_Request]) -> None:
+        waiting = {**self._documents}
+        # What waits of the same subjects is older.
+        own = {subject for request in requests for subject in request.subjects}
+        every = [*((kind, build()) for (kind, name), build in waiting.items() if (kind, name) not in own)]
+        every += [document for request in requests for document in request.built]
+        # Where room is short a backlog must not cost what is asked for now.
+        events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
+        try:
+            numbers = await self.journal.save(*every, events=_payloads(events))
+        except JournalError:
+            if self.journal.complaint or not events:
+                raise
+            events, numbers = [], []
+            await self.journal.save(*every)
+        self._settle(requests)
+        self._forget(waiting)
+        self._written(events, numbers)
+
+    def _settle(self, requests: Sequence[_Request], error: MigratorError | None = None) -> None:
+        for request in requests:
+            if request not in self._requests:
+                continue  # whoever asked for it is gone
+            self._requests.remove(request)
+            request.done, request.error = True, error
+            if error is None:
+                try:
+                    with contained("what follows a write to the journal"):
+                        request.then()
+                except MigratorError as failure:
+                    request.error = failure
 
     async def run(self) -> None:
         """Write scheduled documents and the events of the bus, until cancelled."""

@@ -329,3 +329,92 @@ class TestWhereTheJournalGivesTheNumbers:
             assert [(event.event_id, event.has_number) for event in site.later] == [
                 *((1, True), (1, False), (2, True)),
             ]
+
+
+class CountingJournal(SlowJournal):
+    """Counts its writes; `impossible` documents are refused with all beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+        self.impossible: set[str] = set()
+
+    async def save(
+        self,
+        *given: tuple[str, Mapping[str, Any]],
+        events: Sequence[Mapping[str, Any]] = (),
+        lease: Lease | None = None,
+    ) -> list[int]:
+        self.writes += 1
+        await self.free.wait()
+        if self.impossible & {document["id"] for _, document in given}:
+            raise JournalError("no such document")
+        return await super().save(*given, events=events, lease=lease)
+
+
+async def _committed(
+    journal: CountingJournal, *documents: Mapping[str, Any]
+) -> tuple[list[BaseException | None], list[str]]:
+    """Commit each while the journal is being written; the outcomes, and what memory took over."""
+    writer, taken = JournalWriter(journal), list[str]()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(writer.commit(("migration", {"id": "first"})))
+        await asyncio.sleep(0)
+        waiting = [
+            asyncio.create_task(
+                writer.commit(
+                    ("migration", document),
+                    then=lambda text=f"{document}": taken.append(text),  # type: ignore[misc]  # its default
+                )
+            )
+            for document in documents
+        ]
+        await asyncio.sleep(0)
+        journal.free.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    return found, taken
+
+
+async def test_those_who_wait_for_a_write_that_is_under_way_are_written_together() -> None:
+    journal = CountingJournal()
+    found, taken = await _committed(journal, *({"id": f"m{number}"} for number in range(50)))
+    assert found == [None] * 50
+    assert len(taken) == 50
+    assert journal.writes == 2
+    assert len(await journal.unfinished("migration")) == 51
+
+
+async def test_one_that_the_journal_refuses_costs_those_beside_it_nothing() -> None:
+    journal = CountingJournal()
+    journal.impossible.add("m1")
+    found, taken = await _committed(journal, *({"id": f"m{number}"} for number in range(3)))
+    assert [type(each) for each in found] == [type(None), JournalError, type(None)]
+    assert len(taken) == 2
+    assert {each["id"] for each in await journal.unfinished("migration")} == {"first", "m0", "m2"}
+
+
+async def test_what_is_about_the_same_is_written_one_after_the_other() -> None:
+    journal = CountingJournal()
+    found, taken = await _committed(journal, *({"id": "same", "number": number} for number in range(3)))
+    assert found == [None] * 3
+    assert taken == [f"{ {'id': 'same', 'number': number} }" for number in range(3)]
+    assert [each["number"] for each in await journal.unfinished("migration") if each["id"] == "same"] == [2]
+
+
+async def test_whoever_gives_up_waiting_takes_nothing_over_and_keeps_nobody_waiting() -> None:
+    journal, taken = CountingJournal(), list[str]()
+    writer = JournalWriter(journal)
+    tasks = [
+        asyncio.create_task(
+            writer.commit(("migration", {"id": name}), then=lambda name=name: taken.append(name))  # type: ignore[misc]  # its default
+        )
+        for name in ("writes", "gives-up", "stays")
+    ]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    tasks[0].cancel()  # the one whose turn it is
+    await asyncio.sleep(0)
+    journal.free.set()
+    await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [True, True, False]
+    assert taken == ["stays"]
