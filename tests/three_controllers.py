@@ -84,6 +84,8 @@ class Weakness:
     acts_on: bool = False
     #: A driver believes that its lease holds.
     drives_on: bool = False
+    #: The journal takes what a driver writes after its assignment is over.
+    no_driver_fencing: bool = False
 
 
 class Controller:
@@ -328,7 +330,9 @@ class ThreeControllers:
     async def _whole(self, scenario: Callable[[ThreeControllers], Any]) -> None:
         self.store = SharedStore(self.loop.time)
         self.store.fenced = not self.weakness.no_fencing
+        self.store.fences_drivers = not self.weakness.no_driver_fencing
         self.store.written = self._written
+        self.store.taken_late = self._taken_late
         self.site = SharedSite()
         self.site.on_command = self._on_command
         for name in ("a", "b", "c"):
@@ -519,6 +523,9 @@ class ThreeControllers:
         was, now = before.get("_private") or {}, after.get("_private") or {}
         if now.get("attempt", 0) < was.get("attempt", 0) or (was.get("cancelled") and not now["cancelled"]):
             self.wrong(f"{kind} {after['id']} goes back")
+
+    def _taken_late(self, lease: Lease) -> None:
+        self.wrong(f"{lease.name} was written by {lease.owner}, whose assignment is over")
 
     async def quiet(self) -> None:
         """Wait until nothing is under way any more."""

@@ -72,8 +72,11 @@ class RemoteSession(JournalledSession):
         """See :meth:`of`."""
         self.assignment, self._request = assignment, request
         self._saved, self._document = saved, _document(saved)
-        cancelled = bool(saved["_private"].get("cancelled") or assignment.requests.get("cancel"))
-        self.requests = MigrationRequests(**{**assignment.requests, "cancel": cancelled})
+        self.requests = MigrationRequests(**assignment.requests)
+        # That was accepted, and then there may have been no time to tell its driver.
+        self.requests.cancel = bool(saved["_private"].get("cancelled") or self.requests.cancel)
+        if (reason := saved["_private"].get("postcopy")) is not None:
+            self.requests.postcopy, self.requests.postcopy_reason = True, reason
 
     # --- what its driver says ----------------------------------------------------------------------------------------
 
@@ -153,11 +156,11 @@ class RemoteSession(JournalledSession):
     def journalled(self) -> dict[str, Any]:
         """Return what another controller needs to go on."""
         private = self._saved["_private"]
-        cancelled = self.requests.cancel or bool(private.get("cancelled"))
-        return {
-            **self.document().model_dump(mode="json"),
-            "_private": {**private, "cancelled": cancelled},
+        wanted = {
+            "cancelled": self.requests.cancel or bool(private.get("cancelled")),
+            "postcopy": self.requests.postcopy_reason if self.requests.postcopy else None,
         }
+        return {**self.document().model_dump(mode="json"), "_private": {**private, **wanted}}
 
     # --- what is wanted of it ----------------------------------------------------------------------------------------
 

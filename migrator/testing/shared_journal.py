@@ -87,6 +87,8 @@ class SharedStore:
     """All that the controllers share.
 
     :ivar fenced: what a lease does not allow any more is refused; only a test of tests has it otherwise.
+    :ivar fences_drivers: likewise, of those that drive what a planner gave them.
+    :ivar taken_late: called with the lease of what a driver wrote after its assignment was over, and was not refused.
     :ivar written: called with the writer's lease, the kind, the document before and after, when one is written.
     """
 
@@ -98,16 +100,22 @@ class SharedStore:
         self.journal.leases.now = self.journal.leases.clock = now
         self.meta: dict[str, str] = {}
         self.steps: dict[str, SharedSteps] = {}
-        self.fenced = True
+        self.fenced = self.fences_drivers = True
+        self.taken_late: Callable[[Lease], None] = lambda lease: None
         self.now = now
 
     def check(self, lease: Lease | None) -> None:
         """:raise LeaseLost: it does not hold."""
-        if lease is None or not self.fenced:
+        if lease is None:
             return
-        its = self.journal.assignments if lease.name.startswith("migration/") else self.journal.leases
-        if not its.holds(lease):
+        drives = lease.name.startswith("migration/")
+        its = self.journal.assignments if drives else self.journal.leases
+        if its.holds(lease):
+            return
+        if self.fenced and (self.fences_drivers or not drives):
             raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
+        if drives:
+            self.taken_late(lease)
 
 
 async def _at_once(call: str) -> None:
@@ -348,7 +356,9 @@ class _Assignments:
 
     async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
         said = json.loads(json.dumps(report))
-        write = self._assignments.report if self._view.shared.fenced else self._assignments.overwrite
+        shared = self._view.shared
+        fenced = shared.fenced and shared.fences_drivers
+        write = self._assignments.report if fenced else self._assignments.overwrite
         right = assignment.right(lambda: True)
         await self._view.write(lambda: write(assignment, said, released=released), right)
 

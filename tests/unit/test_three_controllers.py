@@ -252,41 +252,45 @@ def test_a_cancel_while_a_migration_is_being_given_away_reaches_its_driver(
     assert ended == ["cancelled"]
 
 
-def test_a_cancel_that_was_accepted_outlives_the_planner_before_its_driver_knows(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("verb", "spread"), [("cancel", True), ("postcopy", True), ("postcopy", False)])
+def test_what_was_accepted_outlives_the_planner_that_could_do_nothing_about_it_any_more(
+    verb: str, spread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = shared_journal._Assignments.request
-    world = ThreeControllers(seed=1)
-    killed: list[str] = []
+    world = ThreeControllers(seed=1, spread=spread)
 
-    async def request_or_die(self: shared_journal._Assignments, *about: Any) -> None:
-        if about[-1]["cancel"] and not killed:
-            while "k-cancel" not in world.keys:
-                await asyncio.sleep(0.01)
-            [acting] = [each for each in world.controllers if each.sole_use is not None]
-            killed.append(acting.name)
-            world.kill(acting)
+    async def tell_nobody(self: shared_journal._Assignments, *about: Any) -> None:
+        if about[-1][verb] and not killed:
             await asyncio.sleep(60)
         await request(self, *about)
 
-    monkeypatch.setattr(shared_journal._Assignments, "request", request_or_die)
-    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    request = shared_journal._Assignments.request
+    monkeypatch.setattr(shared_journal._Assignments, "request", tell_nobody)
+    if spread:
+        monkeypatch.setattr(
+            spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+        )
     # The next one plans while it is still copied.
     monkeypatch.setattr(three_controllers, "LEASE_SECONDS", 1.5)
-    ended: list[str] = []
+    killed: list[str] = []
+    ended: list[tuple[str, str]] = []
 
     async def scenario(world: ThreeControllers) -> None:
         reply = await world.ask("migrate", "k-second", guest="vm-1", to="b")
         while await state_of_second(world) != "precopy":
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        await world.ask("cancel", "k-cancel", target=reply.subject_id)
+        about = {"target" if verb == "cancel" else "migration": reply.subject_id}
+        accepted = await world.ask(verb, f"k-{verb}", **about)
+        assert accepted.kind == "accepted"
+        [acting] = [each for each in world.controllers if each.sole_use is not None]
+        world.kill(acting)
+        killed.append(acting.name)
         await world.quiet()
-        ended.append(await state_of_second(world))
+        [saved] = await world.store.journal.page("migration", limit=9)
+        ended.append((str(saved["state"]), str(saved["mode"])))
 
     world.run(scenario)
-    assert killed
-    assert ended == ["cancelled"]
+    assert ended == [("cancelled", "precopy") if verb == "cancel" else ("completed", "postcopy")]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, world: ThreeControllers, call: str, how: str) -> list[str]:
@@ -441,6 +445,11 @@ def test_it_finds_a_driver_that_acts_after_the_end_of_its_lease() -> None:
         Weakness(drives_on=True), "no store", successor_dies_after=9.5, commands=[12, 17], drivers=True
     )
     assert "has taken over" in violated
+
+
+def test_it_finds_a_journal_that_does_not_check_the_right_of_a_driver() -> None:
+    violated = found(Weakness(no_driver_fencing=True), "freeze", "no store", commands=[12, 17], drivers=True)
+    assert "whose assignment is over" in violated
 
 
 def test_a_driver_that_is_cut_off_leaves_everything_to_others() -> None:

@@ -79,7 +79,7 @@ class CommandHandlers:
             case Cancel():
                 return await self._evacuations.cancel(command.target)
             case Postcopy():
-                return self._migrations.postcopy(command)
+                return await self._migrations.postcopy(command)
             case Resolve():
                 return await self._migrations.resolve(command)
         raise Refusal("invalid", f"there is no command {command.verb}")

@@ -127,16 +127,23 @@ class MigrationCommands:
                 raise _too_late(present())
             return present().document()
 
-    def postcopy(self, command: Postcopy) -> MigrationDocument:
+    async def postcopy(self, command: Postcopy) -> MigrationDocument:
         """Switch a migration to postcopy now."""
         session = self._lookups.session(command.migration)
-        if not session.postcopy():
-            raise Refusal(
-                "not-now",
-                f"migration {session.id} cannot go to postcopy: it is {session.state}, or its policy "
-                f"{session.policy.name} or one of the QEMUs does not allow it",
+        async with self._reservations.hold(("migration", session.id)):
+            # As for a cancel.
+            present = functools.partial(self._sessions.present, session)
+            if not present().can_postcopy:
+                raise _no_postcopy(present())
+            done: list[bool] = []
+            await self._lookups.commit(
+                ("migration", lambda: present().as_if_asked_for_postcopy()),
+                then=lambda: done.append(present().postcopy()),
             )
-        return session.document()
+            if not all(done):
+                self._journal_writer.schedule_latest("migration", session.id, lambda: present().journalled())
+                raise _no_postcopy(present())
+            return present().document()
 
     async def resolve(self, command: Resolve) -> MigrationDocument | ResolutionDocument:
         """Do what a person says of a held migration, or say what that would come to."""
@@ -158,6 +165,14 @@ class MigrationCommands:
         except MigratorError as error:
             raise Refusal("conflict", str(error)) from error
         return session.document()
+
+
+def _no_postcopy(session: JournalledSession) -> Refusal:
+    return Refusal(
+        "not-now",
+        f"migration {session.id} cannot go to postcopy: it is {session.state}, or its policy "
+        f"{session.policy.name} or one of the QEMUs does not allow it",
+    )
 
 
 def _too_late(session: JournalledSession) -> Refusal:

@@ -360,7 +360,8 @@ class MigrationDriver(DriverState):
             if self._guarding.acted_meanwhile() or self._given_bandwidth != self._bandwidth:
                 self._given_bandwidth = self._bandwidth
                 await self._steering.resume(self._given_bandwidth)
-            if self.requests.postcopy and not self._intent_log.intent.postcopy:
+            asked = self.requests.postcopy and self._abilities.postcopy
+            if asked and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
             if sample.gives_way:
                 return

@@ -256,6 +256,7 @@ class JournalledSession(MigrationSession):
                 "recorded": self.attempt.recorded,
                 "cancelled": self.requests.cancel,
                 "hooks_owed": self.hooks_owed,
+                "postcopy": self.requests.postcopy_reason if self.requests.postcopy else None,
             }
         }
 
@@ -263,6 +264,11 @@ class JournalledSession(MigrationSession):
         """Return what :meth:`journalled` gives once :meth:`cancel` is done."""
         saved = self.journalled()
         return saved | {"_private": saved["_private"] | {"cancelled": True}}
+
+    def as_if_asked_for_postcopy(self) -> dict[str, Any]:
+        """Return what :meth:`journalled` gives once :meth:`postcopy` is done."""
+        saved = self.journalled()
+        return saved | {"_private": saved["_private"] | {"postcopy": self.requests.postcopy_reason}}
 
     @classmethod
     def from_journal(cls, saved: Mapping[str, Any], *, services: SessionServices, **callbacks: Any) -> Self:
@@ -311,6 +317,8 @@ class JournalledSession(MigrationSession):
         )
         self.requests.cancel = private.get("cancelled", False)
         self.hooks_owed = private.get("hooks_owed", False)
+        if (reason := private.get("postcopy")) is not None:
+            self.requests.postcopy, self.requests.postcopy_reason = True, reason
         if (prior := private.get("prior")) is not None:
             self._given_prior = GuestPrior(**prior)
         self.result.held_code, self.result.error = document.held_code, document.error
