@@ -5,8 +5,12 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from migrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,20 @@ def names_in(certificate: File) -> list[str]:
     except ValueError as error:
         raise UsageError(f"{certificate} cannot be used: there is no certificate in PEM in it") from error
     return list(names.get_values_for_type(x509.DNSName))
+
+
+def read_certificates(file: File) -> list[x509.Certificate]:
+    """Return the certificates in a file, at least one.
+
+    :raise UsageError: the file cannot be used.
+    """
+    from cryptography import x509  # noqa: PLC0415 - as in names_in
+
+    _read(file)
+    try:
+        return x509.load_pem_x509_certificates(file.path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{file} cannot be used: there is no certificate in PEM in it") from error
 
 
 def _read(file: File) -> None:

@@ -138,6 +138,11 @@ class MigrationDocument(Document):
     max_throttle_ratio: float = 0.0
     #: How often the stream of a postcopy broke and went on again.
     recoveries: int = 0
+    #: What goes between the hosts is encrypted.
+    tls: bool = False
+    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``).
+    streams: int = 1
+    compression: str = "none"
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at its destination (``up``, ``down``,
     #: ``none``: it has no tap, ``unknown``), and what is not as it was at the source, in one line.

@@ -115,6 +115,36 @@ def direct(
             help="now, or quiet: once the guest is measured to write little, within 10 minutes.",
         ),
     ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Encrypt what goes between the hosts: require, prefer (where both have certificates) or off.",
+        ),
+    ] = None,
+    tls_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Directory of QEMU's certificates at both hosts. Default: /etc/pki/qemu."
+        ),
+    ] = None,
+    tls_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the destination's host in its certificate. Default: what its address says.",
+        ),
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(metavar="WAY", help="From QEMU to QEMU (direct), or through an SSH tunnel (ssh)."),
+    ] = None,
+    streams: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Channels for memory: 1 to 16, or auto.")
+    ] = None,
+    compress: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Compress memory: auto (where it pays), never or zstd.")
+    ] = None,
     accept: Annotated[
         list[str] | None,
         typer.Option(

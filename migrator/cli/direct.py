@@ -20,19 +20,24 @@ from migrator.cli.direct_command import DirectCommand, Request
 from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
 from migrator.cli.direct_paths import direct_path
+from migrator.cli.direct_tls import DirectTls
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.model import Decision, State
 from migrator.core.policy import (
+    MOST_STREAMS,
     BlockJobs,
+    Compression,
     Disks,
     LastResort,
     Policy,
     PostcopyMode,
     Preference,
     Start,
+    StreamRoute,
+    TlsUse,
     builtin,
     from_fields,
 )
@@ -181,6 +186,7 @@ async def _between(
             by_force=by_force,
         ),
         networks=DirectGuestNetworks(over_ssh, here, there),
+        tls=DirectTls(over_ssh, here, there, directory=request.tls_dir, name=request.tls_name, listen=listen),
         listen=listen,
         tell=screen.line,
     )
@@ -312,7 +318,19 @@ def _policy(request: Request) -> Policy:
         start=_choice("--start", request.start, Start),
         max_postcopy_stall_seconds=_option("--max-postcopy-stall", request.max_postcopy_stall, units.seconds),
         disks=_choice("--disks", request.disks, Disks),
+        tls=_choice("--tls", request.tls, TlsUse),
+        stream=_choice("--stream", request.stream, StreamRoute),
+        streams=None
+        if request.streams in (None, "auto")
+        else _option("--streams", request.streams, _streams),
+        compress=_choice("--compress", request.compress, Compression),
     )
+
+
+def _streams(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"{text!r} is no count: give 1 to {MOST_STREAMS}, or auto")
+    return int(text)
 
 
 def _option(flag: str, text: str | None, read: Callable[[str], _Value]) -> _Value | None:

@@ -31,10 +31,16 @@ class Request:
     start: str | None = None
     max_postcopy_stall: str | None = None
     disks: str | None = None
+    tls: str | None = None
+    stream: str | None = None
+    streams: str | None = None
+    compress: str | None = None
     accept: tuple[str, ...] = ()
     listen: str | None = None
     destination_pid: int | None = None
     fence_command: str | None = None
+    tls_dir: str | None = None
+    tls_name: str | None = None
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.cli.direct_tls import DirectTls
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
+from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
 from migrator.ports import EndedRecord, Qemu, Record, StrayRecord, StreamPath
@@ -49,6 +51,7 @@ class GivenPair:
     """Implements :class:`migrator.engine.migration.services.MigrationSite` for two QEMUs named by their addresses.
 
     :param networks: reads what their networks hang on.
+    :param tls: decides whether the stream is encrypted.
     :param listen: where the destination takes the stream: ``tcp:ADDR:0``.
     :param tell: is told in a line what a person should know.
     """
@@ -59,11 +62,12 @@ class GivenPair:
         destination: Endpoint,
         *,
         networks: DirectGuestNetworks,
+        tls: DirectTls,
         listen: str,
         tell: Callable[[str], None],
     ) -> None:
         self.source, self.destination = source, destination
-        self._networks, self._listen, self._tell = networks, listen, tell
+        self._networks, self._tls, self._listen, self._tell = networks, tls, listen, tell
 
     async def open(
         self,
@@ -109,6 +113,10 @@ class GivenPair:
     ) -> tuple[Finding, ...]:
         """Return nothing: there are no hosts to compare, and the QEMUs are compared by whoever moves the guest."""
         return ()
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
+        """See :meth:`migrator.ports.Site.stream_tls`."""
+        return await self._tls.choose(policy)
 
     async def start_destination(
         self,

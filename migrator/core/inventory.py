@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from migrator.core.link_speeds import NOTHING_LEARNED, LearnedSpeeds
 from migrator.core.model import RunState
+from migrator.core.process.certificates import HostCertificates
 from migrator.core.process.guest_network import NetworkInterface, NetworkState
 from migrator.core.process.listening import ListeningPort
 
@@ -68,6 +69,8 @@ class HostFacts:
     systemd: bool = False
     boot_id: str = ""
     kernel: str = ""
+    #: For QEMU's streams.
+    certificates: HostCertificates = field(default_factory=HostCertificates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,40 @@ class Start(StrEnum):
     QUIET = "quiet"
 
 
+class TlsUse(StrEnum):
+    """Encryption of everything that goes from one host to the other: memory, device state, mirrored disks."""
+
+    #: Do not begin without it.
+    REQUIRE = "require"
+    #: Where both hosts have certificates for it; plainly where one has none.
+    PREFER = "prefer"
+    #: Never.
+    OFF = "off"
+
+
+class StreamRoute(StrEnum):
+    """Way of the stream between the hosts."""
+
+    #: From QEMU to QEMU.
+    DIRECT = "direct"
+    #: Through an SSH tunnel between both hosts, made by the controller.
+    SSH = "ssh"
+
+
+class Compression(StrEnum):
+    """Compression of memory in the stream."""
+
+    #: Where it certainly pays: a narrow link, and CPUs with nothing to do.
+    AUTO = "auto"
+    NEVER = "never"
+    #: Always, where both QEMUs can.
+    ZSTD = "zstd"
+
+
+#: More channels than this carry no more.
+MOST_STREAMS = 16
+
+
 class Preference(StrEnum):
     """Choice between two ways to end that both keep the downtime ceiling."""
 
@@ -102,6 +136,12 @@ class Policy:
     max_postcopy_stall_seconds: float = 2.0
     disks: Disks = Disks.AUTO
     source_images: SourceImages = SourceImages.KEEP
+    #: ``None``: what the site says, and ``prefer`` where it says nothing.
+    tls: TlsUse | None = None
+    stream: StreamRoute = StreamRoute.DIRECT
+    #: Channels that memory goes through; ``None`` is ``auto``: as many as links and CPUs make worth while.
+    streams: int | None = None
+    compress: Compression = Compression.AUTO
 
     def __post_init__(self) -> None:
         if not 0 < self.max_downtime_seconds <= 2000:  # QEMU's own maximum for downtime-limit
@@ -120,6 +160,15 @@ class Policy:
             raise UsageError(f"policy {self.name}: max_duration must be more than 0")
         if self.max_postcopy_stall_seconds <= 0:
             raise UsageError(f"policy {self.name}: max_postcopy_stall must be more than 0")
+        if self.streams is not None and not 1 <= self.streams <= MOST_STREAMS:
+            raise UsageError(
+                f"policy {self.name}: streams is {self.streams}; give 1 to {MOST_STREAMS}, or auto"
+            )
+        if self.stream is StreamRoute.SSH and self.tls is TlsUse.REQUIRE:
+            raise UsageError(
+                f"policy {self.name}: stream=ssh and tls=require contradict each other: the tunnel encrypts by itself; "
+                "set tls=off, or stream=direct"
+            )
         if self.offline and self.postcopy is not PostcopyMode.NEVER:
             raise UsageError(
                 f"policy {self.name}: offline and postcopy={self.postcopy} contradict each other: "
@@ -135,6 +184,11 @@ class Policy:
                 f"policy {self.name}: postcopy=immediate and max_throttle={self.max_throttle_ratio:.0%} contradict "
                 "each other: no round is waited for that throttling could shorten; set max_throttle=0"
             )
+
+    @property
+    def tls_use(self) -> TlsUse:
+        """Return what is to be done about encryption, the default put in."""
+        return self.tls or TlsUse.PREFER
 
     def after(self, waited_seconds: float) -> Policy:
         """Return this policy with so much less time, at least a second."""
@@ -158,6 +212,10 @@ class Policy:
         max_postcopy_stall_seconds: float | None = None,
         disks: Disks | None = None,
         source_images: SourceImages | None = None,
+        tls: TlsUse | None = None,
+        stream: StreamRoute | None = None,
+        streams: int | None = None,
+        compress: Compression | None = None,
     ) -> Policy:
         """Return this policy with the given fields instead; a field that is ``None`` stays.
 
@@ -184,6 +242,9 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "start": Start(fields.get("start", Start.NOW)),
         "disks": Disks(fields.get("disks", Disks.AUTO)),
         "source_images": SourceImages(fields.get("source_images", SourceImages.KEEP)),
+        "tls": TlsUse(fields["tls"]) if fields.get("tls") else None,
+        "stream": StreamRoute(fields.get("stream", StreamRoute.DIRECT)),
+        "compress": Compression(fields.get("compress", Compression.AUTO)),
     }
     return Policy(**{**fields, **enums})
 

@@ -59,7 +59,7 @@ class Rules:
     def of(cls, settings: Settings) -> Rules:
         """Return the rules that the configuration makes; equal where it says the same."""
         return cls(
-            policy=PolicyCatalogue(settings.policies),
+            policy=PolicyCatalogue(settings.policies, tls=settings.site.tls),
             default_policy=settings.site.default_policy,
             placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
             links=_links(settings.limits),

@@ -10,20 +10,22 @@ from migrator.core.inventory import HostFacts
 from migrator.errors import HostError
 from migrator.hosts import bound_ports
 from migrator.hosts.access import HostAccess
+from migrator.hosts.certificates import SHOW_CERTIFICATES, parse_certificates
 from migrator.hosts.customary_places import SHOW_PLACES, note_places
 from migrator.hosts.guest_network import SHOW_LINKS, SHOW_VLANS, parse_links
 from migrator.hosts.host_output import interfaces, number, reading_output
+from migrator.settings.models import TLS_DIRECTORY
 from migrator.text import writable
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
 PAYLOAD_RATIO = 0.95
 
-# Arguments: the migration address, then the QEMUs that are configured.
+# Arguments: the migration address, the directory of certificates, then the QEMUs that are configured.
 _SCRIPT = (
     rb"""
 section() { printf '\n@@%s\n' "$1"; }
 first() { IFS= read -r line <"$1" && printf '%s %s\n' "$2" "$line"; } 2>/dev/null
-address=$1; shift
+address=$1 tls=$2; shift 2
 section memory; grep -e ^MemTotal: -e ^MemAvailable: /proc/meminfo
 section cpus; grep -c ^processor /proc/cpuinfo
 section cpu; sed '/^$/q' /proc/cpuinfo
@@ -69,6 +71,10 @@ IFS=' '
 for q; do
   [ -f "$q" ] && [ -x "$q" ] && printf '%s\n%s\n' "$q" "$("$q" --version </dev/null 2>/dev/null | head -n 1)"
 done
+section certificates
+"""
+    + SHOW_CERTIFICATES.encode()
+    + rb"""
 section places
 """
     + SHOW_PLACES.encode()
@@ -90,24 +96,32 @@ class _Link:
 
 
 async def read_facts(
-    access: HostAccess, *, address: str, qemus: Sequence[str] = (), timeout: float = 20.0
+    access: HostAccess,
+    *,
+    address: str,
+    qemus: Sequence[str] = (),
+    tls_directory: str = TLS_DIRECTORY,
+    timeout: float = 20.0,
 ) -> HostFacts:
     """Read the facts in one command; what this host does not tell is left at its default.
 
     :param address: where other hosts reach it with a stream; whose interface it is, that link counts.
     :param qemus: paths of QEMUs beside those in its PATH.
+    :param tls_directory: of certificates for QEMU.
     :raise HostError: when the host cannot be asked.
     """
-    output = await access.run(["sh", "-s", "--", address, *qemus], stdin=_SCRIPT, timeout=timeout)
+    output = await access.run(
+        ["sh", "-s", "--", address, tls_directory, *qemus], stdin=_SCRIPT, timeout=timeout
+    )
     if "\n@@end\n" not in output.text:
         raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
     with reading_output(access.name, "itself"):
-        facts = parse(output.text)
+        facts = parse(output.text, tls_directory)
         note_places(access, output.text.partition("\n@@places\n")[2].partition("\n@@end\n")[0])
         return facts
 
 
-def parse(text: str) -> HostFacts:
+def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
     """Parse the script's answer. Pure.
 
     :raise ValueError: it is none; further errors see :mod:`migrator.hosts.host_output`.
@@ -150,6 +164,7 @@ def parse(text: str) -> HostFacts:
         systemd="systemd" in has,
         boot_id=writable(sections.get("boot", "").strip(), 256),
         kernel=writable(sections.get("kernel", "").strip(), 256),
+        certificates=parse_certificates(tls_directory, sections.get("certificates", "")),
     )
 
 

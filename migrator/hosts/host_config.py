@@ -34,6 +34,8 @@ class HostConfig:
     qemu: str = ""
     #: Put before every command; for hosts on this machine.
     prefix: tuple[str, ...] = ()
+    #: Directory there of the certificates for QEMU.
+    tls_dir: str = _UNSAID.tls_dir
     #: ``None``: this machine.
     ssh: SshConfig | None = None
 
@@ -41,6 +43,12 @@ class HostConfig:
     def address(self) -> str:
         """Return where streams usually come in."""
         return self.addresses[0]
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """Return the names that a certificate of the host may be for, its own first."""
+        ssh = (self.ssh.host,) if self.ssh is not None else ()
+        return tuple(dict.fromkeys((self.name, *self.addresses, *ssh)))
 
     def __post_init__(self) -> None:
         for pattern in self.sockets:
@@ -96,6 +104,7 @@ def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: Limit
             for pattern in _sockets(other, hosts)
         ),
         qemu=host.qemu,
+        tls_dir=host.tls_dir,
         prefix=host.prefix,
         ssh=ssh,
     )

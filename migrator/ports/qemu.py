@@ -10,6 +10,7 @@ from migrator.core.link_speeds import StreamCounters
 from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.ports.source_guard import SourceGuard
 
 if TYPE_CHECKING:
@@ -169,6 +170,18 @@ class Qemu(Protocol):
 
     async def restore(self, settings: MigrationSettings) -> None:
         """Put capabilities and parameters back; only what differs is sent."""
+
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        """Have what goes between the ends of a migration encrypted, both sides verified, before it listens or begins.
+
+        What other migrations left for that is removed. Where this fails nothing is used of it.
+        """
+
+    async def do_not_encrypt(self) -> None:
+        """Have it sent plainly, whatever somebody has set."""
+
+    async def forget_encryption(self) -> None:
+        """Remove what :meth:`encrypt` made, in this migration or another; nothing where there is nothing."""
 
     async def listen(self, uri: str) -> str:
         """Destination: disarm (it must not run by itself), then listen at `uri`; the address to migrate to."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.model import Finding
+from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.ports.qemu import Qemu, SourceQemu
 from migrator.ports.stream_path import StreamPath
 
@@ -146,6 +147,9 @@ class Site(GuestNetworks, Protocol):
 
         :param under_way: whether a migration of that id has not ended; what was made for it is left.
         """
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
+        """Return whether what goes from one host to another is encrypted, by their certificates and the policy."""
 
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]

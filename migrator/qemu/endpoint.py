@@ -13,9 +13,10 @@ from migrator.core.migration.drivers import Driver
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
-from migrator.qemu import features, incoming, marks, migration_settings, stream
+from migrator.qemu import features, incoming, marks, migration_settings, stream, stream_tls
 from migrator.qemu.address import Address
 from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
@@ -326,6 +327,15 @@ class Endpoint:
             await self._claim.execute("migrate-set-parameters", parameters)
         if switched:
             await self.enable(switched)
+
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        await stream_tls.make(self._monitor, self._claim, migration, tls, arrives=self._arrives)
+
+    async def do_not_encrypt(self) -> None:
+        await stream_tls.do_without(self._monitor, self._claim)
+
+    async def forget_encryption(self) -> None:
+        await stream_tls.remove(self._monitor, self._claim)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Settings:
 
         :raise UsageError: there is none; the message lists those there are.
         """
-        return PolicyCatalogue(self.policies)(name)
+        return PolicyCatalogue(self.policies, tls=self.site.tls)(name)
 
     def host(self, name: str) -> HostSettings:
         """Return the configuration of that host.

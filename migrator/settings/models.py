@@ -24,12 +24,15 @@ from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
 from migrator.core.policy import (
     BlockJobs,
+    Compression,
     Disks,
     LastResort,
     PostcopyMode,
     Preference,
     SourceImages,
     Start,
+    StreamRoute,
+    TlsUse,
 )
 from migrator.core.schedule.transfers import LinkRules
 from migrator.errors import UsageError
@@ -54,6 +57,7 @@ from migrator.settings.values import (
     Secret,
     Size,
     SshAddress,
+    StreamsOrAuto,
     Text,
     Url,
     wrong,
@@ -87,6 +91,7 @@ class SiteSettings(Section):
     name: Name = "default"
     instance: Name = Field(default_factory=_instance)
     default_policy: Name = "default"
+    tls: TlsUse = TlsUse.PREFER
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: Seconds that a clean stop may take; systemd's TimeoutStopSec must be longer.
@@ -288,6 +293,8 @@ HostPath = Annotated[str, BeforeValidator(_absolute)]
 
 #: Where a destination's run directory is made if nothing else is configured and root starts it.
 RUN_DIRECTORY = "/run/migrator/guests"
+#: Where QEMU and libvirt look for certificates by custom.
+TLS_DIRECTORY = "/etc/pki/qemu"
 
 
 class HostDefaults(Section):
@@ -314,6 +321,8 @@ class HostDefaults(Section):
     max_incoming: Positive | None = None
     max_outgoing: Positive | None = None
     ports: Literal["keep", "any"] = "keep"
+    #: Directory of certificates for QEMU, as QEMU names its files.
+    tls_dir: HostPath = TLS_DIRECTORY
 
 
 class HostSettings(HostDefaults):
@@ -400,3 +409,7 @@ class PolicySettings(Section):
     max_postcopy_stall: Seconds | None = None
     disks: Disks | None = None
     source_images: SourceImages | None = None
+    tls: TlsUse | None = None
+    stream: StreamRoute | None = None
+    streams: StreamsOrAuto = None
+    compress: Compression | None = None

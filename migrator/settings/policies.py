@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from migrator.core.policy import Policy, PostcopyMode, builtin
+from migrator.core.policy import Policy, PostcopyMode, StreamRoute, TlsUse, builtin
 from migrator.errors import UsageError
 from migrator.settings import words
 from migrator.settings.models import PolicySettings
@@ -25,6 +25,10 @@ _FIELDS = {
     "max_postcopy_stall": "max_postcopy_stall_seconds",
     "disks": "disks",
     "source_images": "source_images",
+    "tls": "tls",
+    "stream": "stream",
+    "streams": "streams",
+    "compress": "compress",
 }
 
 
@@ -38,12 +42,22 @@ class PolicyCatalogue:
     """PolicyCatalogue by name: those configured, and those built in."""
 
     configured: Mapping[str, Policy]
+    #: For those that say nothing of it.
+    tls: TlsUse = TlsUse.PREFER
 
     def __call__(self, name: str) -> Policy:
         """Return the policy of that name.
 
         :raise UsageError: there is none; the message lists those there are.
         """
+        policy = self._named(name)
+        return policy if policy.tls is not None else replace(policy, tls=self._site_tls(policy))
+
+    def _site_tls(self, policy: Policy) -> TlsUse:
+        """Return what the site says; a stream through SSH is encrypted as it is."""
+        return TlsUse.OFF if policy.stream is StreamRoute.SSH else self.tls
+
+    def _named(self, name: str) -> Policy:
         if name in self.configured:
             return self.configured[name]
         try:

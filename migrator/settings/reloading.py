@@ -44,6 +44,7 @@ _HOST = {
     "max_incoming": _NEXT_PLAN,
     "max_outgoing": _NEXT_PLAN,
     "ports": f"{_NEXT_PLAN}; {_NEXT_START}",
+    "tls_dir": _NEXT_LOOK,
 }
 _GUEST_KEYS = (
     "match",
@@ -59,6 +60,7 @@ _GUEST_KEYS = (
 _POLICY_KEYS = (
     *("extends", "max_downtime", "max_bandwidth", "max_throttle", "postcopy", "max_duration"),
     *("last_resort", "block_jobs", "prefer", "start", "max_postcopy_stall", "disks", "source_images"),
+    *("tls", "stream", "streams", "compress"),
 )
 #: Of every key of every section, when it is in force after a reload, in words; :data:`RESTART`.
 IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -67,6 +69,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "name": RESTART,
             "instance": RESTART,
             "default_policy": _NEXT_PLAN,
+            "tls": _NEXT_PLAN,
             "log_format": _AT_ONCE,
             "log_level": _AT_ONCE,
             "stop_timeout": _AT_ONCE,

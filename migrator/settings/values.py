@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, SecretStr, StringConstraints, ValidationInfo
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from migrator import addresses, units
+from migrator.core.policy import MOST_STREAMS
 from migrator.errors import UsageError
 from migrator.text import shortened
 
@@ -59,6 +60,16 @@ SecondsOrNone = Annotated[float | None, _in_units(_none(units.seconds))]
 Size = Annotated[int, _in_units(units.size)]
 #: ``10Gbit/s``; bytes per second.
 Rate = Annotated[int, _in_units(units.rate)]
+
+
+def _streams(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_STREAMS):
+        raise UsageError(f"{text!r} is no count of streams: give 1 to {MOST_STREAMS}, or auto")
+    return int(text)
+
+
+#: ``4``, or ``auto``.
+StreamsOrAuto = Annotated[int | None, Field(ge=1, le=MOST_STREAMS), _in_units(_auto(_streams))]
 #: ``1GiB/s``, or ``auto``.
 RateOrAuto = Annotated[int | None, _in_units(_auto(units.rate))]
 #: ``80%``, ``0.8``.

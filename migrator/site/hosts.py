@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from migrator.core.model import Finding
 from migrator.core.policy import Policy
 from migrator.core.preflight.managers import Manager, find_manager, unit_of
 from migrator.core.preflight.managers import findings as managing
+from migrator.core.preflight.stream_tls import TlsChoice, TlsEnd, choose
 from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
 from migrator.errors import HostError, QemuError
@@ -96,6 +98,21 @@ class SiteHosts:
         """See :meth:`migrator.ports.Site.stream_path`."""
         here, there = self._connections.access(source), self._connections.access(target)
         return PathProbe(here=here, there=there, addresses=self._connections.config(target).addresses)
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
+        """See :meth:`migrator.ports.Site.stream_tls`."""
+        facts = self._connections.facts
+        here, there = await asyncio.gather(facts.recent(source), facts.recent(target))
+        return choose(
+            policy,
+            TlsEnd(host=source, certificates=here.certificates),
+            TlsEnd(
+                host=target,
+                certificates=there.certificates,
+                names=self._connections.config(target).certificate_names,
+            ),
+            now=time.time(),
+        )
 
     def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
         """Change QEMUs under this right from now on; see :class:`~migrator.qemu.claim.DriverClaim`."""

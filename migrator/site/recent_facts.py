@@ -47,7 +47,12 @@ class RecentFacts:
         """
         access, config = self._hosts.access(host), self._hosts.config(host)
         began = time.monotonic()
-        facts = await read_facts(access, address=config.address, qemus=[config.qemu] if config.qemu else [])
+        facts = await read_facts(
+            access,
+            address=config.address,
+            qemus=[config.qemu] if config.qemu else [],
+            tls_directory=config.tls_dir,
+        )
         self._read[host] = began, facts
         return facts
 

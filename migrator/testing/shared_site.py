@@ -20,6 +20,7 @@ from migrator.core.model import Finding, ProcessState, View
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls, TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import CommandFailed, HostError, Occupied, QemuError, TimedOut, Unreachable
 from migrator.ports import (
@@ -329,6 +330,15 @@ class EndpointView(WithoutDevices):
     async def restore_runtime_state(self, given: None) -> Sequence[str]:
         return await self._do(lambda: self.qemu.restore_runtime_state(given), "runtime state")
 
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        await self._do(lambda: self.qemu.encrypt(migration, tls), "encrypt")
+
+    async def do_not_encrypt(self) -> None:
+        await self._do(self.qemu.do_not_encrypt, "do not encrypt")
+
+    async def forget_encryption(self) -> None:
+        await self._do(self.qemu.forget_encryption, "forget encryption")
+
     async def settings(self) -> MigrationSettings:
         settings = await self._do(self.qemu.settings, "settings")
         return replace(settings, parameters={})  # they are put back as they were at its start
@@ -587,6 +597,9 @@ class SiteView:
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
         return await self.host_call(host, lambda: self.shared.sweep(host, under_way=under_way))
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
+        return await self.shared.stream_tls(source, target, policy)
 
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]

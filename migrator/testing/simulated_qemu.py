@@ -11,6 +11,7 @@ from migrator.core.inventory import Host
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, Unreachable
 from migrator.ports import (
     MigrationSettings,
@@ -268,6 +269,15 @@ class SimulatedQemu(WithoutDevices):
 
     async def release_monitor(self) -> None:
         pass
+
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        self._reach()
+
+    async def do_not_encrypt(self) -> None:
+        self._reach()
+
+    async def forget_encryption(self) -> None:
+        self._reach()
 
     async def settings(self) -> MigrationSettings:
         self._reach()

@@ -22,6 +22,7 @@ from typing import Any
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
+from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import HostError, QemuError
 from migrator.ports import HostLook, PathHealth, StreamPath
@@ -269,6 +270,9 @@ class SimulatedSite:
                     machine.host = end.host
                     machine.generation = machine.started
                     machine.run = RunState.RUNNING
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
+        return TlsChoice()
 
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]

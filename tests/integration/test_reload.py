@@ -19,12 +19,15 @@ from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
 from migrator.core.policy import (
     BlockJobs,
+    Compression,
     Disks,
     LastResort,
     PostcopyMode,
     Preference,
     SourceImages,
     Start,
+    StreamRoute,
+    TlsUse,
     builtin,
 )
 from migrator.engine.controller import Engine
@@ -166,6 +169,7 @@ def settled(section: str, name: str) -> Probe:
 
 #: Of a key of a host, wherever it is written: another value, and what then is in force.
 HOST: dict[str, tuple[str, Probe, Any]] = {
+    "tls_dir": ('"/t"', lambda service: service.site.connections.config("a").tls_dir, "/t"),
     "key_file": ('"/k"', lambda service: service.ssh().key, Path("/k")),
     "known_hosts": ('"/h"', lambda service: service.ssh().known_hosts, Path("/h")),
     "sockets": (
@@ -194,6 +198,7 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
 #: Keys of a host that only one reached over SSH has.
 OVER_SSH = frozenset({"key_file", "known_hosts"})
 LIVE: dict[str, tuple[str, Probe, Any]] = {
+    "site.tls": ('"require"', lambda service: service.engine.rules.policy("default").tls, TlsUse.REQUIRE),
     "site.default_policy": ('"gentle"', lambda service: service.engine.rules.default_policy, "gentle"),
     "site.log_format": ('"json"', lambda service: logs._json, True),
     "site.log_level": ('"error"', lambda service: logs._level, logging.ERROR),
@@ -258,6 +263,10 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
     "policies.disks": ('"none"', of_policy("disks"), Disks.NONE),
     "policies.source_images": ('"remove"', of_policy("source_images"), SourceImages.REMOVE),
+    "policies.tls": ('"require"', of_policy("tls"), TlsUse.REQUIRE),
+    "policies.stream": ('"ssh"', of_policy("stream"), StreamRoute.SSH),
+    "policies.streams": ("4", of_policy("streams"), 4),
+    "policies.compress": ('"zstd"', of_policy("compress"), Compression.ZSTD),
 }
 #: What goes with a key, so that the whole is right.
 TOGETHER: dict[str, dict[str, str]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -28,6 +27,7 @@ from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
 from migrator.testing.network import LabHosts
 from tests import driven, postcopy
 from tests.driven import MIB, PLAIN
+from tests.socket_options import socket_options
 from tests.sshd import Sshd
 
 UNPACED = 2**64 - 1
@@ -57,29 +57,6 @@ def client(*ports: int) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def options(pid: int, port: int) -> list[tuple[int, int]]:
-    """Bytes that may wait unsent, and the pace, of every connection of a process to that port."""
-    found = []
-    process = LocalProcess(pid)
-    try:
-        with process_sockets._held(process.identity) as pidfd:
-            for number, inode in list(process_sockets._names(pid)):
-                with process_sockets._taken(pidfd, number, inode) as taken:
-                    if taken is None or taken.family is not socket.AF_INET:
-                        continue
-                    try:
-                        peer = taken.getpeername()
-                    except OSError:
-                        continue
-                    if peer[1] == port:
-                        unsent = taken.getsockopt(socket.IPPROTO_TCP, process_sockets._TCP_NOTSENT_LOWAT)
-                        pace = taken.getsockopt(socket.SOL_SOCKET, process_sockets._SO_MAX_PACING_RATE, 8)
-                        found.append((unsent, struct.unpack("L", pace)[0]))
-    finally:
-        process.close()
-    return found
 
 
 async def queued(held: GuestProcess, request: dict[str, object]) -> Mapping[str, Any]:
@@ -124,14 +101,14 @@ class TestAtAHost:
                 }
                 answer = await queued(held, request)
                 assert (answer["sockets"], answer["refused"]) == (2, "")
-                assert options(process.pid, mine) == [(131072, 1000000)] * 2
-                assert options(process.pid, others) != [(131072, 1000000)]
+                assert socket_options(process.pid, mine) == [(131072, 1000000)] * 2
+                assert socket_options(process.pid, others) != [(131072, 1000000)]
                 again = await held.ask_sockets(
                     {"do": "streams", "peers": [["127.0.0.1", mine]], "again": True}
                 )
                 assert again["sockets"] == 2
                 await held.ask_sockets({**request, "unsent": None, "pacing": 0})
-                assert options(process.pid, mine) == [(131072, UNPACED)] * 2
+                assert socket_options(process.pid, mine) == [(131072, UNPACED)] * 2
                 process.kill()
                 assert await held.wait_dead(10)
                 gone = await held.ask_sockets(request)
@@ -146,11 +123,11 @@ class TestAtAHost:
                 assert held is not None
                 request = {"do": "streams", "peers": [["127.0.0.1", port]], "unsent": 131072}
                 await queued(held, {**request, "pacing": 1000000})
-                assert options(process.pid, port) == [(131072, 1000000)]
+                assert socket_options(process.pid, port) == [(131072, 1000000)]
                 await access.close()
 
                 async def lifted() -> bool:
-                    return options(process.pid, port) == [(131072, UNPACED)]
+                    return socket_options(process.pid, port) == [(131072, UNPACED)]
 
                 await until(lifted, what="the pace is lifted")
 
@@ -195,10 +172,10 @@ async def seen_at(qemu: LabQemu, port: int, *, pace: int) -> None:
     """Wait until every socket of its stream has that pace, and little may wait in it."""
 
     def shaped() -> bool:
-        found = options(qemu.pid, port)
+        found = socket_options(qemu.pid, port)
         return bool(found) and all(each[1] == pace and 0 < each[0] <= 1 << 20 for each in found)
 
-    await until(shaped, what=f"all of {qemu!r} paced at {pace}: {options(qemu.pid, port)}", within=10)
+    await until(shaped, what=f"all of {qemu!r} paced at {pace}: {socket_options(qemu.pid, port)}", within=10)
 
 
 class TestOfAMigration:

@@ -13,6 +13,7 @@ import pytest
 
 from migrator.cli.direct_network import DirectGuestNetworks
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
+from migrator.cli.direct_tls import DirectTls
 from migrator.cli.over_ssh import OverSsh
 from migrator.core.findings import accept
 from migrator.core.model import MigrationStatus, State
@@ -77,6 +78,7 @@ class Driven:
             Endpoint(here, role="source"),
             Endpoint(there, role="destination"),
             networks=DirectGuestNetworks(OverSsh(), here, there),
+            tls=DirectTls(OverSsh(), here, there, directory=None, name=None, listen="tcp:127.0.0.1:0"),
             listen="tcp:127.0.0.1:0",
             tell=print,
         )

@@ -36,6 +36,31 @@ HOSTS: Texts = {
         "as the guest dirties memory now, nothing that its policy allows would let it end: it would be tried and stay",
         "give it a policy that may do more (--policy must-finish), a faster link, or a quieter hour",
     ),
+    "tls-required": (
+        "error",
+        "the policy requires that what goes between the hosts is encrypted, and they cannot do that",
+        "give both hosts certificates (migrator pki issue HOST; docs/tls.md), or the guest a policy with tls = prefer",
+    ),
+    "tls-certificate": (
+        "overridable",
+        "both hosts have certificates, and one of them would be refused; once accepted, nothing is encrypted",
+        "renew it (migrator pki renew), or give the guest a policy with tls = off; docs/tls.md",
+    ),
+    "tls-plain": (
+        "warning",
+        "one of the hosts has no certificates, so that what goes between them is not encrypted",
+        "give it certificates (migrator pki issue HOST), or set tls = off where that is as it shall be",
+    ),
+    "tls-expires": (
+        "warning",
+        "a certificate that the stream is encrypted with expires soon",
+        "migrator pki renew",
+    ),
+    "stream-route": (
+        "error",
+        "the policy has the stream take a way that there is not",
+        "set stream = direct, with tls for secrecy",
+    ),
     "kvm-missing": (
         "error",
         "the guest runs under KVM, which cannot be opened at the target",

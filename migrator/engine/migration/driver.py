@@ -157,6 +157,8 @@ class MigrationDriver(DriverState):
             busy = await self._source.disk_users()
         except QemuError as error:
             return State.FAILED, str(error)
+        if plain_refused := self._security.refusal(self._policy):
+            return State.FAILED, plain_refused
         return (State.FAILED, too_late(busy)) if busy else None
 
     async def take_up(
@@ -180,6 +182,7 @@ class MigrationDriver(DriverState):
         self._abilities = Abilities(**facts["abilities"])
         self._given_bandwidth = None
         self._shaper.take_up()
+        self._security.take_up(encrypted=bool(facts.get("tls")))
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
@@ -216,6 +219,7 @@ class MigrationDriver(DriverState):
     async def _prepare(self, settings: MigrationSettings) -> None:
         await self._steps.runtime_settings.before()
         self._given_bandwidth = self._bandwidth
+        await self._security.begin(self._policy)
         uri, self._abilities = await prepare(
             self._source,
             self._destination,
@@ -401,6 +405,7 @@ class MigrationDriver(DriverState):
         if result.duration_seconds is None or result.state is not State.COMPLETED:
             result.duration_seconds = self._intent_log.elapsed
         if result.state is State.COMPLETED:
+            await self._security.end(self._destination)
             self._progress.finish()
             self._steering.judge(result.duration_seconds)
             self._learn()

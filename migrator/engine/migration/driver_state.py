@@ -22,6 +22,7 @@ from migrator.core.model import (
 )
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.intent_updates import IntentUpdates
@@ -35,6 +36,7 @@ from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
 from migrator.engine.migration.stream_recovery import StreamRecovery
+from migrator.engine.migration.stream_security import StreamSecurity
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath
 
@@ -55,6 +57,7 @@ class DriverState:
     :param about: what the record shall say besides, for whoever finds it without anything else.
     :param stream_speed: what the links let the stream carry, bytes per second; ``None`` where that is not known.
     :param shared_path: the path as others share it; ``None`` where nobody knows of others.
+    :param tls: what the stream is encrypted with; ``None``: it is plain.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
@@ -78,6 +81,7 @@ class DriverState:
         stream_speed: float | None = None,
         path: StreamPath | None = None,
         shared_path: SharedPath | None = None,
+        tls: StreamTls | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -104,6 +108,7 @@ class DriverState:
         #: It goes without a pace for a moment, and it gives way for a moment at so many bytes per second.
         self._probes = False
         self._yielded: int | None = None
+        self._security = StreamSecurity(source, destination, tls=tls, result=self.result)
         self._shaper = StreamShaper(
             source,
             destination,
@@ -143,6 +148,7 @@ class DriverState:
             guarding=self._guarding,
             result=self.result,
             recovery=self._recovery,
+            security=self._security,
             postcopy_steering=self._postcopy_steering,
         )
         self._intent_updates = IntentUpdates(
@@ -280,6 +286,7 @@ class DriverState:
             "policy": asdict(self._policy),
             "settings": plain(settings),
             "abilities": asdict(self._abilities),
+            "tls": self._security.tls is not None,
             **self._about,
         }
 

@@ -80,6 +80,11 @@ class MigrationOutcome:
     max_throttle_ratio: float = 0.0
     #: How often the stream of a postcopy broke and went on again.
     recoveries: int = 0
+    #: What goes between the hosts is encrypted.
+    tls: bool = False
+    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``).
+    streams: int = 1
+    compression: str = "none"
     #: What the guest rewrote at the most, and how fast it wrote, unthrottled, as its rounds told; in precopy.
     working_set_bytes: float = 0.0
     write_rate_bytes_per_second: float | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
 from migrator.core.model import RUNNING_STATES, Finding, Severity
 from migrator.core.policy import Policy
+from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.services import MigrationSite, MovedGuest
 from migrator.errors import MigratorError
@@ -72,6 +73,14 @@ async def check(
     return errors_first(found)
 
 
+async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy: Policy) -> TlsChoice:
+    """Return whether the stream is encrypted, and what is to be said of it; what cannot be looked at is an error."""
+    try:
+        return await site.stream_tls(guest.host, target, policy)
+    except MigratorError as error:
+        return TlsChoice(findings=(unchecked(error),))
+
+
 async def look(
     site: MigrationSite, guest: Guest, target: str, policy: Policy, *, stream_speed: float | None
 ) -> tuple[Finding, ...]:
@@ -83,7 +92,9 @@ async def look(
     except MigratorError as error:
         return (unchecked(error),)
     try:
-        return await check(site, guest, source, target, policy, stream_speed=stream_speed)
+        found = await check(site, guest, source, target, policy, stream_speed=stream_speed)
+        chosen = await choose_tls(site, guest, target, policy)
+        return errors_first((*found, *chosen.findings))
     finally:
         await source.close()
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
+from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.quiet_wait import GuestHistory
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
@@ -68,6 +69,8 @@ class MigrationSite(GuestNetworks, Protocol):
     async def start_destination(
         self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
     ) -> IncomingDestination: ...
+
+    async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice: ...
 
     async def suppress_restart(self, guest: Any) -> None: ...
 

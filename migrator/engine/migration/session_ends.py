@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from migrator.core.findings import errors_first
 from migrator.core.guest_experience import GuestPrior
 from migrator.core.hooks import HookPoint
 from migrator.core.migration import quiet_start
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import Start
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
 from migrator.engine.migration.block_job_wait import BlockJobWait
@@ -36,6 +38,8 @@ class SessionEnds(SessionState):
     #: What was started at the target and has not got its guest yet.
     _incoming: IncomingDestination | None = None
     _driver: MigrationDriver | None = None
+    #: What its stream is encrypted with; ``None``: it is plain.
+    _tls: StreamTls | None = None
     #: What was found before there was a destination to compare with.
     _found: Sequence[Finding] = ()
 
@@ -58,7 +62,7 @@ class SessionEnds(SessionState):
         return await self._check(self._source)
 
     async def _check(self, source: Qemu) -> Sequence[Finding]:
-        return await preflight.check(
+        found = await preflight.check(
             self.services.site,
             self.guest,
             source,
@@ -66,6 +70,9 @@ class SessionEnds(SessionState):
             self.policy,
             stream_speed=self._stream_speed(),
         )
+        chosen = await preflight.choose_tls(self.services.site, self.guest, self.target, self.policy)
+        self._tls = chosen.tls
+        return errors_first((*found, *chosen.findings))
 
     def _stream_speed(self) -> float | None:
         return self.services.stream_speed(self.guest.host, self.target)
@@ -212,6 +219,7 @@ class SessionEnds(SessionState):
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
             shared_path=self.services.shared_path(self.guest.host, self.target),
+            tls=self._tls,
             about=self.about(),
             on_status=self._show,
             on_decision=self._note_decision,

@@ -19,6 +19,7 @@ from migrator.engine.migration.postcopy_steering import PostcopySteering
 from migrator.engine.migration.prepare import together
 from migrator.engine.migration.runtime_settings import RuntimeSettings
 from migrator.engine.migration.stream_recovery import StreamRecovery
+from migrator.engine.migration.stream_security import StreamSecurity
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import MigrationSettings, Qemu
@@ -48,6 +49,7 @@ class Steps:
         result: MigrationOutcome,
         recovery: StreamRecovery,
         postcopy_steering: PostcopySteering,
+        security: StreamSecurity,
     ) -> None:
         self._source, self._destination = source, destination
         self._postcopy_steering = postcopy_steering
@@ -59,6 +61,7 @@ class Steps:
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
         self.recovery = recovery
+        self._security = security
         self.runtime_settings = RuntimeSettings(source, destination, result=result)
 
     async def take(self, answer: Next) -> bool:
@@ -163,6 +166,7 @@ class Steps:
             await self._source.cont()
         if self.settings is not None:
             await self._put_back(self.settings)
+        await self._security.end(self._source)
         if self._observer.stopped and self._intent_log.intent.guest_runs:
             await self._announce(self._source)
         self._intent_log.note(restored=True, stopped_by_us=False)

@@ -1,0 +1,229 @@
+"""``migrator direct`` over an encrypted stream: both sides verified, or refused in words, the guest unharmed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography.x509.oid import NameOID
+
+from migrator.pki.authority import Authority
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
+from tests.certificates import make_directory, self_made, write_directory
+from tests.command import SLOWLY, Ended, direct, running
+from tests.conftest import missing
+from tests.invariants import witness
+from tests.socket_options import socket_options
+
+MIB = 1 << 20
+#: Every page that the guest has filled holds this, behind one byte.
+PATTERN = b"\x5a" + bytes(255)
+WRITING = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.make(tmp_path / "authority", site="test")
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, authority: Authority) -> Path:
+    return make_directory(tmp_path / "pki", authority)
+
+
+def tls(directory: Path, *, use: str = "require", name: str = "this-host") -> tuple[str, ...]:
+    return ("--tls", use, "--tls-dir", str(directory), "--tls-name", name)
+
+
+async def objects(pair: Pair) -> list[str]:
+    """Return our objects at both ends that are left."""
+    left = []
+    for qemu in (pair.source, pair.destination):
+        if qemu.alive:
+            found = await qemu.query("qom-list", path="/objects")
+            left += [
+                each["name"] for each in found if each["name"].startswith(("migrator-tls", "migrator-peers"))
+            ]
+    return left
+
+
+async def test_guest_moves_encrypted_and_nothing_of_that_is_left(
+    lab: Lab, each_crossing: tuple[Path, Path], certificates: Path
+) -> None:
+    pair = await lab.pair(WRITING, source=each_crossing[0], destination=each_crossing[1])
+    async with witness(lab, pair) as seen:
+        ended = await direct(pair, *tls(certificates))
+        assert (ended.code, ended.document["tls"], ended.document["error"]) == (0, True, None)
+        await seen.verify("completed")
+    assert await objects(pair) == []
+    parameters = await pair.destination.query("query-migrate-parameters")
+    assert not any(parameters[name] for name in ("tls-creds", "tls-authz", "tls-hostname"))
+
+
+async def test_postcopy_is_encrypted_too(
+    lab: Lab, one_crossing: tuple[Path, Path], certificates: Path
+) -> None:
+    pair = await lab.pair(WRITING, source=one_crossing[0], destination=one_crossing[1])
+    async with witness(lab, pair) as seen:
+        ended = await direct(pair, *tls(certificates), "--policy", "postcopy-first")
+        assert (ended.code, ended.document["mode"], ended.document["tls"]) == (0, "postcopy", True)
+        await seen.verify("completed")
+    assert await objects(pair) == []
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Wire:
+    """What went over loopback, or a part of it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, file: Path) -> None:
+        self._process, self._file = process, file
+
+    async def shows(self, pattern: bytes) -> bool:
+        self._process.send_signal(signal.SIGINT)
+        await self._process.wait()
+        return pattern in self._file.read_bytes()
+
+
+@contextlib.asynccontextmanager
+async def captured(tmp_path: Path, port: int) -> AsyncIterator[Wire]:
+    file = tmp_path / "wire.pcap"
+    options = ("-i", "lo", "-U", "-w", str(file), "-B", "65536", "tcp", "port", str(port))
+    if shutil.which("tcpdump") is None:
+        missing("there is no tcpdump here: install the package tcpdump")
+    process = await asyncio.create_subprocess_exec(
+        "tcpdump", "-Z", "root", *options, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await until(lambda: file.exists() and file.stat().st_size > 0, what="tcpdump that captures")
+        yield Wire(process, file)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+async def test_memory_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encrypted(
+    lab: Lab, tmp_path: Path, certificates: Path, free_port: int, encrypted: bool
+) -> None:
+    pair = await lab.pair(WRITING)
+    use = tls(certificates) if encrypted else ("--tls", "off")
+    async with captured(tmp_path, free_port) as wire:
+        ended = await direct(pair, *use, "--listen", f"tcp:127.0.0.1:{free_port}")
+        assert (ended.code, ended.document["tls"]) == (0, encrypted)
+        assert await wire.shows(PATTERN) is not encrypted
+
+
+async def test_options_of_sockets_are_set_on_an_encrypted_stream(
+    lab: Lab, certificates: Path, free_port: int
+) -> None:
+    pair = await lab.pair(WRITING)
+    listen = ("--listen", f"tcp:127.0.0.1:{free_port}")
+    async with running(pair, *tls(certificates), *SLOWLY, *listen) as command:
+
+        def shaped() -> bool:
+            found = socket_options(pair.source.pid, free_port)
+            return bool(found) and all(unsent < MIB for unsent, _ in found)
+
+        await until(shaped, what="sockets of the stream with their options")
+        command.signal(signal.SIGINT)
+        ended = await command.ended()
+    assert ended.code == 4
+    assert await objects(pair) == []
+
+
+class TestRefusals:
+    """Before anything is changed, where it can be known."""
+
+    @staticmethod
+    async def _refused(lab: Lab, pair: Pair, options: Sequence[str], code: str) -> Ended:
+        async with witness(lab, pair) as seen:
+            ended = await direct(pair, *options)
+            assert (ended.code, ended.codes.count(code)) == (3, 1), ended.out
+            await seen.verify_untouched()
+        assert await objects(pair) == []
+        return ended
+
+    @pytest.mark.parametrize(("use", "code"), [("require", "tls-required"), ("prefer", "tls-certificate")])
+    async def test_certificate_that_has_expired(self, lab: Lab, tmp_path: Path, use: str, code: str) -> None:
+        directory = write_directory(tmp_path / "pki", *self_made(days=-1))
+        pair = await lab.pair(WRITING)
+        ended = await self._refused(lab, pair, tls(directory, use=use), code)
+        assert "server-cert.pem has expired" in ended.out
+        if use == "prefer":
+            accepted = await direct(pair, *tls(directory, use=use), "--accept", code)
+            assert (accepted.code, accepted.document["tls"]) == (0, False)
+
+    async def test_certificate_for_another_name(self, lab: Lab, certificates: Path) -> None:
+        ended = await self._refused(
+            lab, await lab.pair(WRITING), tls(certificates, name="that-host"), "tls-required"
+        )
+        assert "is for this-host, 127.0.0.1, not for that-host" in ended.out
+
+    async def test_certificate_of_another_authority_than_the_one_beside_it(
+        self, lab: Lab, certificates: Path
+    ) -> None:
+        _, certificate, key = self_made()
+        (certificates / "server-cert.pem").write_bytes(certificate)
+        (certificates / "server-key.pem").write_bytes(key)
+        ended = await self._refused(lab, await lab.pair(WRITING), tls(certificates), "tls-required")
+        assert "server-cert.pem is signed by no authority in ca-cert.pem" in ended.out
+
+    async def test_files_that_are_missing_and_required(self, lab: Lab, certificates: Path) -> None:
+        (certificates / "client-key.pem").unlink()
+        ended = await self._refused(lab, await lab.pair(WRITING), tls(certificates), "tls-required")
+        assert f"has no client-key.pem in {certificates}" in ended.out
+
+    async def test_file_that_is_no_certificate(self, lab: Lab, certificates: Path) -> None:
+        (certificates / "ca-cert.pem").write_text("rubbish")
+        ended = await self._refused(lab, await lab.pair(WRITING), tls(certificates), "tls-required")
+        assert "ca-cert.pem has no certificate in PEM in it" in ended.out
+
+
+async def test_where_no_host_has_certificates_it_goes_plainly_unless_encryption_is_required(
+    lab: Lab, tmp_path: Path
+) -> None:
+    pair = await lab.pair(WRITING)
+    assert (await direct(pair, *tls(tmp_path / "none"))).code == 3
+    ended = await direct(pair, *tls(tmp_path / "none", use="prefer"))
+    assert (ended.code, ended.document["tls"]) == (0, False)
+
+
+async def test_key_of_another_certificate_is_told_by_qemu_and_the_guest_goes_on(
+    lab: Lab, one_version: Path, certificates: Path
+) -> None:
+    (certificates / "client-key.pem").write_bytes(self_made()[2])
+    pair = await lab.pair(WRITING, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        ended = await direct(pair, *tls(certificates))
+        assert (ended.code, ended.state) == (1, "failed")
+        assert "client-key.pem" in ended.outor
+        await seen.verify("failed")
+    assert await objects(pair) == []
+
+
+async def test_names_with_several_parts_are_taken_as_qemu_writes_them(
+    lab: Lab, each_qemu: Path, tmp_path: Path
+) -> None:
+    subject = (
+        (NameOID.COUNTRY_NAME, "DE"),
+        (NameOID.ORGANIZATION_NAME, 'Ää, "Büro" + Söhne; <x> #1'),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, "#vm "),
+        (NameOID.COMMON_NAME, "this-host"),
+    )
+    directory = write_directory(tmp_path / "pki", *self_made(subject=subject))
+    pair = await lab.pair(WRITING, source=each_qemu, destination=each_qemu)
+    ended = await direct(pair, *tls(directory))
+    assert (ended.code, ended.error) == (0, "None")
