@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from migrator.core.inventory import HostFacts
+from migrator.core.process.certificates import HostCertificates
 from migrator.errors import HostError
 from migrator.hosts import bound_ports
 from migrator.hosts.access import HostAccess
@@ -164,7 +165,11 @@ def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
         systemd="systemd" in has,
         boot_id=writable(sections.get("boot", "").strip(), 256),
         kernel=writable(sections.get("kernel", "").strip(), 256),
-        certificates=parse_certificates(tls_directory, sections.get("certificates", "")),
+        certificates=(
+            parse_certificates(tls_directory, sections["certificates"])
+            if "certificates" in sections
+            else HostCertificates()
+        ),
     )
 
 

@@ -51,7 +51,9 @@ class PolicyCatalogue:
         :raise UsageError: there is none; the message lists those there are.
         """
         policy = self._named(name)
-        return policy if policy.tls is not None else replace(policy, tls=self._site_tls(policy))
+        if policy.tls is not None or self.tls is TlsUse.PREFER:  # which is what it comes to anyway
+            return policy
+        return replace(policy, tls=self._site_tls(policy))
 
     def _site_tls(self, policy: Policy) -> TlsUse:
         """Return what the site says; a stream through SSH is encrypted as it is."""

@@ -209,7 +209,7 @@ async def test_key_of_another_certificate_is_told_by_qemu_and_the_guest_goes_on(
     async with witness(lab, pair) as seen:
         ended = await direct(pair, *tls(certificates))
         assert (ended.code, ended.state) == (1, "failed")
-        assert "client-key.pem" in ended.outor
+        assert "client-key.pem" in ended.error
         await seen.verify("failed")
     assert await objects(pair) == []
 
