@@ -10,11 +10,17 @@ from typing import Any
 from migrator import logs
 from migrator.service import driving
 from migrator.service import serve as service
+from migrator.site.connections import HostConnections
 from migrator.testing.simulated_site import SimulatedSite
 
 
-class _Site(SimulatedSite):
+class ServiceSite(SimulatedSite):
     """A site in the form in which the service makes its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Hosts on which hooks are run: none.
+        self.connections = HostConnections({})
 
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""
@@ -37,7 +43,7 @@ def run(
     :param path: the configuration; its hosts are those that `populate` makes.
     :param beside: runs on the same event loop, to measure it.
     """
-    site = _Site()
+    site = ServiceSite()
     populate(site)
     serve(path, lambda *_, **__: site, beside=beside)
 

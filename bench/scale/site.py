@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.scale.farm import Farm
+from bench.simulated_service import ServiceSite
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding, RunState
@@ -20,7 +21,6 @@ from migrator.ports.qemu import Qemu
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
-from migrator.testing.simulated_site import SimulatedSite
 
 GIB = 1 << 30
 #: Of every host.
@@ -84,7 +84,7 @@ async def fill(guests: Sequence[GuestSpec], farms: Sequence[Farm]) -> None:
             await farm.ask(do="start", qemus=requests)
 
 
-class FarmSite(SimulatedSite):
+class FarmSite(ServiceSite):
     """Implements :class:`migrator.ports.Site`; a guest's QEMUs are all in one farm, and say where it is."""
 
     def __init__(self, hosts: Sequence[str], guests: Sequence[GuestSpec], farms: Sequence[Farm]) -> None:
@@ -154,11 +154,6 @@ class FarmSite(SimulatedSite):
 
     def forget_driven_elsewhere(self, migration: str) -> None:
         """See :meth:`note_driven_elsewhere`."""
-
-    def prepare(self, sections: object) -> Callable[[], None]:
-        """Nothing of a configuration concerns what is simulated."""
-        del sections
-        return lambda: None
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
