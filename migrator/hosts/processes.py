@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from migrator.core.process.qemu_program import TELLING, is_qemu_by_name, is_qemu_by_words
 from migrator.text import writable
@@ -24,18 +24,17 @@ def _any_of(options: Iterable[str]) -> bytes:
     return b" ".join(b"-e '^--\\{0,1\\}%s$'" % each.encode() for each in options)
 
 
-#: What comes first says that /proc could be read at all: the shell itself has to be found in it. Networks come after
-#: all that tells a QEMU: one that is being started meanwhile is not seen without its own.
+#: What comes first says that /proc could be read at all: the shell itself has to be found in it. As few programs as can
+#: be: starting them is most of what a look costs.
 SCRIPT = (
     rb"""
-printf '%s\0' "$$" "$(readlink /proc/self/ns/net)" "$(readlink /proc/1/ns/net 2>/dev/null)"
-printf '%s\0' "$(cat /proc/1/comm 2>/dev/null)" "$(cat /proc/sys/kernel/random/boot_id)"
+first= boot=
+{ read -r first </proc/1/comm; read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+printf '%s\0' "$$" "$first" "$boot"
 find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\0' 2>/dev/null
-printf '@parents\0'; grep -aH '' /proc/[0-9]*/stat 2>/dev/null
-printf '\0@counts\0'; grep -azc """
+printf '@counts\0'; grep -azc """
     + _any_of(TELLING)
     + rb""" /proc/[0-9]*/cmdline 2>/dev/null
-printf '\0@networks\0'; find /proc/[0-9]*/ns/net -maxdepth 0 -printf '%p %l\0' 2>/dev/null
 printf '\0@sockets\0'
 """
 )
@@ -134,16 +133,31 @@ class QemuProcesses:
     hidden: bool = False
 
 
-def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> QemuProcesses | None:
+class ProcessStat(NamedTuple):
+    """One process, as the kernel has it."""
+
+    #: The first line of its name.
+    name: str
+    parent: int
+    #: In clock ticks since the boot.
+    started: str
+
+
+def parse(
+    text: str,
+    words: Mapping[int, Sequence[str]],
+    networks: Mapping[int, str],
+    stats: Mapping[int, ProcessStat],
+) -> QemuProcesses | None:
     """Parse the output of :data:`SCRIPT`, up to its last mark; ``None`` where it could not read /proc. Pure.
 
     :param words: of each process those arguments that :data:`READ` matches, with what follows them.
-    :param names: of each process that was there at the end the name that the kernel keeps.
+    :param networks: the network namespace of each process, read after all that tells a QEMU: one that is being started
+        meanwhile is not seen without its own.
+    :param stats: of each process that was there at the end.
     """
-    head, _, rest = text.partition("@parents\0")
-    parents, _, rest = rest.partition("\0@counts\0")
-    counts, _, namespaces = rest.partition("\0@networks\0")
-    shell, network, first_network, first, boot, *exes = [*head.split("\0"), *[""] * 5]
+    head, _, counts = text.partition("@counts\0")
+    shell, first, boot, *exes = [*head.split("\0"), *[""] * 3]
     programs = _links(exes)
     if not shell.isdigit() or int(shell) not in programs:
         return None
@@ -151,13 +165,11 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
         int(pid): int(count)
         for pid, count in re.findall(r"^/proc/(\d+)/cmdline:(\d+)$", counts, re.MULTILINE)
     }
-    above, started = _stats(parents)
-    networks = _links(namespaces.split("\0"))
+    network, first_network = networks.get(int(shell), ""), networks.get(1, "")
     found = {}
-    for pid in (
-        programs.keys() | telling.keys()
-    ) & names.keys():  # the names come last: it was there all the time
-        program = PurePosixPath(programs.get(pid, "").removesuffix(" (deleted)")).name or names.get(pid, "")
+    # What the kernel says comes last: it was there all the time.
+    for pid in (programs.keys() | telling.keys()) & stats.keys():
+        program = programs.get(pid, "").removesuffix(" (deleted)").rpartition("/")[2] or stats[pid].name
         said, count = tuple(words.get(pid, ())), telling.get(pid, 0)
         by_name = is_qemu_by_name(program) and (bool(programs.get(pid)) or count > 0)
         by_words = is_qemu_by_words(program, count)
@@ -170,10 +182,10 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
                     words=said,
                     network=networks.get(pid, ""),
                     sure=bool(said) and bool(networks.get(pid) or not first_network),
-                    started=started.get(pid, ""),
+                    started=stats[pid].started,
                 ),
             )
-    running = _ancestors(found, above)
+    running = _ancestors(found, stats)
     return QemuProcesses(
         qemus=tuple(each for pid, (by_name, each) in sorted(found.items()) if by_name or pid not in running),
         boot_id=boot,
@@ -183,24 +195,28 @@ def parse(text: str, words: Mapping[int, Sequence[str]], names: Mapping[int, str
     )
 
 
-def _stats(text: str) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the parent and the start time of every process."""
-    above, started = {}, {}
-    # A program's name may have newlines, of which grep makes lines of their own; what follows it is on the last.
-    for pid, rest in re.findall(r"^/proc/(\d+)/stat:.*\) (\S \d+ .*)$", text, re.MULTILINE):
-        fields = rest.split()
-        above[int(pid)], started[int(pid)] = int(fields[1]), fields[19]
-    return above, started
+def parse_stats(text: str) -> dict[int, ProcessStat]:
+    """Parse what grep prints of ``/proc/PID/stat``, every line with its file's name before it."""
+    lines: dict[int, list[str]] = {}
+    for pid, line in re.findall(r"^/proc/(\d+)/stat:(.*)$", text, re.MULTILINE):
+        lines.setdefault(int(pid), []).append(line)  # a program's name may have newlines
+    found = {}
+    for pid, each in lines.items():
+        # It may have brackets, too, and whatever the kernel writes after it.
+        before, _, after = "\n".join(each).rpartition(") ")
+        fields = after.split()
+        if len(fields) > 19:
+            found[pid] = ProcessStat(before.partition("(")[2].partition("\n")[0], int(fields[1]), fields[19])
+    return found
 
 
-def _ancestors(found: Iterable[int], above: Mapping[int, int]) -> set[int]:
+def _ancestors(found: Iterable[int], stats: Mapping[int, ProcessStat]) -> set[int]:
     """Return the processes that began these: a program that waits for a QEMU has its options, too."""
     seen: set[int] = set()
     for pid in found:
-        parent = above.get(pid, 0)
-        while parent > 1 and parent not in seen:
+        while pid in stats and (parent := stats[pid].parent) > 1 and parent not in seen:
             seen.add(parent)
-            parent = above.get(parent, 0)
+            pid = parent
     return seen
 
 

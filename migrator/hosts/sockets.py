@@ -19,7 +19,8 @@ from migrator.ports import GuestProcess
 # Sections end in a NUL, names of files too: anything else may stand in a name. The patterns come as arguments: a
 # pattern that is expanded unquoted with an empty IFS is matched against files, and nothing else happens to it.
 # What tells sockets apart is the inode of their file, as ss says it: names in the kernel's table may be relative, or
-# of before a file was renamed. What it does not show are clients in other network namespaces.
+# of before a file was renamed. What it does not show are clients in other network namespaces. Of what /proc links to,
+# net:[…] and socket:[…] are looked for: networks of processes, and sockets that they hold.
 _SCRIPT = (
     rb"""
 IFS=
@@ -30,12 +31,13 @@ for pattern; do
 done | xargs -0 -r stat -L --printf '%d %i %n\0' -- 2>/dev/null
 printf '@table\0'
 if command -v ss >/dev/null; then ss -xaneHO 2>/dev/null || printf '\n@failed'; else printf '@no-ss'; fi
-printf '\0@held\0'; find /proc/[0-9]*/fd -maxdepth 1 -lname 'socket:*' -printf '%h %l\n' 2>/dev/null
+printf '\0@held\0'
+find /proc/[0-9]*/ns/net /proc/[0-9]*/fd -maxdepth 1 -lname '[ns]*et:*' -printf '%h %l\n' 2>/dev/null
 printf '\0@arguments\0'
 grep -azHZ --no-group-separator -A1 """
     + processes.READ
     + rb""" -e charmonitor -e /libvirt/qemu/ /proc/[0-9]*/cmdline 2>/dev/null
-printf '\0@commands\0'; grep -aH --null '' /proc/[0-9]*/comm 2>/dev/null
+printf '\0@stats\0'; grep -aH '' /proc/[0-9]*/stat 2>/dev/null
 printf '@end\0'
 """
 )
@@ -140,7 +142,7 @@ async def survey_host(access: HostAccess, patterns: Sequence[str], *, timeout: f
     with reading_output(access.name, "its sockets and processes"):
         read = _Read(rest)
         sockets = read.sockets()
-        found = processes.parse(mine, read.words, read.names)
+        found = processes.parse(mine, read.words, read.networks, read.stats)
     if found is None:
         raise HostError(access.name, "its processes cannot be seen: /proc is not what it should be there")
     listeners = {
@@ -218,9 +220,10 @@ class _Read:
         table, rest = _cut(rest, "\0@held\0")
         held, rest = _cut(rest, "\0@arguments\0")
         # The last mark is ours: an argument may be like it, the name of a program has no NUL.
-        arguments, _, commands = rest.removesuffix("@end\0").rpartition("\0@commands\0")
-        self.pids = _pids(held)
-        self.names = _commands(commands)
+        arguments, _, stats = rest.removesuffix("@end\0").rpartition("\0@stats\0")
+        self.networks, self.pids = _links(held)
+        self.stats = processes.parse_stats(stats)
+        self.names = {pid: stat.name for pid, stat in self.stats.items()}
         self.words = _arguments(arguments)
         self.streams: dict[str, list[_Stream]] = defaultdict(list)
         for entry in _ENTRY.split("\n" + table):
@@ -277,23 +280,20 @@ def _cut(text: str, mark: str) -> tuple[str, str]:
     return head, tail
 
 
-def _pids(held: str) -> Mapping[str, list[int]]:
-    """Return the pids by the inode of a socket that they hold."""
+def _links(text: str) -> tuple[dict[int, str], Mapping[str, list[int]]]:
+    """Return the network namespace of each process, and the pids by the inode of a socket that they hold."""
+    networks: dict[int, str] = {}
     pids: dict[str, list[int]] = defaultdict(list)
-    for line in held.splitlines():
+    for line in text.splitlines():
         place, _, link = line.partition(" ")
         pid = int(place.split("/")[2])
-        inode = link.removeprefix("socket:[").removesuffix("]")
-        if pid not in pids[inode]:
-            pids[inode].append(pid)
-    return pids
-
-
-def _commands(text: str) -> Mapping[int, str]:
-    names: dict[int, str] = {}
-    for place, command in re.findall(r"^/proc/(\d+)/comm\0(.*)$", text, re.MULTILINE):
-        names.setdefault(int(place), command)
-    return names
+        if link.startswith("socket:"):
+            inode = link.removeprefix("socket:[").removesuffix("]")
+            if pid not in pids[inode]:
+                pids[inode].append(pid)
+        elif place.endswith("/ns"):
+            networks[pid] = link
+    return networks, pids
 
 
 def _arguments(text: str) -> Mapping[int, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,8 +213,12 @@ class TestRead:
             await read_facts(LocalAccess("odd", ("true",)), address="127.0.0.1")
 
 
-def answer(*, files: str, table: str, held: str, commands: str = "", arguments: str = "") -> str:
-    return f"{files}@table\0{table}\0@held\0{held}\0@arguments\0{arguments}\0@commands\0{commands}@end\0"
+def answer(
+    *, files: str, table: str, held: str, names: Mapping[int, str] | None = None, arguments: str = ""
+) -> str:
+    rest = " ".join("9" * 20)
+    stats = "".join(f"/proc/{pid}/stat:{pid} ({name}) S 1 {rest}\n" for pid, name in (names or {}).items())
+    return f"{files}@table\0{table}\0@held\0{held}\0@arguments\0{arguments}\0@stats\0{stats}@end\0"
 
 
 def entry(state: str, name: str, inode: int, peer: int, file: int, device: str = "0/24") -> str:
@@ -226,8 +231,8 @@ class TestSockets:
 
     def test_held_by_another(self) -> None:
         table = entry("LISTEN", "/run/a.qmp", 500, 0, 77) + entry("ESTAB", "/run/a.qmp", 600, 601, 77)
-        commands = "/proc/10/comm\0qemu-system-x86\n/proc/20/comm\0virtqemud\n"
-        (found,) = parse_sockets(answer(files=self.FILES, table=table, held=self.HELD, commands=commands))
+        names = {10: "qemu-system-x86", 20: "virtqemud"}
+        (found,) = parse_sockets(answer(files=self.FILES, table=table, held=self.HELD, names=names))
         assert found == FoundSocket(
             path="/run/a.qmp",
             listening=True,
@@ -266,9 +271,9 @@ class TestSockets:
 
     def test_socket_that_its_maker_passed_on(self) -> None:
         held = "/proc/10/fd socket:[500]\n/proc/1/fd socket:[500]\n"
-        commands = "/proc/1/comm\0systemd\n/proc/10/comm\0qemu-system-x86\n"
+        names = {1: "systemd", 10: "qemu-system-x86"}
         table = entry("LISTEN", "/run/a.qmp", 500, 0, 77)
-        (found,) = parse_sockets(answer(files=self.FILES, table=table, held=held, commands=commands))
+        (found,) = parse_sockets(answer(files=self.FILES, table=table, held=held, names=names))
         assert found.pid == 10
 
     @pytest.mark.parametrize(

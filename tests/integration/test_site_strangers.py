@@ -247,14 +247,14 @@ async def test_one_that_is_started_while_the_processes_are_read_is_seen_with_its
     tmp_path: Path,
 ) -> None:
     """In another's network it is no guest of this host: taken for one, it would have to be evacuated."""
-    qemu, program, pids = next(iter(binaries().values())), tmp_path / "grep", tmp_path / "pid"
+    qemu, program, pids = next(iter(binaries().values())), tmp_path / "find", tmp_path / "pid"
     program.write_text(
         f"""#!/bin/sh
 if [ ! -e {pids} ]; then
   {qemu} -machine pc -nodefaults -display none -m 64 -S >/dev/null 2>&1 </dev/null & echo $! >{pids}
   while ! tr '\\0' ' ' </proc/$!/cmdline | {shutil.which("grep")} -q nodefaults; do sleep 0.01; done
 fi
-exec {shutil.which("grep")} "$@"
+exec {shutil.which("find")} "$@"
 """,
         encoding="utf-8",
     )

@@ -143,8 +143,8 @@ def test_a_mutated_answer_is_read_or_refused_in_words(name: str, data: st.DataOb
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(READERS)), text=st.binary(max_size=300))
-@example(name="sockets", text=b"x y\0@table\0\0@held\0\0@arguments\0\0@commands\0@end\0")
-@example(name="sockets", text=b"@table\0\0@held\0x y\n\0@arguments\0\0@commands\0@end\0")
+@example(name="sockets", text=b"x y\0@table\0\0@held\0\0@arguments\0\0@stats\0@end\0")
+@example(name="sockets", text=b"@table\0\0@held\0x y\n\0@arguments\0\0@stats\0@end\0")
 @example(name="links", text=b"odd\0")
 def test_junk_is_refused_in_words(name: str, text: bytes) -> None:
     read(name, text)
@@ -181,7 +181,7 @@ def test_an_interface_without_addresses_has_none() -> None:
 
 def test_a_table_made_to_cost_a_search_without_end_is_read_soon() -> None:
     entry = "u_str ESTAB 0 0 " + "1 " * 200_000 + "<-> ino:1 dev:0/2 "
-    read("sockets", f"@table\0{entry}\0@held\0\0@arguments\0\0@commands\0@end\0".encode())
+    read("sockets", f"@table\0{entry}\0@held\0\0@arguments\0\0@stats\0@end\0".encode())
 
 
 def test_names_and_numbers_of_a_command_line_are_checked() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from migrator.hosts.processes import FoundProcess, QemuProcesses, parse, uuid_of
+from migrator.hosts.processes import FoundProcess, ProcessStat, QemuProcesses, parse, parse_stats, uuid_of
 
 OWN, OTHER = "net:[1]", "net:[2]"
 SHELL = 7
+MIDDLE = " ".join("9" * 17)
 
 
 def read(
@@ -22,18 +23,19 @@ def read(
     init: str = "systemd",
     names: Mapping[int, str] | None = None,
 ) -> QemuProcesses | None:
-    head = "\0".join(
-        [str(SHELL), OWN, first, init, "boot", *(f"/proc/{pid}/exe {exe}" for pid, exe in programs.items())]
-    )
-    networks = "".join(f"/proc/{pid}/ns/net {OWN}\0" for pid in programs)
-    middle = " ".join("9" * 17)
-    above = "".join(
-        f"/proc/{pid}/stat:{pid} (a) b) S {parent} {middle} 4711 0 0\n"
-        for pid, parent in (parents or {}).items()
-    )
+    records = (f"/proc/{pid}/exe {exe}\0" for pid, exe in programs.items())
     told = "".join(f"/proc/{pid}/cmdline:{count}\n" for pid, count in (counts or {}).items())
-    text = f"{head}\0@parents\0{above}\0@counts\0{told}\0@networks\0{networks}"
-    return parse(text, words or {}, {**dict.fromkeys(programs, "x"), **(names or {})})
+    called = {**dict.fromkeys(programs, "x"), **(names or {})}
+    text = "".join(
+        f"/proc/{pid}/stat:{pid} ({called.get(pid, 'x')}) S {(parents or {}).get(pid, 1)} {MIDDLE} 4711 0 0\n"
+        for pid in called.keys() | (parents or {}).keys()
+    )
+    return parse(
+        f"{SHELL}\0{init}\0boot\0{''.join(records)}@counts\0{told}",
+        words or {},
+        {**dict.fromkeys(programs, OWN), 1: first},
+        parse_stats(text),
+    )
 
 
 def pids(found: QemuProcesses | None) -> list[int]:
@@ -78,6 +80,22 @@ def test_whoever_waits_for_a_qemu_is_none() -> None:
     assert [(each.pid, each.started) for each in found.qemus] == [(12, "4711")]
 
 
+@pytest.mark.parametrize(
+    ("name", "first_line"),
+    [
+        ("a) b", "a) b"),
+        ("a) S 1 x\nb", "a) S 1 x"),
+        ("\n/proc/8/stat:8", ""),
+        ("", ""),
+        (") R 1 2 3", ") R 1 2 3"),
+    ],
+)
+def test_a_program_may_be_called_anything(name: str, first_line: str) -> None:
+    stat = f"10 ({name}) S 3 {MIDDLE} 4711 0 0"
+    text = "".join(f"/proc/10/stat:{line}\n" for line in stat.split("\n"))
+    assert parse_stats(text) == {10: ProcessStat(name=first_line, parent=3, started="4711")}
+
+
 def test_one_whose_program_may_not_be_read_is_told_by_its_name() -> None:
     found = read(
         {SHELL: "/bin/dash", 10: "", 11: "", 12: ""},
@@ -109,7 +127,7 @@ def test_a_guest_may_be_called_help() -> None:
 
 def test_what_could_not_be_read_is_not_taken_for_nothing() -> None:
     assert read({10: "/usr/bin/qemu-system-x86_64"}) is None, "not even the shell that looked was found"
-    assert parse("", {}, {}) is None
+    assert parse("", {}, {}, {}) is None
     found = read({SHELL: "/bin/dash"}, init="")
     assert found is not None
     assert found.hidden, "processes of other users cannot be seen"
