@@ -120,6 +120,8 @@ class ModelState(NamedTuple):
     #: migrate-start-postcopy, and migrate-continue, have been heard.
     start_postcopy: bool = False
     continues: bool = False
+    #: The source has lost the mark that the controller removes just before it sends migrate-continue.
+    committed: bool = False
     #: The guest ran when the migration stopped it: then QEMU runs it again when the migration fails.
     resumes: bool = False
     #: Packets get lost between the two.
@@ -147,7 +149,7 @@ class ModelState(NamedTuple):
     #: A guard of the source may look so often, whether or not its controller is there; what it saw and has not acted on
     #: yet; it has sent its cancel.
     guards: int = 0
-    guard_saw: tuple[R, M] | None = None
+    guard_saw: tuple[R, M, bool] | None = None
     guard_cancelled: bool = False
     #: What has happened.
     happened: frozenset[Fault] = frozenset()
@@ -344,6 +346,8 @@ def _source_obeys(  # noqa: C901 - one case a command
             changed = end._replace(status=M.SETUP)
         case "start-postcopy" if end.status in (M.SETUP, M.ACTIVE):
             return world._replace(start_postcopy=True)
+        case "commit":
+            return world._replace(committed=True)
         case "continue" if end.status is M.PRE_SWITCHOVER:
             return world._replace(continues=True)
         case "cancel" if end.status in POSTCOPY and (world.destination.alive or world.ran):
@@ -455,6 +459,7 @@ def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
 
 #: What a guard that follows no rule does.
 CANCELS_ALWAYS, IS_NOT_RELEASED, RESUMES_ALWAYS = "cancels always", "is not released", "resumes always"
+IGNORES_MARK = "ignores the mark"
 
 
 def guard_moves(world: ModelState, setting: Setting) -> Moves:
@@ -463,20 +468,17 @@ def guard_moves(world: ModelState, setting: Setting) -> Moves:
     Of its own accord: it may take a controller for dead that is not.
     """
     here, saw = world.source, world.guard_saw
-    # A migrate-continue that was just heard shows when it looks a second time.
-    sure = not (setting.exclusive and world.continues)
     if saw is None:
-        if world.guards and here.acts and sure:
-            yield (
-                "the guard looks",
-                world._replace(guards=world.guards - 1, guard_saw=(here.run, here.status)),
-            )
+        if world.guards and here.acts:
+            seen = here.run, here.status, world.committed
+            yield "the guard looks", world._replace(guards=world.guards - 1, guard_saw=seen)
         return
-    run, status = saw
+    run, status, committed = saw
     after = world._replace(guard_saw=None)
     stopped = world.intent.stopped_by_us
     copies = status in (M.SETUP, M.ACTIVE)
-    if status is M.PRE_SWITCHOVER or (copies and stopped) or setting.guard_flaw == CANCELS_ALWAYS:
+    untold = status is M.PRE_SWITCHOVER and (not committed or setting.guard_flaw == IGNORES_MARK)
+    if untold or (copies and stopped) or setting.guard_flaw == CANCELS_ALWAYS:
         yield "the guard cancels", tell(after._replace(guard_cancelled=True), "source", "cancel", setting)
     elif setting.guard_flaw == RESUMES_ALWAYS or (
         status is M.CANCELLED and run is PAUSED and world.guard_cancelled and stopped
@@ -628,7 +630,11 @@ def _act(world: ModelState, step: Step, setting: Setting) -> Moves:  # noqa: C90
     intent = world.intent
     match step:
         case Step.SWITCH:
-            yield "continue", tell(world, "source", "continue", setting)
+            # QEMU carries out both in this order; the second is dropped where its client goes just then.
+            committed = tell(world, "source", "commit", setting)
+            yield "continue", tell(committed, "source", "continue", setting)
+            if world.guards or world.crashes:
+                yield "continue is dropped", committed
         case Step.HAND_OVER:
             yield "cont the destination", tell(world, "destination", "cont", setting)
         case Step.PAUSE_STREAM:
@@ -868,7 +874,7 @@ class Endings:
 
         :raise Broken: when it need not end at all.
         """
-        world = world._replace(faults=frozenset(), misfortunes=0, crashes=0, cancels=0)
+        world = world._replace(faults=frozenset(), misfortunes=0, crashes=0, cancels=0, guards=0)
         rows: set[str] = set()
         for resting in came_to_rest(world, self._setting):
             rows |= self._of_resting(resting, ())

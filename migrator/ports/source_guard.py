@@ -10,17 +10,18 @@ class SourceGuard(Protocol):
 
     It does nothing while this controller is there and steers. When that is dead, cut off, or has left the source to it,
     it holds the stream back while memory is copied, and cancels the migration where the guest stands still at
-    pre-switchover. After ``migrate-continue`` it touches nothing.
+    pre-switchover and :meth:`migrator.ports.Qemu.switch` was not called. After that it touches nothing.
     """
 
     @property
     def sessions(self) -> int:
         """Return how many sessions with the source's monitor there were: between two of them a guard may have acted."""
 
-    def begin(self, migration: str, *, stopped: bool = False) -> None:
+    async def begin(self, migration: str, *, stopped: bool = False) -> None:
         """Have it guarded from now on; what was said before is replaced.
 
         :param stopped: we have stopped the guest for the migration: after a cancel it has to be told to go on.
+        :raise QemuError: the source could not be marked: the guard would leave it at its switch.
         """
 
     def end(self) -> None:
@@ -44,7 +45,7 @@ class Unguarded:
 
     sessions = 0
 
-    def begin(self, migration: str, *, stopped: bool = False) -> None:
+    async def begin(self, migration: str, *, stopped: bool = False) -> None:
         """Do nothing."""
 
     def end(self) -> None:

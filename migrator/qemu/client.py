@@ -18,6 +18,7 @@ from typing import Any
 from pydantic_core import from_json
 from qemu.qmp import EventListener, Message, QMPClient, Runstate
 from qemu.qmp.error import ProtocolError
+from qemu.qmp.qmp_client import NegotiationError
 
 from migrator import logs
 from migrator.qemu.replies import wrong_with_event
@@ -35,6 +36,8 @@ _BYTES_PER_SECOND, _BURST_BYTES, _MESSAGE_COSTS = 4 * 2**20, 16 * 2**20, 512
 EVENTS_PER_SECOND, EVENTS_AT_ONCE = 200.0, 4_000.0
 #: How an event begins, as QEMU writes it: then it need not be read to be dropped.
 _EVENT = re.compile(rb'\s*\{\s*"timestamp"')
+#: Messages that a client which has just been greeted may get before the first that is meant for it.
+_NOT_MEANT_FOR_US = 16
 #: Seconds between two lines on one QEMU that floods.
 _SAID_EVERY = 60.0
 
@@ -125,6 +128,22 @@ class QmpClient(QMPClient):
         self._events = _Bucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
         self._dropped = 0
         self._said_at = -_SAID_EVERY
+
+    async def _negotiate(self) -> None:
+        enable = ["oob"] if self._greeting is not None and "oob" in self._greeting.QMP.capabilities else []
+        message = self.make_execute_msg("qmp_capabilities", {"enable": enable} if enable else None)
+        message["id"] = "negotiate"
+        await self._send(message)
+        # QEMU gives an answer that was meant for the client before to this one, and 10.0 may greet it twice.
+        reply = Message({})
+        for _ in range(_NOT_MEANT_FOR_US):
+            reply = await self._recv()
+            if reply.get("id", "negotiate") == "negotiate" and ("return" in reply or "error" in reply):
+                break
+        if "return" not in reply:
+            raise NegotiationError(
+                "Negotiation failed", ProtocolError(f"it answers {clean(shortened(dict(reply)))}")
+            )
 
     async def _do_connect(self, address: Any, ssl: ssl.SSLContext | None = None) -> None:
         await super()._do_connect(address, ssl)

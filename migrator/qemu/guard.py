@@ -6,13 +6,15 @@ guards all QEMUs of one host for one controller. An empty line is a sign of life
 
 It acts only when its controller is gone (the end of its input), cut off (silent for longer than agreed), or has said
 that it leaves a QEMU to it; and then only through the monitor that the controller itself drives that QEMU by. A monitor
-serves one client at a time, and QEMU drops what a client that has gone left unread. So no command of that controller
-can follow what is seen there, and a controller that comes back waits in the monitor's queue until the guard has let go,
-which it does after each look. What it finds decides:
+serves one client at a time, and before QEMU greets the next it drops what the last one said and it has not begun to
+carry out. So no command of that controller can follow what is seen there, and a controller that comes back waits in the
+monitor's queue until the guard has let go, which it does after each look. What it finds decides:
 
 - another controller's mark, or a migration that is past its switch or over: nothing is done, now and later;
 - memory is being copied: the stream is held back, so that it waits for whoever goes on with it;
-- ``pre-switchover``, where the guest stands still: ``migrate_cancel``. The guest goes on at once.
+- ``pre-switchover``, where the guest stands still, and the mark that its controller removes just before it says
+  ``migrate-continue``: ``migrate_cancel``. The guest goes on at once;
+- ``pre-switchover`` without that mark: QEMU may have been told to switch, and not show it yet. Nothing is done.
 
 Before the cancel a mark says whose migration is ended, so that whoever finds it ended knows that it may begin again.
 """
@@ -38,17 +40,15 @@ PROGRAM = (
 )
 #: The parameters by which a stream waits for its controller: bytes per second, milliseconds.
 PARKED = {"max-bandwidth": 4096, "downtime-limit": 1}
-#: The mark that names the migration which a guard has ended, and the one that names who drives a QEMU.
-MARK, _DRIVER = "guard", "driver"
+#: The mark that names the migration which a guard has ended, the one that names a migration whose source was not told
+#: to switch yet, and the one that names who drives a QEMU.
+MARK, BEFORE_SWITCH, _DRIVER = "guard", "before-switch", "driver"
 #: Seconds that a QEMU which has the guard as its client may take to answer.
 _ANSWER_SECONDS = 2.0
 #: Seconds that are waited for a monitor that another client has, once the controller is gone: whoever it is takes care.
 _WAIT_SECONDS = 5.0
 #: Seconds between two looks.
 _PAUSE_SECONDS = 0.05
-#: Seconds after which a guest at its switch is looked at once more: a ``migrate-continue`` that QEMU has just heard
-#: shows by then.
-_SURE_SECONDS = 0.01
 #: What is being copied, or about to be.
 _COPIES = ("setup", "wait-unplug", "active")
 #: The guest stands still at the last point at which a cancel is safe.
@@ -69,10 +69,12 @@ class GuardMonitor:
     def __init__(self, path: str, *, greeting_seconds: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._rest = b""
+        self._sent = 0
         try:
             self._socket.settimeout(greeting_seconds)
             self._socket.connect(path)
-            self._read()
+            while "QMP" not in self._read():
+                pass
             self._socket.settimeout(_ANSWER_SECONDS)
             self.execute("qmp_capabilities")
         except BaseException:
@@ -85,13 +87,15 @@ class GuardMonitor:
         :raise RefusedByQemu: QEMU did nothing.
         :raise OSError: it did not answer; it may have done it.
         """
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
+        self._sent += 1
+        name = f"guard-{self._sent}"
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments, "id": name}).encode())
+        answer: dict[str, Any] = {}
+        while answer.get("id") != name:  # an event, or an answer meant for the client before us
             answer = self._read()
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise RefusedByQemu(str(answer["error"]))
+        if "error" in answer:
+            raise RefusedByQemu(str(answer["error"]))
+        return answer["return"]
 
     def _read(self) -> dict[str, Any]:
         while b"\n" not in self._rest:
@@ -113,13 +117,20 @@ class GuardMonitor:
         """Tell whether the guest stands still because somebody has stopped it."""
         return bool(self.execute("query-status")["status"] == "paused")
 
-    def mark(self, name: str) -> dict[str, Any]:
-        """Return what a mark says; empty where there is none, or none that can be read."""
+    def mark(self, name: str) -> str:
+        """Return what a mark says; empty where there is none."""
         try:
-            found = json.loads(self.execute("qom-get", path=f"/objects/migrator-{name}", property="identity"))
-        except (RefusedByQemu, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return str(self.execute("qom-get", path=f"/objects/migrator-{name}", property="identity"))
+        except RefusedByQemu:
+            return ""
+
+    def driver(self) -> str:
+        """Return the token of whoever drives this QEMU; empty where nobody does."""
+        try:
+            found = json.loads(self.mark(_DRIVER))
+        except ValueError:
+            return ""
+        return str(found.get("token", "")) if isinstance(found, dict) else ""
 
     def set_mark(self, name: str, text: str) -> None:
         """Add a mark, in place of one of that name; a QEMU that cannot have marks does without."""
@@ -173,13 +184,11 @@ class Guarded:
             if self.released:
                 return False
             with contextlib.closing(GuardMonitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
-                if self.token and monitor.mark(_DRIVER).get("token") != self.token:
+                if self.token and monitor.driver() != self.token:
                     return False
                 status = monitor.status()
-                if status == _AT_SWITCH:
-                    time.sleep(_SURE_SECONDS)
-                    status = monitor.status()
-                if status == _AT_SWITCH or (status in _COPIES and self.stopped):
+                untold = status == _AT_SWITCH and monitor.mark(BEFORE_SWITCH) == self.migration
+                if untold or (status in _COPIES and self.stopped):
                     monitor.set_mark(MARK, json.dumps({"migration": self.migration, "at": time.time()}))
                     monitor.execute("migrate_cancel")
                     self.cancelled = True

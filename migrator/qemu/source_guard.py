@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from migrator.errors import QemuError
 from migrator.qemu import marks
 from migrator.qemu.claim import DriverClaim
-from migrator.qemu.guard import MARK
+from migrator.qemu.guard import BEFORE_SWITCH, MARK
 from migrator.qemu.monitor import Monitor
 
 
@@ -49,24 +49,32 @@ class EndpointGuard:
     ) -> None:
         self._monitor, self._claim = monitor, claim
         self._process, self._socket, self._rescue = process, socket, rescue
-        self._marked = False
+        #: Marks of ours that may be there, and whether the one that the guard asks for is.
+        self._marks: set[str] = set()
+        self._armed = False
 
     @property
     def sessions(self) -> int:
         return self._monitor.sessions
 
-    def begin(self, migration: str, *, stopped: bool = False) -> None:
-        if self._process is not None:
-            self._process.guard(
-                self._socket,
-                {
-                    "socket": self._socket,
-                    "rescue": self._rescue,
-                    "token": self._claim.token,
-                    "migration": migration,
-                    "stopped": stopped,
-                },
-            )
+    async def begin(self, migration: str, *, stopped: bool = False) -> None:
+        if self._process is None:
+            return
+        self._process.guard(
+            self._socket,
+            {
+                "socket": self._socket,
+                "rescue": self._rescue,
+                "token": self._claim.token,
+                "migration": migration,
+                "stopped": stopped,
+            },
+        )
+        if not self._armed:
+            self._marks.add(BEFORE_SWITCH)
+            if not await marks.add(self._monitor, BEFORE_SWITCH, migration):
+                await marks.change(self._monitor, BEFORE_SWITCH, migration)
+            self._armed = True
 
     def end(self) -> None:
         if self._process is not None:
@@ -78,16 +86,23 @@ class EndpointGuard:
     async def leave(self) -> bool:
         return self._process is not None and await self._process.leave(self._socket)
 
+    async def before_switch(self) -> None:
+        """Remove the mark without which the guard does not cancel; it is sent before anything is awaited."""
+        if self._process is not None:
+            self._armed = False
+            await marks.remove(self._monitor, BEFORE_SWITCH)
+
     async def has_ended(self, migration: str) -> bool:
         text = (await marks.read(self._monitor, MARK)).get(MARK, "{}")
-        self._marked = True
+        self._marks.add(MARK)
         with contextlib.suppress(ValueError, AttributeError):
             return bool(json.loads(text).get("migration") == migration)
         return False
 
     async def forget(self) -> None:
-        """Remove what :meth:`has_ended` has read: the migration is ended, and the next is another."""
-        if self._marked:
-            self._marked = False
+        """Remove the marks of a migration that is ended: the next is another."""
+        for each in sorted(self._marks):
             with contextlib.suppress(QemuError):
-                await marks.remove(self._monitor, MARK)
+                await marks.remove(self._monitor, each)
+        self._marks.clear()
+        self._armed = False

@@ -35,6 +35,8 @@ from tests.conftest import MakePair, missing
 from tests.sshd import Sshd, inside
 
 DRIVER = {"qom-type": "authz-simple", "id": "migrator-driver", "identity": json.dumps({"token": "ours"})}
+#: The source was not told to switch yet.
+BEFORE_SWITCH = {"qom-type": "authz-simple", "id": "migrator-before-switch", "identity": "m1"}
 #: It writes faster than the stream carries.
 BUSY = Habit(region_bytes=16 << 20, bytes_per_second=64 << 20)
 SLOW = {"max-bandwidth": 16 << 20, "downtime-limit": 1}
@@ -71,6 +73,7 @@ async def begun(pair: Pair, **parameters: Any) -> AsyncIterator[RawMonitor]:
         (address,) = (await there.execute("query-migrate"))["socket-address"]
     async with RawMonitor(pair.source.qmp) as here:
         await here.execute("object-add", DRIVER)
+        await here.execute("object-add", BEFORE_SWITCH)
         await here.execute("migrate-set-capabilities", capabilities)
         await here.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30, **parameters})
         await here.execute("migrate", {"uri": f"tcp:{address['host']}:{address['port']}"})

@@ -197,10 +197,20 @@ def test_a_guard_may_act_at_any_moment_whatever_its_controller_does(setting: Set
         # Over a monitor of its own: a cancel that comes late is carried out after the destination has all of the guest.
         ("", Setting(exclusive=False), Fault.DESTINATION_DOZES),
         (model.CANCELS_ALWAYS, Setting(), Fault.DESTINATION_DOZES),
+        # A migrate-continue that was carried out need not show yet.
+        (model.IGNORES_MARK, Setting(), Fault.DESTINATION_DOZES),
+        (model.IGNORES_MARK, Setting(offline=True), Fault.BLACK_HOLE),
         (model.IS_NOT_RELEASED, Setting(postcopy=True, old=True, exclusive=False), Fault.BLACK_HOLE),
         (model.RESUMES_ALWAYS, Setting(), Fault.BLACK_HOLE),
     ],
-    ids=["another monitor", model.CANCELS_ALWAYS, model.IS_NOT_RELEASED, model.RESUMES_ALWAYS],
+    ids=[
+        "another monitor",
+        model.CANCELS_ALWAYS,
+        model.IGNORES_MARK,
+        f"{model.IGNORES_MARK} offline",
+        model.IS_NOT_RELEASED,
+        model.RESUMES_ALWAYS,
+    ],
 )
 def test_a_guard_that_does_otherwise_does_not_get_through(flaw: str, setting: Setting, fault: Fault) -> None:
     with pytest.raises(Broken):

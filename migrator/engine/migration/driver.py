@@ -235,7 +235,7 @@ class MigrationDriver(DriverState):
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
         self._shaper.begin(uri, share=share, path=self._path_speed)
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
-            self._guarding.begin()
+            await self._guarding.begin()
         if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
@@ -313,7 +313,6 @@ class MigrationDriver(DriverState):
                     self._postcopy_steering.expect(self._steering.bandwidth_bytes_per_second)
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
-                    self._guarding.begin()
                     await self._steer(source.sample)
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy()
@@ -342,6 +341,7 @@ class MigrationDriver(DriverState):
 
     async def _steer(self, sample: Sample) -> None:
         try:
+            await self._guarding.begin()
             if (
                 self.requests.park
                 and self._intent_log.intent.undo is None

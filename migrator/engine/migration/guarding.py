@@ -24,15 +24,22 @@ class Guarding:
         self._intent_log = intent_log
         #: What the guard was told last: whether we have stopped the guest; ``None``: it guards nothing.
         self._told: bool | None = None
+        #: It may cancel: the source has the mark without which it does not.
+        self._armed = False
         self._sessions = source.guard.sessions
 
-    def begin(self) -> None:
-        """Have it guarded, or guarded as it is now: a guest that rests by itself can stand still."""
+    async def begin(self) -> None:
+        """Have it guarded, or guarded as it is now: a guest that rests by itself can stand still.
+
+        :raise QemuError: the source did not take its mark; it is tried again when this is called again.
+        """
         intent = self._intent_log.intent
         wanted = intent.undo is None and not intent.postcopy and intent.milestone <= Milestone.MIGRATING
-        if wanted and intent.guest_runs and self._told is not intent.stopped_by_us:
-            self._told = intent.stopped_by_us
-            self._source.guard.begin(self._migration, stopped=intent.stopped_by_us)
+        changed = self._told is not intent.stopped_by_us
+        if wanted and intent.guest_runs and (changed or not self._armed):
+            self._told, self._armed = intent.stopped_by_us, False
+            await self._source.guard.begin(self._migration, stopped=intent.stopped_by_us)
+            self._armed = True
 
     def end(self) -> None:
         """Have it guarded no more: it is switched, or over."""

@@ -170,8 +170,8 @@ class Steering:
         """Let the guest stand still until its memory has arrived."""
         await self._intent_log.commit(stopped_by_us=True)
         self._intent_log.decide(ActionKind.PAUSE, reason, numbers)
+        await self._guarding.begin()  # before the guest stands still
         await self._source.stop()
-        self._guarding.begin()
 
     def begin(self, overhead_seconds: float | None) -> None:
         """Begin with what was learned of the part of downtime that is not memory over the network."""
