@@ -32,6 +32,7 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.requests import MigrationRequests
+from migrator.engine.migration.shared_path import SharedPath
 from migrator.errors import QemuError, TimedOut
 from migrator.ports import MigrationSettings, StreamOptions, StreamPath, StreamSockets, Tuning
 from migrator.qemu.address import Address
@@ -250,8 +251,9 @@ class Drive:
         patience: PhaseTimeouts = LONG,
         listen: str = "tcp:127.0.0.1:0",
         path: StreamPath | None = None,
+        shared_path: SharedPath | None = None,
     ) -> None:
-        self.pair = pair
+        self.pair, self._shared_path = pair, shared_path
         self.source = CaughtEnd(pair.source, role="source")
         self.destination = CaughtEnd(pair.destination, role="destination")
         self._policy, self._listen, self._path = policy, listen, path
@@ -280,6 +282,7 @@ class Drive:
             requests=self.requests,
             timeouts=self._patience,
             path=self._path,
+            shared_path=self._shared_path,
             on_status=self.shown.append,
         )
 

@@ -28,8 +28,9 @@ _BUSY_RATIO = 0.95
 _READER_RATIO = 0.05
 #: One that sends more than this share of its pace, or of QEMU's own limit, is held back by that.
 _PACED_RATIO = 0.85
-#: The estimate is the highest of the windows of so many seconds.
-_FILTER_SECONDS = 10.0
+#: The estimate is the highest of the windows of so many seconds: a stream that is paced shows its path once in ten, for
+#: one second, and one of those may fall together with its beginning or another's switch.
+_FILTER_SECONDS = 25.0
 #: So much more than the estimate is more than the noise of two windows.
 _NOISE_RATIO = 0.02
 #: Estimates that are kept, each so many seconds after the one before.

@@ -16,15 +16,23 @@ from typing import Any
 from migrator.core.link_learning import LEAST_WINDOW_SECONDS, LinkLearning, Window, window
 from migrator.core.link_speeds import MOST_OF_PATH_RATIO, LearnedSpeeds, LinkSpeed, StreamCounters
 from migrator.engine import clock
+from migrator.engine.switch_turns import SwitchTurns
 
 #: Of its documents in the journal, one for each host.
 KIND = "path-speeds"
 #: A window of a link is no longer than this, and what its streams showed no older, seconds.
 _MOST_WINDOW_SECONDS, _FRESH_SECONDS = 1.0, 1.5
 #: What is learned is planned with anew where it is different by this much.
-_STEP_RATIO = 0.1
-#: So often one of the streams that a link holds to a pace goes without it, for so long, seconds.
-_PROBE_EVERY_SECONDS, _PROBE_SECONDS = 10.0, 1.0
+_STEP_RATIO = 0.05
+#: So often one of the streams that a link holds to a pace goes without it, for so long, seconds; where others share its
+#: links for longer, as windows of several streams begin only some time after a change of any pace: each is looked at at
+#: times of its own, and what it carried before and after a change is not told apart.
+_PROBE_EVERY_SECONDS, _PROBE_SECONDS, _PROBE_BESIDE_OTHERS_SECONDS = 10.0, 1.0, 1.8
+_SETTLES_SECONDS = 0.7
+#: Two paces that differ by no more than this share are the same.
+_SAME_PACE_RATIO = 0.02
+#: A path that holds nobody back within so long, seconds, is one that does not; less tells nothing of it.
+_PROVING_SECONDS = 2.0
 #: While one guest is switched others give way for so long at the most; then not again for it before so many seconds.
 _TURN_SECONDS, _TURN_AGAIN_SECONDS = 1.5, 5.0
 #: Over a link that is faster than this, bytes per second, nobody gives way: what is left of a guest goes in a moment.
@@ -62,7 +70,9 @@ class PathSpeeds:
         #: When the present window of each group of streams began.
         self._since: dict[tuple[str, ...], float] = {}
         self._probed: dict[str, float] = {}
-        self._turns: dict[_Link, PathStream] = {}
+        #: What others were last told of each link, and planned with since.
+        self._told: dict[_Link, LinkSpeed] = {}
+        self.turns = SwitchTurns()
         #: Whether streams of other controllers leave the first host or enter the second: nothing is learned then.
         self.shared_elsewhere: Callable[[str, str], bool] = lambda source, target: False
 
@@ -152,8 +162,9 @@ class PathSpeeds:
         held_back = any(each.limited for each in pair)
         if (rate := self._carried(("path", source, target), pair)) is not None:
             seen = Window(bytes_per_second=rate, limited=held_back and alone)
-            self._targets.setdefault(source, set()).add(target)
-            self._learn(self._paths, (source, target), seen, source)
+            if seen.limited or stream.lasted_seconds >= _PROVING_SECONDS or self._is_measured(source, target):
+                self._targets.setdefault(source, set()).add(target)
+                self._learn(self._paths, (source, target), seen, source)
         several = len({each.target for each in out if each.limited}) > 1
         if len(out) > len(pair) and (rate := self._carried(("out", source), out)) is not None:
             self._learn(self._ends, ("out", source), Window(bytes_per_second=rate, limited=several), source)
@@ -161,9 +172,15 @@ class PathSpeeds:
         if len(into) > len(pair) and (rate := self._carried(("into", target), into)) is not None:
             self._learn(self._ends, ("into", target), Window(bytes_per_second=rate, limited=several), target)
 
+    def _is_measured(self, source: str, target: str) -> bool:
+        known = self._paths.get((source, target))
+        return known is not None and known.measured_at is not None
+
     def _carried(self, group: tuple[str, ...], streams: list[PathStream]) -> float | None:
         """Return the bytes per second of these streams together, over a window that all of them have shown."""
         now, since = clock.now(), self._since.get(group, -math.inf)
+        if len(streams) > 1:
+            since = max(since, *(each.steady_since for each in streams))
         until = min(each.shown_until for each in streams)
         if until < now - _FRESH_SECONDS:
             return None
@@ -177,7 +194,11 @@ class PathSpeeds:
         before = links.get(link, LinkLearning())
         links[link] = before.after(seen, at=clock.wall())
         at = clock.wall()
-        if _different(before.speed(at), links[link].speed(at)):
+        speed = links[link].speed(at)
+        if before.now(at) is None and speed.bytes_per_second is not None:
+            self._probed[host] = clock.now()  # it was without a pace until now
+        if _different(self._told.get(link, LinkSpeed()), speed):
+            self._told[link] = speed
             self._tell(host)
 
     def _tell(self, host: str) -> None:
@@ -219,31 +240,19 @@ class PathSpeeds:
         speed = self.carries(stream.source, stream.target)
         if speed is None or speed > _FAST:
             return True
-        links = (("out", stream.source), ("into", stream.target))
-        holders = [self._turns[link] for link in links if link in self._turns]
-        if any(holder is not stream for holder in holders):
+        if not self.turns.take(stream):
             return False
-        for link in links:
-            self._turns[link] = stream
         self._tell_others(stream)
         return True
 
     def end_turn(self, stream: PathStream) -> None:
         """Let those go on that gave way to this one."""
-        links = [link for link, holder in self._turns.items() if holder is stream]
-        for link in links:
-            del self._turns[link]
-        if links:
+        if self.turns.end(stream):
             self._tell_others(stream)
 
     def _tell_others(self, stream: PathStream) -> None:
         for each in self.others(stream):
             each.changed()
-
-    def gives_way(self, stream: PathStream) -> bool:
-        """Tell whether another one has the turn on one of its links."""
-        holders = (self._turns.get(("out", stream.source)), self._turns.get(("into", stream.target)))
-        return any(holder is not None and holder is not stream for holder in holders)
 
 
 class PathStream:
@@ -258,6 +267,9 @@ class PathStream:
         self._last: StreamCounters | None = None
         #: The least that its pace and QEMU's limit allowed since then; 0: neither was set.
         self._most = 0.0
+        #: What they allowed at the last look, and since when it has carried what that lets it, on our clock.
+        self._allowed, self.steady_since = 0.0, -math.inf
+        self._began = math.inf
         #: On our clock: what was acknowledged by then, the last seconds.
         self._points: deque[tuple[float, int]] = deque()
         #: Our clock beside that of the host that counts: by the answer that came soonest, as others came late.
@@ -277,7 +289,8 @@ class PathStream:
         """See the protocol."""
         now = clock.now()
         if now >= self._probes_until and self._speeds.may_probe(self):
-            self._probes_until = now + _PROBE_SECONDS
+            beside = bool(self._speeds.others(self))
+            self._probes_until = now + (_PROBE_BESIDE_OTHERS_SECONDS if beside else _PROBE_SECONDS)
         return now < self._probes_until
 
     @property
@@ -293,7 +306,17 @@ class PathStream:
     @property
     def yields(self) -> bool:
         """See the protocol."""
-        return self._speeds.gives_way(self)
+        return self._speeds.turns.gives_way(self)
+
+    @property
+    def has_turn(self) -> bool:
+        """See the protocol."""
+        return self._speeds.turns.has(self)
+
+    @property
+    def lasted_seconds(self) -> float:
+        """Return for how long it was looked at."""
+        return max(0.0, clock.now() - self._began)
 
     def begin(self) -> None:
         """See the protocol."""
@@ -312,6 +335,8 @@ class PathStream:
             self._speeds.begun(self)
             return
         self._point(counters)
+        if abs(most - self._allowed) > _SAME_PACE_RATIO * max(most, self._allowed):
+            self._allowed, self.steady_since = most, clock.now() + _SETTLES_SECONDS
         if most:
             self._most = min(self._most or most, most)
         seen = window(last, counters, most=self._most)
@@ -323,6 +348,7 @@ class PathStream:
 
     def _begin_window(self, counters: StreamCounters, most: float) -> None:
         self._last, self._most, self.limited = counters, most, False
+        self._began, self._allowed, self.steady_since = clock.now(), most, clock.now() + _SETTLES_SECONDS
         self._point(counters)
 
     def _point(self, counters: StreamCounters) -> None:

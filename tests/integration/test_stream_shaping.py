@@ -16,6 +16,7 @@ import pytest
 from migrator import process_sockets
 from migrator.core.model import State
 from migrator.core.policy import PostcopyMode
+from migrator.engine.migration.shared_path import OwnPath
 from migrator.errors import HostError
 from migrator.hosts import socket_helper
 from migrator.hosts.access import HostAccess
@@ -157,6 +158,12 @@ class TestAtAHost:
                 await access.close()
 
 
+class TurnTaken(OwnPath):
+    """A path that others leave to the stream as long as the test says so."""
+
+    has_turn = False
+
+
 def port_of(pair: Pair) -> int:
     """The port at which its destination listens."""
     held = Path(f"/proc/{pair.destination.pid}/net/tcp").read_text().splitlines()[1:]
@@ -203,6 +210,22 @@ class TestOfAMigration:
             result = await running
         assert result.state is State.COMPLETED
         assert result.queued_at_stop_bytes is not None
+
+    async def test_share_does_not_count_while_others_give_way_to_it(
+        self, lab: Lab, one_version: Path
+    ) -> None:
+        pair = await lab.pair(FILLED, source=one_version, destination=one_version)
+        path = TurnTaken()
+        async with driven.driven(pair, policy=PLAIN, shared_path=path) as drive:
+            drive.requests.share = SHARE
+            running = asyncio.create_task(drive.run())
+            await until(lambda: drive.source.given["migrate"] > 0, what="the stream", within=20)
+            port = port_of(pair)
+            await seen_at(pair.source, port, pace=SHARE)
+            path.has_turn = True
+            await seen_at(pair.source, port, pace=UNPACED)
+            result = await running
+        assert result.state is State.COMPLETED
 
     async def test_nothing_is_paced_in_postcopy(self, lab: Lab, one_version: Path) -> None:
         pair = await lab.pair(FILLED, source=one_version, destination=one_version)

@@ -73,8 +73,8 @@ class TestLearning:
     def test_a_moment_of_cross_traffic_does_not_lower_it_and_a_slower_path_does(self) -> None:
         found = learned(*[PATH] * 5, *[PATH / 3] * 5)
         assert found.now(10.0) == PATH
-        found = learned(*[PATH] * 5, *[PATH / 3] * 15)
-        assert found.now(20.0) == pytest.approx(PATH / 3)
+        found = learned(*[PATH] * 5, *[PATH / 3] * 30)
+        assert found.now(35.0) == pytest.approx(PATH / 3)
 
     def test_a_path_that_turns_out_to_be_faster_is_believed_at_once(self) -> None:
         found = learned(PATH).after(Window(bytes_per_second=3 * PATH, limited=False), at=5.0)

@@ -83,6 +83,17 @@ class Flow:
     rate: float
     pace: float
     began: float
+    #: Until its rate was changed, and when that was.
+    sent: float = 0.0
+    since: float | None = None
+
+    def change(self, rate: float, *, pace: float | None = None) -> None:
+        """Send at another rate from now on."""
+        self.sent, self.since = self._sent(), clock.now()
+        self.rate, self.pace = rate, self.pace if pace is None else pace
+
+    def _sent(self) -> float:
+        return self.sent + (clock.now() - (self.began if self.since is None else self.since)) * self.rate
 
     def look(self) -> None:
         self.stream.note(self.counters(), most=self.pace)
@@ -91,7 +102,7 @@ class Flow:
         seconds = clock.now() - self.began
         return StreamCounters(
             at=seconds,
-            acknowledged_bytes=int(seconds * self.rate),
+            acknowledged_bytes=int(self._sent()),
             busy_seconds=seconds,
             reader_seconds=0.0,
         )
@@ -164,6 +175,46 @@ async def test_now_and_then_one_of_them_goes_without_a_pace() -> None:
         assert sum(found) <= 1
         probing += 0.1 * sum(found)
     assert 1.5 <= probing <= 4.0
+
+
+async def test_first_moment_of_a_stream_that_nothing_held_back_proves_nothing() -> None:
+    site = Learning()
+    flow = site.stream(rate=PATH, pace=PATH)
+    await site.goes(flow, seconds=1)
+    host = site.inventory.host("a")
+    assert host is not None
+    assert host.learned.to == {}
+    await site.goes(flow, seconds=2)
+    assert host is not site.inventory.host("a")
+    host = site.inventory.host("a")
+    assert host is not None
+    assert host.learned.to["b"].measured
+
+
+async def test_change_of_a_pace_among_several_makes_no_path_faster() -> None:
+    """Each is looked at at times of its own: what one carried before is not what it carries beside the other."""
+    site = Learning()
+    fast, other = site.stream(rate=PATH * 0.9), site.stream(rate=PATH * 0.1, pace=PATH * 0.1)
+    await site.goes(fast, other, seconds=5)
+    for _ in range(5):
+        fast.change(PATH / 2)
+        other.change(PATH / 2, pace=0.0)
+        await site.goes(other, fast, seconds=1.5)
+        fast.change(PATH * 0.9)
+        other.change(PATH * 0.1, pace=PATH * 0.1)
+        await site.goes(other, fast, seconds=1.5)
+    assert site.speeds.carries("a", "b") == pytest.approx(PATH, rel=0.02)
+
+
+async def test_small_changes_are_planned_with_once_they_add_up() -> None:
+    site = Learning()
+    flow = site.stream(rate=PATH)
+    await site.goes(flow, seconds=3)
+    for step in range(1, 8):
+        flow.stream.close()
+        flow = site.stream(rate=PATH * (1 + 0.03 * step))
+        await site.goes(flow, seconds=3)
+    assert site.learned("a", "b") == pytest.approx(PATH * 1.21, rel=0.06)
 
 
 class TestTurn:

@@ -248,7 +248,8 @@ class DriverState:
     @property
     def _share(self) -> int | None:
         """Return what its stream was given of the links, in bytes per second; ``None``: no share."""
-        share = None if self._probes else self.requests.share
+        # The others have left the path to it for a moment: its share is less then, as it has little left to send.
+        share = None if self._probes or self._shared_path.has_turn else self.requests.share
         given = [self._policy.max_bandwidth_bytes_per_second, share, self._yielded]
         return min((ceiling for ceiling in given if ceiling is not None), default=None)
 

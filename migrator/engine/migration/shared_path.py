@@ -27,6 +27,10 @@ class SharedPath(Protocol):
     def yields(self) -> bool:
         """Return whether the stream has to give way for a moment: the guest of another one is being switched."""
 
+    @property
+    def has_turn(self) -> bool:
+        """Return whether the others on the path give way to it."""
+
     def begin(self) -> None:
         """The stream begins."""
 
@@ -54,7 +58,7 @@ class OwnPath:
 
     bytes_per_second = None
     attainable_bytes_per_second = 0.0
-    probes = yields = False
+    probes = yields = has_turn = False
 
     def begin(self) -> None:
         """Do nothing."""
