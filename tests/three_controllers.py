@@ -178,6 +178,7 @@ class Controller:
             seconds=LEASE_SECONDS,
             stop=_never,
             standing_by=lambda: None,
+            may=heartbeat.holds,
         )
         assert sole_use is not None
         self.sole_use = sole_use

@@ -115,8 +115,11 @@ class Controllers(Protocol):
     Every call raises :class:`~migrator.errors.JournalError` when it cannot be done.
     """
 
-    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
-        """Take the lease and say that it is there; ``None`` where another process has that name and lives."""
+    async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
+        """Take the lease and say that it is there; ``None`` where another process has that name and lives.
+
+        :param known: see :meth:`migrator.ports.Leases.acquire`.
+        """
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
         """Renew the lease, and say what is new; ``None``: it had ended, or another process of that name has it."""

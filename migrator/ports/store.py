@@ -93,7 +93,7 @@ class Lease:
     """
 
     name: str
-    #: One process: a controller's id, which no other that lives has.
+    #: One process: a controller's id, which no other that lives may have.
     owner: str
     #: Larger than that of everyone who had it before.
     token: int
@@ -131,10 +131,15 @@ class Leases(Protocol):
     been carried out all the same the lease ends by itself.
     """
 
-    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+    async def acquire(
+        self, name: str, *, owner: str, seconds: float, known: int | None = None
+    ) -> Lease | None:
         """Take it, if it is free, has ended, or is `owner`'s already (who began anew); ``None``: another has it.
 
         Its token is larger than any before.
+
+        :param known: the token under which this owner had it last: under another one another process has it that uses
+            the same name. ``None``: that is not known.
         """
 
     async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:

@@ -36,7 +36,8 @@ class EventLogger:
         self._about: dict[str, dict[str, Any]] = {}
         #: What was said last of a host or an evacuation: their documents change far more often.
         self._said: dict[tuple[Subject, str], tuple[Any, ...]] = {}
-        bus.subscribe(self._on_event)
+        # One that was frozen, and replaced meanwhile, has nothing to say: a journal that is shared is asked first.
+        bus.subscribe(self._on_event, journalled=bus.numbered_by_journal)
 
     def _on_event(self, event: Event) -> None:
         # A log that cannot be written keeps no guest from moving.

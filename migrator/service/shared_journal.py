@@ -29,6 +29,7 @@ from migrator.settings import Settings
 from migrator.settings.models import HttpSettings
 from migrator.store import schema
 from migrator.store.journal import SqlJournal
+from migrator.store.kept_token import KeptToken
 from migrator.store.presence import Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import controller_id
@@ -86,7 +87,8 @@ async def wait_turn(
         hosts=tuple(sorted(host.name for host in settings.hosts)),
     )
     seconds = settings.controller.lease
-    heartbeat = Heartbeat(journal, info=info, seconds=seconds)
+    kept = KeptToken(settings.store.path.parent)
+    heartbeat = Heartbeat(journal, info=info, seconds=seconds, kept=kept)
     held: list[SoleUse] = []
 
     def acts() -> Lease | None:
@@ -120,7 +122,9 @@ async def wait_turn(
             # It has started, and lives, though another controller acts.
             notify(f"READY=1\nSTATUS=stands by: {who}\nWATCHDOG=1")
 
-    sole_use = await SoleUse.begin(journal, owner=name, seconds=seconds, stop=stop, standing_by=standing_by)
+    sole_use = await SoleUse.begin(
+        journal, owner=name, seconds=seconds, stop=stop, standing_by=standing_by, may=heartbeat.holds
+    )
     if sole_use is None:
         raise NotNeeded
     stack.push_async_callback(sole_use.end)

@@ -29,9 +29,10 @@ class SqlControllers:
     def __init__(self, database: Database, held: SqlLeases) -> None:
         self._database, self._leases = database, held
 
-    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
+    async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         """See :meth:`migrator.ports.Controllers.join`."""
-        lease = await self._leases.acquire(controller_lease(info.name), owner=info.name, seconds=seconds)
+        name = controller_lease(info.name)
+        lease = await self._leases.acquire(name, owner=info.name, seconds=seconds, known=known)
         if lease is not None:
             await self._describe(info, seconds, began=True)
         return lease

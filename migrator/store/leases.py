@@ -39,7 +39,9 @@ class SqlLeases:
         self._database = database
         self.clock = clock
 
-    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+    async def acquire(
+        self, name: str, *, owner: str, seconds: float, known: int | None = None
+    ) -> Lease | None:
         """See :meth:`migrator.ports.Leases.acquire`."""
         asked_at = self.clock()
         length = round(seconds * 1e6)
@@ -52,7 +54,8 @@ class SqlLeases:
                 there = await _locked(connection, name)
             # After the lock, which may have been waited for.
             now = await self._database.now(connection)
-            if there.owner not in ("", owner) and there.ends_at > now:
+            others = there.owner != owner or known not in (None, there.token)
+            if there.owner and others and there.ends_at > now:
                 return None
             token = int(there.token) + 1
             changed = {"owner": owner, "token": token, "taken_at": now, "ends_at": now + length}

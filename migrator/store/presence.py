@@ -12,6 +12,7 @@ from migrator import logs
 from migrator.errors import JournalError
 from migrator.ports import AvailableDriver, ControllerInfo, HeldLease, Lease, PresentController
 from migrator.store.journal import SqlJournal
+from migrator.store.kept_token import KeptToken
 from migrator.store.sole_use import NAME as SITE
 
 #: A lease is renewed so many times before it could end.
@@ -57,12 +58,24 @@ class Heartbeat:
 
     :param info: this controller as it describes itself; :meth:`describe` changes that.
     :param seconds: how long its lease holds without being renewed.
+    :param kept: where the token of its lease outlives the process, so that one of a copied state directory is told from
+        one that began anew.
     :ivar now: what was found last.
     :ivar lease: its own, with a new token whenever it had to be taken anew; ``None`` until it was taken once.
     """
 
-    def __init__(self, journal: SqlJournal, *, info: ControllerInfo, seconds: float) -> None:
-        self._journal, self._seconds = journal, seconds
+    def __init__(
+        self,
+        journal: SqlJournal,
+        *,
+        info: ControllerInfo,
+        seconds: float,
+        kept: KeptToken | None = None,
+    ) -> None:
+        self._journal, self._seconds, self._kept = journal, seconds, kept
+        self._known = kept.read() if kept is not None else None
+        #: Since when another process has the lease of this one's name; on this machine's monotonic clock.
+        self._refused_since: float | None = None
         self.info = info
         self.lease: Lease | None = None
         self.now = Presence()
@@ -82,6 +95,10 @@ class Heartbeat:
     def name(self) -> str:
         """Return the name of this controller."""
         return self.info.name
+
+    def holds(self) -> bool:
+        """Return whether the name is certainly this process's own: its lease has not ended."""
+        return self.lease is not None and self.lease.may_act
 
     def note_gone(self, name: str, token: int) -> None:
         """Note that a controller has lost what it had under its lease up to that token, whatever is known of it."""
@@ -152,9 +169,13 @@ class Heartbeat:
             if self.lease is not None:
                 renewed = await controllers.beat(self.info, self.lease, seconds=self._seconds)
             if renewed is None:
-                renewed = await controllers.join(self.info, seconds=self._seconds)
+                renewed = await self._join()
             self.lease = renewed or self.lease
             found = Presence(await controllers.all(), await self._journal.leases.all())
+            if renewed is None:
+                found = replace(found, complaint=self._refused(found))
+            else:
+                self._refused_since = None
         except JournalError as error:
             if not self.now.complaint:
                 logs.logger().warning("no heartbeat can be given", error=str(error))
@@ -163,6 +184,35 @@ class Heartbeat:
         self._journal.others = found.others(self.info.name)
         for told in tuple(self._told):
             told(found)
+
+    async def _join(self) -> Lease | None:
+        lease = await self._journal.controllers.join(self.info, seconds=self._seconds, known=self._known)
+        if lease is not None:
+            self._known = lease.token
+            if self._kept is not None:
+                self._kept.keep(lease.token)
+        return lease
+
+    def _refused(self, found: Presence) -> str:
+        """Return what is wrong where another process has the lease of this one's name.
+
+        It may be this controller's own, of which nobody answered whether it was taken: that one ends by itself.
+        """
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since <= self._seconds:
+            return "the lease of this controller's name is taken: it waits for its end"
+        other = next((each.info for each in found.controllers if each.info.name == self.name), None)
+        where = f"{other.instance}{f' at {other.url}' if other.url else ''}" if other is not None else "one"
+        complaint = (
+            f"another controller ({where}) has the same id {self.name}: the state directory of one is a copy of the "
+            "other's. This one drives nothing. Stop the one that has the copy, delete the file controller in its state "
+            "directory, and start it again"
+        )
+        if complaint != self.now.complaint:
+            logs.logger().warning("another controller has the same id", what=complaint)
+        return complaint
 
 
 class Drivers:

@@ -48,6 +48,7 @@ class SoleUse:
         seconds: float,
         stop: Callable[[], Awaitable[None]],
         standing_by: Callable[[], None],
+        may: Callable[[], bool] = lambda: True,
     ) -> Self | None:
         """Take it; while another controller has it, stand by, however long that is.
 
@@ -55,6 +56,7 @@ class SoleUse:
         :param seconds: how long the lease holds without being renewed.
         :param stop: returns when nobody wants it any more.
         :param standing_by: called each time that another was found to have it.
+        :param may: whether the id is this process's own: otherwise nothing of that id is taken.
         :return: ``None`` when `stop` returned first.
         """
         log = logs.logger()
@@ -63,10 +65,12 @@ class SoleUse:
         try:
             while not stopped.done():
                 try:
-                    lease = await journal.leases.acquire(NAME, owner=owner, seconds=seconds)
+                    lease = (
+                        await journal.leases.acquire(NAME, owner=owner, seconds=seconds) if may() else None
+                    )
                     if lease is not None:
                         return await cls._first(journal, owner, seconds, lease)
-                    why = "another controller has the journal"
+                    why = "another controller has the journal" if may() else "its own lease does not hold"
                 except JournalError as error:
                     why = str(error)
                 if why != said:
@@ -136,7 +140,9 @@ class SoleUse:
     async def _renew(self) -> None:
         [renewed] = await self._journal.leases.renew([self._lease], seconds=self._seconds)
         if renewed is None:  # the server was away for longer
-            renewed = await self._journal.leases.acquire(NAME, owner=self._owner, seconds=self._seconds)
+            renewed = await self._journal.leases.acquire(
+                NAME, owner=self._owner, seconds=self._seconds, known=self._lease.token
+            )
             if renewed is None or renewed.token != self._lease.token + 1:
                 raise LeaseLost(f"another controller has taken the journal {self._journal.name} over")
         self._lease = self._journal.lease = renewed

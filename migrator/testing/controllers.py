@@ -147,10 +147,10 @@ class MemoryControllers:
         self._journal = journal
         self._rows: dict[str, _Row] = {}
 
-    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
+    async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         """See :meth:`migrator.ports.Controllers.join`."""
         lease = await self._journal.leases.acquire(
-            controller_lease(info.name), owner=info.name, seconds=seconds
+            controller_lease(info.name), owner=info.name, seconds=seconds, known=known
         )
         if lease is not None:
             now = self._journal.leases.now()

@@ -35,13 +35,16 @@ class MemoryLeases:
         self.now: Callable[[], float] = monotonic
         self.clock: Callable[[], float] = monotonic
 
-    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+    async def acquire(
+        self, name: str, *, owner: str, seconds: float, known: int | None = None
+    ) -> Lease | None:
         """See :meth:`migrator.ports.Leases.acquire`."""
         asked_at = self.clock()
         await self._journal.write("acquire")
         now = self.now()
         there = self._rows.get(name, _Row("", 0, 0, 0))
-        if there.owner not in ("", owner) and there.ends_at > now:
+        others = there.owner != owner or known not in (None, there.token)
+        if there.owner and others and there.ends_at > now:
             return None
         self._rows[name] = _Row(owner, there.token + 1, now, now + seconds)
         until = asked_at + seconds - lease_margin(seconds)

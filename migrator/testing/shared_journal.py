@@ -287,10 +287,13 @@ class _Leases:
         self._view = view
         self._leases = view.shared.journal.leases
 
-    async def acquire(self, name: str, *, owner: str, seconds: float) -> Lease | None:
+    async def acquire(
+        self, name: str, *, owner: str, seconds: float, known: int | None = None
+    ) -> Lease | None:
         asked_at = self._leases.clock()
-        work = lambda: self._leases.acquire(name, owner=owner, seconds=seconds)  # noqa: E731 - it is awaited elsewhere
-        lease: Lease | None = await self._view.queue(work)
+        lease: Lease | None = await self._view.queue(
+            lambda: self._leases.acquire(name, owner=owner, seconds=seconds, known=known)
+        )
         return lease and _counted_from(asked_at, lease, seconds)
 
     async def renew(self, held: Sequence[Lease], *, seconds: float) -> list[Lease | None]:
@@ -315,9 +318,11 @@ class _Controllers:
         self._view = view
         self._controllers, self._clock = view.shared.journal.controllers, view.shared.journal.leases
 
-    async def join(self, info: ControllerInfo, *, seconds: float) -> Lease | None:
+    async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         asked_at = self._clock.clock()
-        lease: Lease | None = await self._view.queue(lambda: self._controllers.join(info, seconds=seconds))
+        lease: Lease | None = await self._view.queue(
+            lambda: self._controllers.join(info, seconds=seconds, known=known)
+        )
         return lease and _counted_from(asked_at, lease, seconds)
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:

@@ -70,6 +70,20 @@ def test_what_has_not_changed_is_not_said_again(bus: EventBus, capsys: pytest.Ca
     assert all(each["host"] == "a" for each in said)
 
 
+def test_what_the_journal_refuses_because_another_acts_is_not_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure(verbose=True, json=True, level="info")
+    bus = EventBus(numbered_by_journal=True)
+    bus.mark_journalled(0)
+    EventLogger(bus)
+    bus.publish(migration_state(guest="u", state=State.PRECOPY))
+    bus.publish(migration_state(guest="u", state=State.FAILED, error="its command line cannot be read"))
+    bus.mark_journalled(1, {1: 7})
+    assert [each["state"] for each in lines(capsys)] == ["precopy"]
+    logs.configure()
+
+
 def test_a_host_that_was_not_looked_at_yet_is_no_warning(
     bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,16 @@ async def test_one_has_it_until_it_is_given_back(shared: Shared) -> None:
     assert await shared.leases.acquire("site", owner="a", seconds=6) is None
 
 
+async def test_one_of_the_same_name_that_had_it_under_another_token_is_another(shared: Shared) -> None:
+    first = await taken(shared.leases, "a")
+    again = await shared.leases.acquire("site", owner="a", seconds=6, known=first.token)
+    assert again is not None
+    assert await shared.other.leases.acquire("site", owner="a", seconds=6, known=first.token) is None
+    assert await shared.leases.renew([again], seconds=6) != [None]
+    await shared.jump(7)
+    assert await shared.other.leases.acquire("site", owner="a", seconds=6, known=first.token) is not None
+
+
 async def test_its_token_only_grows(shared: Shared) -> None:
     tokens = []
     for owner, how in (("a", "released"), ("a", "again"), ("a", "ended"), ("b", "ended"), ("c", "released")):
