@@ -45,7 +45,17 @@ ACTIONS = (
         {
             *map(str, ActionKind),
             *map(str, Step),
-            *("ceiling-exceeded", "guard", "held", "hook", "no-postcopy", "pacing", "park", "resolve"),
+            *(
+                "ceiling-exceeded",
+                "guard",
+                "guest-clock",
+                "held",
+                "hook",
+                "no-postcopy",
+                "pacing",
+                "park",
+                "resolve",
+            ),
             *("postcopy-stall-exceeded", "postcopy-stall-forecast", "quiet-start"),
             *("run-state", "stream-broken", "stream-recovered", "take-up", "too-late", "undo"),
             VIOLATED,

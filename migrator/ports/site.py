@@ -118,6 +118,14 @@ class Site(GuestNetworks, Protocol):
         :raise migrator.core.findings.PreflightRefused: something that only shows now keeps the guest from moving there.
         """
 
+    async def mend_clock(self, host: str, end: Qemu, *, stood_seconds: float) -> str:
+        """Set the clock of a guest that stood still for so long, where it has an agent that nobody else talks to.
+
+        Bounded in time; never raises. What came of it in one line; empty where the guest has no agent.
+
+        :param end: the QEMU that runs the guest, as :meth:`open` or :meth:`start_destination` gave it.
+        """
+
     async def suppress_restart(self, guest: Guest) -> None:
         """Tell who manages a guest not to start it again when it has left; nothing where that cannot be told.
 

@@ -27,8 +27,10 @@ from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.path_probe import PathProbe
 from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
-from migrator.ports import HostLook, IncomingDestination, SourceQemu, StreamPath
+from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath
 from migrator.qemu import naming
+from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.guest_agent import mend_clock
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record
@@ -256,6 +258,13 @@ class SiteHosts:
             return ()
         why = await self._connections.guard(host).start()
         return (finding("no-guard", f"there is no guard at {host}: {why}"),) if why else ()
+
+    async def mend_clock(self, host: str, end: Qemu, *, stood_seconds: float) -> str:
+        """See :func:`migrator.qemu.guest_agent.mend_clock`."""
+        if not isinstance(end, Endpoint):
+            return ""
+        access = self._connections.access(host)
+        return await mend_clock(end.monitor, access.forward, stood_seconds=stood_seconds)
 
     async def suppress_restart(self, guest: Guest) -> None:
         """See :meth:`migrator.ports.Site.suppress_restart`: a unit of systemd is told."""

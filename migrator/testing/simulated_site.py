@@ -233,6 +233,9 @@ class SimulatedSite:
         self.made.setdefault(migration, []).append(qemu)
         return _Waiting(qemu)
 
+    async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
+        return ""
+
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         return GuestTaps(taps=())
 

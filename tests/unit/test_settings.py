@@ -556,13 +556,14 @@ class TestWrong:
             )
         )
         directory = main.parent / "hosts.d"
+        elsewhere = "mqtt: can only be in the main file; included files take"
         keys = [line.partition(": there")[0].partition(": must")[0].partition(": '")[0] for line in said]
         assert sorted(keys) == sorted(
             [
                 *(f"{main}: {key}" for key in ("site.nam", "mqtt.port", "mqtt.hots", "host_defaults.memory")),
                 f"{main}: hosts[0].memory",
                 f"{directory}/a.toml: hosts[1].name",
-                f"{directory}/a.toml: mqtt: can only be in the main file; included files take policies, hosts, guests, hooks",
+                f"{directory}/a.toml: {elsewhere} policies, hosts, guests, hooks",
                 *(line for line in said if line.startswith(f"{directory}/b.toml: is no TOML: ")),
                 "MIGRATOR_STORE_PATHS",
             ]

@@ -285,6 +285,8 @@ class MigrationSession(SessionEnds):
             self.holding = hold
             self._enter(State.HELD)
             return
+        if state is State.COMPLETED:
+            await self._mend_clock()
         started_here = self._incoming is not None
         anew = driver is not None and driver.postponed and not self.requests.cancel
         if not started_here and state is not State.COMPLETED:

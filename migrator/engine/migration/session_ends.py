@@ -10,6 +10,7 @@ from migrator.core.guest_experience import GuestPrior
 from migrator.core.hooks import HookPoint
 from migrator.core.migration import quiet_start
 from migrator.core.migration.downtime_floor import CEILING_CODES
+from migrator.core.migration.guest_clock import LONG_STANDSTILL_SECONDS
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import Start
 from migrator.core.preflight.stream_tls import StreamTls
@@ -28,6 +29,9 @@ from migrator.ports import IncomingDestination, Qemu, Record, StreamPath
 
 #: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
 QUIET_START = "quiet-start"
+
+#: A decision: what became of the clock of a guest that stood still for long.
+GUEST_CLOCK = "guest-clock"
 
 
 class SessionEnds(SessionState):
@@ -150,6 +154,15 @@ class SessionEnds(SessionState):
         :raise QemuError: the source does not answer.
         """
         return (await self._source.facts()).memory_bytes if self._source is not None else 0
+
+    async def _mend_clock(self) -> None:
+        """Have the clock of a guest set that has arrived and stood still for long; bounded, and nothing of it fails."""
+        stood = max(self.result.standstill_seconds or 0.0, self.result.downtime_seconds or 0.0)
+        if self._destination is None or stood <= LONG_STANDSTILL_SECONDS:
+            return
+        what = await self.services.site.mend_clock(self.target, self._destination, stood_seconds=stood)
+        if what:
+            self._decide(Decision(at_seconds=round(self.began_ago(), 6), action=GUEST_CLOCK, reason=what))
 
     async def _ask_hooks(self, point: HookPoint) -> Sequence[Finding]:  # noqa: ARG002 - for those that have hooks
         """Ask the site's hooks whether the guest may move; what speaks against it."""
