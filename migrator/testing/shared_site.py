@@ -583,6 +583,11 @@ class SiteView:
     async def abandon(self, host: str, *, migration: str) -> None:
         await self.host_call(host, lambda: self.shared.abandon(host, migration=migration))
 
+    async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
+        return await self.host_call(
+            host, lambda: self.shared.mend_clock(host, end, stood_seconds=stood_seconds)
+        )
+
     async def suppress_restart(self, guest: Guest) -> None:
         await self.host_call(guest.host, lambda: self.shared.suppress_restart(guest))
 
