@@ -289,6 +289,8 @@ class HostDocument(Document):
     slowest_paths: dict[str, float] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     qemus: dict[str, str] = Field(default_factory=dict)
+    #: When the first of its certificates for encrypted streams expires; ``None``: it has none.
+    certificates_expire_at: datetime | None = None
     looked_at: datetime | None = None
 
 

@@ -12,7 +12,7 @@ from migrator.cli.group import Group
 
 
 class _Migrator(Group):
-    more = ("migrator.cli.service_commands", "migrator.cli.operator_commands")
+    more = ("migrator.cli.service_commands", "migrator.cli.operator_commands", "migrator.cli.pki_commands")
 
 
 app = typer.Typer(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
 from migrator.cli.doctor_service import RunningService
 from migrator.core.inventory import HostFacts
+from migrator.core.policy import TlsUse
+from migrator.core.process.certificates import CLIENT_FILES, SERVER_FILES, HostCertificates
 from migrator.errors import HostError, MigratorError
 from migrator.hosts.access import HostAccess, Output
 from migrator.hosts.facts import read_facts
@@ -26,6 +28,8 @@ _HOST_SECONDS = 60.0
 _COMMAND_SECONDS = 20.0
 #: Clocks further apart make logs and times of events hard to compare.
 _CLOCK_SECONDS = 2.0
+#: Certificates that expire sooner are worth a word: what renews them should have done so.
+_EXPIRES_SECONDS = 30 * 86_400.0
 #: Guests with an obstacle that are named, of one host.
 _NAMED = 5
 #: Programs without which a host cannot be used, and such that tell more.
@@ -120,6 +124,7 @@ async def _host(
         *_streams(about, host, look),
         *_qemus(about, host, look.facts),
         *_network(about, host, settings, look.facts),
+        *_certificates(about, host, settings, look.facts.certificates),
         *_monitors(about, look),
         *obstacles,
     ]
@@ -127,7 +132,12 @@ async def _host(
 
 
 async def _look(host: HostSettings, host_access: HostAccess, patterns: Sequence[str]) -> _HostFindings:
-    facts = await read_facts(host_access, address=host.addresses[0], qemus=[host.qemu] if host.qemu else [])
+    facts = await read_facts(
+        host_access,
+        address=host.addresses[0],
+        qemus=[host.qemu] if host.qemu else [],
+        tls_directory=host.tls_dir,
+    )
     began, clock = time.monotonic(), time.time()
     words = ["sh", "-s", "--", host.run_dir, host.log_dir, *_NEEDED, *_USEFUL]
     output = await host_access.run(words, stdin=_SCRIPT, timeout=_COMMAND_SECONDS)
@@ -225,6 +235,36 @@ def _network(about: str, host: HostSettings, settings: Settings, facts: HostFact
         assumed = show_rate(settings.limits.assumed_link_speed)
         text = f"the speed of its link cannot be read; {assumed} is assumed"
         yield warn(about, text, 'write link_speed = "10Gbit/s" for it')
+
+
+def _certificates(
+    about: str, host: HostSettings, settings: Settings, found: HostCertificates
+) -> Iterable[DoctorCheck]:
+    """Check whether streams from and to it can be encrypted, and for how long."""
+    required = settings.site.tls is TlsUse.REQUIRE
+    if not found.any:
+        if required:
+            remedy = f"migrator pki issue {host.name}"
+            yield fail(about, f'site.tls = "require", and it has no certificates in {host.tls_dir}', remedy)
+        return
+    remedy = f"migrator pki renew {host.name}, or whoever made them makes new ones; docs/tls.md"
+    for problem in found.problems:
+        yield fail(about, f"{host.tls_dir}/{problem}: no stream can be encrypted", remedy)
+    now = time.time()
+    for file, certificate in ((SERVER_FILES[0], found.server), (CLIENT_FILES[0], found.client)):
+        if certificate is not None and (problem := certificate.problem_at(now)):
+            yield fail(about, f"{host.tls_dir}/{file} {problem}: no stream can be encrypted", remedy)
+    names = host_config(host, settings.hosts, settings.limits).certificate_names
+    if found.server is not None and not any(found.server.is_for(name) for name in names):
+        text = f"{host.tls_dir}/{SERVER_FILES[0]} is for {', '.join(found.server.names)}, not for {' or '.join(names)}"
+        yield fail(about, text, remedy)
+    for side in ("source", "destination"):
+        if files := found.missing(side):
+            way = "out of" if side == "source" else "into"
+            yield warn(about, f"streams {way} it are not encrypted: no {', '.join(files)} in {host.tls_dir}")
+    left = (found.expires or now) - now
+    if 0 < left < _EXPIRES_SECONDS:
+        yield warn(about, f"certificates in {host.tls_dir} expire in {show_seconds(left)}", remedy)
 
 
 def _monitors(about: str, look: _HostFindings) -> Iterable[DoctorCheck]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from migrator.api.documents import DecisionDocument, HostDocument
 from migrator.api.events import (
@@ -159,6 +160,10 @@ class Announcer:
             self._bus.forget(Subject.EVACUATION, name)
 
 
+def _time(timestamp: float | None) -> datetime | None:
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
+
+
 def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> HostDocument:
     """Return a host as it is now."""
     guests = inventory.guests(host.name)
@@ -183,5 +188,6 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         slowest_paths=host.learned.slowest(_PATHS_SHOWN),
         labels=dict(host.labels),
         qemus=dict(host.facts.qemus),
+        certificates_expire_at=_time(host.facts.certificates.expires),
         looked_at=inventory.looked_at(host.name),
     )

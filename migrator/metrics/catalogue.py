@@ -391,6 +391,12 @@ INVENTORY = (
         series="H",
     ),
     _gauge(
+        "migrator_certificate_expiry_timestamp_seconds",
+        "When the first of the host's certificates for encrypted streams expires; absent where it has none.",
+        "host",
+        series="H",
+    ),
+    _gauge(
         "migrator_path_bytes_per_second",
         "What the path to another host was seen to hold streams back at: the slowest from each host, ten at most.",
         "host",

@@ -164,6 +164,9 @@ class Gauges:
                 families["guest_duplicate"].set((uuid,), 1.0)
             families["host_up"].set((host.host,), host.up)
             families["host_link_capacity_bytes_per_second"].set((host.host,), host.link_bytes_per_second)
+            if host.certificates_expire_at is not None:
+                expires = host.certificates_expire_at.timestamp()
+                families["certificate_expiry_timestamp_seconds"].set((host.host,), expires)
             for target, speed in host.slowest_paths.items():
                 families["path_bytes_per_second"].set((host.host, target), speed)
             for direction in ("in", "out"):

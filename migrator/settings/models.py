@@ -92,6 +92,8 @@ class SiteSettings(Section):
     instance: Name = Field(default_factory=_instance)
     default_policy: Name = "default"
     tls: TlsUse = TlsUse.PREFER
+    #: The authority that `migrator pki` makes; the service needs nothing of it.
+    pki_dir: FilePath = Path("/etc/migrator/pki")
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: Seconds that a clean stop may take; systemd's TimeoutStopSec must be longer.

@@ -70,6 +70,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "instance": RESTART,
             "default_policy": _NEXT_PLAN,
             "tls": _NEXT_PLAN,
+            "pki_dir": RESTART,
             "log_format": _AT_ONCE,
             "log_level": _AT_ONCE,
             "stop_timeout": _AT_ONCE,

@@ -277,6 +277,7 @@ TOGETHER: dict[str, dict[str, str]] = {
 #: Other values of keys that take a restart; those of numbers, sizes and durations are made.
 OTHER: dict[str, str] = {
     "site.name": '"there"',
+    "site.pki_dir": '"{directory}/pki"',
     "site.instance": '"two"',
     "store.path": '"{directory}/state/other.db"',
     "store.url": '"postgresql+asyncpg://migrator@db/migrator"',
