@@ -28,8 +28,11 @@ def _namespaces() -> None:
         missing(why)
 
 
-async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
-    """Let so many controllers go; the distribution of what it took."""
+async def rounds(server: Postgres, hows: list[str], seed: int, *, figures: Path | None = None) -> str:
+    """Let so many controllers go; the distribution of what it took.
+
+    :param figures: a file to which they are added; the distribution is of all that are there.
+    """
     chance = random.Random(seed)
     async with two_controllers(server) as both, Standstills(both.site, both.guests) as watch:
         try:
@@ -37,6 +40,8 @@ async def rounds(server: Postgres, hows: list[str], seed: int) -> str:
                 after = chance.uniform(0.1, _EVACUATION_SECONDS)
                 await both.round(number, how=how, after=after, watch=watch, plans=number % 2 == 0)
         finally:
+            if figures is not None:
+                both.measured.add_up(figures)
             table = both.measured.table()
             sys.stdout.write(f"\n{len(both.measured.leased)} take-overs, seed {seed}\n\n{table}\n")
         assert max(both.measured.leased) < _MOST_SECONDS, table
@@ -55,7 +60,11 @@ async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_onc
 @pytest.mark.soak
 async def test_a_hundred_that_are_gone_at_random_instants(postgresql: Postgres) -> None:
     seed = int(os.environ.get("SEED", int(time.time())))
-    hows = [("killed", "frozen")[number % 2] for number in range(_SOAK_ROUNDS)]
-    table = await rounds(postgresql, hows, seed)
+    # In portions, where there is not time for all of them at once: ROUNDS of each, FIGURES that add up.
+    count = int(os.environ.get("ROUNDS", _SOAK_ROUNDS))
+    # Of two that are killed, or frozen, one plans and one only drives.
+    hows = [("killed", "killed", "frozen", "frozen")[number % 4] for number in range(count)]
+    figures = os.environ.get("FIGURES")
+    table = await rounds(postgresql, hows, seed, figures=Path(figures) if figures else None)
     if report := os.environ.get("REPORT"):
         Path(report).write_text(table + "\n", encoding="utf-8")

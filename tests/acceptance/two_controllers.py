@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import statistics
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,6 +95,15 @@ class Measured:
     went_on: list[float] = field(default_factory=list)
     #: The longest that each guest was not seen running, in rounds in which it moved, by its kind.
     stood: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in POLICIES})
+
+    def add_up(self, path: Path) -> None:
+        """Add the figures of earlier portions, which are kept there, and keep all of them."""
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            self.leased[:0], self.went_on[:0] = before["leased"], before["went_on"]
+            for kind, stood in before["stood"].items():
+                self.stood[kind][:0] = stood
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def table(self) -> str:
         """Return the distribution as a table of a document."""
