@@ -7,6 +7,9 @@ BIN := .build/venv/bin
 WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 2 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Compiled files are kept: without them each process compiles all tests, and all of the program, again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall clean
 
 help:

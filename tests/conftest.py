@@ -18,7 +18,7 @@ from migrator.testing import network
 from migrator.testing.lab import IDLE, GuestMachine, Habit, Lab, Pair, binaries
 from migrator.testing.network import LabHosts
 from migrator.testing.postgresql import Postgres
-from tests import journals
+from tests import journals, prestarted
 
 # Before the first test pytest-asyncio asks for the present event loop. Where none was ever set Python makes one, which
 # nobody closes, and the warning about that fails whichever test is running when it is collected.
@@ -27,6 +27,8 @@ asyncio.set_event_loop(None)
 # Whoever runs the tests in the background has them ignore Ctrl-C, and every command that they start with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+prestarted.install()
 
 #: The versions that are promised to work.
 VERSIONS = ("7.2", "10.0")
@@ -37,6 +39,11 @@ _ACCEPTANCE = Path(__file__).parent / "acceptance"
 # The same examples in every run of the gates: a new one belongs to whoever looks for it, not to who happens to push.
 hypothesis.settings.register_profile("gates", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gates")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes; else it begins with the first command
+        prestarted.prepare()
 
 
 def missing(reason: str) -> None:
