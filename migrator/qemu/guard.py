@@ -69,7 +69,7 @@ class GuardMonitor:
     def __init__(self, path: str, *, greeting_seconds: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._rest = b""
-        self._sent = 0
+        self._sent, self._began_ns = 0, time.monotonic_ns()
         try:
             self._socket.settimeout(greeting_seconds)
             self._socket.connect(path)
@@ -88,7 +88,7 @@ class GuardMonitor:
         :raise OSError: it did not answer; it may have done it.
         """
         self._sent += 1
-        name = f"guard-{self._sent}"
+        name = f"guard-{self._began_ns}-{self._sent}"
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments, "id": name}).encode())
         answer: dict[str, Any] = {}
         while answer.get("id") != name:  # an event, or an answer meant for the client before us

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,8 @@ class RawMonitor:
         #: Events in the order they came, those already waited for too.
         self.events: list[dict[str, Any]] = []
         self._waited = 0
+        #: Ids of this session's commands, which no other's has.
+        self._ids = (f"{id(self)}-{time.monotonic_ns()}-{number}" for number in itertools.count())
         self.greeting: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
@@ -49,7 +53,8 @@ class RawMonitor:
             self._reader, self._writer = await asyncio.open_unix_connection(self._path, limit=1 << 24)
             try:
                 self._verify()
-                self.greeting = await self._read()
+                while "QMP" not in self.greeting:
+                    self.greeting = await self._read()
                 await self.execute("qmp_capabilities")
             except BaseException:
                 self._writer.close()
@@ -88,20 +93,24 @@ class RawMonitor:
         :raise ConnectionError: when it hangs up.
         """
         messages = [
-            {"execute": command, **({"arguments": arguments} if arguments else {})}
+            {"execute": command, "id": next(self._ids), **({"arguments": arguments} if arguments else {})}
             for command, arguments in commands
         ]
         self._writer.writelines(json.dumps(message).encode() + b"\n" for message in messages)
-        answers: list[dict[str, Any]] = []
+        # QEMU may give an answer that was meant for the client before to this one.
+        answers: dict[str, dict[str, Any]] = {str(each["id"]): {} for each in messages}
         async with asyncio.timeout(self._timeout):
             await self._writer.drain()
-            while len(answers) < len(commands):
+            while not all(answers.values()):
                 message = await self._read()
-                (self.events if "event" in message else answers).append(message)
-        for (command, _), answer in zip(commands, answers, strict=True):
+                if "event" in message:
+                    self.events.append(message)
+                elif message.get("id") in answers:
+                    answers[message["id"]] = message
+        for (command, _), answer in zip(commands, answers.values(), strict=True):
             if "error" in answer:
                 raise RawQmpError(command, answer["error"])
-        return [answer["return"] for answer in answers]
+        return [answer["return"] for answer in answers.values()]
 
     async def event(self, *names: str, within: float | None = None) -> dict[str, Any]:
         """The next event with one of these names (any, if none is given) that was not waited for before.
@@ -115,7 +124,9 @@ class RawMonitor:
                     self._waited += 1
                     if not names or event["event"] in names:
                         return event
-                self.events.append(await self._read())
+                message = await self._read()
+                if "event" in message:
+                    self.events.append(message)
 
     async def _read(self) -> dict[str, Any]:
         line = await self._reader.readline()
