@@ -30,6 +30,7 @@ from migrator.ports.controllers import (
     controller_lease,
 )
 from migrator.ports.hooks import Hooks
+from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.qemu import (
     GuestConfiguration,
     GuestProcess,
@@ -79,6 +80,7 @@ __all__ = [
     "Computing",
     "ControllerInfo",
     "Controllers",
+    "DiskMirroring",
     "DriverPool",
     "EndedRecord",
     "Experience",

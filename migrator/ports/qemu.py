@@ -11,6 +11,7 @@ from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.source_guard import SourceGuard
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class Qemu(Protocol):
     @property
     def guard(self) -> SourceGuard:
         """The guard at the host of a source; at a destination it does nothing."""
+
+    @property
+    def mirroring(self) -> DiskMirroring:
+        """What is done at this end so that disks are copied to the other."""
 
     @property
     def round_trip_seconds(self) -> float:

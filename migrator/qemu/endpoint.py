@@ -18,6 +18,7 @@ from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unrea
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
 from migrator.qemu import features, incoming, marks, migration_settings, stream, stream_tls
 from migrator.qemu.address import Address
+from migrator.qemu.block_mirrors import EndpointMirroring
 from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.events import EventBuffer
@@ -104,6 +105,7 @@ class Endpoint:
         self.guard = EndpointGuard(
             self._monitor, self._claim, process=guard_process, socket=address.path, rescue=rescue
         )
+        self.mirroring = EndpointMirroring(self._monitor, self._claim, self._known_features)
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
         )

@@ -21,7 +21,8 @@ async def read_disk_users(ask: Ask) -> DiskUsers:
     """Read the jobs at work and the exports that are there now, ours left out."""
     jobs, exports = await asyncio.gather(ask("query-jobs"), ask("query-block-exports"))
     return DiskUsers(
-        jobs=tuple(job for job in _jobs(jobs) if job.at_work),
+        jobs=tuple(job for job in _jobs(jobs) if job.at_work and not job.id.startswith(OURS)),
+        ours=tuple(job for job in _jobs(jobs) if job.id.startswith(OURS)),
         exports=tuple(
             Export(id=each["id"], kind=each["type"], node=each["node-name"])
             for each in exports or []
@@ -32,8 +33,14 @@ async def read_disk_users(ask: Ask) -> DiskUsers:
 
 def _jobs(shown: Iterable[dict[str, Any]] | None) -> Iterable[BlockJob]:
     for job in shown or []:
-        if not job["id"].startswith(OURS):
-            yield BlockJob(id=job["id"], kind=job["type"], status=job["status"])
+        yield BlockJob(
+            id=job["id"],
+            kind=job["type"],
+            status=job["status"],
+            error=job.get("error", ""),
+            done_bytes=job.get("current-progress", 0),
+            total_bytes=job.get("total-progress", 0),
+        )
 
 
 async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigratedState:
@@ -57,7 +64,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
     mode = (replay or {}).get("mode", "none")
     return NonMigratedState(
         disk_users=busy,
-        unread=tuple(job for job in _jobs(jobs) if not job.at_work),
+        unread=tuple(job for job in _jobs(jobs) if not job.at_work and not job.id.startswith(OURS)),
         bitmaps=tuple(
             (node["node-name"], bitmap["name"])
             for node in nodes or []

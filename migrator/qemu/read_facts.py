@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 from migrator.core.model import MigrationStatus, RunState
-from migrator.core.preflight.facts import Device, Disk, Facts
+from migrator.core.preflight.facts import Device, Disk, Facts, ImageFeatures
 from migrator.core.process.command_line import path_of
 from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
@@ -19,6 +19,9 @@ from migrator.qemu.non_migrated_state import read_non_migrated_state
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
 _PERIPHERAL = (PERIPHERAL, f"{PERIPHERAL}-anon")
+#: Features of a qcow2 image that a copy gets: as query-block shows them, and as qemu-img takes them.
+_TEXTS = {"compat": "compat", "refcount-bits": "refcount_bits", "compression-type": "compression_type"}
+_FLAGS = {"lazy-refcounts": "lazy_refcounts", "extended-l2": "extended_l2"}
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -162,7 +165,27 @@ def _disks(drives: list[DriveSlot], process: GuestProcess | None) -> Iterable[Di
             virtual_bytes=inserted["image"]["virtual-size"],
             read_only=inserted["ro"],
             identity=identity,
+            image=_features(inserted["image"]),
         )
+
+
+def _features(image: Mapping[str, Any]) -> ImageFeatures:
+    specific = image.get("format-specific")
+    found = specific.get("data") if isinstance(specific, dict) else None
+    data: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    options = [f"{option}={data[key]}" for key, option in _TEXTS.items() if data.get(key)]
+    options += [f"{option}=on" for key, option in _FLAGS.items() if data.get(key) is True]
+    if image.get("cluster-size") and data:
+        options.append(f"cluster_size={image['cluster-size']}")
+    bitmaps = data.get("bitmaps")
+    return ImageFeatures(
+        allocated_bytes=image.get("actual-size", 0),
+        options=tuple(options),
+        encrypted=bool(image.get("encrypted")) or "encrypt" in data,
+        snapshots=len(image.get("snapshots", ())),
+        bitmaps=len(bitmaps) if isinstance(bitmaps, list) else 0,
+        data_file="data-file" in data,
+    )
 
 
 def _incoming(process: GuestProcess | None) -> str | None:

@@ -89,6 +89,11 @@ _image = form.definitions_schema(
                 "backing-image": form.typed_dict_field(
                     form.definition_reference_schema("image"), required=False
                 ),
+                "actual-size": form.typed_dict_field(_count, required=False),
+                "cluster-size": form.typed_dict_field(_count, required=False),
+                "encrypted": form.typed_dict_field(_flag, required=False),
+                "snapshots": form.typed_dict_field(_list(_nothing), required=False),
+                "format-specific": form.typed_dict_field(_any, required=False),
             },
             ref="image",
             strict=True,
@@ -169,7 +174,12 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
     "query-fdsets": _list(_object({"fdset-id": _number, "fds": _list(_nothing)})),
     "query-hotpluggable-cpus": _list(_object({"type": _name, "props": _table(_number)}, {"qom-path": _name})),
     "query-iothreads": _list(_object({"id": _name, "thread-id": _count})),
-    "query-jobs": _list(_object({"id": _name, "type": _name, "status": _name})),
+    "query-jobs": _list(
+        _object(
+            {"id": _name, "type": _name, "status": _name},
+            {"error": _text, "current-progress": _number, "total-progress": _number},
+        )
+    ),
     "query-kvm": _object({"enabled": _flag}),
     "query-memdev": _list(_object({"size": _count}, {"id": _name})),
     "query-memory-size-summary": _table(_count, 16),
@@ -195,7 +205,7 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
     "query-named-block-nodes": _list(
         _object(
             {**_node, "node-name": _name, "write_threshold": _count},
-            {"encrypted": _flag, "active": _flag, "dirty-bitmaps": _list(_bitmap, 1_000)},
+            {"image": _image, "encrypted": _flag, "active": _flag, "dirty-bitmaps": _list(_bitmap, 1_000)},
         )
     ),
     "query-pci": _list(_object({"bus": _count, "devices": _list(_pci, 1_000)}), 1_000),
@@ -259,6 +269,8 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
                 "blockdev-open-tray",
             ),
             *("blockdev-remove-medium", "eject"),
+            *("nbd-server-start", "nbd-server-stop", "block-export-add", "blockdev-mirror", "blockdev-del"),
+            *("block-job-cancel", "block-job-change", "block-job-set-speed", "job-dismiss"),
         ),
         _nothing,
     ),

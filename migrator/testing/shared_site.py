@@ -24,6 +24,7 @@ from migrator.core.preflight.stream_tls import StreamTls, TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import CommandFailed, HostError, Occupied, QemuError, TimedOut, Unreachable
 from migrator.ports import (
+    DiskMirroring,
     HostLook,
     MigrationSettings,
     QemuEvent,
@@ -318,6 +319,11 @@ class EndpointView(WithoutDevices):
 
     async def facts(self) -> Facts:
         return await self._do(self.qemu.facts, "facts")
+
+    @property
+    def mirroring(self) -> DiskMirroring:
+        """Of no guest here: all share their disks."""
+        raise NotImplementedError
 
     async def disk_users(self) -> DiskUsers:
         if not self.connected:

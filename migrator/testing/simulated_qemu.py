@@ -14,6 +14,7 @@ from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, Unreachable
 from migrator.ports import (
+    DiskMirroring,
     MigrationSettings,
     QemuEvent,
     SourceGuard,
@@ -255,6 +256,11 @@ class SimulatedQemu(WithoutDevices):
             memory_bytes=self.machine.memory_bytes,
             capabilities=_CAPABILITIES,
         )
+
+    @property
+    def mirroring(self) -> DiskMirroring:
+        """Of no guest here: all share their disks."""
+        raise NotImplementedError
 
     async def disk_users(self) -> DiskUsers:
         self._reach()

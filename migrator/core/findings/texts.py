@@ -314,12 +314,17 @@ PAIR: Texts = {
     "disk-not-shared": (
         "error",
         "a disk is another file at the destination: the guest would go on with other contents",
-        "use the same image on both sides; disks that are not shared are not copied",
+        "use the same image on both sides, or let it be copied (disks = auto)",
     ),
     "disk-maybe-not-shared": (
         "warning",
         "whether a disk is the same file on both sides cannot be seen",
-        "make sure that it is the same image; disks that are not shared are not copied",
+        "make sure that it is the same image, or have it copied (disks = all)",
+    ),
+    "disk-not-copied": (
+        "error",
+        "a disk that both ends do not share cannot be copied without losing something of it",
+        "remove what is in the way (encryption, internal snapshots, another format), or use shared storage",
     ),
 }
 

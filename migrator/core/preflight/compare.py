@@ -8,7 +8,7 @@ before anything is changed. Every finding has a stable code and says what to do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from migrator.core.findings import errors_first, finding
 from migrator.core.model import Finding, MigrationStatus, RunState
@@ -44,8 +44,13 @@ _MIGRATING = {
 }
 
 
-def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding, ...]:
-    """Return every finding about moving the guest in `source` to `destination` under `policy`, errors first."""
+def compare(
+    source: Facts, destination: Facts, policy: Policy, *, copied: Collection[str] = ()
+) -> tuple[Finding, ...]:
+    """Return every finding about moving the guest in `source` to `destination` under `policy`, errors first.
+
+    :param copied: devices whose disks are copied to the destination first.
+    """
     found = [*source_ready(source, policy), *_destination_ready(destination)]
     found += _driven("destination", destination)
     if destination.run is RunState.INMIGRATE:
@@ -54,7 +59,7 @@ def compare(source: Facts, destination: Facts, policy: Policy) -> tuple[Finding,
             *_machine(source, destination),
             *_cpus(source, destination),
         ]
-        found += [*_devices(source, destination), *_disks(source, destination)]
+        found += [*_devices(source, destination), *_disks(source, destination, copied)]
     found += _abilities(source, destination, policy)
     return errors_first(found)
 
@@ -270,7 +275,7 @@ def _devices(source: Facts, destination: Facts) -> Iterator[Finding]:
         )
 
 
-def _disks(source: Facts, destination: Facts) -> Iterator[Finding]:
+def _disks(source: Facts, destination: Facts, copied: Collection[str]) -> Iterator[Finding]:
     there = {disk.device: disk for disk in destination.disks}
     for disk in source.disks:
         other = there.get(disk.device)
@@ -300,7 +305,8 @@ def _disks(source: Facts, destination: Facts) -> Iterator[Finding]:
                 f"disk {disk.device} is opened as {disk.format} at the source and as {other.format} at the destination",
                 "give both the same format=",
             )
-        yield from _same_file(disk, other)
+        if disk.device not in copied:
+            yield from _same_file(disk, other)
 
     here = {disk.device for disk in source.disks}
     for disk in destination.disks:
@@ -324,14 +330,14 @@ def _same_file(disk: Disk, other: Disk) -> Iterator[Finding]:
                 "disk-not-shared",
                 f"disk {disk.device} is another file at the destination ({disk.file} and {other.file}): "
                 "the guest would go on with other contents",
-                "use the same image on both sides; disks that are not shared are not copied",
+                "use the same image on both sides, or let it be copied (disks = auto)",
             )
     elif disk.file != other.file and not disk.read_only:
         yield finding(
             "disk-maybe-not-shared",
             f"disk {disk.device} has another name at the destination ({disk.file} and {other.file}), and from here "
             "it cannot be seen whether it is the same",
-            "make sure that it is the same image; disks that are not shared are not copied",
+            "make sure that it is the same image, or have it copied (disks = all)",
         )
 
 

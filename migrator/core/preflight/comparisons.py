@@ -187,6 +187,8 @@ _PAIR = {
     "disk-read-only": "whether each disk of both may be written",
     "disk-format": "formats of each disk of both",
     "disk-not-shared": "device and inode of each disk's file, or its name and driver, of both",
+    "disk-not-copied": "format, encryption, snapshots, bitmaps and data file of a disk that is to be copied, with what "
+    "a copy can have",
     "disk-maybe-not-shared": "names of each disk's file of both, where their identity cannot be read",
 }
 _WAY = {

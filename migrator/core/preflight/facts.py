@@ -22,6 +22,21 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """Features of a disk's image that a copy of it has to have, or cannot have."""
+
+    allocated_bytes: int = 0
+    #: Options of qemu-img that make an image with the same features: ``cluster_size=65536``.
+    options: tuple[str, ...] = ()
+    encrypted: bool = False
+    #: Internal snapshots, and persistent dirty bitmaps.
+    snapshots: int = 0
+    bitmaps: int = 0
+    #: Its contents are in an external data file.
+    data_file: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Disk:
     """One disk or other block device that the guest has."""
 
@@ -35,6 +50,7 @@ class Disk:
     read_only: bool = False
     #: Device and inode of the file on this machine, where it can be looked up; else empty.
     identity: str = ""
+    image: ImageFeatures = ImageFeatures()
 
     @property
     def is_flash(self) -> bool:

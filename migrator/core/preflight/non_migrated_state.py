@@ -23,6 +23,11 @@ class BlockJob:
     #: ``backup``, ``mirror``, ``commit``, ``stream``, ``create``, ``amend``, ``snapshot-save``, …
     kind: str
     status: str = "running"
+    #: Why it failed; empty while it is at work, or where it did what it should.
+    error: str = ""
+    #: As QEMU counts it; both may grow.
+    done_bytes: int = 0
+    total_bytes: int = 0
 
     @property
     def at_work(self) -> bool:
@@ -53,6 +58,13 @@ class DiskUsers:
 
     jobs: tuple[BlockJob, ...] = ()
     exports: tuple[Export, ...] = ()
+    #: Jobs of ours, those that have ended too: the mirrors of disks that are copied.
+    ours: tuple[BlockJob, ...] = ()
+
+    @property
+    def mirrors_at_work(self) -> tuple[BlockJob, ...]:
+        """Return the mirrors that still hold a disk: QEMU 7.2 dies where one does at the switch."""
+        return tuple(job for job in self.ours if job.at_work)
 
     def __bool__(self) -> bool:
         return bool(self.jobs or self.exports)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.core.findings import errors_first
-from migrator.core.migration import answer_review, invariants, lifecycle
+from migrator.core.migration import answer_review, disk_copies, invariants, lifecycle
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
@@ -26,6 +26,7 @@ from migrator.core.model import (
 from migrator.core.policy import PostcopyMode
 from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine import clock
 from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.ceiling import against_ceiling
@@ -34,7 +35,7 @@ from migrator.engine.migration.ending import explain, judge_stall, measure
 from migrator.engine.migration.observer import interval
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import prepare, together
-from migrator.errors import Driven, Fault, MigratorError, QemuError, TimedOut
+from migrator.errors import Driven, Fault, MigratorError, QemuError, Refused, TimedOut
 from migrator.faults import contained
 from migrator.ports import MigrationSettings, Tuning
 
@@ -71,7 +72,12 @@ class MigrationDriver(DriverState):
             self._source.settings(),
             self._destination.settings(),
         )
-        findings = compare(facts, there, self._policy)
+        self._mirrors.copies = disk_copies.disks_to_copy(facts, there, self._policy, new=self._new_images)
+        copied = {copy.device for copy in self._mirrors.copies}
+        findings = (
+            *compare(facts, there, self._policy, copied=copied),
+            *disk_copies.findings(facts, self._mirrors.copies),
+        )
         self._facts = facts
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
         if self._experience is not None:
@@ -121,7 +127,7 @@ class MigrationDriver(DriverState):
         try:
             with contained("the preparation"):
                 await self._prepare(settings)
-        except (QemuError, Fault) as error:
+        except (QemuError, Refused, Fault) as error:
             self._intent_log.undo(State.FAILED, "it could not be prepared")
             self._observer.complain(str(error))
         except BaseException:  # cancelled: nobody drives its stream from here; raised again
@@ -179,6 +185,7 @@ class MigrationDriver(DriverState):
         self._intent_log.began -= began_ago_seconds
         self._intent_log.intent = intent
         self._steps.settings = MigrationSettings(**facts["settings"])
+        self._mirrors.copies = disk_copies.from_fields(facts.get("disks", ()))
         self._abilities = Abilities(**facts["abilities"])
         self._given_bandwidth = None
         self._shaper.take_up()
@@ -232,6 +239,8 @@ class MigrationDriver(DriverState):
             listen=self._listen,
             tell=self._intent_log.decide,
         )
+        if self._mirrors.copies:
+            await self._copy_disks(uri)
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
         self._shaper.begin(uri, share=share, path=self._path_speed)
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
@@ -257,6 +266,17 @@ class MigrationDriver(DriverState):
                 await self._steering.begin_copying(uri, self._abilities)
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
+
+    async def _copy_disks(self, uri: str) -> None:
+        """Copy the disks that both ends do not share; memory follows once they are the same."""
+        memory = self._facts.memory_bytes if self._facts is not None else 0
+        self._progress.expect_disks(self._mirrors.total_bytes, memory)
+        await self._mirrors.copy(
+            uri,
+            speed=lambda: self._share,
+            unwanted=lambda: bool(self.requests.unwanted()) or self._intent_log.intent.undo is not None,
+            report=self._report_mirrors,
+        )
 
     async def _drive(self) -> MigrationOutcome:
         try:
@@ -356,8 +376,8 @@ class MigrationDriver(DriverState):
                 clock.now() - self._disk_users_at >= _DISK_USERS_SECONDS
             ):
                 self._disk_users_at = clock.now()
-                if busy := await self._source.disk_users():
-                    self._intent_log.undo(State.FAILED, too_late(busy))
+                if why := self._disturbed(await self._source.disk_users()):
+                    self._intent_log.undo(State.FAILED, why)
                     return
             sample = self._heed_path(sample)
             sample = await self._shaper.shape(sample, share=self._share, path=self._path_speed)
@@ -379,6 +399,9 @@ class MigrationDriver(DriverState):
         except QemuError as error:
             self._log.warning("steering failed", error=str(error))
             self._observer.complain(str(error))
+
+    def _disturbed(self, users: DiskUsers) -> str:
+        return too_late(users) if users else self._mirrors.broken(users.ours)
 
     def _confirmed(self, answer: Next) -> bool:
         row, times = self._suspect

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from migrator import logs
 from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import lifecycle
 from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.disk_copies import Mirrors, as_fields
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import (
@@ -23,6 +24,7 @@ from migrator.core.model import (
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.intent_updates import IntentUpdates
@@ -59,6 +61,7 @@ class DriverState:
     :param shared_path: the path as others share it; ``None`` where nobody knows of others.
     :param tls: what the stream is encrypted with; ``None``: it is plain.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
+    :param new_images: disks whose images were made at the destination for this migration.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
@@ -80,6 +83,7 @@ class DriverState:
         timeouts: PhaseTimeouts | None = None,
         stream_speed: float | None = None,
         path: StreamPath | None = None,
+        new_images: Collection[str] = (),
         shared_path: SharedPath | None = None,
         tls: StreamTls | None = None,
         about: Mapping[str, Any] | None = None,
@@ -139,6 +143,8 @@ class DriverState:
             observer=self._observer,
             result=self.result,
         )
+        self._new_images = frozenset(new_images)
+        self._mirrors = DiskMirrors(source, destination, migration=name, tell=self._intent_log.decide)
         self._steps = Steps(
             source,
             destination,
@@ -146,6 +152,7 @@ class DriverState:
             observer=self._observer,
             shaper=self._shaper,
             guarding=self._guarding,
+            mirrors=self._mirrors,
             result=self.result,
             recovery=self._recovery,
             security=self._security,
@@ -187,6 +194,11 @@ class DriverState:
     def postponed(self) -> bool:
         """Return whether it may begin anew: it was undone only because a controller went before anything was sent."""
         return self._intent_log.intent.postponed
+
+    @property
+    def handed_over(self) -> bool:
+        """Return whether the guest may have run at the destination, and written to its disks there."""
+        return self._intent_log.intent.milestone >= Milestone.HANDED_OVER
 
     @property
     def uuid(self) -> str:
@@ -288,8 +300,22 @@ class DriverState:
             "settings": plain(settings),
             "abilities": asdict(self._abilities),
             "tls": self._security.tls is not None,
+            "disks": as_fields(self._mirrors.copies),
             **self._about,
         }
+
+    def _report_mirrors(self, mirrors: Mirrors) -> None:
+        self.result.disk_bytes = max(self.result.disk_bytes, mirrors.done_bytes)
+        self._progress.update_disks(mirrors.done_bytes, mirrors.total_bytes)
+        self._on_status(
+            MigrationProgress(
+                state=State.MIRRORING,
+                progress_ratio=self._progress.ratio,
+                disk_total_bytes=mirrors.total_bytes,
+                disk_remaining_bytes=mirrors.remaining_bytes,
+                at_seconds=self._intent_log.elapsed,
+            )
+        )
 
     def _report(self, state: State, sample: Sample | None = None) -> None:
         if sample is not None:

@@ -24,6 +24,7 @@ OUTCOME = (
     "standstill_seconds",
     "standstill_uncertainty_seconds",
     "transferred_bytes",
+    "disk_bytes",
     "queued_at_stop_bytes",
     "postcopy_stall_seconds",
     "postcopy_vcpu_stall_seconds",

@@ -39,6 +39,9 @@ class MigrationProgress:
     limit_seconds: float | None = None
     #: Since the first command that changed anything, as decisions have it.
     at_seconds: float = 0.0
+    #: With ``mirroring``: what is copied of the guest's disks in all, and what is left of it.
+    disk_total_bytes: int = 0
+    disk_remaining_bytes: int = 0
     #: With ``recovering``: what keeps the stream from going on, and when it is tried again.
     waiting_for: str = ""
 
@@ -65,6 +68,8 @@ class MigrationOutcome:
     #: The policy's ceiling; the limits that QEMU was given stay below it and are among the decisions.
     max_downtime_seconds: float = 0.0
     transferred_bytes: int = 0
+    #: Copied of disks that both ends do not share.
+    disk_bytes: int = 0
     #: Written by QEMU and not yet at the destination when the guest was stopped: it drains inside the downtime.
     #: ``None`` where that was not measured.
     queued_at_stop_bytes: int | None = None

@@ -11,6 +11,7 @@ from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Milestone
 from migrator.core.model import ProcessState, State
 from migrator.engine.migration.block_job_wait import too_late
+from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
@@ -46,6 +47,7 @@ class Steps:
         observer: Observer,
         shaper: StreamShaper,
         guarding: Guarding,
+        mirrors: DiskMirrors,
         result: MigrationOutcome,
         recovery: StreamRecovery,
         postcopy_steering: PostcopySteering,
@@ -57,6 +59,7 @@ class Steps:
         self._observer = observer
         self._shaper = shaper
         self._guarding = guarding
+        self._mirrors = mirrors
         self._result = result
         self._log = logs.logger(migration=result.id)
         self.settings: MigrationSettings | None = None
@@ -102,9 +105,12 @@ class Steps:
     async def _switch(self) -> None:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
+        not_copied = await self._mirrors.end()
         busy, _ = await together(self._source.disk_users(), self._shaper.before_switch())
-        if busy:
-            self._intent_log.undo(State.FAILED, too_late(busy))
+        if not_copied or busy or busy.mirrors_at_work:
+            held = ", ".join(str(job) for job in busy.mirrors_at_work)
+            why = not_copied or (too_late(busy) if busy else f"{held} still holds a disk of the guest")
+            self._intent_log.undo(State.FAILED, why)
             await self._observer.pause(0.02)
             return
         self._intent_log.note(milestone=Milestone.SWITCHING)
@@ -162,6 +168,7 @@ class Steps:
         self._intent_log.note(stopped_by_us=False)
 
     async def _restore(self) -> None:
+        await self._mirrors.give_up()
         if self._intent_log.intent.stopped_by_us and self._intent_log.intent.guest_runs:
             await self._source.cont()
         if self.settings is not None:

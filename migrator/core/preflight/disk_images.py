@@ -1,0 +1,24 @@
+"""Images that can be copied to another host as they are, and those that cannot. Pure."""
+
+from __future__ import annotations
+
+from migrator.core.preflight.facts import Disk
+
+#: Formats of which an image is made anew at the target with the same features.
+COPIED_FORMATS = ("raw", "qcow2")
+
+
+def why_not_copied(disk: Disk) -> str:
+    """Return why a disk cannot be copied without losing something; empty where it can."""
+    image = disk.image
+    if disk.format not in COPIED_FORMATS:
+        return f"its driver is {disk.format}, and images of raw and qcow2 are copied"
+    if image.encrypted:
+        return "it is encrypted"
+    if image.snapshots:
+        return f"its {image.snapshots} internal snapshots would stay behind"
+    if image.bitmaps:
+        return f"its {image.bitmaps} persistent dirty bitmaps would stay behind"
+    if image.data_file:
+        return "its contents are in a file of their own (data_file)"
+    return ""

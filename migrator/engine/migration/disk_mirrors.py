@@ -1,0 +1,175 @@
+"""Copies the disks of one migration that both ends do not share, before its memory and in step with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from migrator.core.migration.disk_copies import (
+    MIRRORS,
+    DiskCopy,
+    MirrorPhase,
+    Mirrors,
+    judge_mirrors,
+    mirror_name,
+)
+from migrator.core.preflight.non_migrated_state import BlockJob
+from migrator.engine import clock
+from migrator.errors import Refused
+from migrator.ports import Qemu
+from migrator.units import show_bytes
+
+#: Between two looks at mirrors that copy; and at such that end while the guest stands still.
+_LOOK_SECONDS, _END_LOOK_SECONDS = 0.1, 0.002
+#: Mirrors in which nothing moves for so long are given up.
+_STALLED_SECONDS = 30.0
+#: The guest stands still for so long at the most so that its mirrors can be ended.
+_END_SECONDS = 5.0
+
+
+class DiskMirrors:
+    """The mirrors of one migration: begun before its memory is copied, ended at the last safe point before its switch.
+
+    The truth is in the source's QEMU: each mirror is a job there with a name made of the migration's id, and the result
+    of one that has ended is kept until the source is quit, so that any controller can tell whether a disk arrived.
+
+    :param tell: is told an action and its reason.
+    """
+
+    def __init__(
+        self, source: Qemu, destination: Qemu, *, migration: str, tell: Callable[[str, str], None]
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._migration, self._tell = migration, tell
+        self._speed: int | None = None
+        #: The disks that travel; none of a migration whose ends share them all.
+        self.copies: tuple[DiskCopy, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Return how many bytes of the guest's disks are copied, as far as that is known before."""
+        return sum(min(copy.allocated_bytes, copy.size_bytes) for copy in self.copies)
+
+    def _names(self) -> list[str]:
+        return [mirror_name(self._migration, number) for number in range(len(self.copies))]
+
+    def judge(self, jobs: Sequence[BlockJob]) -> Mirrors:
+        """Judge how far they are by the jobs of ours that the source shows."""
+        return judge_mirrors(self.copies, self._migration, jobs)
+
+    async def _look(self) -> Mirrors:
+        return self.judge((await self._source.disk_users()).ours)
+
+    async def copy(
+        self,
+        uri: str,
+        *,
+        speed: Callable[[], int | None],
+        unwanted: Callable[[], bool],
+        report: Callable[[Mirrors], None],
+    ) -> None:
+        """Copy the disks; returns once each has been written once and is kept the same, or the copy is unwanted.
+
+        :param uri: where the destination takes the stream: disks go to the same address.
+        :param speed: returns the share of the links in bytes per second; ``None``: no limit.
+        :param report: is told how far they are.
+        :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
+        :raise QemuError: an end refused, or did not answer; likewise.
+        """
+        await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
+        devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
+        where = await self._destination.mirroring.serve(devices, _beside(uri))
+        for copy, name in zip(self.copies, self._names(), strict=True):
+            used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
+            self._tell(
+                "copy-disk",
+                f"disk {copy.device} ({show_bytes(copy.size_bytes)}{used}) is not shared: it is copied",
+            )
+            await self._source.mirroring.begin(copy.device, name, where, whole=not copy.new)
+        await self._until_ready(speed, unwanted, report)
+        if not unwanted():
+            await self._share(None)
+            for name in self._names():
+                await self._source.mirroring.write_through(name)
+
+    async def _until_ready(
+        self, speed: Callable[[], int | None], unwanted: Callable[[], bool], report: Callable[[Mirrors], None]
+    ) -> None:
+        seen, moved_at = (-1, -1), clock.now()
+        while not unwanted():
+            await self._share(speed())
+            now = await self._look()
+            report(now)
+            if now.phase is MirrorPhase.READY:
+                return
+            if now.phase is not MirrorPhase.COPYING:
+                raise Refused(now.problem or "a mirror has ended by itself")
+            if (now.done_bytes, now.total_bytes) != seen:
+                seen, moved_at = (now.done_bytes, now.total_bytes), clock.now()
+            elif clock.now() - moved_at > _STALLED_SECONDS:
+                raise Refused(f"nothing of the disks was copied for {_STALLED_SECONDS:g} s")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _share(self, bytes_per_second: int | None) -> None:
+        """Give each its part of the links, where that has changed."""
+        each = max(1, (bytes_per_second or 0) // len(self.copies)) if bytes_per_second is not None else 0
+        if each == self._speed or (each == 0 and self._speed is None):
+            return
+        self._speed = each
+        for name in self._names():
+            await self._source.mirroring.set_speed(name, each)
+
+    def broken(self, jobs: Sequence[BlockJob]) -> str:
+        """Return why the migration cannot go on while memory is copied; empty where it can."""
+        if not self.copies:
+            return ""
+        now = self.judge(jobs)
+        return "" if now.phase is MirrorPhase.READY else now.problem or f"the mirrors are {now.phase}"
+
+    async def end(self) -> str:
+        """End the mirrors at the last safe point, with the guest standing still; return why that failed, or nothing.
+
+        Afterwards both sides have the same contents, no job holds a disk, and nothing can write to the destination's.
+        May be called again, also by another controller.
+
+        :raise QemuError: an end refused, or did not answer.
+        """
+        if not self.copies:
+            return ""
+        give_up_at = clock.now() + _END_SECONDS
+        asked: set[str] = set()
+        while True:
+            jobs = (await self._source.disk_users()).ours
+            now = self.judge(jobs)
+            if now.phase is MirrorPhase.ARRIVED:
+                break
+            if now.phase in (MirrorPhase.BROKEN, MirrorPhase.COPYING):
+                return now.problem or "the disks are not the same yet"
+            for job in jobs:
+                if job.status in ("ready", "standby") and job.id in self._names() and job.id not in asked:
+                    asked.add(job.id)
+                    await self._source.mirroring.end(job.id)
+            if clock.now() > give_up_at:
+                return f"the mirrors of the disks did not end within {_END_SECONDS:g} s"
+            await asyncio.sleep(_END_LOOK_SECONDS)
+        await self._source.mirroring.remove_targets(MIRRORS)
+        await self._destination.mirroring.stop_serving()
+        return ""
+
+    async def give_up(self) -> None:
+        """End the mirrors of a migration that is undone: the source has its disks for itself again.
+
+        :raise QemuError: it does not answer, or a mirror does not end.
+        """
+        if self.copies:
+            await self._source.mirroring.give_up(MIRRORS)
+
+
+def _beside(uri: str) -> str:
+    """Return where disks are served, beside the stream."""
+    kind, _, rest = uri.partition(":")
+    if kind == "unix":
+        return f"unix:{rest}.disks"
+    if kind != "tcp":
+        raise Refused(f"disks are not copied to {uri}")
+    return f"tcp:{rest.rpartition(':')[0]}"

@@ -1,0 +1,49 @@
+"""The interface to one QEMU of a migration whose disks are copied from the source to the destination."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class DiskMirroring(Protocol):
+    """Part of :class:`migrator.ports.Qemu`: how disks are copied, at either end.
+
+    A mirror has one name for its job and its target's node at the source and for its export at the destination. How far
+    the jobs are, :meth:`migrator.ports.Qemu.disk_users` tells. Calls raise as those of that class do.
+    """
+
+    async def serve(self, devices: dict[str, str], where: str) -> str:
+        """Destination: let these disks be written over the network, until :meth:`stop_serving`.
+
+        :param devices: of the disks, and the names of their exports.
+        :param where: ``tcp:ADDR`` or ``unix:PATH``.
+        :return: where they are written to: ``tcp:ADDR:PORT`` or ``unix:PATH``.
+        """
+
+    async def stop_serving(self) -> None:
+        """Destination: nothing of the guest can be written over the network any more; may be called again."""
+
+    async def begin(self, device: str, name: str, where: str, *, whole: bool) -> None:
+        """Source: begin to copy a disk; what the guest writes meanwhile is copied too.
+
+        :param where: as :meth:`serve` returned it.
+        :param whole: write where the source has no contents too, because the target is not known to read as zeroes.
+        """
+
+    async def write_through(self, name: str) -> None:
+        """Source: complete what the guest writes only once it is at both sides, so that nothing piles up."""
+
+    async def set_speed(self, name: str, bytes_per_second: int) -> None:
+        """Source: limit what a mirror copies besides the guest's own writes; 0: no limit."""
+
+    async def end(self, name: str) -> None:
+        """Source: end a mirror that is ready, with the same contents on both sides; its job tells when, and whether."""
+
+    async def remove_targets(self, prefix: str) -> None:
+        """Source: close the targets of the mirrors that have ended and whose names begin so."""
+
+    async def give_up(self, prefix: str) -> None:
+        """Source: end all mirrors whose names begin so, whatever their targets do, and forget them.
+
+        Nothing of the guest's disks is held by one afterwards; may be called again.
+        """

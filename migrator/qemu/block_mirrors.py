@@ -1,0 +1,207 @@
+"""Mirrors of disks over NBD: what the source and the destination of a migration are told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from migrator.addresses import host_port
+from migrator.core.migration.disk_copies import MIRRORS
+from migrator.errors import CommandFailed, QemuError
+from migrator.qemu.claim import DriverClaim
+from migrator.qemu.drive_slots import read_drive_slots
+from migrator.qemu.features import Features
+from migrator.qemu.monitor import Monitor
+
+#: Which port an NBD server of QEMU listens at cannot be asked, so one is chosen; so many are tried.
+_PORTS, _TRIES = range(49_152, 60_999), 40
+#: Protocols whose node is exported instead of that of a raw image on it: it deallocates what reads as zeroes, which the
+#: raw one passes on only where it was started with discard=unmap.
+_FILES = frozenset({"file", "host_device"})
+#: A mirror that is given up ends at once, unless its target's connection hangs; and so long with that cut.
+_GIVE_UP_SECONDS, _CUT_SECONDS = 3.0, 5.0
+_LOOK_SECONDS = 0.01
+_ENDED = frozenset({"concluded", "null"})
+
+
+class EndpointMirroring:
+    """Implements :class:`migrator.ports.DiskMirroring` for one endpoint.
+
+    :param features: reads what this QEMU knows.
+    """
+
+    def __init__(
+        self, monitor: Monitor, claim: DriverClaim, features: Callable[[], Awaitable[Features]]
+    ) -> None:
+        self._monitor, self._claim, self._features = monitor, claim, features
+
+    # --- destination -------------------------------------------------------------------------------------------------
+
+    async def serve(self, devices: dict[str, str], where: str) -> str:
+        kind, _, rest = where.partition(":")
+        address = await self._listen(kind, rest, len(devices))
+        try:
+            for device, name in devices.items():
+                arguments = {
+                    "type": "nbd",
+                    "id": name,
+                    "name": name,
+                    "node-name": await self._written_node(device),
+                    "writable": True,
+                }
+                await self._claim.execute("block-export-add", arguments)
+        except BaseException:
+            with contextlib.suppress(QemuError):
+                await self._claim.execute("nbd-server-stop")
+            raise
+        return address
+
+    async def _listen(self, kind: str, rest: str, connections: int) -> str:
+        if kind == "unix":
+            await self._start_server({"type": "unix", "data": {"path": rest}}, connections)
+            return f"unix:{rest}"
+        host, _ = host_port(f"{rest}:1")
+        for attempt in range(_TRIES):
+            port = secrets.choice(_PORTS)
+            try:
+                await self._start_server(
+                    {"type": "inet", "data": {"host": host, "port": str(port)}}, connections
+                )
+            except CommandFailed as error:
+                if "in use" not in error.description or attempt == _TRIES - 1:
+                    raise
+            else:
+                return f"tcp:{rest}:{port}"
+        raise AssertionError("the last attempt raises")
+
+    async def _start_server(self, address: dict[str, Any], connections: int) -> None:
+        await self._claim.execute("nbd-server-start", {"addr": address, "max-connections": connections})
+
+    async def stop_serving(self) -> None:
+        exports = await self._monitor.execute("query-block-exports")
+        if not any(each["id"].startswith(MIRRORS) for each in exports):
+            return
+        await self._claim.execute("nbd-server-stop")
+        left = [
+            each["id"]
+            for each in await self._monitor.execute("query-block-exports")
+            if each["id"].startswith(MIRRORS)
+        ]
+        if left:
+            raise CommandFailed(
+                self._monitor.name, "nbd-server-stop", "GenericError", f"{', '.join(left)} is still exported"
+            )
+
+    async def _written_node(self, device: str) -> str:
+        """Return the node that is written so that the device's contents change, and that keeps them sparse."""
+        inserted = await self._inserted(device)
+        if inserted["drv"] == "raw":
+            nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+            size = inserted["image"]["virtual-size"]
+            beneath = [
+                node["node-name"]
+                for node in nodes
+                if node["drv"] in _FILES
+                and node["file"] == inserted["file"]
+                and not node["ro"]
+                # Of one with an offset or a size of its own the contents are a part only.
+                and node.get("image", {}).get("virtual-size") == size
+            ]
+            if len(beneath) == 1:
+                return str(beneath[0])
+        return str(inserted["node-name"])
+
+    # --- source ------------------------------------------------------------------------------------------------------
+
+    async def begin(self, device: str, name: str, where: str, *, whole: bool) -> None:
+        inserted = await self._inserted(device)
+        kind, _, rest = where.partition(":")
+        if kind == "unix":
+            server = {"type": "unix", "path": rest}
+        else:
+            host, port = host_port(rest)
+            server = {"type": "inet", "host": host, "port": str(port)}
+        node = {
+            "driver": "nbd",
+            "node-name": name,
+            "server": server,
+            "export": name,
+            "discard": "unmap",
+            "detect-zeroes": "unmap",
+        }
+        await self._claim.execute("blockdev-add", node)
+        arguments = {
+            "job-id": name,
+            "device": inserted["node-name"],
+            "target": name,
+            "auto-dismiss": False,
+            # A whole copy begins with zeroes for all of the target; without anything beneath it the top is the same.
+            "sync": "full" if whole or "backing-image" in inserted["image"] else "top",
+            "copy-mode": "background" if await self._changes() else "write-blocking",
+        }
+        await self._claim.execute("blockdev-mirror", arguments)
+
+    async def _changes(self) -> bool:
+        return "block-job-change" in (await self._features()).commands
+
+    async def write_through(self, name: str) -> None:
+        if await self._changes():
+            change = {"id": name, "type": "mirror", "copy-mode": "write-blocking"}
+            await self._claim.execute("block-job-change", change)
+
+    async def set_speed(self, name: str, bytes_per_second: int) -> None:
+        await self._claim.execute("block-job-set-speed", {"device": name, "speed": bytes_per_second})
+
+    async def end(self, name: str) -> None:
+        await self._claim.execute("block-job-cancel", {"device": name, "force": False})
+
+    async def remove_targets(self, prefix: str) -> None:
+        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+        for node in nodes:
+            if node["node-name"].startswith(prefix):
+                await self._claim.execute("blockdev-del", {"node-name": node["node-name"]})
+
+    async def give_up(self, prefix: str) -> None:
+        for name in await self._at_work(prefix):
+            with contextlib.suppress(CommandFailed):  # it has ended meanwhile
+                await self._claim.execute("block-job-cancel", {"device": name, "force": True})
+        if left := await self._until_ended(prefix, _GIVE_UP_SECONDS):
+            for name in left:
+                instance = {"type": "block-node", "node-name": name}
+                with contextlib.suppress(CommandFailed):  # it has no connection any more
+                    await self._monitor.execute("yank", {"instances": [instance]}, oob=True)
+            if left := await self._until_ended(prefix, _CUT_SECONDS):
+                raise CommandFailed(
+                    self._monitor.name,
+                    "block-job-cancel",
+                    "GenericError",
+                    f"mirror {', '.join(left)} does not end",
+                )
+        await self.remove_targets(prefix)
+        for job in await self._monitor.execute("query-jobs"):
+            if job["id"].startswith(prefix):
+                await self._claim.execute("job-dismiss", {"id": job["id"]})
+
+    async def _at_work(self, prefix: str) -> list[str]:
+        jobs = await self._monitor.execute("query-jobs")
+        return [job["id"] for job in jobs if job["id"].startswith(prefix) and job["status"] not in _ENDED]
+
+    async def _until_ended(self, prefix: str, seconds: float) -> list[str]:
+        """Wait for the end of all; return those that have not ended by then."""
+        left = await self._at_work(prefix)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while left:
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    left = await self._at_work(prefix)
+        return left
+
+    async def _inserted(self, device: str) -> dict[str, Any]:
+        blocks = await self._monitor.execute("query-block")
+        for slot in await read_drive_slots(self._monitor, blocks):
+            if slot.name == device and slot.inserted:
+                return dict(slot.inserted)
+        raise CommandFailed(self._monitor.name, "query-block", "DeviceNotFound", f"there is no disk {device}")
