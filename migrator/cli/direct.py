@@ -30,7 +30,7 @@ from migrator.core.policy import (
     MOST_STREAMS,
     BlockJobs,
     Compression,
-    Disks,
+    CopiedDisks,
     LastResort,
     Policy,
     PostcopyMode,
@@ -317,13 +317,13 @@ def _policy(request: Request) -> Policy:
         prefer=_choice("--prefer", request.prefer, Preference),
         start=_choice("--start", request.start, Start),
         max_postcopy_stall_seconds=_option("--max-postcopy-stall", request.max_postcopy_stall, units.seconds),
-        disks=_choice("--disks", request.disks, Disks),
         tls=_choice("--tls", request.tls, TlsUse),
         stream=_choice("--stream", request.stream, StreamRoute),
         streams=None
         if request.streams in (None, "auto")
         else _option("--streams", request.streams, _streams),
         compress=_choice("--compress", request.compress, Compression),
+        disks=_choice("--disks", request.disks, CopiedDisks),
     )
 
 

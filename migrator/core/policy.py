@@ -39,7 +39,7 @@ class BlockJobs(StrEnum):
     REFUSE = "refuse"
 
 
-class Disks(StrEnum):
+class CopiedDisks(StrEnum):
     """Choice of the guest's disks that are copied to the target."""
 
     #: Those that both ends do not see as the same file.
@@ -134,7 +134,7 @@ class Policy:
     #: Ceiling of the time that the guest waits for pages in postcopy, in seconds: one that is exceeded is told, as one
     #: that is forecast is.
     max_postcopy_stall_seconds: float = 2.0
-    disks: Disks = Disks.AUTO
+    disks: CopiedDisks = CopiedDisks.AUTO
     source_images: SourceImages = SourceImages.KEEP
     #: ``None``: what the site says, and ``prefer`` where it says nothing.
     tls: TlsUse | None = None
@@ -210,7 +210,7 @@ class Policy:
         prefer: Preference | None = None,
         start: Start | None = None,
         max_postcopy_stall_seconds: float | None = None,
-        disks: Disks | None = None,
+        disks: CopiedDisks | None = None,
         source_images: SourceImages | None = None,
         tls: TlsUse | None = None,
         stream: StreamRoute | None = None,
@@ -240,7 +240,7 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "block_jobs": BlockJobs(fields.get("block_jobs", BlockJobs.WAIT)),
         "prefer": Preference(fields.get("prefer", Preference.DOWNTIME)),
         "start": Start(fields.get("start", Start.NOW)),
-        "disks": Disks(fields.get("disks", Disks.AUTO)),
+        "disks": CopiedDisks(fields.get("disks", CopiedDisks.AUTO)),
         "source_images": SourceImages(fields.get("source_images", SourceImages.KEEP)),
         "tls": TlsUse(fields["tls"]) if fields.get("tls") else None,
         "stream": StreamRoute(fields.get("stream", StreamRoute.DIRECT)),

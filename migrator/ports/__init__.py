@@ -29,8 +29,8 @@ from migrator.ports.controllers import (
     WaitingCommands,
     controller_lease,
 )
-from migrator.ports.hooks import Hooks
 from migrator.ports.disk_mirrors import DiskMirroring
+from migrator.ports.hooks import Hooks
 from migrator.ports.qemu import (
     GuestConfiguration,
     GuestProcess,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from migrator.core.preflight.stream_tls import StreamTls
+
 
 class DiskMirroring(Protocol):
     """Part of :class:`migrator.ports.Qemu`: how disks are copied, at either end.
@@ -12,22 +14,34 @@ class DiskMirroring(Protocol):
     the jobs are, :meth:`migrator.ports.Qemu.disk_users` tells. Calls raise as those of that class do.
     """
 
-    async def serve(self, devices: dict[str, str], where: str) -> str:
+    async def serve(self, devices: dict[str, str], where: str, *, encrypted_for: str = "") -> str:
         """Destination: let these disks be written over the network, until :meth:`stop_serving`.
 
         :param devices: of the disks, and the names of their exports.
         :param where: ``tcp:ADDR`` or ``unix:PATH``.
+        :param encrypted_for: the migration whose certificates are used; empty: disks go plainly.
         :return: where they are written to: ``tcp:ADDR:PORT`` or ``unix:PATH``.
         """
 
     async def stop_serving(self) -> None:
         """Destination: nothing of the guest can be written over the network any more; may be called again."""
 
-    async def begin(self, device: str, name: str, where: str, *, whole: bool) -> None:
+    async def begin(
+        self,
+        device: str,
+        name: str,
+        where: str,
+        *,
+        whole: bool,
+        encrypted_for: str = "",
+        tls: StreamTls | None = None,
+    ) -> None:
         """Source: begin to copy a disk; what the guest writes meanwhile is copied too.
 
         :param where: as :meth:`serve` returned it.
         :param whole: write where the source has no contents too, because the target is not known to read as zeroes.
+        :param encrypted_for: as with :meth:`serve`.
+        :param tls: the certificates; ``None``: disks go plainly.
         """
 
     async def write_through(self, name: str) -> None:

@@ -106,7 +106,7 @@ class Qemu(Protocol):
 
     @property
     def mirroring(self) -> DiskMirroring:
-        """What is done at this end so that disks are copied to the other."""
+        """Return how disks are copied at this end."""
 
     @property
     def round_trip_seconds(self) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from migrator.addresses import host_port
 from migrator.core.migration.disk_copies import MIRRORS
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, QemuError
+from migrator.qemu import stream_tls
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.drive_slots import read_drive_slots
 from migrator.qemu.features import Features
@@ -40,9 +42,12 @@ class EndpointMirroring:
 
     # --- destination -------------------------------------------------------------------------------------------------
 
-    async def serve(self, devices: dict[str, str], where: str) -> str:
+    async def serve(self, devices: dict[str, str], where: str, *, encrypted_for: str = "") -> str:
         kind, _, rest = where.partition(":")
-        address = await self._listen(kind, rest, len(devices))
+        how: dict[str, Any] = {"max-connections": len(devices)}
+        if encrypted_for:
+            how |= stream_tls.nbd_server_arguments(encrypted_for)
+        address = await self._listen(kind, rest, how)
         try:
             for device, name in devices.items():
                 arguments = {
@@ -59,17 +64,15 @@ class EndpointMirroring:
             raise
         return address
 
-    async def _listen(self, kind: str, rest: str, connections: int) -> str:
+    async def _listen(self, kind: str, rest: str, how: Mapping[str, Any]) -> str:
         if kind == "unix":
-            await self._start_server({"type": "unix", "data": {"path": rest}}, connections)
+            await self._start_server({"type": "unix", "data": {"path": rest}}, how)
             return f"unix:{rest}"
         host, _ = host_port(f"{rest}:1")
         for attempt in range(_TRIES):
             port = secrets.choice(_PORTS)
             try:
-                await self._start_server(
-                    {"type": "inet", "data": {"host": host, "port": str(port)}}, connections
-                )
+                await self._start_server({"type": "inet", "data": {"host": host, "port": str(port)}}, how)
             except CommandFailed as error:
                 if "in use" not in error.description or attempt == _TRIES - 1:
                     raise
@@ -77,8 +80,8 @@ class EndpointMirroring:
                 return f"tcp:{rest}:{port}"
         raise AssertionError("the last attempt raises")
 
-    async def _start_server(self, address: dict[str, Any], connections: int) -> None:
-        await self._claim.execute("nbd-server-start", {"addr": address, "max-connections": connections})
+    async def _start_server(self, address: Mapping[str, Any], how: Mapping[str, Any]) -> None:
+        await self._claim.execute("nbd-server-start", {"addr": address, **how})
 
     async def stop_serving(self) -> None:
         exports = await self._monitor.execute("query-block-exports")
@@ -116,7 +119,16 @@ class EndpointMirroring:
 
     # --- source ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, device: str, name: str, where: str, *, whole: bool) -> None:
+    async def begin(
+        self,
+        device: str,
+        name: str,
+        where: str,
+        *,
+        whole: bool,
+        encrypted_for: str = "",
+        tls: StreamTls | None = None,
+    ) -> None:
         inserted = await self._inserted(device)
         kind, _, rest = where.partition(":")
         if kind == "unix":
@@ -132,6 +144,8 @@ class EndpointMirroring:
             "discard": "unmap",
             "detect-zeroes": "unmap",
         }
+        if tls is not None:
+            node |= stream_tls.nbd_client_options(encrypted_for, tls)
         await self._claim.execute("blockdev-add", node)
         arguments = {
             "job-id": name,

@@ -25,7 +25,7 @@ from migrator.core.placement import Options, Strategy
 from migrator.core.policy import (
     BlockJobs,
     Compression,
-    Disks,
+    CopiedDisks,
     LastResort,
     PostcopyMode,
     Preference,
@@ -409,7 +409,7 @@ class PolicySettings(Section):
     prefer: Preference | None = None
     start: Start | None = None
     max_postcopy_stall: Seconds | None = None
-    disks: Disks | None = None
+    disks: CopiedDisks | None = None
     source_images: SourceImages | None = None
     tls: TlsUse | None = None
     stream: StreamRoute | None = None

@@ -322,7 +322,7 @@ class EndpointView(WithoutDevices):
 
     @property
     def mirroring(self) -> DiskMirroring:
-        """Of no guest here: all share their disks."""
+        """Refuse: the guests here share their disks."""
         raise NotImplementedError
 
     async def disk_users(self) -> DiskUsers:

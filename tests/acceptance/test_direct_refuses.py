@@ -77,7 +77,7 @@ class TestMachinesThatDiffer:
         other = write_image(tmp_path / "other.img", size_bytes=size)
         pair = await lab.pair(machine, destination_machine=replace(machine, image=other))
         async with witness(lab, pair) as seen:
-            refused(await direct(pair), code)
+            refused(await direct(pair, "--disks", "none"), code)
             await seen.verify_untouched()
 
     async def test_in_their_memory_backend_are_refused(self, lab: Lab) -> None:

@@ -20,7 +20,7 @@ from migrator.core.placement import Strategy
 from migrator.core.policy import (
     BlockJobs,
     Compression,
-    Disks,
+    CopiedDisks,
     LastResort,
     PostcopyMode,
     Preference,
@@ -261,7 +261,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
     "policies.start": ('"quiet"', of_policy("start"), Start.QUIET),
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
-    "policies.disks": ('"none"', of_policy("disks"), Disks.NONE),
+    "policies.disks": ('"none"', of_policy("disks"), CopiedDisks.NONE),
     "policies.source_images": ('"remove"', of_policy("source_images"), SourceImages.REMOVE),
     "policies.tls": ('"require"', of_policy("tls"), TlsUse.REQUIRE),
     "policies.stream": ('"ssh"', of_policy("stream"), StreamRoute.SSH),

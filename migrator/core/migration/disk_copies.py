@@ -10,7 +10,7 @@ from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.policy import Disks, Policy
+from migrator.core.policy import CopiedDisks, Policy
 from migrator.core.preflight.disk_images import why_not_copied
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.non_migrated_state import OURS, BlockJob
@@ -65,12 +65,12 @@ def disks_to_copy(
     )
 
 
-def _differs(disk: Disk, other: Disk, disks: Disks) -> bool:
-    if disk.read_only or disk.is_flash or disks is Disks.NONE:
+def _differs(disk: Disk, other: Disk, disks: CopiedDisks) -> bool:
+    if disk.read_only or disk.is_flash or disks is CopiedDisks.NONE:
         return False
     if disk.identity and other.identity:
         return disk.identity != other.identity
-    return disks is Disks.ALL
+    return disks is CopiedDisks.ALL
 
 
 def findings(source: Facts, copies: Sequence[DiskCopy]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from migrator.core.migration.disk_copies import (
     mirror_name,
 )
 from migrator.core.preflight.non_migrated_state import BlockJob
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.errors import Refused
 from migrator.ports import Qemu
@@ -33,14 +34,21 @@ class DiskMirrors:
     The truth is in the source's QEMU: each mirror is a job there with a name made of the migration's id, and the result
     of one that has ended is kept until the source is quit, so that any controller can tell whether a disk arrived.
 
+    :param tls: the certificates that both ends use; ``None``: they send plainly.
     :param tell: is told an action and its reason.
     """
 
     def __init__(
-        self, source: Qemu, destination: Qemu, *, migration: str, tell: Callable[[str, str], None]
+        self,
+        source: Qemu,
+        destination: Qemu,
+        *,
+        migration: str,
+        tls: StreamTls | None,
+        tell: Callable[[str, str], None],
     ) -> None:
         self._source, self._destination = source, destination
-        self._migration, self._tell = migration, tell
+        self._migration, self._tls, self._tell = migration, tls, tell
         self._speed: int | None = None
         #: The disks that travel; none of a migration whose ends share them all.
         self.copies: tuple[DiskCopy, ...] = ()
@@ -78,14 +86,17 @@ class DiskMirrors:
         """
         await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
         devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
-        where = await self._destination.mirroring.serve(devices, _beside(uri))
+        encrypted_for = self._migration if self._tls is not None else ""
+        where = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
         for copy, name in zip(self.copies, self._names(), strict=True):
             used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
             self._tell(
                 "copy-disk",
                 f"disk {copy.device} ({show_bytes(copy.size_bytes)}{used}) is not shared: it is copied",
             )
-            await self._source.mirroring.begin(copy.device, name, where, whole=not copy.new)
+            await self._source.mirroring.begin(
+                copy.device, name, where, whole=not copy.new, encrypted_for=encrypted_for, tls=self._tls
+            )
         await self._until_ready(speed, unwanted, report)
         if not unwanted():
             await self._share(None)

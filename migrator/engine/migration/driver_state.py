@@ -144,7 +144,9 @@ class DriverState:
             result=self.result,
         )
         self._new_images = frozenset(new_images)
-        self._mirrors = DiskMirrors(source, destination, migration=name, tell=self._intent_log.decide)
+        self._mirrors = DiskMirrors(
+            source, destination, migration=name, tls=tls, tell=self._intent_log.decide
+        )
         self._steps = Steps(
             source,
             destination,
