@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from migrator.pki.authority import Authority
+from migrator.testing.lab import LabQemu
 
 #: Under which a test's hosts, all on this machine, are known.
 NAMES = ("this-host", "127.0.0.1")
@@ -33,6 +34,17 @@ def write_directory(directory: Path, ca: bytes, certificate: bytes, key: bytes) 
         (directory / f"{end}-cert.pem").write_bytes(certificate)
         (directory / f"{end}-key.pem").write_bytes(key)
     return directory
+
+
+async def tls_objects(*qemus: LabQemu) -> list[str]:
+    """Return our objects for encryption that are left in those that live."""
+    left = []
+    for qemu in qemus:
+        if qemu.alive:
+            found = await qemu.query("qom-list", path="/objects")
+            names = [str(each["name"]) for each in found]
+            left += [name for name in names if name.startswith(("migrator-tls", "migrator-peers"))]
+    return left
 
 
 def self_made(

@@ -28,6 +28,7 @@ from migrator.core.migration.drivers import Driver
 from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import MigrationStatus, ProcessState, Severity, View
 from migrator.core.policy import Policy, builtin
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
@@ -252,8 +253,9 @@ class Drive:
         listen: str = "tcp:127.0.0.1:0",
         path: StreamPath | None = None,
         shared_path: SharedPath | None = None,
+        tls: StreamTls | None = None,
     ) -> None:
-        self.pair, self._shared_path = pair, shared_path
+        self.pair, self._shared_path, self._tls = pair, shared_path, tls
         self.source = CaughtEnd(pair.source, role="source")
         self.destination = CaughtEnd(pair.destination, role="destination")
         self._policy, self._listen, self._path = policy, listen, path
@@ -283,6 +285,7 @@ class Drive:
             timeouts=self._patience,
             path=self._path,
             shared_path=self._shared_path,
+            tls=self._tls,
             on_status=self.shown.append,
         )
 

@@ -15,8 +15,8 @@ from cryptography.x509.oid import NameOID
 
 from migrator.pki.authority import Authority
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
-from tests.certificates import make_directory, self_made, write_directory
-from tests.command import SLOWLY, Ended, direct, running
+from tests.certificates import make_directory, self_made, tls_objects, write_directory
+from tests.command import SLOWLY, Ended, direct, direct_doomed, running
 from tests.conftest import missing
 from tests.invariants import witness
 from tests.socket_options import socket_options
@@ -43,14 +43,7 @@ def tls(directory: Path, *, use: str = "require", name: str = "this-host") -> tu
 
 async def objects(pair: Pair) -> list[str]:
     """Return our objects at both ends that are left."""
-    left = []
-    for qemu in (pair.source, pair.destination):
-        if qemu.alive:
-            found = await qemu.query("qom-list", path="/objects")
-            left += [
-                each["name"] for each in found if each["name"].startswith(("migrator-tls", "migrator-peers"))
-            ]
-    return left
+    return await tls_objects(pair.source, pair.destination)
 
 
 async def test_guest_moves_encrypted_and_nothing_of_that_is_left(
@@ -227,3 +220,26 @@ async def test_names_with_several_parts_are_taken_as_qemu_writes_them(
     pair = await lab.pair(WRITING, source=each_qemu, destination=each_qemu)
     ended = await direct(pair, *tls(directory))
     assert (ended.code, ended.error) == (0, "None")
+
+
+@pytest.mark.parametrize(
+    ("fate", "state"),
+    [
+        pytest.param("after destination.encrypt", "failed", marks=pytest.mark.matrix),
+        ("after destination.listen", "failed"),
+        ("after source.migrate", "completed"),
+        pytest.param("after destination.cont", "completed", marks=pytest.mark.matrix),
+    ],
+)
+async def test_what_a_killed_controller_left_is_removed_by_the_one_that_takes_it_up(
+    lab: Lab, one_version: Path, certificates: Path, fate: str, state: str
+) -> None:
+    pair = await lab.pair(WRITING, source=one_version, destination=one_version)
+    async with witness(lab, pair) as seen:
+        killed = await direct_doomed(pair, f"KILL {fate}", *tls(certificates), "--postcopy", "never")
+        assert killed.code == -signal.SIGKILL
+        assert await objects(pair) != []
+        ended = await direct(pair, *tls(certificates))
+        assert (ended.state, ended.document["tls"]) == (state, True)
+        await seen.verify(state)
+    assert await objects(pair) == []
