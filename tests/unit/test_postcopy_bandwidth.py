@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, begin, forecast_stall, step
 
 MIB = 1 << 20
 PATH = 7_000_000.0
+HELD_BACK = 0.3 * PATH
 
 
 def look(
@@ -29,10 +32,10 @@ def look(
 
 def test_is_held_back_from_the_first_look_on_until_no_page_was_asked_for_in_a_second() -> None:
     state = look(PostcopyBandwidth(), 10.0, requests=5)
-    assert state.limit == PATH / 2
+    assert state.limit == HELD_BACK
     for tenth in range(1, 10):
         state = look(state, 10.0 + tenth / 10, requests=5, speed=PATH / 2)
-        assert state.limit == PATH / 2
+        assert state.limit == HELD_BACK
     state = look(state, 11.1, requests=5, speed=PATH / 2)
     assert state.limit == 0
 
@@ -42,14 +45,14 @@ def test_is_held_back_again_when_the_guest_waits_again() -> None:
     assert state.limit == 0
     asked = look(state, 11.2, requests=6)
     waited = look(state, 11.2, requests=5, stall=0.1)
-    assert asked.limit == waited.limit == PATH / 2
+    assert asked.limit == waited.limit == HELD_BACK
 
 
 def test_pace_is_no_measure_of_the_path() -> None:
     state = look(PostcopyBandwidth(path_bytes_per_second=PATH), 10.0, requests=1)
     for tenth in range(1, 30):
         state = look(state, 10.0 + tenth / 10, requests=tenth, speed=PATH / 2)
-    assert (state.limit, state.path_bytes_per_second) == (PATH / 2, PATH)
+    assert (state.limit, state.path_bytes_per_second) == (HELD_BACK, PATH)
 
 
 def test_nothing_is_held_back_where_all_arrives_at_once_or_the_path_is_not_known() -> None:
@@ -65,5 +68,22 @@ def test_guest_waits_until_what_it_works_with_has_arrived() -> None:
 
 
 def test_from_the_moment_the_guest_is_told_to_run_little_is_sent_unasked() -> None:
-    assert begin(PostcopyBandwidth(path_bytes_per_second=8e6)).limit == 4_000_000
+    assert begin(PostcopyBandwidth(path_bytes_per_second=8e6)).limit == 2_400_000
     assert begin(PostcopyBandwidth()).limit == 0, "nothing is known of the path"
+
+
+def test_nothing_is_held_back_for_longer_than_all_of_it_would_take() -> None:
+    state, at, left = PostcopyBandwidth(path_bytes_per_second=PATH), 0.0, 70_000_000
+    held = 0.0
+    while at < 30.0:
+        state = look(state, at, requests=int(at * 10), left=left)
+        held += 0.1 if state.limit else 0.0
+        at += 0.1
+    assert 9.0 < held < 11.0
+
+
+def test_path_that_turns_out_to_be_slower_than_was_planned_with_holds_back_more() -> None:
+    state = look(PostcopyBandwidth(path_bytes_per_second=100 * PATH), 10.0, requests=1, left=1 << 40)
+    assert state.limit == 100 * HELD_BACK
+    state = look(replace(state, path_bytes_per_second=PATH), 10.1, requests=2)
+    assert state.limit == HELD_BACK

@@ -335,7 +335,8 @@ class MigrationDriver(DriverState):
                         return self.result  # a look after it was parked found it copying: there it stays
                     await self._steer(source.sample)
                 elif intent.postcopy:
-                    await self._shaper.tend_postcopy()
+                    await self._shaper.tend_postcopy(limit=self._postcopy_steering.limit)
+                    self._postcopy_steering.expect(self._shared_path.bytes_per_second or 0.0)
                     await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
                 far, near = self._steering.far_seconds, self._steering.look_in_seconds

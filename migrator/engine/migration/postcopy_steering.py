@@ -23,9 +23,14 @@ class PostcopySteering:
         self._log = logs.logger(migration=result.id)
 
     def expect(self, path_bytes_per_second: float) -> None:
-        """Say what the stream was seen to carry before; 0 says nothing."""
+        """Say what the path was seen to carry; 0 says nothing."""
         if path_bytes_per_second > 0:
             self._state = replace(self._state, path_bytes_per_second=path_bytes_per_second)
+
+    @property
+    def limit(self) -> int:
+        """Return what QEMU may send unasked, bytes per second; 0 is no limit of its own."""
+        return self._state.limit
 
     async def begin(self) -> None:
         """Hold back what is sent unasked from now on: the guest is told to run.

@@ -65,6 +65,8 @@ class StreamShaper:
         self._begun, self._answered = 0, 0
         #: Nothing is paced any more: postcopy has begun, or begins.
         self._postcopy = False
+        #: What QEMU may send unasked in postcopy, bytes per second; 0: no limit of its own.
+        self._postcopy_limit = 0
         #: Another controller may have had it paced.
         self._may_be_paced = False
         self._end = EndPace()
@@ -194,7 +196,7 @@ class StreamShaper:
             self._log.info("the stream's sockets cannot be reached", why=seen.refused)
         self._answered, self._seen = number, seen
         if seen.counters is not None:
-            self._shared_path.note(seen.counters, most=self._pacing)
+            self._shared_path.note(seen.counters, most=self._pacing or self._postcopy_limit)
 
     # --- the switch and postcopy ------------------------------------------------------------------------------------
 
@@ -230,11 +232,19 @@ class StreamShaper:
             why = self._seen.refused or "no answer in time"
             self._intent_log.decide("pacing", f"the stream's pace could not be lifted for postcopy: {why}")
 
-    async def tend_postcopy(self) -> None:
-        """See that sockets of a stream that was opened anew have their options too, and are not paced."""
+    async def tend_postcopy(self, *, limit: int) -> None:
+        """See that sockets of a stream that was opened anew have their options too, and are not paced.
+
+        :param limit: what QEMU may send unasked, bytes per second; 0: no limit of its own.
+        """
         now = clock.now()
-        if now - self._searched_at >= _SEARCH_SECONDS:
-            self._postcopy, self._searched_at = True, now
+        self._postcopy_limit = limit
+        if now - self._searched_at < _SEARCH_SECONDS:
+            if now - self._counted_at >= _COUNT_SECONDS:
+                self._counted_at = now
+                await self._look(None, within=_LOOK_SECONDS)
+        else:
+            self._postcopy, self._searched_at, self._counted_at = True, now, now
             least = self._given.unsent_bytes or traffic_shaping.LEAST_UNSENT_BYTES
             self._given = StreamOptions(unsent_bytes=least, pacing_bytes_per_second=0)
             await self._look(self._given, within=_LOOK_SECONDS)
