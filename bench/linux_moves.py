@@ -69,6 +69,13 @@ class SeenMove:
         return self.view.longest_silence(self.began, self.ended + _AROUND_SECONDS)
 
     @property
+    def waited_seconds(self) -> float:
+        """Time without the answer to a ping, all together, above what was usual before the move."""
+        until = self.ended + _AROUND_SECONDS
+        usual = self.view.waited(self.began - _AROUND_SECONDS, self.began) / _AROUND_SECONDS
+        return max(0.0, self.view.waited(self.began, until) - usual * (until - self.began))
+
+    @property
     def wait_seconds(self) -> float:
         """Longest time without the answer to a request, likewise."""
         return self.view.longest_wait(self.began, self.ended + _AROUND_SECONDS)

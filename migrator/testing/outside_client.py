@@ -27,6 +27,8 @@ from migrator.testing.network import LabHost
 
 #: Seconds between two requests, and between two pings.
 PERIOD_SECONDS = 0.005
+#: A client notices a pause of so many periods.
+_NOTICED_PERIODS = 4
 _PORT = 6379
 _WAIT_SECONDS = 120.0
 
@@ -135,6 +137,13 @@ class ClientView:
     def longest_wait(self, since: float, until: float) -> float:
         """Return the longest time without the answer to a request, likewise."""
         return _longest(self.answers, since, until)
+
+    def waited(self, since: float, until: float) -> float:
+        """Return the time without the answer to a ping, all together, but for what is usual between two of them."""
+        gaps = [
+            second - first for first, second in pairwise(self.pings) if second >= since and first <= until
+        ]
+        return sum(gap - PERIOD_SECONDS for gap in gaps if gap > _NOTICED_PERIODS * PERIOD_SECONDS)
 
     def silence_at(self, moment: float) -> float:
         """Return how long no ping was answered around that moment."""
