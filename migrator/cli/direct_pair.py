@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,12 @@ class GivenPair:
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         """See :meth:`migrator.ports.Site.stream_tls`."""
         return await self._tls.choose(policy)
+
+    async def spare_cpus(self, source: str, target: str) -> float | None:
+        """See :meth:`migrator.ports.Site.spare_cpus`: known where both QEMUs are on this machine."""
+        if self.source.address.kind != "unix" or self.destination.address.kind != "unix":
+            return None
+        return (os.cpu_count() or 1) - os.getloadavg()[0]
 
     async def start_destination(
         self,

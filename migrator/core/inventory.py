@@ -37,6 +37,8 @@ class HostFacts:
     memory_free_bytes: int = 0
     #: Logical CPUs.
     cpus: int = 0
+    #: Processes that ran or waited for a CPU, on average over the last minute; ``None``: not known.
+    load: float | None = None
     cpu_model: str = ""
     #: As in /proc/cpuinfo.
     cpu_flags: frozenset[str] = frozenset()

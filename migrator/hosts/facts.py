@@ -29,6 +29,7 @@ first() { IFS= read -r line <"$1" && printf '%s %s\n' "$2" "$line"; } 2>/dev/nul
 address=$1 tls=$2; shift 2
 section memory; grep -e ^MemTotal: -e ^MemAvailable: /proc/meminfo
 section cpus; grep -c ^processor /proc/cpuinfo
+section load; cat /proc/loadavg
 section cpu; sed '/^$/q' /proc/cpuinfo
 section has
 ( : <>/dev/kvm ) 2>/dev/null && echo kvm
@@ -143,6 +144,7 @@ def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
         memory_total_bytes=number(memory.get("MemTotal", "0")) << 10,
         memory_free_bytes=number(memory.get("MemAvailable", "0")) << 10,
         cpus=_number(sections.get("cpus", "")),
+        load=_load(sections.get("load", "")),
         cpu_model=writable(cpu.get("model name", cpu.get("Processor", "")), 256),
         cpu_flags=frozenset(cpu.get("flags", cpu.get("Features", "")).split()),
         nested_flags=frozenset(cpu.get("vmx flags", "").split()),
@@ -171,6 +173,11 @@ def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
             else HostCertificates()
         ),
     )
+
+
+def _load(text: str) -> float | None:
+    first = text.split(" ", 1)[0]
+    return float(first) if re.fullmatch(r"\d{1,9}\.\d\d", first, re.ASCII) else None
 
 
 def _number(text: str) -> int:

@@ -50,6 +50,9 @@ class Tuning:
     max_postcopy_bandwidth_bytes_per_second: int | None = None
     #: Share of CPU time that auto-converge may take from the guest; 0 lets it sleep.
     throttle_ratio: float | None = None
+    #: Channels that memory has of its own, and how it is compressed in them: before it begins, and at both ends.
+    channels: int | None = None
+    compression: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,6 +159,9 @@ class Site(GuestNetworks, Protocol):
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         """Return whether what goes from one host to another is encrypted, by their certificates and the policy."""
 
+    async def spare_cpus(self, source: str, target: str) -> float | None:
+        """Return how many CPUs have no work, at the host that has fewer of them; ``None``: that is not known."""
+
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath:

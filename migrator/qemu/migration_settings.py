@@ -30,9 +30,9 @@ def capabilities(wanted: Mapping[str, bool]) -> dict[str, Any]:
     return {"capabilities": [{"capability": name, "state": state} for name, state in wanted.items()]}
 
 
-def parameters(tuning: Tuning) -> dict[str, int]:
+def parameters(tuning: Tuning) -> dict[str, int | str]:
     """Return the arguments of ``migrate-set-parameters``; empty where nothing is to be set."""
-    arguments: dict[str, int] = {}
+    arguments: dict[str, int | str] = {}
     if tuning.max_bandwidth_bytes_per_second is not None:
         arguments["max-bandwidth"] = tuning.max_bandwidth_bytes_per_second
     if tuning.max_postcopy_bandwidth_bytes_per_second is not None:
@@ -51,6 +51,10 @@ def parameters(tuning: Tuning) -> dict[str, int]:
             "max-cpu-throttle": share,
         }
         arguments["throttle-trigger-threshold"] = 100 if asleep else 1
+    if tuning.channels is not None:
+        arguments["multifd-channels"] = tuning.channels
+    if tuning.compression is not None:
+        arguments["multifd-compression"] = tuning.compression
     return arguments
 
 

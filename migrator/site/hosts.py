@@ -116,6 +116,13 @@ class SiteHosts:
             now=time.time(),
         )
 
+    async def spare_cpus(self, source: str, target: str) -> float | None:
+        """See :meth:`migrator.ports.Site.spare_cpus`."""
+        facts = self._connections.facts
+        each = await asyncio.gather(facts.recent(source), facts.recent(target))
+        spare = [host.cpus - host.load for host in each if host.load is not None and host.cpus]
+        return min(spare) if len(spare) == len(each) else None
+
     def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
         """Change QEMUs under this right from now on; see :class:`~migrator.qemu.claim.DriverClaim`."""
         self._connections.act_as(driver, lease_holds)

@@ -612,6 +612,9 @@ class SiteView:
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         return await self.shared.stream_tls(source, target, policy)
 
+    async def spare_cpus(self, source: str, target: str) -> float | None:
+        return await self.shared.spare_cpus(source, target)
+
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath:

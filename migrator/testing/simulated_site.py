@@ -277,6 +277,9 @@ class SimulatedSite:
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         return TlsChoice()
 
+    async def spare_cpus(self, source: str, target: str) -> float | None:
+        return None
+
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath:

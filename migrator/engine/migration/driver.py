@@ -11,6 +11,7 @@ from migrator.core.migration import answer_review, disk_copies, invariants, life
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
+from migrator.core.migration.stream_layout import StreamAbilities, StreamLayout, choose_layout
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
 from migrator.core.model import (
     RUNNING_STATES,
@@ -86,6 +87,16 @@ class MigrationDriver(DriverState):
             postcopy=self._policy.postcopy is not PostcopyMode.NEVER
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
+        )
+        self._layout = choose_layout(
+            self._policy,
+            StreamAbilities(
+                capabilities=facts.capabilities & there.capabilities,
+                versions=(facts.version, there.version),
+                postcopy=self._abilities.postcopy,
+                link_bytes_per_second=self._stream_speed,
+                spare_cpus=self._spare_cpus,
+            ),
         )
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
@@ -190,6 +201,7 @@ class MigrationDriver(DriverState):
         self._given_bandwidth = None
         self._shaper.take_up()
         self._security.take_up(encrypted=bool(facts.get("tls")))
+        self._note_layout(StreamLayout(**facts.get("layout", {})))
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY  # its event may have gone to another controller
             self._steering.settle()
@@ -227,13 +239,16 @@ class MigrationDriver(DriverState):
         await self._steps.runtime_settings.before()
         self._given_bandwidth = self._bandwidth
         await self._security.begin(self._policy)
-        uri, self._abilities = await prepare(
+        for action, reason in self._layout.notes:
+            self._intent_log.decide(action, reason)
+        uri, self._abilities, layout = await prepare(
             self._source,
             self._destination,
             policy=self._policy,
             settings=settings,
             settings_there=self._settings_there or await self._destination.settings(),
             abilities=self._abilities,
+            layout=self._layout.layout,
             limit_seconds=self._steering.limit_seconds,
             bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,
@@ -241,6 +256,7 @@ class MigrationDriver(DriverState):
         )
         if self._mirrors.copies:
             await self._copy_disks(uri)
+        self._note_layout(layout)
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
         self._shaper.begin(uri, share=share, path=self._path_speed)
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
@@ -277,6 +293,9 @@ class MigrationDriver(DriverState):
             unwanted=lambda: bool(self.requests.unwanted()) or self._intent_log.intent.undo is not None,
             report=self._report_mirrors,
         )
+
+    def _note_layout(self, layout: StreamLayout) -> None:
+        self.result.streams, self.result.compression = layout.channels, layout.compression
 
     async def _drive(self) -> MigrationOutcome:
         try:

@@ -14,6 +14,7 @@ from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.disk_copies import Mirrors, as_fields
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
+from migrator.core.migration.stream_layout import LayoutChoice
 from migrator.core.model import (
     Decision,
     Mode,
@@ -59,6 +60,7 @@ class DriverState:
     :param about: what the record shall say besides, for whoever finds it without anything else.
     :param stream_speed: what the links let the stream carry, bytes per second; ``None`` where that is not known.
     :param shared_path: the path as others share it; ``None`` where nobody knows of others.
+    :param spare_cpus: CPUs without work, at the host that has fewer; ``None``: not known.
     :param tls: what the stream is encrypted with; ``None``: it is plain.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param new_images: disks whose images were made at the destination for this migration.
@@ -86,6 +88,7 @@ class DriverState:
         new_images: Collection[str] = (),
         shared_path: SharedPath | None = None,
         tls: StreamTls | None = None,
+        spare_cpus: float | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -97,6 +100,8 @@ class DriverState:
         self._experience = experience
         self._stream_speed = stream_speed
         self._pair = ""
+        self._spare_cpus = spare_cpus
+        self._layout = LayoutChoice()
         self._on_status = on_status
         self._log = logs.logger(migration=name)
         self.requests = requests or MigrationRequests()
@@ -302,6 +307,7 @@ class DriverState:
             "settings": plain(settings),
             "abilities": asdict(self._abilities),
             "tls": self._security.tls is not None,
+            "layout": asdict(self._layout.layout),
             "disks": as_fields(self._mirrors.copies),
             **self._about,
         }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
 from migrator.core.model import RUNNING_STATES, Finding, Severity
-from migrator.core.policy import Policy
+from migrator.core.policy import Compression, Policy, PostcopyMode
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.services import MigrationSite, MovedGuest
@@ -79,6 +79,16 @@ async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy
         return await site.stream_tls(guest.host, target, policy)
     except MigratorError as error:
         return TlsChoice(findings=(unchecked(error),))
+
+
+async def spare_cpus(site: MigrationSite, guest: MovedGuest, target: str, policy: Policy) -> float | None:
+    """Return the CPUs without work at the host that has fewer, where that decides about the stream."""
+    if policy.compress is not Compression.AUTO or policy.postcopy is not PostcopyMode.NEVER:
+        return None
+    try:
+        return await site.spare_cpus(guest.host, target)
+    except MigratorError:
+        return None
 
 
 async def look(

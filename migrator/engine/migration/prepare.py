@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.stream_layout import StreamLayout
 from migrator.core.policy import Policy, PostcopyMode
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import MigrationSettings, Qemu, Tuning
@@ -28,6 +29,7 @@ _OFF = (
     "xbzrle",
     "zero-copy-send",
 )
+_MULTIFD = "multifd"
 _PREEMPT, _BLOCKTIME = "postcopy-preempt", "postcopy-blocktime"
 #: Always on; preflight has seen that both sides have them.
 _ON = ("events", "return-path", "pause-before-switchover")
@@ -43,15 +45,17 @@ async def prepare(
     settings: MigrationSettings,
     settings_there: MigrationSettings,
     abilities: Abilities,
+    layout: StreamLayout,
     limit_seconds: float,
     bandwidth_bytes_per_second: int,
     listen: str,
     tell: Callable[[str, str], None],
-) -> tuple[str, Abilities]:
+) -> tuple[str, Abilities, StreamLayout]:
     """Set both ends up; where to migrate to, and what turned out to be possible.
 
     :param settings: the source's, as they are.
     :param settings_there: the destination's.
+    :param layout: channels of the stream; what an end refuses is left out at both.
     :param limit_seconds: the downtime limit to begin with.
     :param bandwidth_bytes_per_second: the most the stream may take, to begin with.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
@@ -59,6 +63,9 @@ async def prepare(
     """
     wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
+    if layout.multifd:
+        layout = await _lay_out(source, destination, layout, tell)
+    wanted[_MULTIFD] = layout.multifd
     # A channel of its own for pages that are asked for: they do not stand behind what is sent unasked.
     offered = _PREEMPT in settings.capabilities and _PREEMPT in settings_there.capabilities
     wanted[_PREEMPT] = abilities.postcopy and offered
@@ -93,7 +100,27 @@ async def prepare(
     uri, _ = await together(set_up_destination(), set_up_source())
     if abilities.postcopy:  # only now is it known whether the destination goes along
         await source.enable(_differing(wanted, settings.capabilities))
-    return uri, replace(abilities, postcopy=wanted["postcopy-ram"])
+    return uri, replace(abilities, postcopy=wanted["postcopy-ram"]), layout
+
+
+async def _lay_out(
+    source: Qemu, destination: Qemu, layout: StreamLayout, tell: Callable[[str, str], None]
+) -> StreamLayout:
+    """Give both ends the channels of the stream; the plain one where an end refuses.
+
+    :raise QemuError: an end does not answer.
+    """
+    tuning = Tuning(channels=layout.channels, compression=layout.compression)
+    try:
+        for end in (source, destination):
+            await end.tune(tuning)
+            await end.enable({_MULTIFD: True})
+    except CommandFailed as error:
+        tell("plain-stream", f"one plain channel, as one of the ends refuses others: {error}")
+        for end in (source, destination):
+            await end.enable({_MULTIFD: False})
+        return StreamLayout()
+    return layout
 
 
 def _differing(wanted: Mapping[str, bool], present: Mapping[str, bool]) -> dict[str, bool]:

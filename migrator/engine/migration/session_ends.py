@@ -44,6 +44,8 @@ class SessionEnds(SessionState):
     _driver: MigrationDriver | None = None
     #: What its stream is encrypted with; ``None``: it is plain.
     _tls: StreamTls | None = None
+    #: CPUs without work at the host that has fewer; ``None``: not known, or of no interest.
+    _spare_cpus: float | None = None
     #: What was found before there was a destination to compare with.
     _found: Sequence[Finding] = ()
 
@@ -76,6 +78,9 @@ class SessionEnds(SessionState):
         )
         chosen = await preflight.choose_tls(self.services.site, self.guest, self.target, self.policy)
         self._tls = chosen.tls
+        self._spare_cpus = await preflight.spare_cpus(
+            self.services.site, self.guest, self.target, self.policy
+        )
         return errors_first((*found, *chosen.findings))
 
     def _stream_speed(self) -> float | None:
@@ -233,6 +238,7 @@ class SessionEnds(SessionState):
             path=self.stream_path(),
             shared_path=self.services.shared_path(self.guest.host, self.target),
             tls=self._tls,
+            spare_cpus=self._spare_cpus,
             about=self.about(),
             on_status=self._show,
             on_decision=self._note_decision,
