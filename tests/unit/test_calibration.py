@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 import pytest
 
-from bench.forecasts import RIGHT_AIM, Calibration, Judged, calibrate, learned, run
+from bench.forecast_experience import coverage_before_first_round, error_before_first_round, learned
+from bench.forecast_runs import Judged, run
+from bench.forecasts import RIGHT_AIM, Calibration, calibrate
 from bench.policies.cases import GUESTS, SETTINGS
 
 #: Of a share of 0.85, the standard deviation over so few runs is about 0.06.
@@ -30,23 +31,6 @@ def twice() -> WithAndWithout:
     return WithAndWithout(
         [run(each, setting, _SEED) for each in GUESTS],
         [run(each, setting, _SEED, taught[each.name]) for each in GUESTS],
-    )
-
-
-def error_before_first_round(runs: list[Judged]) -> float:
-    """The median over runs of how far each run's forecasts before the first round were off."""
-    return statistics.median(
-        statistics.median(one.error_of(each) or 0.0 for each in one.before_first_round)
-        for one in runs
-        if one.before_first_round
-    )
-
-
-def coverage_before_first_round(runs: list[Judged]) -> float:
-    return statistics.fmean(
-        statistics.fmean(one.covers(each) for each in one.before_first_round)
-        for one in runs
-        if one.before_first_round
     )
 
 
