@@ -23,6 +23,7 @@ from bench import (
     readers,
     shared_path,
     startup,
+    streams,
     virsh,
     workloads,
 )
@@ -47,6 +48,7 @@ PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
     "narrow": Part("Narrow and shared links", narrow.run),
+    "streams": Part("Channels, compression and encryption of the stream", streams.run),
     "shared_path": Part("Guests that share one narrow path", shared_path.run),
     "workloads": Part("Real workloads, seen from outside", workloads.run, of_qemu=False),
     "postcopy": Part("Postcopy over a narrow path, seen from outside", postcopy.run, of_qemu=False),

@@ -294,6 +294,10 @@ class MigrationDriver(DriverState):
             report=self._report_mirrors,
         )
 
+    @property
+    def _in_channels(self) -> bool:
+        return StreamLayout(channels=self.result.streams, compression=self.result.compression).multifd
+
     def _note_layout(self, layout: StreamLayout) -> None:
         self.result.streams, self.result.compression = layout.channels, layout.compression
 
@@ -388,6 +392,12 @@ class MigrationDriver(DriverState):
                 and not self._intent_log.intent.postcopy
             ):
                 if not await self._guarding.leave():
+                    if self._in_channels:  # whose pages QEMU sends by the hundred, whatever the limit
+                        reason = (
+                            "the controller stops, and a stream of channels cannot be parked: it begins anew"
+                        )
+                        self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+                        return
                     await self._source.tune(PARKED)
                 self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
                 self._parked = True

@@ -1,0 +1,201 @@
+"""Channels, compression and encryption of the stream, each beside the plain stream, in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.figures import Figures, paragraphs, table
+from bench.libvirt import Unavailable
+from bench.machine import Quiet, describe
+from bench.options import SETTLE_SECONDS, Options
+from bench.ours import Failed, Migrator
+from migrator.pki.authority import Authority
+from migrator.testing import network
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
+from migrator.testing.network import LabHosts
+
+_MIB = 1 << 20
+_MBIT = 1e6 / 8
+_FILLED_BYTES = 48 * _MIB
+_FAST_BYTES = 512 * _MIB
+#: Where the memory that a guest is given at its start begins; the guest itself stays below.
+_AT = 64 * _MIB
+_ZSTD = "zstd"
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "plain": ("--compress", "never"),
+    _ZSTD: ("--compress", "zstd"),
+    "4 channels": ("--compress", "never", "--streams", "4"),
+    "encrypted": ("--compress", "never"),
+    "encrypted, 4 channels": ("--compress", "never", "--streams", "4"),
+}
+#: A choice that is made by itself costs at most so much more than the plain stream.
+_AIM = 1.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Took:
+    duration_seconds: float
+    downtime_seconds: float
+
+
+async def run(options: Options, quiet: Quiet) -> str:
+    """Measure it; returns the section's text.
+
+    :raise Unavailable: where there can be no hosts with links of a set speed.
+    """
+    if reason := network.possible():
+        raise Unavailable(reason)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        migrator = Migrator(directory / "migrator")
+        bench = _Bench(migrator, directory, options, quiet)
+        with LabHosts("alpha", "beta", isolated=True) as hosts:
+            fast = await bench.fast(hosts)
+            narrow = await bench.narrow(hosts)
+    return paragraphs(
+        f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
+        "Two namespaces with a link between them; the guest (TCG) is idle. Seconds: median (minimum – maximum), and "
+        "the ratio of the medians to that of the plain stream. The controller, both QEMUs and the link share two CPUs.",
+        *fast,
+        *narrow,
+    )
+
+
+class _Bench:
+    def __init__(self, migrator: Migrator, directory: Path, options: Options, quiet: Quiet) -> None:
+        self._migrator, self._directory = migrator, directory
+        self._options, self._quiet = options, quiet
+        self._pki = directory / "pki"
+        authority = Authority.make(directory / "authority", site="bench")
+        issued = authority.issue("bench", ["bench"])
+        self._pki.mkdir()
+        (self._pki / "ca-cert.pem").write_bytes(authority.pem)
+        for end in ("server", "client"):
+            (self._pki / f"{end}-cert.pem").write_bytes(issued.certificate)
+            (self._pki / f"{end}-key.pem").write_bytes(issued.key)
+
+    async def fast(self, hosts: LabHosts) -> list[str]:
+        """Cost of encryption and of channels where only the CPUs limit the stream."""
+        variants = ("plain", "encrypted", "4 channels", "encrypted, 4 channels", _ZSTD)
+        took = await self._compare(hosts, variants, self._memory("random", _FAST_BYTES), _FAST_BYTES)
+        rows = _rows("", took)
+        return [
+            f"**No limit but the CPUs**, {_FAST_BYTES // _MIB} MiB of random bytes in the guest's memory:",
+            table(["stream", "time", "of plain", "downtime (ms)"], rows),
+        ]
+
+    async def narrow(self, hosts: LabHosts) -> list[str]:
+        """Gain of compression over narrow links."""
+        rows, worst = [], 0.0
+        for mbit in (60, 150, 300, 1000):
+            for host in hosts:
+                host.set_speed(mbit * _MBIT)
+            for memory in ("program text", "random bytes"):
+                path = self._memory(memory, _FILLED_BYTES)
+                took = await self._compare(hosts, ("plain", _ZSTD), path, _FILLED_BYTES)
+                rows += _rows(f"{mbit} Mbit/s, {memory}, ", took)
+                if mbit <= 150:
+                    worst = max(worst, _median(took[_ZSTD]) / _median(took["plain"]))
+        return [
+            f"**Narrow links**, {_FILLED_BYTES // _MIB} MiB of memory that is filled:",
+            table(["stream", "time", "of plain", "downtime (ms)"], rows),
+            table(
+                ["what", "ratio", "aim"],
+                [
+                    [
+                        "zstd where it is chosen by itself (up to 150 Mbit/s), the worst",
+                        f"{worst:.2f}",
+                        f"≤ {_AIM}",
+                    ]
+                ],
+            ),
+        ]
+
+    async def _compare(
+        self, hosts: LabHosts, variants: tuple[str, ...], memory: Path, size: int
+    ) -> dict[str, list[_Took]]:
+        took: dict[str, list[_Took]] = defaultdict(list)
+        for _ in range(self._options.runs or 2):
+            for variant in variants:
+                print(f"streams: {memory.name}, {variant}", flush=True)
+                await self._quiet.wait()
+                took[variant].append(await self._move(hosts, variant, memory, size))
+        return took
+
+    async def _move(self, hosts: LabHosts, variant: str, memory: Path, size: int) -> _Took:
+        async with self._pair(hosts, memory, size) as pair:
+            tls: tuple[str, ...] = ("--tls", "off")
+            if variant.startswith("encrypted"):
+                tls = ("--tls", "require", "--tls-dir", str(self._pki), "--tls-name", "bench")
+            outcome = await self._migrator.direct(
+                pair.source.qmp,
+                pair.destination.qmp,
+                *("--postcopy", "never", "--max-throttle", "0"),
+                *("--listen", f"tcp:{hosts['beta'].address}:0"),
+                *_OPTIONS[variant],
+                *tls,
+                mode="precopy",
+            )
+        return _Took(duration_seconds=outcome.duration_seconds, downtime_seconds=outcome.downtime_seconds)
+
+    @asynccontextmanager
+    async def _pair(self, hosts: LabHosts, memory: Path, size: int) -> AsyncIterator[Pair]:
+        loader = ("-device", f"loader,file={memory},addr={_AT:#x},force-raw=on")
+        machine = GuestMachine(habit=Habit(), memory_bytes=size + 2 * _AT, extra=loader)
+        async with Lab() as lab:
+            source = await lab.boot(machine, binary=self._options.binary, prefix=hosts["alpha"].prefix)
+            destination = await lab.start(
+                machine, binary=self._options.binary, incoming=True, prefix=hosts["beta"].prefix
+            )
+            await asyncio.sleep(SETTLE_SECONDS)
+            yield Pair(source, destination)
+            await destination.wait_beating()
+
+    def _memory(self, kind: str, size: int) -> Path:
+        """Return a file of so many bytes: random, or of programs as they are in this machine's memory too."""
+        path = self._directory / f"{kind.replace(' ', '-')}-{size}"
+        if not path.exists():
+            if kind == "program text":
+                content = self._options.binary.resolve().read_bytes()
+                if len(content) < _MIB:  # a script that starts it
+                    content = b"".join(
+                        each.read_bytes() for each in sorted(Path("/usr/lib").glob("*/lib*.so.*.*"))[:200]
+                    )
+                path.write_bytes((content * (size // max(1, len(content)) + 1))[:size])
+            else:
+                generator = random.Random(7)
+                path.write_bytes(b"".join(generator.randbytes(_MIB) for _ in range(size // _MIB)))
+        return path
+
+
+def _rows(prefix: str, took: dict[str, list[_Took]]) -> list[list[str]]:
+    plain = _median(took["plain"])
+    return [
+        [
+            f"{prefix}{variant}",
+            _seconds(runs),
+            f"{_median(runs) / plain:.2f}",
+            str(Figures.of(one.downtime_seconds for one in runs)),
+        ]
+        for variant, runs in took.items()
+    ]
+
+
+def _seconds(runs: list[_Took]) -> str:
+    each = sorted(one.duration_seconds for one in runs)
+    return f"{_median(runs):.2f} ({each[0]:.2f} – {each[-1]:.2f})"
+
+
+def _median(runs: list[_Took]) -> float:
+    each = sorted(one.duration_seconds for one in runs)
+    if not each:
+        raise Failed("nothing was measured")
+    middle = len(each) // 2
+    return each[middle] if len(each) % 2 else (each[middle - 1] + each[middle]) / 2
