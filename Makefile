@@ -38,10 +38,9 @@ setup:
 demo: setup
 	$(BIN)/migrator demo $(DEMO_ARGS)
 
-# Real processes on a busy machine: what fails among many is run once more, alone, and only then counts.
 test: lint
 	@scripts/setup test
-	$(PYTEST) $(PYTEST_ARGS) || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: lint
 	@scripts/setup test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -42,8 +43,14 @@ hypothesis.settings.load_profile("gates")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # nothing that is collected is garbage
     if hasattr(config, "workerinput"):  # one of several processes; else it begins with the first command
         prestarted.prepare()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def missing(reason: str) -> None:

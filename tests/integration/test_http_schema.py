@@ -67,13 +67,26 @@ def test_as_described(case: schemathesis.Case[Any]):
     case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
 
 
+def _operations() -> dict[str, Any]:
+    """Every operation by its method and path."""
+    results: list[Any] = list(_FINITE.get_all_operations())
+    return {operation.label: operation for operation in (result.ok() for result in results)}
+
+
+# Not by parametrize(), which generates each one's examples while tests are collected, whether or not it will run.
 @pytest.mark.soak
-@_FINITE.parametrize()
-@hypothesis.settings(
-    max_examples=1500, suppress_health_check=list(HealthCheck), deadline=None, derandomize=False
-)
-def test_as_described_at_length(case: schemathesis.Case[Any]):
-    case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+@pytest.mark.parametrize("label", _operations())
+def test_as_described_at_length(label: str):
+    operation = _operations()[label]
+
+    @hypothesis.given(case=operation.as_strategy())
+    @hypothesis.settings(
+        max_examples=1500, suppress_health_check=list(HealthCheck), deadline=None, derandomize=False
+    )
+    def as_described(case: schemathesis.Case[Any]) -> None:
+        case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+
+    as_described()
 
 
 def test_the_description_is_whole():
