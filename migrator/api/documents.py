@@ -86,7 +86,8 @@ class MigrationDocument(Document):
     state: State
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False
-    #: With ``waiting``: what has to end first; with ``recovering``: what keeps the stream from going on.
+    #: With ``waiting``: what has to end first; with ``preparing``: what it waits for, where that takes longer than a
+    #: second; with ``recovering``: what keeps the stream from going on.
     waiting_for: str = ""
     #: Whether it may be cancelled, or told to go to postcopy, as of now.
     can_cancel: bool = False

@@ -43,6 +43,15 @@ class Scene:
         (guest,) = (await self.site.look("a")).guests
         return guest
 
+    async def shown_while_prepared(self) -> list[str]:
+        """Return what the document said that the preparation waits for, whenever it was told."""
+        session = await self.session()
+        told: list[str] = []
+        session._on_progress = lambda one: told.append(one.document().waiting_for)
+        await session.prepare()
+        assert session.document().waiting_for == ""
+        return told
+
     async def session(
         self, *, on_ready: Callable[[Any], object] = JournalledSession.admit
     ) -> JournalledSession:
@@ -150,3 +159,12 @@ async def test_what_the_journal_has_of_it_is_what_it_was(scene: Scene) -> None:
     again = JournalledSession.from_journal(session.journalled(), services=session.services)
     assert again.journalled() == session.journalled()
     assert (again.phase, again.requests.cancel) == (Phase.QUEUED, True)
+
+
+async def test_preparation_that_takes_long_says_what_it_waits_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.site.hosts["b"].start_seconds = 0.5
+    assert await scene.shown_while_prepared() == []
+    scene = Scene(tmp_path / "far")
+    scene.site.hosts["b"].start_seconds = 5.0
+    assert await scene.shown_while_prepared() == ["its QEMU on b to start"]

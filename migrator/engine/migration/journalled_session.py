@@ -241,6 +241,8 @@ class JournalledSession(MigrationSession):
     def _waits_for(self) -> str:
         if self.state is State.RECOVERING and self.status is not None:
             return self.status.waiting_for
+        if self.state is State.PREPARING:
+            return self._slow_step.waiting_for
         return self.waiting_for if self.state is State.WAITING else ""
 
     def _socket(self, side: str) -> str:

@@ -154,7 +154,8 @@ class MigrationSession(SessionEnds):
     async def _prepare(self) -> bool:
         self._go(Phase.PREPARING)
         self._enter(State.PREPARING)
-        self._found = await self._open_source()
+        with self._slow_step.step(f"{self.guest.host} and {self.target} to answer what a move depends on"):
+            self._found = await self._open_source()
         if await self._refuse(self._found) or self._source is None:
             return False
         if not self.requests.unwanted() and (hindrances := await self._ask_hooks(HookPoint.BEFORE_PLAN)):
@@ -170,8 +171,11 @@ class MigrationSession(SessionEnds):
                 await self._source.claim(self.id)
             if self.requests.unwanted():
                 return await self._fall_back(State.CANCELLED, _CANCELLED)
-            await self._start_destination(self._source)
-            if await self._refuse(await self._compare()):
+            with self._slow_step.step(f"its QEMU on {self.target} to start", self._at_source):
+                await self._start_destination(self._source)
+            with self._slow_step.step("both QEMUs to be compared", self._at_source, self._at_destination):
+                found = await self._compare()
+            if await self._refuse(found):
                 return False
             if (other := self._other_guest()) is not None:
                 return await self._fall_back(State.FAILED, other)

@@ -24,6 +24,7 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.quiet_wait import QuietWait
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_state import SessionState
+from migrator.engine.migration.slow_step import SlowStep
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu, Record, StreamPath
 
@@ -48,6 +49,16 @@ class SessionEnds(SessionState):
     _spare_cpus: float | None = None
     #: What was found before there was a destination to compare with.
     _found: Sequence[Finding] = ()
+
+    @cached_property
+    def _slow_step(self) -> SlowStep:
+        return SlowStep(lambda: self._on_progress(self))
+
+    def _at_source(self) -> Qemu | None:
+        return self._source
+
+    def _at_destination(self) -> Qemu | None:
+        return self._destination
 
     @cached_property
     def _network(self) -> GuestNetwork:
