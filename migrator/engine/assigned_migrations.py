@@ -24,6 +24,7 @@ from migrator.engine.migration.services import MigrationSite, SessionServices
 from migrator.errors import JournalError, LeaseLost, MigratorError
 from migrator.faults import contained
 from migrator.ports import ASSIGNMENTS_CHANNEL, Assignment, Assignments, Lease, Signals
+from migrator.ports.unreadable import UNREADABLE
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
@@ -118,6 +119,8 @@ class AssignedMigrations:
         self._journal, self._own, self._services = journal, own, services
         self._site, self._driver = site, driver
         self._driven: dict[str, _Driven] = {}
+        #: Assignments that this version cannot read, by their numbers, until the planner is told.
+        self._unreadable: dict[int, Assignment] = {}
         self._changed = asyncio.Event()
         self._stopping = False
         self._log = logs.logger()
@@ -181,8 +184,11 @@ class AssignedMigrations:
             return  # it was given under a lease that is over: the planner takes it back
         there = self._driven.get(assignment.migration)
         if there is None:
-            if not self._stopping:
-                self._begin(assignment)
+            if not self._stopping and assignment.number not in self._unreadable:
+                try:
+                    self._begin(assignment)
+                except UNREADABLE as error:
+                    self._give_back(assignment, error)
         elif there.assignment.number == assignment.number:
             there.assignment = assignment
             self._heed(there.session, assignment.requests)
@@ -215,6 +221,16 @@ class AssignedMigrations:
         self._heed(session, assignment.requests)
         self._log.info("drives a migration for the planner", migration=session.id, guest=session.guest.key)
         driven.task = asyncio.create_task(self._drive(driven), name=f"migration {session.id}")
+
+    def _give_back(self, assignment: Assignment, error: Exception) -> None:
+        """Have the planner take back what this version cannot read: a newer one may have given it."""
+        self._log.warning(
+            "a migration that it was given cannot be read: another is to drive it",
+            migration=assignment.migration,
+            error=f"{type(error).__name__}: {error}",
+        )
+        self._unreadable[assignment.number] = assignment
+        self._changed.set()
 
     def _heed(self, session: JournalledSession, requests: Mapping[str, Any]) -> None:
         if "share" in requests:
@@ -285,7 +301,11 @@ class AssignedMigrations:
             await self._changed.wait()
             self._changed.clear()
             changed = [each for each in self._driven.values() if each.changed]
-            results = await asyncio.gather(*(self._report_soon(each) for each in changed))
+            unreadable = list(self._unreadable.values())
+            results = await asyncio.gather(
+                *(self._report_soon(each) for each in changed),
+                *(self._say_unreadable(each) for each in unreadable),
+            )
             if not all(results):
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._changed.set()
@@ -301,6 +321,16 @@ class AssignedMigrations:
             return False
         if driven.released and not driven.changed:
             self._forget(driven)
+        return True
+
+    async def _say_unreadable(self, assignment: Assignment) -> bool:
+        try:
+            await self._journal.assignments.report(assignment, None, released=True)
+        except LeaseLost:
+            pass
+        except JournalError:
+            return False
+        self._unreadable.pop(assignment.number, None)
         return True
 
     async def _report(self, driven: _Driven) -> None:

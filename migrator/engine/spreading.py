@@ -162,8 +162,9 @@ class Spreading:
         return {host for name, token, host in self._unable if (name, token) == (driver.name, driver.token)}
 
     def _note_unreached(self, session: RemoteSession) -> None:
-        """Note it where its driver gave a migration up, or left it, because something could not be asked."""
-        if session.unreachable or (session.state is State.FAILED and session.may_pass):
+        """Note it where its driver gave a migration up, or left it, because something could not be asked or read."""
+        unread = session.assignment.released and session.assignment.report is None
+        if unread or session.unreachable or (session.state is State.FAILED and session.may_pass):
             driver, until = session.assignment, clock.now() + _UNABLE_SECONDS
             for host in (session.guest.host, session.target):
                 self._unable[driver.driver, driver.driver_token, host] = until

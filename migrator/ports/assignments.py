@@ -111,9 +111,12 @@ class Assignments(Protocol):
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         """Say what is wanted of a migration, in place of what was said before, and tell its driver."""
 
-    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+    async def report(
+        self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
+    ) -> None:
         """Say how a migration is, in place of what was said before, and tell the planner.
 
+        :param report: ``None`` where it is released because it cannot be read: nothing was begun.
         :raise LeaseLost: the assignment was fenced or removed; nothing was written.
         """
 

@@ -133,12 +133,17 @@ class SqlAssignments:
         if driver := await self._database.write(write, order=_order(_ROWS, migration)):
             await self._signals.notify(ASSIGNMENTS_CHANNEL, driver)
 
-    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+    async def report(
+        self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
+    ) -> None:
         """See :meth:`migrator.ports.Assignments.report`."""
         statement = (
             update(assignments)
             .where(assignments.c.migration == assignment.migration, assignments.c.number == assignment.number)
-            .values(report=json.dumps(dict(report)), released=_RELEASED if released else 0)
+            .values(
+                report=None if report is None else json.dumps(dict(report)),
+                released=_RELEASED if released else 0,
+            )
         )
 
         async def write(connection: AsyncConnection) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -241,6 +242,7 @@ class Drivers:
             and live.get(each.info.name) == each.token
             and each.info.role == "standby"
             and each.schema >= _FIRST_THAT_DRIVE
+            and _numbers(each.info.version) >= _numbers(self._heartbeat.info.version)
         ]
 
     def lives(self, name: str, token: int) -> bool:
@@ -259,3 +261,8 @@ class Drivers:
     def subscribe(self, callback: Callable[[], None]) -> None:
         """See :meth:`migrator.ports.DriverPool.subscribe`."""
         self._heartbeat.subscribe(lambda _: callback())
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, which are compared."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -64,14 +64,18 @@ class MemoryAssignments:
             self._rows[migration] = _copied(replace(row, requests=requests))
             await self._journal.signals.notify(ASSIGNMENTS_CHANNEL, row.driver)
 
-    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+    async def report(
+        self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
+    ) -> None:
         """See :meth:`migrator.ports.Assignments.report`."""
         await self._journal.write("report")
         if not self.holds(assignment.right(lambda: True)):
             raise LeaseLost(f"migration {assignment.migration} was given to another")
         await self.overwrite(assignment, report, released=released)
 
-    async def overwrite(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+    async def overwrite(
+        self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
+    ) -> None:
         """Report without a look at whose it is; only a test of tests does."""
         if (row := self._rows.get(assignment.migration)) is not None:
             self._rows[assignment.migration] = _copied(replace(row, report=report, released=released))

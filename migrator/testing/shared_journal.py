@@ -359,7 +359,9 @@ class _Assignments:
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
         await self._view.write(lambda: self._assignments.request(migration, number, dict(requests)))
 
-    async def report(self, assignment: Assignment, report: Mapping[str, Any], *, released: bool) -> None:
+    async def report(
+        self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
+    ) -> None:
         said = json.loads(json.dumps(report))
         shared = self._view.shared
         fenced = shared.fenced and shared.fences_drivers

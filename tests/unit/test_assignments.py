@@ -90,6 +90,14 @@ async def test_a_report_is_there_for_whoever_plans(shared: Shared) -> None:
     assert (last.report, last.released) == ({"state": "completed"}, True)
 
 
+async def test_what_a_driver_cannot_read_it_releases_without_a_word(shared: Shared) -> None:
+    given = shared.assignment()
+    assert await shared.assignments.give(given)
+    await shared.assignments.report(given, None, released=True)
+    assert await shared.assignments.find() == [replace(given, released=True)]
+    assert await shared.assignments.of("d") == []
+
+
 async def test_nothing_is_given_to_a_driver_whose_lease_has_ended(shared: Shared) -> None:
     await shared.jump(7)
     assert not await shared.assignments.give(shared.assignment())

@@ -381,6 +381,35 @@ def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
     assert left == [0], "it is driven by the planner, and nobody else has it"
 
 
+def test_what_a_driver_cannot_read_another_drives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = AssignedMigrations._begin
+    refused: list[AssignedMigrations] = []
+    begun: list[str] = []
+
+    def begin_what_it_knows(self: AssignedMigrations, assignment: Assignment) -> None:
+        if not refused or self is refused[0]:
+            refused.append(self)
+            raise TypeError("Policy.__init__() got an unexpected keyword argument")
+        begun.append(assignment.migration)
+        begin(self, assignment)
+
+    monkeypatch.setattr(AssignedMigrations, "_begin", begin_what_it_knows)
+    ended: list[str] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        for number in range(4):
+            await world.ask("migrate", f"k-{number}", guest=f"vm-{number}", to="b")
+        await world.quiet()
+        ended.extend(str(each["state"]) for each in await world.store.journal.page("migration", limit=9))
+
+    ThreeControllers(seed=1, guests=4).run(scenario)
+    assert len(refused) == 1, "nothing more is given to the one that could not read it"
+    assert begun
+    assert ended == ["completed"] * 4
+
+
 @pytest.mark.soak
 def test_no_invariant_is_broken_in_a_million_steps() -> None:
     first = int(os.environ.get("SEED", time.time_ns() // 1_000_000_000))
