@@ -190,7 +190,8 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
     """What the QEMUs do by themselves next."""
     here, there = world.source, world.destination
     connected = not (world.lost or here.cut or there.cut) and there.acts
-    broken = not there.alive or here.cut or (there.cut and not world.lost)
+    # An end whose packets are lost hears nothing of the other's end.
+    broken = here.cut or ((there.cut or not there.alive) and not world.lost)
 
     def source(name: str, run: R, status: M, **more: object) -> tuple[str, ModelState]:
         forked = world.forked or (world.whole and run is RUNNING)
@@ -242,9 +243,10 @@ def qemu_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - on
                 yield source("goes on with postcopy", here.run, M.POSTCOPY_ACTIVE)
             case M.POSTCOPY_RECOVER if broken and not setting.old:
                 yield "loses postcopy again", _cut(world, "source", M.POSTCOPY_PAUSED)
-    if here.asleep == "blocked" and (there.acts or broken):
+    if here.asleep == "blocked" and ((there.acts and not world.lost) or broken):
         yield "unblocks", _wake(world, "source", setting)
-    if here.acts and here.status is M.DEVICE and there.alive and there.asleep and not world.start_postcopy:
+    unheard = world.lost or (there.alive and there.asleep)
+    if here.acts and here.status is M.DEVICE and unheard and not broken and not world.start_postcopy:
         yield "blocks", world._replace(source=here._replace(asleep="blocked"))
 
     if there.acts:
@@ -320,7 +322,8 @@ def _wake(world: ModelState, name: str, setting: Setting) -> ModelState:
     return world
 
 
-_STREAM_COMMANDS = ("pause-stream", "recover", "resume-stream")
+#: A second one makes no difference.
+_ONCE = ("cancel", "pause-stream", "recover", "resume-stream")
 
 
 def tell(world: ModelState, name: str, command: str, setting: Setting) -> ModelState:
@@ -328,8 +331,8 @@ def tell(world: ModelState, name: str, command: str, setting: Setting) -> ModelS
     end: End = getattr(world, name)
     if not end.alive:
         return world
-    if command in _STREAM_COMMANDS and command in end.told:
-        return world  # the same once more makes no difference
+    if command in _ONCE and command in end.told:
+        return world
     if end.asleep:
         return world._replace(**{name: end._replace(told=(*end.told, command))})  # type: ignore[arg-type]
     if name == "destination":
@@ -649,7 +652,11 @@ def _act(world: ModelState, step: Step, setting: Setting) -> Moves:  # noqa: C90
             listens = tell(world, "destination", "recover", setting)
             yield "recover the stream", tell(listens, "source", "resume-stream", setting)
         case Step.CANCEL:
-            yield "cancel", tell(world, "source", "cancel", setting)
+            told = tell(world, "source", "cancel", setting)
+            if told.source.asleep == "blocked" and intent.live:
+                # It is not answered in time: a yank out of band breaks the stream off, and then it is carried out.
+                told = _wake(told._replace(source=told.source._replace(cut=True)), "source", setting)
+            yield "cancel", told
         case Step.REVIVE:
             yield "cont the source", tell(world, "source", "cont", setting)
         case Step.RESUME:

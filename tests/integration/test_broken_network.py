@@ -124,6 +124,28 @@ async def test_black_hole_for_good_leaves_the_source_as_it_was(
         await seen.verify(State.FAILED)
 
 
+async def test_source_that_stands_still_writing_into_a_black_hole_goes_on_once_its_destination_is_dead(
+    hosts: LabHosts, lab: Lab, each_qemu: Path
+) -> None:
+    # What the devices hold does not fit into the socket: QEMU waits for it, and answers out of band alone. It cannot
+    # hear that the destination has ended.
+    hosts["alpha"].run("sysctl", "-qw", "net.ipv4.tcp_wmem=4096 4096 8192")
+    pair = await lab.pair(
+        BUSY,
+        source=each_qemu,
+        destination=each_qemu,
+        source_prefix=hosts["alpha"].prefix,
+        destination_prefix=hosts["beta"].prefix,
+    )
+    async with witness(lab, pair) as seen:
+        async with driven(pair, listen=across(hosts), patience=SHORT) as drive:
+            broken(hosts, drive, Phase.CONTINUE)
+            result = await drive.run()
+        assert result.state is State.FAILED
+        assert (drive.destination.given["fence"], bool(drive.source.given["cancel"])) == (1, True)
+        await seen.verify(State.FAILED)
+
+
 @pytest.mark.parametrize("phase", [Phase.ACTIVE, Phase.PRE_SWITCHOVER, Phase.CONTINUE])
 async def test_black_hole_that_heals_in_time_is_survived(
     hosts: LabHosts, lab: Lab, apart: Pair, phase: Phase

@@ -37,6 +37,8 @@ PRECOPY: Mapping[str, set[str]] = {
     Fault.DESTINATION_STALLS: {"silent-after-hand-over", "source-gone-destination-silent"},
     Fault.SOURCE_DIES: {"source-died", "source-gone-unwatched"},
     Fault.SOURCE_STALLS: {"source-does-not-answer"},
+    # It waits for a destination whose end it cannot hear of, and greets no controller that takes over.
+    Fault.BLACK_HOLE: {"source-does-not-answer"},
     # Of which a controller that took over has heard nothing.
     Fault.GUEST_ENDS: {"source-died", "destination-died-after-hand-over"},
 }
@@ -133,6 +135,17 @@ SOME = [
 def test_nothing_is_doubled_or_lost_and_every_way_has_an_end(setting: Setting) -> None:
     looked_at = held(setting, faults=any_fault(setting), crashes=1, cancels=1)
     assert setting.fence_fails or not setting.can_fence or unexpected(setting, looked_at) == {}
+
+
+@pytest.mark.parametrize("setting", [Setting(hasty=False, old=old) for old in (False, True)], ids=named)
+def test_source_that_waits_for_a_dead_destination_goes_on_by_itself_while_its_controller_lives(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what_may_happen = {"faults": frozenset({Fault.BLACK_HOLE}), "cancels": 1}
+    assert held(setting, **what_may_happen) == {}
+    monkeypatch.setattr(lifecycle, "ROWS", [row for row in ROWS if row.name != "cancel-source-silent"])
+    model.forget_answers()
+    assert held(setting, **what_may_happen) == {Fault.BLACK_HOLE: {"source-does-not-answer"}}
 
 
 @pytest.mark.timeout(300)

@@ -332,7 +332,13 @@ STEPS: dict[Step, Rules] = {
         ("it cannot be fenced", lambda now: now.source.can_fence and not now.intent.fence_failed),
     ],
     Step.CANCEL: [
-        ("there is nothing to cancel", lambda now: now.here in (S.COPIES, S.AT_SWITCH, S.SWITCHING)),
+        (
+            "there is nothing to cancel",
+            lambda now: (
+                now.here in (S.COPIES, S.AT_SWITCH, S.SWITCHING) or (now.here is S.SILENT and not now.overdue)
+            ),
+        ),
+        ("the destination may have run the guest", lambda now: now.here is not S.SILENT or not now.handed),
         (
             "the switch may have been sent, and the destination is not dead",
             lambda now: (
@@ -344,7 +350,7 @@ STEPS: dict[Step, Rules] = {
         ("the destination has run the guest", lambda now: now.there not in (D.RUNS, D.FETCHES, D.BROKEN)),
         (
             "a postcopy switch has no way back",
-            lambda now: now.here is not S.SWITCHING or not now.intent.postcopy,
+            lambda now: now.here not in (S.SWITCHING, S.SILENT) or not now.intent.postcopy,
         ),
     ],
     Step.FENCE_DESTINATION: [

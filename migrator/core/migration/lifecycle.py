@@ -313,6 +313,10 @@ ROWS: tuple[Row, ...] = (
         "the outcome is on its way",
         lambda now: not now.overdue),
     # --- an end that does not answer -------------------------------------------------------------------------------
+    # As it does not while it waits for a destination that is gone and whose end it could not hear of.
+    row("cancel-source-silent", S.SILENT, GONE_D, Step.CANCEL,
+        "the source does not answer; the destination is dead and never ran the guest",
+        lambda now: not now.overdue and not now.intent.postcopy),
     row("source-silent", S.SILENT, ANY_D, Step.WAIT,
         "the source does not answer",
         lambda now: not now.overdue),
