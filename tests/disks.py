@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from migrator.testing.guest.writer import COUNTER_ADDRESS, COUNTER_BYTES, DiskWriter
 from migrator.testing.lab import GuestMachine, Lab, LabQemu, Pair, until
+from migrator.testing.network import LabHost
+from migrator.testing.site import LabSite
 
 MIB = 1 << 20
 WRITER = DiskWriter()
@@ -85,3 +89,48 @@ def second_disk(path: Path, *, form: str = "qcow2") -> tuple[str, ...]:
         *("-blockdev", f"driver={form},node-name=disk1,file.driver=file,file.filename={path}"),
         *("-device", "virtio-blk-pci,id=disk1-device,drive=disk1,addr=0x6"),
     )
+
+
+@contextlib.contextmanager
+def own_images(site: LabSite, *, size: str = "64m") -> Iterator[Path]:
+    """Give every host of a site a directory of its own, and return its path, the same on all.
+
+    Before a guest is started or the service is configured.
+    """
+    directory = site.directory / "images"
+    directory.mkdir()
+    script = 'mount -t tmpfs -o "size=$0" images "$1" && echo ready && exec sleep infinity'
+    holders = []
+    try:
+        for host in site.hosts:
+            holder = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
+                    *("sh", "-c", script, size, str(directory)),
+                ],
+                stdout=subprocess.PIPE,
+            )
+            holders.append(holder)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+            host.mounts = holder.pid
+        site.write_config()
+        yield directory
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+            if holder.stdout is not None:
+                holder.stdout.close()
+
+
+def files(host: LabHost, directory: Path) -> list[str]:
+    """Return the names of the files that a host has in a directory of its own."""
+    return host.run("ls", str(directory)).split()
+
+
+def contents(site: LabSite, host: LabHost, image: Path) -> bytes:
+    """Return what is in a file of a host."""
+    copy = site.directory / "copy"
+    host.run("cp", "--", str(image), str(copy))
+    return copy.read_bytes()

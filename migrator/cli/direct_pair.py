@@ -43,8 +43,9 @@ class GivenDestination:
     listen: str
     socket: str
     notes: tuple[Finding, ...] = ()
+    new_images: tuple[str, ...] = ()
 
-    async def discard(self) -> None:
+    async def discard(self, *, images: bool = False) -> None:
         """Do nothing: whether its process shall stay is for the person who started it to say."""
 
 
@@ -162,8 +163,14 @@ class GivenPair:
     async def allow_restart(self, guest: GivenGuest) -> None:
         """Do nothing: nobody was told."""
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Do nothing: see :meth:`GivenDestination.discard`."""
+
+    async def put_aside(
+        self, guest: GivenGuest, paths: Sequence[str], *, migration: str
+    ) -> Mapping[str, str]:
+        """Do nothing: the images are of whoever made them."""
+        return {}
 
     async def settle(self, guest: GivenGuest) -> Sequence[str]:
         """Return nothing: the guest is found where its destination was started."""

@@ -84,7 +84,7 @@ while [ "$paths" -gt 0 ]; do
   absolute
   if s=$(stat -L -c '%f %s %d %i %t %T %u %g %a' -- "$p" 2>/dev/null); then
     a=-; [ -r "$p" ] && a=r$a; [ -w "$p" ] && a=w$a; [ -x "$p" ] && a=x$a
-    put "$s $a $(stat -L -f -c %S -- "$p" 2>/dev/null || echo 0)" "$(serial "$p")"
+    put "$s $a $(stat -L -f -c '%S %a' -- "$p" 2>/dev/null || echo 0 0)" "$(serial "$p")"
     readlink -fz -- "$p" 2>/dev/null || put ''
   else
     put '' '' ''
@@ -251,7 +251,7 @@ def parse(
 def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> FileFacts:
     if not numbers:
         return FileFacts()
-    mode, size, device, inode, major, minor, owner, group, permissions, access, block = numbers.split()
+    mode, size, device, inode, major, minor, owner, group, permissions, access, block, *free = numbers.split()
     kind = _KINDS.get(stat.S_IFMT(int(mode, 16)), FileKind.OTHER)
     named = f"{int(major, 16)}:{int(minor, 16)}" if kind is FileKind.BLOCK else _device(int(device))
     lines = dict(line.split(" ", 1) for line in serial.splitlines() if " " in line)
@@ -267,6 +267,7 @@ def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> Fil
         mount_source=mount.source if mount else "",
         inner_path=mount.inner(real) if mount else "",
         block_bytes=int(block),
+        free_bytes=int(block) * int(free[0]) if free else 0,
         serial=_serial(lines, slaves),
         readable="r" in access,
         writable="w" in access,

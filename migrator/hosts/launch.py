@@ -15,7 +15,7 @@ from migrator.errors import HostError, MigratorError
 from migrator.hosts import launch_scripts
 from migrator.hosts.access import HostAccess, Output, read_besides
 from migrator.hosts.customary_places import customary_places
-from migrator.hosts.new_files import remove_files, remove_memory
+from migrator.hosts.new_files import remove_files, remove_images, remove_memory
 from migrator.ports import GuestProcess
 from migrator.settings.models import HostDefaults
 
@@ -214,7 +214,7 @@ class Launcher:
                 raise HostError(self.host.name, await self.explain_exit(run_dir, argv[0]))
             return process
         except BaseException:  # cancelled too: nothing is left at the host; raised again
-            await finish_cleanup(self.discard(run_dir), name=f"clear {run_dir.path}")
+            await finish_cleanup(self.discard(run_dir, images=True), name=f"clear {run_dir.path}")
             raise
 
     async def _run_starter(self, run_dir: RunDirectory, argv: Sequence[str]) -> None:
@@ -291,10 +291,13 @@ class Launcher:
         said = [" ".join(line.split()) for line in lines if line.strip()]
         return "; ".join("".join(c if c.isprintable() else "?" for c in line) for line in said[-5:])[-500:]
 
-    async def discard(self, run_dir: RunDirectory, process: GuestProcess | None = None) -> None:
+    async def discard(
+        self, run_dir: RunDirectory, process: GuestProcess | None = None, *, images: bool = False
+    ) -> None:
         """End whatever was started in this directory and remove it; the log is kept, unless it is empty.
 
         :param process: one that is not to be found by its command line.
+        :param images: remove the images of disks that were made for it too: the guest has never run in it.
 
         :raise HostError: the host cannot be asked, or the process could not be seen dead; then the run_dir is left.
         """
@@ -314,6 +317,8 @@ class Launcher:
             for one in found:
                 one.close()
         await remove_files(self.host, run_dir.path)
+        if images:
+            await remove_images(self.host, run_dir.path)
         await self.remove(run_dir)
 
     async def _find_processes(self, run_dir: RunDirectory, *, end: bool = False) -> list[GuestProcess]:

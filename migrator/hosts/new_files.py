@@ -15,16 +15,21 @@ from migrator.hosts.access import HostAccess
 
 #: Time-out of a command, in seconds.
 _SECONDS = 10.0
-# Arguments: the list of what was made, a name that nobody else gives; then of each file its path, format, size, owner,
-# mode. Made beside its place and put there by a link, so that nothing of anybody else's is ever written over.
+# Arguments: the list of what was made, a name that nobody else gives, `new` where none may be there yet; then of each
+# file its path, format, size, owner, mode, options. Made beside its place and put there by a link, so that nothing of
+# anybody else's is ever written over.
 _MAKE = """
-list=$1 mark=$2; shift 2
+list=$1 mark=$2 new=$3; shift 3
 umask 077
-while [ $# -ge 5 ]; do
-  p=$1 f=$2 s=$3 o=$4 m=$5 t=$1.$mark; shift 5
-  if [ -e "$p" ] || [ -L "$p" ]; then continue; fi
+while [ $# -ge 6 ]; do
+  p=$1 f=$2 s=$3 o=$4 m=$5 t=$1.$mark i=$6; shift 6
+  if [ -e "$p" ] || [ -L "$p" ]; then
+    [ -z "$new" ] || { echo "$p is there already" >&2; exit 1; }
+    continue
+  fi
   env printf '%s\\0' "$t" >>"$list" || exit
-  if [ "$f" = raw ]; then truncate -s "$s" -- "$t"; else qemu-img create -q -f "$f" -- "$t" "$s"; fi || exit
+  if [ "$f" = raw ]; then truncate -s "$s" -- "$t"
+  else qemu-img create -q -f "$f" ${i:+-o "$i"} -- "$t" "$s"; fi || exit
   [ "$(id -u)" != 0 ] || chown -- "$o" "$t" || exit
   chmod -- "$m" "$t" && ln -T -- "$t" "$p" && env printf '%s\\0' "$p" >>"$list" || exit
   rm -f -- "$t"
@@ -32,6 +37,17 @@ done
 """
 _REMOVE = """
 [ ! -s "$1" ] || xargs -0 rm -f -- <"$1"
+"""
+_LIST_ABSENT = r"""
+for p; do if [ -e "$p" ] || [ -L "$p" ]; then printf 'there\0'; else printf 'absent\0'; fi; done
+"""
+# Links would leave the file in its place, and of a block device there is nothing to be renamed.
+_PUT_ASIDE = r"""
+suffix=$1; shift
+for p; do
+  if [ -f "$p" ] && [ ! -L "$p" ] && [ ! -e "$p$suffix" ] && mv -n -T -- "$p" "$p$suffix" && [ ! -e "$p" ]
+  then printf 'moved\0'; else printf 'left\0'; fi
+done
 """
 # Whether no process has it mapped, as far as we may know: others' mappings are shown to root alone.
 _UNUSED = r"""
@@ -74,6 +90,8 @@ class NewFile:
     owner: str
     #: As chmod takes it.
     mode: str
+    #: Options of its format, as qemu-img takes them.
+    options: tuple[str, ...] = ()
 
 
 async def make_files(host: HostAccess, run_directory: str, files: Sequence[NewFile]) -> None:
@@ -82,14 +100,65 @@ async def make_files(host: HostAccess, run_directory: str, files: Sequence[NewFi
     :param run_directory: of the QEMU that they are for; the list is kept there.
     :raise HostError: one could not be made; others may have been.
     """
+    await _make(host, _list(run_directory), files, new=False)
+
+
+async def make_images(host: HostAccess, run_directory: str, files: Sequence[NewFile]) -> None:
+    """Make images of disks, none of which may be there yet; :func:`remove_images` removes what was made.
+
+    :raise HostError: one could not be made, or is there already; others may have been.
+    """
+    await _make(host, f"{run_directory}/images", files, new=True)
+
+
+async def remove_images(host: HostAccess, run_directory: str) -> None:
+    """Remove the images that were made for a guest that has never run there.
+
+    :raise HostError: the host cannot be asked, or one could not be removed.
+    """
+    await _run(host, _REMOVE, f"{run_directory}/images")
+
+
+async def absent(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
+    """Return the paths at which there is nothing.
+
+    :raise HostError: the host cannot be asked.
+    """
+    if not paths:
+        return frozenset()
+    done = await host.run(["sh", "-c", _LIST_ABSENT, "sh", *paths], timeout=_SECONDS)
+    answers = done.text.split("\0")
+    if done.status or len(answers) != len(paths) + 1:
+        raise HostError(host.name, f"paths cannot be looked at: {done.complaint or 'no answer'}")
+    return frozenset(path for path, answer in zip(paths, answers, strict=False) if answer == "absent")
+
+
+async def put_aside(host: HostAccess, paths: Sequence[str], suffix: str) -> dict[str, str]:
+    """Give images of a guest that has left another name beside their own; return it by the path that each had.
+
+    One that is no regular file stays as it is.
+
+    :raise HostError: the host cannot be asked.
+    """
+    done = await host.run(["sh", "-c", _PUT_ASIDE, "sh", suffix, *paths], timeout=_SECONDS)
+    answers = done.text.split("\0")
+    return {
+        path: f"{path}{suffix}" for path, answer in zip(paths, answers, strict=False) if answer == "moved"
+    }
+
+
+async def _make(host: HostAccess, made: str, files: Sequence[NewFile], *, new: bool) -> None:
     if files:
         mark = "migrator-" + "".join(secrets.choice(string.ascii_letters) for _ in range(8))
         words = [
             word
             for file in files
-            for word in (file.path, file.format, str(file.size_bytes), file.owner, file.mode)
+            for word in (
+                *(file.path, file.format, str(file.size_bytes), file.owner, file.mode),
+                ",".join(file.options),
+            )
         ]
-        await _run(host, _MAKE, _list(run_directory), mark, *words)
+        await _run(host, _MAKE, made, mark, "new" if new else "", *words)
 
 
 async def remove_files(host: HostAccess, run_directory: str) -> None:

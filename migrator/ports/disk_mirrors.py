@@ -54,7 +54,10 @@ class DiskMirroring(Protocol):
         """Source: end a mirror that is ready, with the same contents on both sides; its job tells when, and whether."""
 
     async def remove_targets(self, prefix: str) -> None:
-        """Source: close the targets of the mirrors that have ended and whose names begin so."""
+        """Source: close the targets of the mirrors that have ended and whose names begin so.
+
+        Done at a destination by :meth:`stop_serving`, for what it has opened to be written to.
+        """
 
     async def give_up(self, prefix: str) -> None:
         """Source: end all mirrors whose names begin so, whatever their targets do, and forget them.

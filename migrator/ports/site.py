@@ -46,10 +46,17 @@ class IncomingDestination(Protocol):
     def socket(self) -> str:
         """Path of its QMP socket on its host, where the guest will be found after it has arrived."""
 
-    async def discard(self) -> None:
+    @property
+    def new_images(self) -> Sequence[str]:
+        """Disks whose images were made at the target, empty: their contents have to be copied to it."""
+
+    async def discard(self, *, images: bool = False) -> None:
         """End the process if it still waits and remove everything that was made for it but its log.
 
         Never touches a process that the guest has arrived in: that one is not waiting any more.
+
+        :param images: those of its disks that were made are removed too: the guest is known never to have run there,
+            so that they hold nothing that its source does not.
         """
 
 
@@ -135,9 +142,15 @@ class Site(GuestNetworks, Protocol):
     async def allow_restart(self, guest: Guest) -> None:
         """The guest stays: who manages it may do as before."""
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Remove what :meth:`start_destination` may have begun there for a migration that nobody drives any more; a
-        process that does not wait any more is left alone."""
+        process that does not wait any more is left alone.
+
+        :param images: see :meth:`IncomingDestination.discard`.
+        """
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        """Give the images of a guest that has left with their contents another name; the new ones by their paths."""
 
     async def settle(self, guest: Guest) -> Sequence[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.

@@ -20,8 +20,8 @@ from migrator.qemu.monitor import Monitor
 
 #: Which port an NBD server of QEMU listens at cannot be asked, so one is chosen; so many are tried.
 _PORTS, _TRIES = range(49_152, 60_999), 40
-#: Protocols whose node is exported instead of that of a raw image on it: it deallocates what reads as zeroes, which the
-#: raw one passes on only where it was started with discard=unmap.
+#: Protocols whose node is exported instead of that of a raw image on it: zeroes deallocate what they are written to
+#: there, which a raw one passes on only where it was opened with discard=unmap.
 _FILES = frozenset({"file", "host_device"})
 #: A mirror that is given up ends at once, unless its target's connection hangs; and so long with that cut.
 _GIVE_UP_SECONDS, _CUT_SECONDS = 3.0, 5.0
@@ -54,13 +54,14 @@ class EndpointMirroring:
                     "type": "nbd",
                     "id": name,
                     "name": name,
-                    "node-name": await self._written_node(device),
+                    "node-name": await self._written_node(device, name),
                     "writable": True,
                 }
                 await self._claim.execute("block-export-add", arguments)
         except BaseException:
             with contextlib.suppress(QemuError):
                 await self._claim.execute("nbd-server-stop")
+                await self.remove_targets(MIRRORS)
             raise
         return address
 
@@ -85,9 +86,8 @@ class EndpointMirroring:
 
     async def stop_serving(self) -> None:
         exports = await self._monitor.execute("query-block-exports")
-        if not any(each["id"].startswith(MIRRORS) for each in exports):
-            return
-        await self._claim.execute("nbd-server-stop")
+        if any(each["id"].startswith(MIRRORS) for each in exports):
+            await self._claim.execute("nbd-server-stop")
         left = [
             each["id"]
             for each in await self._monitor.execute("query-block-exports")
@@ -97,15 +97,20 @@ class EndpointMirroring:
             raise CommandFailed(
                 self._monitor.name, "nbd-server-stop", "GenericError", f"{', '.join(left)} is still exported"
             )
+        await self.remove_targets(MIRRORS)
 
-    async def _written_node(self, device: str) -> str:
-        """Return the node that is written so that the device's contents change, and that keeps them sparse."""
+    async def _written_node(self, device: str, name: str) -> str:
+        """Return the node that is written so that the device's contents change, and that keeps them sparse.
+
+        A raw image in a file is opened a second time for that: zeroes deallocate what they are written to then, however
+        the guest's disk was opened. QEMU uses that for nothing before the guest has arrived, and this is closed before.
+        """
         inserted = await self._inserted(device)
         if inserted["drv"] == "raw":
             nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
             size = inserted["image"]["virtual-size"]
             beneath = [
-                node["node-name"]
+                node
                 for node in nodes
                 if node["drv"] in _FILES
                 and node["file"] == inserted["file"]
@@ -114,8 +119,26 @@ class EndpointMirroring:
                 and node.get("image", {}).get("virtual-size") == size
             ]
             if len(beneath) == 1:
-                return str(beneath[0])
+                return await self._second(beneath[0], name) or str(beneath[0]["node-name"])
         return str(inserted["node-name"])
+
+    async def _second(self, beneath: Mapping[str, Any], name: str) -> str:
+        """Open the file of a node a second time; empty where that cannot be."""
+        if beneath["drv"] != "file" or not beneath["file"].startswith("/"):
+            return ""
+        cache = {key: beneath["cache"][key] for key in ("direct", "no-flush")}
+        node = {
+            "driver": "file",
+            "node-name": name,
+            "filename": beneath["file"],
+            "cache": cache,
+            "discard": "unmap",
+        }
+        try:
+            await self._claim.execute("blockdev-add", node)
+        except CommandFailed:
+            return ""  # it has given up the right to it, or is confined
+        return name
 
     # --- source ------------------------------------------------------------------------------------------------------
 

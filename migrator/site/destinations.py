@@ -7,7 +7,7 @@ import copy
 import functools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -18,13 +18,22 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
+from migrator.core.preflight.facts import Disk
 from migrator.core.process.command_line import path_of
 from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
 from migrator.errors import HostError
 from migrator.hosts import path_links
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
-from migrator.hosts.new_files import NewFile, make_files, note_memory, unused
+from migrator.hosts.new_files import (
+    NewFile,
+    absent,
+    make_files,
+    make_images,
+    note_memory,
+    put_aside,
+    unused,
+)
 from migrator.hosts.stale_directories import remove_stale
 from migrator.hosts.target_survey import TargetSurvey, survey_target
 from migrator.hosts.thread_scheduling import apply_scheduling
@@ -149,6 +158,7 @@ class Destinations:
         no_notes: tuple[Finding, ...] = ()
         like = LaunchProfile()
         replica: Replica | None = None
+        new: Mapping[str, NewFile] = {}
         if not template:
             base = await launcher.base()
             replica = await self._replicate(guest, source, target, config, run_dir, process, base)
@@ -162,11 +172,13 @@ class Destinations:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
+                new = await self._new_images(source, guest.host, launcher)
+                await make_images(launcher.host, run_dir.path, list(new.values()))
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
         except BaseException:
-            await finish_cleanup(launcher.discard(run_dir), name=f"remove {run_dir.path}")
+            await finish_cleanup(launcher.discard(run_dir, images=True), name=f"remove {run_dir.path}")
             raise
         self._starts[target] += 1
         with self._connections.starting(target, run_dir.path):
@@ -199,28 +211,42 @@ class Destinations:
             run_dir=run_dir,
             rescue=functools.partial(self._rescue, target, run_dir),
             notes=notes,
+            new_images=tuple(new),
         )
+
+    async def _new_images(self, source: SourceQemu, host: str, launcher: Launcher) -> Mapping[str, NewFile]:
+        """Return the images of disks that are not there at the target, by device; their contents are copied to it."""
+        disks = [disk for disk in (await source.facts()).disks if not (disk.is_flash or disk.read_only)]
+        paths = {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
+        missing = await absent(launcher.host, list(paths))
+        return {
+            paths[path].device: await self._like(paths[path], path, host) for path in paths if path in missing
+        }
 
     async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
         """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
         disks = [disk for disk in (await source.facts()).disks if disk.is_flash and not disk.read_only]
-        found = []
-        for disk in disks:
-            path = path_of(disk.file)
-            if not path.startswith("/"):
-                continue
-            done = await self._connections.access(host).run(
-                ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
-            )
-            if done.status:
-                raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
-            with reading_output(host, path):
-                owner, mode, size = done.text.split()
-                size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
-            found.append(
-                NewFile(path=path, format=disk.format, size_bytes=size_bytes, owner=owner, mode=mode)
-            )
-        return found
+        paths = [(disk, path_of(disk.file)) for disk in disks]
+        return [await self._like(disk, path, host) for disk, path in paths if path.startswith("/")]
+
+    async def _like(self, disk: Disk, path: str, host: str) -> NewFile:
+        """Return a file like that of a disk of this host, with the same owner, size and features."""
+        done = await self._connections.access(host).run(
+            ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
+        )
+        if done.status:
+            raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
+        with reading_output(host, path):
+            owner, mode, size = done.text.split()
+            size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
+        return NewFile(
+            path=path,
+            format=disk.format,
+            size_bytes=size_bytes,
+            owner=owner,
+            mode=mode,
+            options=() if disk.is_flash else disk.image.options,
+        )
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
         socket = socket_of(config.section.attached, guest)
@@ -233,7 +259,11 @@ class Destinations:
             raise
         return WaitingQemu(qemu, listen=self._listen(target), socket=socket)
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        """See :meth:`migrator.ports.Site.put_aside`."""
+        return await put_aside(self._connections.access(guest.host), paths, f".left-{migration}")
+
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Remove what :meth:`start_destination` may have begun for a migration that nobody drives any more.
 
         A process that does not wait any more is left alone.
@@ -245,7 +275,7 @@ class Destinations:
             qemu = self._connections.endpoint(host, place(run_dir).control, role="destination")
             rescue = functools.partial(self._rescue, host, run_dir)
             left = WaitingQemu(qemu, listen="", socket="", launcher=launcher, run_dir=run_dir, rescue=rescue)
-            await left.discard()
+            await left.discard(images=images)
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
         """Remove the run directories whose QEMU has ended by itself; their paths.

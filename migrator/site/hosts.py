@@ -56,8 +56,11 @@ class DestinationStarter(Protocol):
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into."""
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Remove what an earlier start has left."""
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        """Give images of a guest that has left another name."""
 
     async def settle(self, guest: Guest) -> Sequence[str]:
         """Have the paths that the operator knows lead to a guest that has arrived."""
@@ -295,9 +298,13 @@ class SiteHosts:
         """See :func:`read_guest_taps`."""
         return (await read_guest_taps(self._connections.access(host), [pid]))[pid]
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """See :class:`DestinationStarter`."""
-        await self._launcher.abandon(host, migration=migration)
+        await self._launcher.abandon(host, migration=migration, images=images)
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        """See :meth:`migrator.ports.Site.put_aside`."""
+        return await self._launcher.put_aside(guest, paths, migration=migration)
 
     async def settle(self, guest: Guest) -> Sequence[str]:
         """See :class:`DestinationStarter`."""

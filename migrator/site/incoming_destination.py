@@ -25,6 +25,7 @@ class WaitingQemu:
     :param run_dir: where it lives, if it was started by us.
     :param rescue: makes an end of its other monitor, for when the first is silent.
     :param notes: what is not the same as at the source, and does not concern the guest.
+    :param new_images: disks whose images were made for it.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class WaitingQemu:
         run_dir: RunDirectory | None = None,
         rescue: Callable[[], Endpoint] | None = None,
         notes: tuple[Finding, ...] = (),
+        new_images: tuple[str, ...] = (),
     ) -> None:
         self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
         self._launcher, self._run_dir = launcher, run_dir
-        self.notes = notes
+        self.notes, self.new_images = notes, new_images
 
     @property
     def qemu(self) -> Qemu:
@@ -62,8 +64,10 @@ class WaitingQemu:
         """Path of its QMP socket on its host."""
         return self._socket
 
-    async def discard(self) -> None:
+    async def discard(self, *, images: bool = False) -> None:
         """End the process if it still waits, and remove what was made for it but its log; its monitor is closed.
+
+        :param images: see :meth:`migrator.ports.IncomingDestination.discard`.
 
         :raise HostError: it could not be ended, or nobody can tell whether it waits: it does not answer.
         """
@@ -82,7 +86,7 @@ class WaitingQemu:
                     f"{self._qemu.name} does not answer, so whether a guest is in it cannot be told; look at it, "
                     f"then end it and remove {self._run_dir.path}",
                 )
-            await self._launcher.discard(self._run_dir, self._qemu.process)
+            await self._launcher.discard(self._run_dir, self._qemu.process, images=images)
         finally:
             await self._qemu.close()
 
@@ -159,6 +163,6 @@ async def clear_away(launcher: Launcher, run_dir: RunDirectory, qemu: Endpoint) 
     """Remove one that was started and did not come to wait, with all that was made for it but its log."""
     process = qemu.process  # closed only once it has been killed
     try:
-        await launcher.discard(run_dir, process)
+        await launcher.discard(run_dir, process, images=True)
     finally:
         await qemu.close()

@@ -91,6 +91,8 @@ class LabHost:
         self._switch, self._port = port
         #: Of its link; empty on loopback.
         self.hardware = hardware
+        #: A process whose mounts are the host's; ``None``: it sees the same files as all others.
+        self.mounts: int | None = None
         self._lost: list[LabHost] = []
         self._muted: list[LabHost] = []
         self._speed: float | None = None
@@ -102,7 +104,8 @@ class LabHost:
     @property
     def prefix(self) -> tuple[str, ...]:
         """Put before a command, it runs on this host, in the same process."""
-        return () if self.namespace is None else _inside(self.namespace)
+        mounts = () if self.mounts is None else ("nsenter", f"--mount=/proc/{self.mounts}/ns/mnt", "--wdns=/")
+        return mounts if self.namespace is None else (*mounts, *_inside(self.namespace))
 
     def run(self, *command: str) -> str:
         """Run a command on this host; returns what it prints.

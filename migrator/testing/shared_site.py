@@ -449,9 +449,10 @@ class _WaitingView:
     def __init__(self, view: EndpointView, site: SiteView) -> None:
         self.qemu, self.listen, self.socket = view, "sim", view.socket
         self.notes: tuple[Finding, ...] = ()
+        self.new_images: tuple[str, ...] = ()
         self._site = site
 
-    async def discard(self) -> None:
+    async def discard(self, *, images: bool = False) -> None:  # noqa: ARG002 - no guest here has any
         async def work() -> None:
             qemu = self.qemu.qemu
             if not qemu.dead and qemu.waits:
@@ -586,8 +587,13 @@ class SiteView:
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         return await self.host_call(host, lambda: self.shared.guest_taps(host, pid))
 
-    async def abandon(self, host: str, *, migration: str) -> None:
-        await self.host_call(host, lambda: self.shared.abandon(host, migration=migration))
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
+        await self.host_call(host, lambda: self.shared.abandon(host, migration=migration, images=images))
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        return await self.host_call(
+            guest.host, lambda: self.shared.put_aside(guest, paths, migration=migration)
+        )
 
     async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
         return await self.host_call(

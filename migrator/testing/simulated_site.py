@@ -38,9 +38,10 @@ class _Waiting:
         self.qemu = qemu
         self.listen = "sim"
         self.notes: tuple[Finding, ...] = ()
+        self.new_images: tuple[str, ...] = ()
         self.socket = qemu.socket
 
-    async def discard(self) -> None:
+    async def discard(self, *, images: bool = False) -> None:
         if not self.qemu.dead and self.qemu.waits:
             self.qemu.die()
 
@@ -239,7 +240,10 @@ class SimulatedSite:
     async def guest_taps(self, host: str, pid: int) -> GuestTaps:
         return GuestTaps(taps=())
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        return {}
+
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         self._up(host)
         for qemu in self.made.get(migration, ()):
             if not qemu.dead and qemu.waits:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,10 @@ class NobodyThere:
     ) -> IncomingDestination:
         raise AssertionError
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
+        raise AssertionError
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         raise AssertionError
 
     async def settle(self, guest: Guest) -> Sequence[str]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,10 @@ class NobodyThere:
     ) -> IncomingDestination:
         raise AssertionError
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
+        raise AssertionError
+
+    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         raise AssertionError
 
     async def settle(self, guest: Guest) -> Sequence[str]:

@@ -351,6 +351,11 @@ WAY: Texts = {
         "something that was made for the migration, or a process of it, could not be removed",
         "wait: it is removed once its host answers again; remove by hand what is left then",
     ),
+    "source-image-kept": (
+        "warning",
+        "the image of a disk that was copied is still at the source's host, as it was at the switch",
+        "delete it once the guest was seen to do well where it is now",
+    ),
     "source-left-over": (
         "warning",
         "the source's process could not be seen to end; it cannot run the guest by itself",

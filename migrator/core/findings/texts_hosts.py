@@ -156,6 +156,16 @@ HOSTS: Texts = {
         "a disk's file does not exist at the target",
         "mount the storage there at the same path",
     ),
+    "disk-copied": (
+        "warning",
+        "a disk is not there at the target: it is copied to there before the guest's memory",
+        "nothing; expect the move to take as long as that",
+    ),
+    "disk-room": (
+        "error",
+        "the target has no room for the disks that would be copied to there",
+        "make room there, or use another target",
+    ),
     "disk-access": (
         "overridable",
         "a disk's file cannot be opened at the target by the user that QEMU will be there",

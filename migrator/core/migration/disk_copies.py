@@ -14,6 +14,7 @@ from migrator.core.policy import CopiedDisks, Policy
 from migrator.core.preflight.disk_images import why_not_copied
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.non_migrated_state import OURS, BlockJob
+from migrator.core.process.command_line import path_of
 
 #: Jobs, nodes and exports of mirrors have names that begin so; QEMU allows 31 characters for a node.
 MIRRORS = f"{OURS}disk-"
@@ -29,6 +30,8 @@ class DiskCopy:
     #: Size that the guest sees, and what is allocated of it at the source.
     size_bytes: int
     allocated_bytes: int = 0
+    #: Path of its image at the source; empty where it has none.
+    path: str = ""
     #: The image at the target was made for this migration and reads as zeroes.
     new: bool = False
 
@@ -58,6 +61,7 @@ def disks_to_copy(
             device=disk.device,
             size_bytes=disk.virtual_bytes,
             allocated_bytes=disk.image.allocated_bytes,
+            path=path_of(disk.file),
             new=disk.device in new,
         )
         for disk in source.disks

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
+from migrator.core.policy import CopiedDisks, SourceImages
 from migrator.core.preflight import host_process
+from migrator.core.preflight.disk_images import why_not_copied
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
 from migrator.core.process.files import COHERENT, FileFacts, FileKind, SameFile, same_file
+from migrator.units import show_bytes
 
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
 #: guest can write a header into a raw disk that names any file of the host.
@@ -71,6 +75,7 @@ def check(pair: HostPair) -> Iterator[Finding]:
         if throwaway and (path not in uses or uses[path].snapshot):
             continue  # the temporary file, or what is beneath it: said above
         yield from _disk(pair, disk, path, uses.get(path))
+    yield from _room(pair)
     for path in sorted(uses.keys() - of_disks):
         if path.startswith(_FDSET) or uses[path].snapshot:
             continue
@@ -88,7 +93,7 @@ def _disk(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterat
         yield from _new_flash(pair, disk, path)
         return
     if not there.exists:
-        yield finding("disk-file-missing", f"{path} of disk {disk.device} does not exist at {pair.target}")
+        yield from _new_image(pair, disk, path, use)
         return
     needed = there.readable and (disk.read_only or there.writable)
     if not needed:
@@ -122,7 +127,7 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
         yield finding(
             "disk-not-shared",
             f"{path} of disk {disk.device} is another file at {pair.target}{_where(here, there)}: the guest would go "
-            "on with other contents",
+            "on with other contents, and what is there is never written over",
         )
         return
     if same is SameFile.UNKNOWN:
@@ -137,8 +142,8 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
 
 
 def paths_to_read(source: Facts) -> list[str]:
-    """Return the paths to be looked at besides the disks' own: the places where the file of a flash would be made."""
-    return [parent(path) for disk in source.disks if disk.is_flash and (path := path_of(disk.file))]
+    """Return the paths to be looked at besides the disks' own: the places where an image would be made."""
+    return [parent(path) for disk in source.disks if not disk.read_only and (path := path_of(disk.file))]
 
 
 def parent(path: str) -> str:
@@ -159,6 +164,83 @@ def _new_flash(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
             "disk-access",
             f"{path} of disk {disk.device} cannot be made at {pair.target}: {parent(path)} cannot be written to",
         )
+
+
+def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    """Yield findings about a disk whose image is not there at the target: one is made, and the contents are copied."""
+    missing = f"{path} of disk {disk.device} does not exist at {pair.target}"
+    refused = pair.policy is not None and pair.policy.disks is CopiedDisks.NONE
+    replicated = pair.process is None or pair.process.replicated
+    if disk.read_only or refused or not replicated:
+        yield finding("disk-file-missing", missing)
+        return
+    where = pair.files_there.file(parent(path))
+    if not where.exists or not path.startswith("/"):
+        yield finding(
+            "disk-file-missing", f"{missing}, and there is no directory {parent(path)} to make it in"
+        )
+        return
+    if why := _why_not_made(pair, disk, path, use):
+        yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why}")
+        return
+    if not where.executable:
+        yield finding(
+            "disk-access", f"{missing}, and QEMU's user could not reach it in {parent(path)} if it were made"
+        )
+    if pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE:
+        yield finding(
+            "disk-not-copied",
+            f"{missing}, and the policy would have its source removed (source_images = remove), which this version "
+            "does not do: set it to keep",
+        )
+    needed = min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes)
+    yield finding(
+        "disk-copied",
+        f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)})",
+    )
+
+
+def _why_not_made(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> str:
+    here = pair.files_here.file(path)
+    if here.kind is not FileKind.REGULAR:
+        return f"it is no regular file at the source ({here.kind})"
+    if any(
+        option.name == "chroot" or "chroot=" in option.text
+        for option in pair.command.all("chroot", "run-with")
+    ):
+        return "QEMU runs in a directory of its own (chroot)"
+    chain = pair.based.get(path) or pair.files_here.chains.get(path) or ()
+    if len(chain) > 1 and any(
+        "backing" in option.text for option in pair.command.all("drive", "blockdev", "set")
+    ):
+        return "its backing chain is given on the command line"
+    if use is not None and use.snapshot:
+        return "what the guest writes goes to a temporary file"
+    return why_not_copied(disk)
+
+
+def _room(pair: HostPair) -> Iterator[Finding]:
+    """Yield findings about file systems of the target that have no room for the images that would be made there."""
+    wanted: Counter[str] = Counter()
+    for disk in pair.source.disks:
+        path = path_of(disk.file)
+        there = pair.files_there.file(path)
+        if disk.read_only or disk.is_flash or not path or there.exists:
+            continue
+        allocated = disk.image.allocated_bytes or disk.virtual_bytes
+        wanted[parent(path)] += min(allocated, disk.virtual_bytes)
+    devices: Counter[str] = Counter()
+    for directory, needed in wanted.items():
+        devices[pair.files_there.file(directory).device] += needed
+    for directory in wanted:
+        where = pair.files_there.file(directory)
+        needed = devices.pop(where.device, 0)
+        if where.exists and needed > where.free_bytes:
+            yield finding(
+                "disk-room",
+                f"{directory} at {pair.target} has {show_bytes(where.free_bytes)} left, and {show_bytes(needed)} of "
+                "the guest's disks would be copied to there",
+            )
 
 
 def _other_size(pair: HostPair, disk: Disk, path: str) -> Finding:

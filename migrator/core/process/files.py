@@ -38,6 +38,8 @@ class FileFacts:
     inner_path: str = ""
     #: Block size of the file system; on hugetlbfs the size of a page.
     block_bytes: int = 0
+    #: Room that is left in the file system it lies in.
+    free_bytes: int = 0
     #: Identity of a block device, unique among all hosts; empty where nothing certain tells it.
     serial: str = ""
     #: As the user that QEMU will be there, where that is known, else as the one that migrator is.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from migrator.core.migration.disk_copies import DiskCopy
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
 
 _WILL_GO = "bring that host back, or wait: it is removed by itself once its host answers again"
+_OLD_IMAGE = "delete it once the guest was seen to do well where it is now"
 _BY_HAND = "remove what it names by hand"
 
 
@@ -50,10 +53,26 @@ async def _settle(session: SessionState) -> None:
         )
 
 
-async def abandon(session: SessionState) -> None:
-    """Remove what another controller may have started at the target."""
+async def put_aside(session: SessionState, copies: Sequence[DiskCopy]) -> None:
+    """Give the images at the source whose contents have left another name, so that nobody starts a guest from them."""
+    paths = [copy.path for copy in copies]
     try:
-        await session.services.site.abandon(session.target, migration=session.id)
+        moved = await session.services.site.put_aside(session.guest, paths, migration=session.id)
+    except MigratorError as error:
+        session.result.warn("source-image-kept", str(error), _OLD_IMAGE)
+        return
+    names = ", ".join(moved.get(path, path) for path in paths)
+    where = f"{session.guest.host} keeps the image as it was at the switch: {names}"
+    session.result.warn("source-image-kept", where, _OLD_IMAGE)
+
+
+async def abandon(session: SessionState, *, images: bool) -> None:
+    """Remove what another controller may have started at the target.
+
+    :param images: see :meth:`migrator.ports.IncomingDestination.discard`.
+    """
+    try:
+        await session.services.site.abandon(session.target, migration=session.id, images=images)
     except MigratorError as error:
         leave(session, error)
 

@@ -11,7 +11,7 @@ from migrator import logs
 from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import lifecycle
 from migrator.core.migration.convergence_state import Abilities
-from migrator.core.migration.disk_copies import Mirrors, as_fields
+from migrator.core.migration.disk_copies import DiskCopy, Mirrors, as_fields
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
 from migrator.core.migration.stream_layout import LayoutChoice
@@ -201,6 +201,11 @@ class DriverState:
     def postponed(self) -> bool:
         """Return whether it may begin anew: it was undone only because a controller went before anything was sent."""
         return self._intent_log.intent.postponed
+
+    @property
+    def new_copies(self) -> tuple[DiskCopy, ...]:
+        """Return the disks that are copied into images which were made for this migration."""
+        return tuple(copy for copy in self._mirrors.copies if copy.new)
 
     @property
     def handed_over(self) -> bool:

@@ -292,10 +292,12 @@ class MigrationSession(SessionEnds):
         if state is State.COMPLETED:
             await self._mend_clock()
         started_here = self._incoming is not None
+        never_ran_there = self._never_ran_there
+        copied = driver.new_copies if driver is not None else ()
         anew = driver is not None and driver.postponed and not self.requests.cancel
         if not started_here and state is not State.COMPLETED:
             await self._let_go()
-            await cleanup.abandon(self)  # another controller started it
+            await cleanup.abandon(self, images=never_ran_there)  # another controller started it
         else:
             await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.FAILED, State.CANCELLED):
@@ -307,5 +309,7 @@ class MigrationSession(SessionEnds):
             return
         if state in (State.COMPLETED, State.GUEST_ENDED) or lost:
             await cleanup.clear(self, arrived=state is State.COMPLETED)
+        if state is State.COMPLETED and copied:
+            await cleanup.put_aside(self, copied)
         await self._tell_end(state)
         self._end(state)

@@ -208,7 +208,13 @@ class SessionEnds(SessionState):
         )
         self._found = preflight.started(self._found, self._incoming.notes)
         self.record = self.services.records.create(self.id)
-        self._driver = self._make_driver(source, self._destination, self.record, self._incoming.listen)
+        self._driver = self._make_driver(
+            source,
+            self._destination,
+            self.record,
+            self._incoming.listen,
+            new_images=self._incoming.new_images,
+        )
 
     async def _compare(self) -> list[Finding]:
         """Compare both QEMUs, and what carries their networks; the destination's start is over.
@@ -232,7 +238,15 @@ class SessionEnds(SessionState):
         where = f"at {self.guest.socket} on {self.guest.host}"
         return f"another guest ({uuid}) is {where} by now; see: migrator guests"
 
-    def _make_driver(self, source: Qemu, destination: Qemu, record: Record, listen: str) -> MigrationDriver:
+    def _make_driver(
+        self,
+        source: Qemu,
+        destination: Qemu,
+        record: Record,
+        listen: str,
+        *,
+        new_images: Sequence[str] = (),
+    ) -> MigrationDriver:
         return MigrationDriver(
             name=self.id,
             source=source,
@@ -245,6 +259,7 @@ class SessionEnds(SessionState):
             experience=self.services.experience,
             prior=self.prior(),
             stream_speed=self._stream_speed(),
+            new_images=new_images,
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
             shared_path=self.services.shared_path(self.guest.host, self.target),
@@ -272,11 +287,16 @@ class SessionEnds(SessionState):
             self.services.records.release(record)
         await self._let_go(discard=False)
 
+    @property
+    def _never_ran_there(self) -> bool:
+        """Return whether the guest is known never to have run at the destination: its new images hold nothing."""
+        return self._driver is None or not self._driver.handed_over
+
     async def _let_go(self, *, discard: bool = True) -> None:
         incoming, self._incoming = self._incoming, None
         if incoming is not None and discard:
             try:
-                await incoming.discard()
+                await incoming.discard(images=self._never_ran_there)
             except MigratorError as error:
                 cleanup.leave(self, error)
         for end in (self._source, self._destination):

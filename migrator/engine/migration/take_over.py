@@ -108,7 +108,7 @@ async def _without_record(session: JournalledSession, outcome: EndedRecord | Non
                 "the records of steps are not those of this journal, and it has none there",
             )
             return
-    await cleanup.abandon(session)
+    await cleanup.abandon(session, images=True)  # nothing of it was begun
     session.begin_anew()
 
 

@@ -1,0 +1,148 @@
+"""The service moves a guest whose disk its target does not share: an image is made there, and filled."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.testing import network
+from migrator.testing.guest.writer import COUNTER_ADDRESS, COUNTER_BYTES
+from migrator.testing.lab import GuestMachine, LabQemu, until
+from tests.acceptance.service_site import MIB, LiveSite
+from tests.conftest import missing
+from tests.disks import WRITER, contents, files, own_images
+
+pytestmark = pytest.mark.usefixtures("_namespaces")
+
+
+@pytest.fixture
+def _namespaces() -> None:
+    if (why := network.possible()) is not None:
+        missing(why)
+
+
+class DiskSite:
+    """Two hosts, each with images of its own, and a guest on the first."""
+
+    def __init__(self, site: LiveSite, images: Path) -> None:
+        self.site = site
+        self.images = images
+        self.image = images / "disk.img"
+        self.machine = GuestMachine(name="web", image=self.image)
+
+    def names(self, host: str) -> list[str]:
+        return files(self.site.hosts[host], self.images)
+
+    async def migrate(self, target: str, *options: str) -> Any:
+        return await self.site.cli("migrate", "web", "--to", target, "--wait", *options)
+
+    async def begin(self, target: str) -> str:
+        """Begin a migration, and wait until disks are copied; its id."""
+        return str((await self.site.post("migrations", guest="web", to=target))["id"])
+
+    async def check(self, host: str) -> None:
+        """Assert that the guest runs there alone, has lost no write; it stands still then."""
+        (qemu,) = await self.site.running(self.machine)
+        assert self.site.where(qemu) == host
+        await self.goes_on(qemu)
+        await qemu.query("stop")
+        memory = self.site.directory / "counter"
+        await qemu.query("pmemsave", val=COUNTER_ADDRESS, size=COUNTER_BYTES, filename=str(memory))
+        assert WRITER.check(contents(self.site, self.site.hosts[host], self.image), memory.read_bytes()) > 0
+
+    async def goes_on(self, qemu: LabQemu) -> None:
+        async def done() -> int:
+            memory = self.site.directory / "seen"
+            await qemu.query("pmemsave", val=COUNTER_ADDRESS, size=COUNTER_BYTES, filename=str(memory))
+            return int.from_bytes(memory.read_bytes()[4:], "little")
+
+        before = await done()
+
+        async def more() -> bool:
+            return await done() > before
+
+        await until(more, what="a guest that writes")
+
+
+@asynccontextmanager
+async def disk_site(*, size_bytes: int = MIB, room: str = "64m", **how: Any) -> AsyncIterator[DiskSite]:
+    with LiveSite("a", "b", **how) as site, own_images(site, size=room) as images:
+        made = DiskSite(site, images)
+        outside = site.directory / "outside.img"
+        WRITER.write_image(outside, size_bytes=size_bytes)
+        if size_bytes > MIB:
+            with outside.open("r+b") as image:
+                image.seek(MIB)
+                image.write(b"full" * ((size_bytes - MIB) // 4))
+        site.hosts["a"].run("cp", "--sparse=always", "--", str(outside), str(made.image))
+        try:
+            await site.boot(made.machine, "a")
+            site.serve()
+            await site.until_served()
+            await site.known(1)
+            yield made
+        finally:
+            await site.disconnect()
+
+
+async def test_a_disk_travels_there_and_back_again() -> None:
+    async with disk_site() as here:
+        there = await here.migrate("b")
+        assert there.returncode == 0, there.stdout + there.stderr + here.site.log()[-3000:]
+        assert here.names("b") == ["disk.img"]
+        (left,) = here.names("a")
+        assert left.startswith("disk.img.left-")
+        (moved,) = await here.site.migrations("completed")
+        assert "source-image-kept" in [each["code"] for each in moved["findings"]]
+        back = await here.migrate("a")
+        assert back.returncode == 0, back.stdout + back.stderr + here.site.log()[-3000:]
+        assert sorted(here.names("a")) == ["disk.img", left]
+        await here.check("a")
+
+
+async def test_a_target_that_cannot_have_the_disk_is_refused() -> None:
+    async with disk_site(size_bytes=16 * MIB) as here:
+        here.site.hosts["b"].run("truncate", "-s", "1M", str(here.image))
+        there = await here.migrate("b")
+        assert there.returncode == 3
+        assert "disk-not-shared" in there.stdout + there.stderr
+        assert here.names("b") == ["disk.img"]
+        here.site.hosts["b"].run("rm", str(here.image))
+        here.site.hosts["b"].run("truncate", "-s", "0", str(here.images / "other"))
+        here.site.hosts["b"].run("fallocate", "-l", "60M", str(here.images / "other"))
+        there = await here.migrate("b")
+        assert there.returncode == 3
+        assert "disk-room" in there.stdout + there.stderr
+        assert here.names("b") == ["other"]
+        await here.check("a")
+
+
+async def test_what_was_made_is_removed_where_the_destination_dies() -> None:
+    async with disk_site(size_bytes=32 * MIB, bytes_per_second=10 * MIB) as here:
+        identifier = await here.begin("b")
+        await here.site.until_state("mirroring")
+        (waiting,) = [pid for pid, argv in here.site.processes() if "-incoming" in argv]
+        os.kill(waiting, signal.SIGKILL)
+        ended = await here.site.migration_ended(identifier, "failed")
+        assert ended["downtime_seconds"] is None
+        assert here.names("b") == []
+        assert here.names("a") == ["disk.img"]
+        await here.check("a")
+
+
+async def test_a_controller_that_is_killed_begins_anew() -> None:
+    async with disk_site(size_bytes=32 * MIB, bytes_per_second=20 * MIB) as here:
+        identifier = await here.begin("b")
+        await here.site.until_state("mirroring")
+        here.site.kill()
+        here.site.serve()
+        await here.site.until_served()
+        await here.site.migration_ended(identifier, "completed")
+        assert here.names("b") == ["disk.img"]
+        await here.check("b")
