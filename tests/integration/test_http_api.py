@@ -22,7 +22,7 @@ from migrator.core.model import State
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
-from migrator.testing.workload import MIB
+from migrator.testing.workload import MIB, steady
 from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place, hold_commands, serving, two_hosts
 
 
@@ -297,8 +297,10 @@ class TestCommands:
     async def test_resolve_what_is_not_held(
         self, client: httpx2.AsyncClient, service: SimulatedService, running: RunningEngine
     ):
-        # It has next to nothing that a stream carries: at 1 MiB/s it would have arrived before it is seen.
-        service.site.hosts["alpha"].out.bytes_per_second = 0.01 * MIB
+        # One that writes nothing is at its switch at once, however slow its link: its memory is not sent.
+        machine = next(each for each in service.site.machines.values() if each.name == "db")
+        machine.workload = steady(128 * MIB, 0.1 * MIB)
+        service.site.hosts["alpha"].out.bytes_per_second = 1.0 * MIB
         one = await running.ask(Migrate(guest="db", to="beta"))
         answer = await client.post(f"migrations/{one.id}/resolve", json={"guest_at": "source"})
         problem(answer, 409, "not-now")
