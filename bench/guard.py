@@ -1,9 +1,11 @@
-"""``python -m bench.guard [--runs N] [--write]``: how long guests stand still whose controller is killed or cut off.
+"""``python -m bench.guard [--runs N] [--minutes M] [--add FILE] [--write]``: how long guests stand still alone.
 
 A guest begins to move, idle or writing; at a random moment its controller is killed with ``kill -9``, or its SSH
 connection to the source's host is frozen, as by a link that is cut. From outside, by the events of the source's QEMU,
 it is seen how long the guest stood still until it ran again. What was past ``migrate-continue`` at that moment is
-counted apart: a guard touches nothing there. With ``--write`` the figures go into docs/reliability.md.
+counted apart: a guard touches nothing there. One run takes some four seconds; after so many minutes none is begun any
+more, and with ``--add`` those of several times are put together. With ``--write`` the figures go into
+docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,10 @@ _BANDWIDTH = 48 * MIB
 _WATCH_SECONDS, _BEGIN_SECONDS = 12.0, 60.0
 #: Seconds for which one whose stream is held back is watched.
 _PARKED_SECONDS = 1.0
+#: How often a guest is begun anew that had arrived before its moment came.
+_TRIES = 20
+#: Seconds between two lines on how far it is.
+_SAID_EVERY_SECONDS = 15.0
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- guard -->", "<!-- end of guard -->"
 
@@ -116,10 +123,11 @@ class Scene:
         """Take the controller from one guest; one that had arrived already is not counted, and another is begun."""
         if habit not in self._spans:
             self._spans[habit] = await self._undisturbed(habit, sshd)
-        while True:
+        for _ in range(_TRIES):
             moment = self._chance.uniform(0.0, self._spans[habit])
             if (found := await self._disturbed(habit, sshd, moment)) is not None:
                 return found
+        raise SystemExit(f"{_TRIES} guests had arrived before their moment came: is this machine busy?")
 
     async def _undisturbed(self, habit: Habit, sshd: Sshd | None) -> float:
         pair = await self._pair(habit)
@@ -145,8 +153,10 @@ class Scene:
                 {name: getattr(config, name) for name in SshConfig.__dataclass_fields__}, default=str
             )
         controller = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.guard", "--controller", source.qmp, destination.qmp, ssh),
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "bench.guard"),
+            *("--controller", source.qmp, destination.qmp, ssh),
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,  # what it says once its QEMUs are taken from it
             cwd=Path(__file__).parents[1],
             env={**os.environ, "XDG_STATE_HOME": str(self._directory / f"state-{source.label}")},
         )
@@ -220,30 +230,89 @@ async def _finish(controller: asyncio.subprocess.Process, *qemus: LabQemu) -> No
         qemu.discard()
 
 
+Kind = tuple[str, str, str]
+Found = dict[Kind, list[Run]]
+
+
 async def measure(
-    runs: int, *, versions: Sequence[str], ways: Sequence[str] = ("killed", "cut off"), seed: int = 0
-) -> dict[tuple[str, str, str], list[Run]]:
-    """Take so many controllers away from each kind of guest; by version, way and guest."""
-    chance = random.Random(seed)
-    found: dict[tuple[str, str, str], list[Run]] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-guard-") as directory, Lab() as lab:
+    runs: int,
+    *,
+    versions: Sequence[str],
+    ways: Sequence[str] = ("killed", "cut off"),
+    seed: int = 0,
+    minutes: float = 60.0,
+) -> Found:
+    """Take so many controllers away from each kind of guest, in turns; by version, way and guest.
+
+    :param minutes: after which none is taken away any more.
+    """
+    chance, began = random.Random(seed), time.monotonic()
+    said_at, found = began, Found()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-guard-") as directory,
+        Lab() as lab,
+        ExitStack() as servers,
+    ):
+        scenes: dict[Kind, tuple[Scene, Habit, Sshd | None]] = {}
         for version in versions:
             for way in ways:
                 sshd = Sshd(Path(directory) / f"sshd-{version}") if way == "cut off" else None
-                try:
-                    scene = Scene(lab, Path(directory), binary=binaries()[version], chance=chance)
-                    for name, habit in (("idle", IDLE), ("writing", WRITES)):
-                        for _ in range(runs):
-                            found.setdefault((version, way, name), []).append(
-                                await scene.run(habit, sshd=sshd)
-                            )
-                finally:
-                    if sshd is not None:
-                        sshd.stop()
+                if sshd is not None:
+                    servers.callback(sshd.stop)
+                scene = Scene(lab, Path(directory), binary=binaries()[version], chance=chance)
+                for name, habit in (("idle", IDLE), ("writing", WRITES)):
+                    scenes[version, way, name] = scene, habit, sshd
+        for _ in range(runs):
+            for kind, (scene, habit, sshd) in scenes.items():
+                now = time.monotonic()
+                if now > began + 60 * minutes:
+                    return found
+                if now > said_at + _SAID_EVERY_SECONDS:
+                    said_at = now
+                    done = sum(map(len, found.values()))
+                    print(
+                        f"{done} of {runs * len(scenes)} after {now - began:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                found.setdefault(kind, []).append(await scene.run(habit, sshd=sshd))
     return found
 
 
-def table(found: dict[tuple[str, str, str], list[Run]]) -> str:
+def kept(path: Path) -> Found:
+    """Return what was measured earlier."""
+    found = Found()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        *kind, run = json.loads(line)
+        found.setdefault((kind[0], kind[1], kind[2]), []).append(Run(**run))
+    return found
+
+
+def keep(path: Path, found: Found) -> None:
+    """Add what was measured to what was earlier."""
+    with path.open("a", encoding="utf-8") as file:
+        for kind, runs in found.items():
+            file.writelines(json.dumps([*kind, asdict(each)]) + "\n" for each in runs)
+
+
+def distribution(runs: Iterable[Run]) -> str:
+    """Return in words for how long those stood still that did."""
+    stood = sorted(each.stood_seconds for each in runs if not each.past and each.stood_seconds > 0)
+    if not stood:
+        return "None stood still."
+    tenths = ", ".join(f"{stood[min(len(stood) - 1, int(share * len(stood)))]:.2f}" for share in _SHARES)
+    shares = ", ".join(f"{share:.0%}" for share in _SHARES)
+    return (
+        f"Of all, {len(stood)} stood still before `migrate-continue`: median {statistics.median(stood):.2f} s, longest "
+        f"{stood[-1]:.2f} s; {shares} of them for up to {tenths} s."
+    )
+
+
+#: Shares of those that stood still.
+_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+
+
+def table(found: Found) -> str:
     """Return the figures as a table."""
     lines = [
         "| QEMU | controller | guest | taken away | stood still | longest | median | parked | begins anew | past |",
@@ -259,22 +328,36 @@ def table(found: dict[tuple[str, str, str], list[Run]]) -> str:
             f"| {version} | {way} | {name} | {len(runs)} | {len(stood)} | {longest} | {median} | {parked} | {ended} | "
             f"{len(runs) - len(before)} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", distribution(each for runs in found.values() for each in runs)])
 
 
 def main() -> None:
     """Measure, print, and write where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench.guard", description=__doc__)
     parser.add_argument("--runs", type=int, default=50, help="of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="begin none after these (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--add", type=Path, metavar="FILE", help="add to what was measured earlier, and keep all there"
+    )
     parser.add_argument("--qemu", action="append", choices=list(binaries()), help="default: every version")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/reliability.md")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser.add_argument("--controller", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.controller:
         asyncio.run(run_controller(*options.controller))
         return
     seed = random.randrange(1 << 30)
-    found = asyncio.run(measure(options.runs, versions=options.qemu or list(binaries()), seed=seed))
+    versions = options.qemu or list(binaries())
+    try:
+        found = asyncio.run(measure(options.runs, versions=versions, seed=seed, minutes=options.minutes))
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: nothing was kept") from None
+    if options.add is not None:
+        keep(options.add, found)
+        found = kept(options.add)
     text = f"{time.strftime('%Y-%m-%d', time.gmtime())}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores:\n\n"
     text += table(found)
     print(text)

@@ -20,10 +20,12 @@ from migrator.errors import HostError
 from migrator.hosts.access import Coprocess, CoprocessRunner, HostAccess
 from migrator.hosts.local import LocalAccess
 
-#: Seconds without a sign of life after which a guard takes its controller to be cut off.
-SILENCE_SECONDS = 0.65
-#: Seconds between two signs of life.
-_BEAT_SECONDS = 0.15
+#: Seconds without a sign of life after which a guard takes its controller to be cut off, and while a guest may come to
+#: its switch at any moment.
+SILENCE_SECONDS, _NEAR_SILENCE_SECONDS = 0.65, 0.4
+#: Seconds between two signs of life, likewise. What is lost on the way is sent again within two or three of the latter,
+#: as those behind it show that it is missing, and after 0.2 s at the latest.
+_BEAT_SECONDS, _NEAR_BEAT_SECONDS = 0.15, 0.05
 #: Seconds that an answer may take.
 _ANSWER_SECONDS = 5.0
 #: Seconds without anything to guard after which it is ended.
@@ -59,6 +61,9 @@ class HostGuard:
         self._guarded: dict[str, Mapping[str, Any]] = {}
         #: Names of those that were left to it.
         self._left: set[str] = set()
+        #: Names of those that may come to their switch at any moment.
+        self._near: set[str] = set()
+        self._hurry = asyncio.Event()
         self._process: Coprocess | None = None
         self._running: asyncio.Task[None] | None = None
         self._asked: dict[tuple[str, str], asyncio.Future[None]] = {}
@@ -100,8 +105,26 @@ class HostGuard:
         self._run()
         self._tell(self._guarded[name])
 
+    def near(self, name: str, near: bool) -> None:
+        """Have our silence noticed sooner while something may come to its switch at any moment."""
+        before = bool(self._near)
+        if near and name in self._guarded:
+            self._near.add(name)
+        else:
+            self._near.discard(name)
+        if self._silence_seconds is not None and before != bool(self._near):
+            self._tell_silence()
+            self._hurry.set()
+
+    def _tell_silence(self) -> None:
+        silence = self._silence_seconds
+        if silence is not None and self._near:
+            silence = min(silence, _NEAR_SILENCE_SECONDS)
+        self._tell({"do": "silence", "seconds": silence})
+
     def release_soon(self, name: str) -> None:
         """Have something guarded no more, without waiting until that is so."""
+        self.near(name, False)
         if self._guarded.pop(name, None) is not None:
             self._tell({"do": "release", "name": name})
 
@@ -109,6 +132,7 @@ class HostGuard:
         """Have something guarded no more; return True once nothing is done to it any more, nor will be."""
         if name in self._guarded and not await self._ask("release", name):
             return False
+        self.near(name, False)
         self._guarded.pop(name, None)
         return True
 
@@ -201,14 +225,20 @@ class HostGuard:
         """
         process.write(b"%d\n" % len(self._text) + self._text)
         self._process = process
-        self._tell({"do": "silence", "seconds": self._silence_seconds})
+        self._tell_silence()
         for name, request in self._guarded.items():
             self._tell(request)
             if name in self._left:
                 self._tell({"do": "leave", "name": name})
         while self._needed() and not reading.done():
             process.write(b"\n")
-            await asyncio.wait({reading}, timeout=_BEAT_SECONDS)
+            self._hurry.clear()
+            hurry = asyncio.create_task(self._hurry.wait(), name=f"signs of life to {self._host.name}")
+            try:
+                pause = _NEAR_BEAT_SECONDS if self._near and self._silence_seconds else _BEAT_SECONDS
+                await asyncio.wait({reading, hurry}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hurry.cancel()
 
     async def _read(self, process: Coprocess) -> None:
         try:

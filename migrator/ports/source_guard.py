@@ -24,6 +24,9 @@ class SourceGuard(Protocol):
         :raise QemuError: the source could not be marked: the guard would leave it at its switch.
         """
 
+    def near(self, near: bool) -> None:
+        """Say whether the guest may come to its switch at any moment: then the guard waits less for a sign of life."""
+
     def end(self) -> None:
         """Have it guarded no more, soon."""
 
@@ -49,6 +52,9 @@ class Unguarded:
         """Do nothing."""
 
     def end(self) -> None:
+        """Do nothing."""
+
+    def near(self, near: bool) -> None:
         """Do nothing."""
 
     async def release(self) -> bool:

@@ -261,11 +261,18 @@ class GuardProgram:
         silent = time.monotonic() - self._heard
         return self._silence is not None and silent > self._silence and bool(self._guarded)
 
+    @property
+    def _wait_seconds(self) -> float | None:
+        """Return until when nothing is to be done but to hear; ``None``: there is no such time."""
+        if self._silence is None or not self._guarded:
+            return None
+        return max(_PAUSE_SECONDS, self._heard + self._silence - time.monotonic() + 0.001)
+
     def serve(self) -> None:
         """Guard until the controller is gone, or cut off, and then for as long as a guest needs it."""
         rest = b""
         while not (self._cut_off and self._needed()):
-            if not select.select([0], [], [], _PAUSE_SECONDS if self._cut_off else 0.1)[0]:
+            if not select.select([0], [], [], self._wait_seconds)[0]:
                 continue
             chunk = os.read(0, 65536)
             if not chunk:

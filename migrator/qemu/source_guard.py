@@ -20,6 +20,9 @@ class GuardProcess(Protocol):
     def guard(self, name: str, request: Mapping[str, Any]) -> None:
         """Have something guarded from now on."""
 
+    def near(self, name: str, near: bool) -> None:
+        """Have our silence noticed sooner while it may come to its switch at any moment."""
+
     def release_soon(self, name: str) -> None:
         """Have it guarded no more, without waiting."""
 
@@ -75,6 +78,10 @@ class EndpointGuard:
             if not await marks.add(self._monitor, BEFORE_SWITCH, migration):
                 await marks.change(self._monitor, BEFORE_SWITCH, migration)
             self._armed = True
+
+    def near(self, near: bool) -> None:
+        if self._process is not None:
+            self._process.near(self._socket, near)
 
     def end(self) -> None:
         if self._process is not None:

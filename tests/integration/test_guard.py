@@ -308,3 +308,59 @@ async def test_host_without_python3_has_no_guard(world: SimpleNamespace) -> None
     finally:
         await without.close()
         await access.close()
+
+
+class Heard:
+    """A coprocess that hears what a guard is told, with when."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, bytes]] = []
+        self._over = asyncio.Event()
+
+    @property
+    async def lines(self) -> AsyncIterator[bytes]:
+        await self._over.wait()
+        yield b""
+
+    def write(self, data: bytes) -> None:
+        self.told.append((asyncio.get_running_loop().time(), data))
+
+    async def exit_status(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._over.set()
+
+
+class HeardHost:
+    name = "heard"
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard = heard
+
+    async def coprocess(self, command: object) -> Heard:
+        return self._heard
+
+
+async def test_controller_gives_more_signs_of_life_while_a_guest_is_near_its_switch() -> None:
+    heard = Heard()
+    host: Any = HeardHost(heard)
+    guarding = host_guard(host, silence=0.65)
+    guarding.guard("a", {})
+    try:
+
+        async def beats(within: float) -> bool:
+            at = [when for when, data in heard.told if data == b"\n"][-4:]
+            return len(at) == 4 and at[-1] - at[0] < 3 * within
+
+        await until(lambda: len(heard.told) > 6, what="signs of life")
+        assert not await beats(0.1)
+        guarding.near("a", True)
+        assert heard.told[-1][1] == b'{"do": "silence", "seconds": 0.4}\n'
+        await until(lambda: beats(0.1), what="more signs of life")
+        guarding.release_soon("a")
+        assert heard.told[-2][1] == b'{"do": "silence", "seconds": 0.65}\n'
+    finally:
+        await guarding.close()

@@ -363,6 +363,7 @@ class MigrationDriver(DriverState):
                     await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
                 far, near = self._steering.far_seconds, self._steering.look_in_seconds
+                self._guarding.note_distance(far)
                 intent = self._intent_log.intent
                 await self._observer.pause(interval(intent, source, far_seconds=far, near_seconds=near))
                 continue

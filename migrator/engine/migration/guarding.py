@@ -41,6 +41,11 @@ class Guarding:
             await self._source.guard.begin(self._migration, stopped=intent.stopped_by_us)
             self._armed = True
 
+    def note_distance(self, far_seconds: float) -> None:
+        """Note for how many seconds the guest certainly does not come to its switch; 0 where it may be near."""
+        if self._told is not None:
+            self._source.guard.near(far_seconds <= 0.0)
+
     def end(self) -> None:
         """Have it guarded no more: it is switched, or over."""
         if self._told is not None:
