@@ -137,7 +137,9 @@ def direct(
     ] = None,
     stream: Annotated[
         str | None,
-        typer.Option(metavar="WAY", help="From QEMU to QEMU (direct), or through an SSH tunnel (ssh)."),
+        typer.Option(
+            metavar="WAY", help="From QEMU to QEMU: direct. Through a tunnel (ssh) is not made yet."
+        ),
     ] = None,
     streams: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Channels for memory: 1 to 16, or auto.")

@@ -9,11 +9,14 @@ import select
 import signal
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from migrator import logs, units
 from migrator.cli import INTERRUPTED, Exit, remote
 from migrator.cli.client import ServiceClient
+from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
 from migrator.errors import MigratorError
 from migrator.testing import network
 from migrator.testing.guest import Habit
@@ -25,6 +28,8 @@ _HOSTS = ("alpha", "beta", "gamma")
 #: How long the page is there for who does not press Enter.
 _PAGE_SECONDS = 60
 _FIGURES = ("mode", "rounds", "time", "downtime", "ceiling", "sent")
+#: One guest goes encrypted or not at all, the others plainly.
+_ENCRYPTED = '[site]\ntls = "off"\n[policies.secret]\ntls = "require"\n'
 #: From here on the table of results has room for all of it.
 _WIDE_COLUMNS = 110
 
@@ -48,8 +53,9 @@ def _guests(folder: str) -> tuple[_Guest, ...]:
         _Guest(name="idle", what="does nothing"),
         _Guest(
             name="web",
-            what="rewrites 160 MiB slowly",
+            what="rewrites 160 MiB slowly, and is secret",
             habit=Habit(region_bytes=160 * _MIB, bytes_per_second=6 * _MIB),
+            policy="secret",
         ),
         _Guest(
             name="mail",
@@ -110,10 +116,20 @@ def _demo(speed: int) -> Exit:
         console.print(text, style="bold")
 
     limited = speed if network.possible() is None else None
-    policies = "".join(
+    policies = _ENCRYPTED + "".join(
         f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests("")
     )
-    with LabSite(*_HOSTS, bytes_per_second=limited, extra=policies, page=True) as site:
+    with (
+        TemporaryDirectory(prefix="migrator-pki-") as pki,
+        LabSite(
+            *_HOSTS,
+            bytes_per_second=limited,
+            extra=policies,
+            host_extra={name: f'tls_dir = "{pki}/{name}"\n' for name in _HOSTS},
+            page=True,
+        ) as site,
+    ):
+        _make_certificates(Path(pki))
         folder = site.directory / "folder"
         folder.mkdir()
         guests = _guests(str(folder))
@@ -146,6 +162,20 @@ def _demo(speed: int) -> Exit:
         f"\n{back} of {len(guests)} guests run on alpha again, their memory checked. Nothing of it is left running."
     )
     return Exit.FAILED if lost or back != len(guests) else Exit.DONE
+
+
+def _make_certificates(directory: Path) -> None:
+    """Give each host certificates for encrypted streams, as `migrator pki` does."""
+    from migrator.pki.authority import Authority  # noqa: PLC0415 - slow to import
+
+    authority = Authority.make(directory / "authority", site="demo")
+    for name in _HOSTS:
+        issued = authority.issue(name, [name])
+        (directory / name).mkdir()
+        (directory / name / CA_FILE).write_bytes(authority.pem)
+        for certificate, key in (SERVER_FILES, CLIENT_FILES):
+            (directory / name / certificate).write_bytes(issued.certificate)
+            (directory / name / key).write_bytes(issued.key)
 
 
 def _show_page(site: LabSite) -> None:
@@ -226,7 +256,7 @@ def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, s
             reasons.append(Text(f"  {guest.name} stays: {(one or {}).get('error') or 'no reason is known'}"))
         else:
             figures = [
-                one["mode"],
+                f"{one['mode']}, TLS" if one["tls"] else one["mode"],
                 str(one["round"]),
                 units.show_seconds(one["duration_seconds"] or 0.0),
                 _downtime(one),

@@ -47,6 +47,7 @@ async def test_every_guest_arrives_with_its_memory() -> None:
     what = ended.out[ended.out.index("What became of them") :]
     rows = [line.split() for line in what.splitlines() if line.rstrip().endswith("memory intact")]
     assert [row[0] for row in rows] == ["idle", "web", "mail", "frozen", "batch", "cold", "shared"]
+    assert [row[0] for row in rows if "TLS" in row] == ["web"]
     assert "paused, memory intact" in what
     assert "does not support live migration" in ended.out
     assert "7 of 7 guests run on alpha again" in ended.out

@@ -60,6 +60,11 @@ async def test_authority_issues_what_guests_move_with_and_renews_it(tmp_path: Pa
             f"a has no ca-cert.pem, client-cert.pem, client-key.pem in {tmp_path}/pki-a" in refused["error"]
         )
 
+        plan = await site.post("plans", host="a")
+        assert [each["code"] for each in plan["guests"][0]["findings"] if each["severity"] == "error"] == [
+            "tls-required"
+        ]
+
         issued = await pki(site, "issue", "a", "b", "--valid", "20d", "--json")
         assert issued.code == 0, issued.err
         assert [each["result"] for each in json.loads(issued.out)["hosts"]] == ["issued", "issued"]
