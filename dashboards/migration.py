@@ -63,6 +63,7 @@ def _memory() -> list[Any]:
             "What is still to be sent, and what has been.",
             "bytes",
             query(f"migrator_migration_remaining_bytes{{{_MINE}}}", "remaining"),
+            query(f"migrator_disk_remaining_bytes{{{_MINE}}}", "remaining of disks"),
             query(f"migrator_migration_transferred_bytes{{{_MINE}}}", "transferred"),
         ),
         curves(

@@ -132,6 +132,9 @@ class MigrationDocument(Document):
     #: What was forecast of it when postcopy was begun, and the policy's ceiling.
     postcopy_stall_forecast_seconds: float | None = None
     max_postcopy_stall_seconds: float = 0.0
+    #: Copied of disks that both ends do not share; and while they are copied, what is left of them.
+    disk_bytes: int = 0
+    disk_remaining_bytes: int | None = None
     #: What it took until both ends were set up and it could wait for its turn.
     preparation_seconds: float | None = None
     preflight_seconds: float | None = None

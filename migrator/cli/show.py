@@ -139,6 +139,10 @@ def _figures(status: MigrationProgress) -> str:
     sample = status.sample
     if status.waiting_for:
         return f"waits for {status.waiting_for}"
+    if status.disk_total_bytes:
+        return (
+            f"disks, {show_bytes(status.disk_remaining_bytes)} of {show_bytes(status.disk_total_bytes)} left"
+        )
     if sample is None:
         return ""
     parts = [f"round {sample.round}", f"{show_bytes(sample.remaining_bytes)} left"]

@@ -57,7 +57,7 @@ ACTIONS = (
                 "resolve",
             ),
             *("postcopy-stall-exceeded", "postcopy-stall-forecast", "quiet-start"),
-            *("run-state", "stream-broken", "stream-recovered", "take-up", "too-late", "undo"),
+            *("copy-disk", "run-state", "stream-broken", "stream-recovered", "take-up", "too-late", "undo"),
             VIOLATED,
         }
     ),
@@ -312,6 +312,13 @@ MIGRATIONS = (
     _gauge("migrator_migration_state", "1 for the present state.", "migration", "guest", "state", series="M"),
     _migration("progress_ratio", "Progress; never falls, and is 1 only once the guest has arrived."),
     _migration("remaining_bytes", "Memory that is still to be sent."),
+    _gauge(
+        "migrator_disk_remaining_bytes",
+        "What is still to be copied of disks that the target does not share; 0 once memory is sent.",
+        "migration",
+        "guest",
+        series="M",
+    ),
     _migration("transferred_bytes", "What has been sent so far."),
     _migration(
         "dirty_rate_bytes_per_second", "Memory that the guest dirties, as measured between two rounds."

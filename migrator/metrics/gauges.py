@@ -138,6 +138,7 @@ class Gauges:
             }
             for name, value in values.items():
                 families[f"migration_{name}"].set(both, value)
+            families["disk_remaining_bytes"].set(both, migration.disk_remaining_bytes or 0)
 
     def _evacuations(self, families: Mapping[str, _Family]) -> None:
         for evacuation in self._snapshot.evacuations:

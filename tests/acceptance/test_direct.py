@@ -36,6 +36,7 @@ FIELDS = {
     "postcopy_stall_forecast_seconds",
     "max_postcopy_stall_seconds",
     "transferred_bytes",
+    "disk_bytes",
     "rounds",
     "recoveries",
     "tls",

@@ -216,6 +216,10 @@ class JournalledSession(MigrationSession):
             postcopy_stall_forecast_seconds=result.postcopy_stall_forecast_seconds,
             max_postcopy_stall_seconds=self.policy.max_postcopy_stall_seconds,
             postcopy_vcpu_stall_seconds=list(result.postcopy_vcpu_stall_seconds),
+            disk_bytes=result.disk_bytes,
+            disk_remaining_bytes=status.disk_remaining_bytes
+            if status is not None and self.state is State.MIRRORING
+            else None,
             preparation_seconds=self.preparation_seconds,
             preflight_seconds=result.preflight_seconds or None,
             duration_seconds=result.duration_seconds if self.ended else None,
