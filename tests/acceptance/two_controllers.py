@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx2
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from migrator.errors import JournalError
@@ -192,18 +192,20 @@ class TwoControllers:
         async def answers() -> bool:
             nonlocal found
             found = await self.acting()
-            if not found:
-                return False
-            await self.site.disconnect()
-            transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{found}.sock"))
-            self.site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
-            try:
-                return (await self.site.probe("/readyz?role=acting"))[0] == 200
-            except httpx2.TransportError:
-                return False
+            return bool(found) and await self._acts(found)
 
         await eventually(answers, "a controller that acts", self.site, within=60)
         return found
+
+    async def _acts(self, name: str) -> bool:
+        """Ask the site through this one from now on; whether it acts."""
+        await self.site.disconnect()
+        transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{name}.sock"))
+        self.site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
+        try:
+            return (await self.site.probe("/readyz?role=acting"))[0] == 200
+        except httpx2.TransportError:
+            return False
 
     async def round(
         self, number: int, *, how: str, after: float, watch: Standstills, plans: bool = True
@@ -237,6 +239,45 @@ class TwoControllers:
         for machine in self.guests:
             self.measured.stood[machine.name.partition("-")[0]].append(watch.longest[machine.name])
         await site.post(f"hosts/{here}/activate", key=f"activate-{number}")
+
+    async def evacuation(
+        self, number: int, *, watch: Standstills, meanwhile: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Empty the host that the guests are on, and have something happen in the middle of it that ends no controller
+        for good: one that was replaced, and ended itself, is started again.
+        """
+        site, (here, there) = self.site, ("a", "b") if number % 2 == 0 else ("b", "a")
+        await self.ask_acting()
+        await site.known(len(self.guests))
+        run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
+        await site.until_state("precopy")
+        await meanwhile()
+
+        async def ended() -> bool:
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    await self.start(name, stands_by=False)
+            with contextlib.suppress(DBAPIError, httpx2.TransportError, OSError):
+                if (acting := await self.acting()) and await self._acts(acting):
+                    status, document = await site.try_post(f"hosts/{here}/evacuate", key=f"round-{number}")
+                    assert status == 503 or document["id"] == run["id"], (
+                        "the command is known to whoever acts"
+                    )
+                    return status < 300 and document["state"] == "completed"
+            return False
+
+        await eventually(ended, "the evacuation is completed", site, within=150)
+        await site.everyone_at(self.guests, there)
+        await watch.settle()
+        assert watch.doubled == [], watch.doubled
+        await self._moved_once(run["id"])
+
+    async def stop(self, name: str) -> None:
+        """Stop one in order, as for an upgrade, and start it again."""
+        process = self._processes[name]
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0
+        await self.start(name, stands_by=False)
 
     async def _ask_again(self, path: str, *, key: str, gone: str) -> Any:
         """Repeat a command, as often as it is refused because none acts at the moment: its document."""
@@ -283,10 +324,13 @@ class TwoControllers:
 
 
 @asynccontextmanager
-async def two_controllers(server: Postgres) -> AsyncIterator[TwoControllers]:
-    """Both run, and one of them acts, on a site of two hosts with six guests on the first."""
+async def two_controllers(server: Postgres, *, url: str = "") -> AsyncIterator[TwoControllers]:
+    """Both run, and one of them acts, on a site of two hosts with six guests on the first.
+
+    :param url: of the journal; by default one on that server.
+    """
     guests = machines()
-    url = server.place(server.create()).url
+    url = url or server.place(server.create()).url
     engine = create_async_engine(url)
     rules = "".join(
         f'[[guests]]\nmatch = "{kind}-*"\npolicy = "{policy}"\n\n' for kind, policy in POLICIES.items()
