@@ -34,8 +34,11 @@ from migrator.faults import keep_going
 from migrator.ports import Assignment, AvailableDriver, ControllerInfo, Lease, assignment_number
 from migrator.store.presence import Drivers, Heartbeat
 from migrator.store.sole_use import SoleUse
-from migrator.testing.shared_journal import PLACE, JournalView, SharedStore
-from migrator.testing.shared_site import EndpointView, SharedSite, SiteView
+from migrator.testing.endpoint_view import EndpointView
+from migrator.testing.journal_view import JournalView
+from migrator.testing.shared_site import SharedSite
+from migrator.testing.shared_store import PLACE, SharedStore
+from migrator.testing.site_view import SiteView
 from migrator.testing.stepped_loop import SimulatedProcess, SteppedLoop
 from migrator.testing.wire import Cut, Wire, elsewhere
 from migrator.testing.workload import MIB, steady

@@ -17,7 +17,7 @@ from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.errors import JournalError
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
-from migrator.testing import shared_journal
+from migrator.testing import journal_view, memory_step_records, shared_store
 from tests import three_controllers
 from tests.three_controllers import Misfortune, ThreeControllers, Violated, Weakness, emptying, explore
 
@@ -58,14 +58,14 @@ def test_one_that_drives_for_another_is_followed_in_the_middle_of_a_migration(wh
 
 def answer_late(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """Have the answers of the journal about assignments come so late that much has happened meanwhile."""
-    read_now = getattr(shared_journal._Assignments, read)
+    read_now = getattr(journal_view._Assignments, read)
 
     async def read_late(self: object, about: object = None) -> object:
         found = await read_now(self, about)
         await asyncio.sleep(0.4)
         return found
 
-    monkeypatch.setattr(shared_journal._Assignments, read, read_late)
+    monkeypatch.setattr(journal_view._Assignments, read, read_late)
 
 
 def test_what_was_just_given_is_not_missed_by_an_answer_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,21 +97,21 @@ def test_what_a_driver_let_go_of_is_not_begun_again_by_an_answer_from_before(
 def test_a_journal_that_does_not_answer_for_a_moment_leaves_no_take_over_to_a_person(
     command: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = shared_journal.MemoryStepRecords._read
+    read = memory_step_records.MemoryStepRecords._read
     failed: list[str] = []
 
-    async def fail_once(self: shared_journal.MemoryStepRecords, migration: str) -> Any:
+    async def fail_once(self: memory_step_records.MemoryStepRecords, migration: str) -> Any:
         if failed:
             return await read(self, migration)
         failed.append(migration)
         wire = self._view.wire
-        wire.cut[shared_journal.PLACE] = "refused"
+        wire.cut[shared_store.PLACE] = "refused"
         try:
             return await read(self, migration)
         finally:
-            wire.heal(shared_journal.PLACE)
+            wire.heal(shared_store.PLACE)
 
-    monkeypatch.setattr(shared_journal.MemoryStepRecords, "_read", fail_once)
+    monkeypatch.setattr(memory_step_records.MemoryStepRecords, "_read", fail_once)
     ThreeControllers(seed=1, misfortunes=[Misfortune(what="kill", command=command)]).run(emptying)
     assert failed
 
@@ -188,7 +188,7 @@ def test_a_driver_that_cannot_reach_the_hosts_does_not_keep_them_from_being_empt
 def test_a_driver_that_drains_does_not_wait_for_a_turn_that_nobody_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def nobody_plans(self: shared_journal._Assignments, *about: Any) -> None:
+    async def nobody_plans(self: journal_view._Assignments, *about: Any) -> None:
         """Tell the driver nothing."""
 
     monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
@@ -196,7 +196,7 @@ def test_a_driver_that_drains_does_not_wait_for_a_turn_that_nobody_gives(
 
     async def scenario(world: ThreeControllers) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(shared_journal._Assignments, "request", nobody_plans)
+            patch.setattr(journal_view._Assignments, "request", nobody_plans)
             await world.ask("migrate", "k-second", guest="vm-1", to="b")
             while not (drivers := world.drivers()):
                 await asyncio.sleep(0.01)
@@ -228,19 +228,19 @@ async def state_of_second(world: ThreeControllers) -> str:
 def test_a_cancel_while_a_migration_is_being_given_away_reaches_its_driver(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    give, save = shared_journal._Assignments.give, shared_journal.JournalView.save
+    give, save = journal_view._Assignments.give, journal_view.JournalView.save
 
-    async def give_slowly(self: shared_journal._Assignments, assignment: Assignment) -> bool:
+    async def give_slowly(self: journal_view._Assignments, assignment: Assignment) -> bool:
         await asyncio.sleep(0.3)
         return await give(self, assignment)
 
-    async def save_slowly(self: shared_journal.JournalView, *documents: Any, **how: Any) -> list[int]:
+    async def save_slowly(self: journal_view.JournalView, *documents: Any, **how: Any) -> list[int]:
         if any(document.get("_private", {}).get("cancelled") for _, document in documents):
             await asyncio.sleep(1.0)
         return await save(self, *documents, **how)
 
-    monkeypatch.setattr(shared_journal._Assignments, "give", give_slowly)
-    monkeypatch.setattr(shared_journal.JournalView, "save", save_slowly)
+    monkeypatch.setattr(journal_view._Assignments, "give", give_slowly)
+    monkeypatch.setattr(journal_view.JournalView, "save", save_slowly)
     ended: list[str] = []
 
     async def scenario(world: ThreeControllers) -> None:
@@ -258,13 +258,13 @@ def test_what_was_accepted_outlives_the_planner_that_could_do_nothing_about_it_a
 ) -> None:
     world = ThreeControllers(seed=1, spread=spread)
 
-    async def tell_nobody(self: shared_journal._Assignments, *about: Any) -> None:
+    async def tell_nobody(self: journal_view._Assignments, *about: Any) -> None:
         if about[-1][verb] and not killed:
             await asyncio.sleep(60)
         await request(self, *about)
 
-    request = shared_journal._Assignments.request
-    monkeypatch.setattr(shared_journal._Assignments, "request", tell_nobody)
+    request = journal_view._Assignments.request
+    monkeypatch.setattr(journal_view._Assignments, "request", tell_nobody)
     if spread:
         monkeypatch.setattr(
             spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
@@ -296,9 +296,9 @@ def test_what_was_accepted_outlives_the_planner_that_could_do_nothing_about_it_a
 def spoil(monkeypatch: pytest.MonkeyPatch, world: ThreeControllers, call: str, how: str) -> list[str]:
     """Have the one that acts not hear that such a call about assignments was carried out, once; or die of it."""
     befallen: list[str] = []
-    carry_out = getattr(shared_journal._Assignments, call)
+    carry_out = getattr(journal_view._Assignments, call)
 
-    async def carry_out_unheard(self: shared_journal._Assignments, *about: Any) -> Any:
+    async def carry_out_unheard(self: journal_view._Assignments, *about: Any) -> Any:
         done = await carry_out(self, *about)
         if not befallen:
             [acting] = [
@@ -311,7 +311,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, world: ThreeControllers, call: str, h
             await asyncio.sleep(60)
         return done
 
-    monkeypatch.setattr(shared_journal._Assignments, call, carry_out_unheard)
+    monkeypatch.setattr(journal_view._Assignments, call, carry_out_unheard)
     return befallen
 
 
@@ -319,14 +319,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, world: ThreeControllers, call: str, h
 def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_its_migration_back(
     call: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = shared_journal.JournalView.save
+    save = journal_view.JournalView.save
 
-    async def save_slowly(self: shared_journal.JournalView, *documents: Any, **how: Any) -> list[int]:
+    async def save_slowly(self: journal_view.JournalView, *documents: Any, **how: Any) -> list[int]:
         if any(kind == "migration" and its["state"] != "queued" for kind, its in documents):
             await asyncio.sleep(9.0)  # its driver is gone when the journal has what that said first
         return await save(self, *documents, **how)
 
-    monkeypatch.setattr(shared_journal.JournalView, "save", save_slowly)
+    monkeypatch.setattr(journal_view.JournalView, "save", save_slowly)
     monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
     world = ThreeControllers(seed=8, guests=2, misfortunes=[Misfortune(what="kill", command=8, driver=True)])
     befallen = spoil(monkeypatch, world, call, how)
@@ -346,11 +346,11 @@ def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_
 def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    give, find = shared_journal._Assignments.give, shared_journal._Assignments.find
+    give, find = journal_view._Assignments.give, journal_view._Assignments.find
     answers: list[bool] = []
     left: list[int] = []
 
-    async def give_unheard(self: shared_journal._Assignments, assignment: Assignment) -> bool:
+    async def give_unheard(self: journal_view._Assignments, assignment: Assignment) -> bool:
         answers.append(await give(self, assignment))
         if len(answers) > 1:
             return answers[-1]
@@ -358,13 +358,13 @@ def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
         world.kill(driver)
         raise JournalError("the journal does not answer")
 
-    async def find_later(self: shared_journal._Assignments, about: Any = None) -> Any:
+    async def find_later(self: journal_view._Assignments, about: Any = None) -> Any:
         if answers == [True]:
             raise JournalError("the journal does not answer")
         return await find(self, about)
 
-    monkeypatch.setattr(shared_journal._Assignments, "give", give_unheard)
-    monkeypatch.setattr(shared_journal._Assignments, "find", find_later)
+    monkeypatch.setattr(journal_view._Assignments, "give", give_unheard)
+    monkeypatch.setattr(journal_view._Assignments, "find", find_later)
     monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
 
     async def scenario(world: ThreeControllers) -> None:
