@@ -40,10 +40,20 @@ class Quiet:
             self._timeout_seconds -= _SAMPLE_SECONDS
 
     def __str__(self) -> str:
-        shielded = os.sched_getscheduler(0) != os.SCHED_OTHER
-        measured = "what is measured had real-time priority" if shielded else "ordinary priority"
+        measured = _priority()
         busy = f"other work took at most {self._worst_share:.0%} of the cores right before a run"
         return f"{measured} · " + (f"**the machine was not quiet: {busy}**" if self._waited_in_vain else busy)
+
+
+def _priority() -> str:
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return "what is measured had real-time priority"
+    try:
+        # Where the kernel groups processes by sessions, their own niceness says nothing beside those of others.
+        session = int(Path("/proc/self/autogroup").read_text(encoding="ascii").rpartition(" ")[2])
+    except (OSError, ValueError):
+        session = 0
+    return f"priority over other sessions (nice {session})" if session < 0 else "ordinary priority"
 
 
 def _busy_and_total() -> tuple[int, int]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from bench import answers, document, store
 from bench.figures import paragraphs
@@ -24,34 +25,34 @@ _PART_SECONDS = 900.0
 _KEY, _TITLE = "scale", "Many migrations at once"
 
 
-async def _under_way() -> str:
-    return await load.under_way()
+async def _under_way(counts: Sequence[int]) -> str:
+    return await load.under_way(counts or load.UNDER_WAY)
 
 
-async def _cost() -> str:
-    return await load.cost()
+async def _cost(counts: Sequence[int]) -> str:
+    return await load.cost(counts or load.COUNTS)
 
 
-async def _controllers() -> str:
-    return await load.controllers()
+async def _controllers(counts: Sequence[int]) -> str:
+    return await load.controllers(*counts[:1])
 
 
-async def _evacuation() -> str:
-    return await asyncio.to_thread(evacuations.cost)
+async def _evacuation(counts: Sequence[int]) -> str:
+    return await asyncio.to_thread(evacuations.cost, counts or evacuations.COUNTS)
 
 
-async def _commands() -> str:
-    text, _ = await answers.measure(answers.COMMANDS)
+async def _commands(_: Sequence[int]) -> str:
+    text, _found = await answers.measure(answers.COMMANDS)
     return text
 
 
-async def _store() -> str:
+async def _store(_: Sequence[int]) -> str:
     return store.report(await store.measure_both(), store.MIGRATIONS)
 
 
-#: In the order of the document; all of them take some fifteen minutes.
-PARTS: dict[str, tuple[str, Callable[[], Awaitable[str]]]] = {
-    "load": ("1,000 migrations on one controller", _under_way),
+#: In the order of the document, each told how many migrations it is asked for; all of them take some half an hour.
+PARTS: dict[str, tuple[str, Callable[[Sequence[int]], Awaitable[str]]]] = {
+    "load": ("Migrations under way on one controller", _under_way),
     "cost": ("What each of many costs", _cost),
     "evacuation": ("What each guest of an evacuation costs", _evacuation),
     "controllers": ("Three controllers with 3,000", _controllers),
@@ -67,6 +68,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--quiet-timeout", type=float, default=60.0, help="seconds to wait for a quiet machine"
     )
+    parser.add_argument(
+        "--counts",
+        type=_counts,
+        default=[],
+        metavar="N,...",
+        help="how many migrations, instead of the usual",
+    )
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - PARTS.keys():
@@ -80,7 +88,7 @@ def main(arguments: list[str]) -> int:
         began = time.monotonic()
         say(title)
         try:
-            text = asyncio.run(_measured(work, given.quiet_timeout))
+            text = asyncio.run(_measured(functools.partial(work, given.counts), given.quiet_timeout))
         except (Unavailable, TimeoutError, RuntimeError, ExceptionGroup) as error:
             why = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
             print(f"{name}: not measured: {why or 'it took too long'}", file=sys.stderr)
@@ -90,6 +98,10 @@ def main(arguments: list[str]) -> int:
         if given.write:
             document.write(f"{_KEY}-{name}", f"{_TITLE}: {title}", text, order=[])
     return bad
+
+
+def _counts(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 async def _measured(work: Callable[[], Awaitable[str]], quiet_timeout: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from bench.evacuation import simulated
@@ -19,7 +20,7 @@ _SECONDS = 150.0
 _GUESTS_AT_LEAST = 100
 
 
-def cost(counts: tuple[int, ...] = COUNTS) -> str:
+def cost(counts: Sequence[int] = COUNTS) -> str:
     """Return what one evacuation of so many idle guests computes for each of them."""
     found, rows, budget = [], [], Budget(_SECONDS)
     with ProcessPoolExecutor(max_workers=1) as pool:

@@ -119,10 +119,13 @@ async def _serve(directory: Path) -> None:
 
 
 class Farm:
-    """A client of it; one request after the other."""
+    """A client of it; one request after the other.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    :param pid: its process, for whoever started it.
+    """
+
+    def __init__(self, directory: Path, *, pid: int = 0) -> None:
+        self.directory, self.pid = directory, pid
         self._turn = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._numbers = itertools.count(1)

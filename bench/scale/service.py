@@ -70,6 +70,10 @@ class Service:
     ) -> None:
         self.directory, self.pids, self.http, self.farms = directory, pids, http, farms
 
+    def farm_seconds(self) -> float:
+        """Return the processor time that the farms have used so far."""
+        return sum(processor_seconds(farm.pid) for farm in self.farms)
+
     @asynccontextmanager
     async def used(self) -> AsyncIterator[list[Usage]]:
         """Measure while the block lasts; what each controller used is in the list after it."""
@@ -169,7 +173,7 @@ async def serving(
             farm = _process(stack, "bench.scale.farm", str(place), stdout=subprocess.PIPE)
             assert farm.stdout is not None
             farm.stdout.readline()
-            farms.append(Farm(place))
+            farms.append(Farm(place, pid=farm.pid))
         await fill(guests, farms)
         spec = {"hosts": list(hosts), "guests": [asdict(guest) for guest in guests], "farms": _FARMS}
         (directory / "spec").write_text(json.dumps(spec), encoding="utf-8")
