@@ -12,13 +12,15 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic_core import from_json
 from qemu.qmp import EventListener, Message, QMPClient, Runstate
 from qemu.qmp.error import ProtocolError
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.models import ErrorResponse
+from qemu.qmp.protocol import require
+from qemu.qmp.qmp_client import BadReplyError, ExecuteError, NegotiationError
 
 from migrator import logs
 from migrator.qemu.replies import wrong_with_event
@@ -166,12 +168,36 @@ class QmpClient(QMPClient):
     def _cb_inbound(self, msg: Message) -> Message:
         return msg
 
+    @require(Runstate.RUNNING)
+    async def execute(
+        self, cmd: str, arguments: Mapping[str, object] | None = None, oob: bool = False
+    ) -> object:
+        """Execute a command like the library, which writes each message out three times.
+
+        :raise ExecuteError: it was refused.
+        :raise BadReplyError: what came is no answer.
+        :raise ExecInterruptedError: the session broke before the answer.
+        """
+        message = Message({"exec-oob" if oob else "execute": cmd}, eager=False)
+        if arguments is not None:
+            message["arguments"] = arguments
+        reply = await self._execute(message)
+        if "error" in reply:
+            try:
+                refusal = ErrorResponse(reply)
+            except (KeyError, TypeError) as error:
+                raise BadReplyError("QMP error reply is malformed", reply, message) from error
+            raise ExecuteError(refusal, message, reply)
+        if "return" not in reply:
+            raise BadReplyError("QMP reply is missing a 'error' or 'return' member", reply, message)
+        return reply["return"]
+
     async def _issue(self, msg: Message) -> str:
         name = str(msg["id"])
+        self._do_send(msg)  # at once: the library wakes another task for it
         self._pending[name] = (
             asyncio.Queue()
         )  # without a bound: one that is answered twice must not stop the reader
-        await self._outgoing.put(msg)
         return name
 
     async def _do_recv(self) -> Message:
