@@ -67,6 +67,32 @@ class Migrate(Command):
     accept: Annotated[list[Name], Field(max_length=64)] = []
 
 
+#: Of a file on a host, absolute; no byte in it ends a line or a name.
+HostFile = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]{1,1000}[^/\x00-\x1f\x7f]$")]
+
+
+class Save(Command):
+    """Save one guest into a file on its host, and end its QEMU: it runs nowhere until it is loaded."""
+
+    verb: ClassVar[str] = "save"
+    guest: GuestName
+    #: On the guest's host.
+    file: HostFile
+    #: Codes of findings that are accepted.
+    accept: Annotated[list[Name], Field(max_length=64)] = []
+
+
+class Load(Command):
+    """Have a guest that was saved go on, out of its file."""
+
+    verb: ClassVar[str] = "load"
+    #: On the host where it is to run.
+    file: HostFile
+    to: Name
+    #: Codes of findings that are accepted.
+    accept: Annotated[list[Name], Field(max_length=64)] = []
+
+
 class Evacuate(Command):
     """Empty a host."""
 
@@ -148,7 +174,7 @@ class Check(Command):
 #: By verb.
 COMMANDS: Mapping[str, type[Command]] = {
     command.verb: command
-    for command in (Migrate, Evacuate, Restore, Activate, Cancel, Postcopy, Resolve, Plan, Check)
+    for command in (Migrate, Save, Load, Evacuate, Restore, Activate, Cancel, Postcopy, Resolve, Plan, Check)
 }
 
 #: What a command's outcome is about.

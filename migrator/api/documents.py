@@ -80,6 +80,9 @@ class MigrationDocument(Document):
     #: Paths of both QEMUs' QMP sockets on their hosts, as far as they are known.
     source_socket: str = ""
     destination_socket: str = ""
+    #: The file that the guest is saved into, or loaded from; empty where it moves from host to host.
+    file: str = ""
+    file_use: Literal["", "save", "load"] = ""
     policy: str
     #: Instance of the controller that drives it, or drove it last; empty while nobody does.
     controller: str = ""

@@ -142,16 +142,13 @@ class GivenPair:
 
     async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
         """Set the clock of a guest that stood still, where its destination's sockets are on this machine."""
-        # What few migrations need is not imported by all of them.
-        from migrator.qemu.guest_agent import mend_clock  # noqa: PLC0415
-
         if self.destination.address.kind != "unix" or not self.destination.shares_clock:
             return ""
 
         async def here(path: str) -> str:
             return path
 
-        return await mend_clock(self.destination.monitor, here, stood_seconds=stood_seconds)
+        return await self.destination.mend_clock(here, stood_seconds=stood_seconds)
 
     async def suppress_restart(self, guest: GivenGuest) -> None:
         """Give the destination the name of a guest that has no uuid: nobody else is to be told.

@@ -156,6 +156,26 @@ def migrate(
 ) -> int:
     """Move one guest."""
     begun = client.post("migrations", {"guest": guest, "to": to, "policy": policy, "accept": accept})
+    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+
+
+def save(
+    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, json_output: bool
+) -> int:
+    """Save a guest into a file."""
+    begun = client.post("saves", {"guest": guest, "file": file, "accept": accept})
+    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+
+
+def load(
+    client: ServiceClient, file: str, to: str, accept: list[str], *, wait: bool, json_output: bool
+) -> int:
+    """Load a guest from a file."""
+    begun = client.post("loads", {"file": file, "to": to, "accept": accept})
+    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+
+
+def _tell_begun(client: ServiceClient, begun: Document, *, wait: bool, json_output: bool) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
@@ -165,6 +185,12 @@ def migrate(
 
 
 def _begun(one: Document) -> str:
+    if one.get("file"):
+        how = "is saved into" if one["file_use"] == "save" else "is loaded from"
+        return (
+            f"{one['id']}: {show.label(one)} {how} {one['file']} on {one['destination']}; "
+            f"migrator watch {one['id']} shows it"
+        )
     return (
         f"{one['id']}: {show.label(one)} moves from {one['source']} to {one['destination']}; "
         f"migrator watch {one['id']} shows it"

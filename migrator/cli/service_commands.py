@@ -47,6 +47,9 @@ _Guest = Annotated[
         metavar="GUEST", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
     ),
 ]
+_SavedFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="Absolute path on the host; FILE.json is beside it.")
+]
 _OF_EITHER = (
     "Of a migration or an evacuation; or the guest, or the host, that it is about while it is under way."
 )
@@ -165,6 +168,55 @@ def migrate(
 
     remote.run(
         lambda client: remote.migrate(client, guest, to, policy, _codes(accept), wait=wait, json_output=json),
+        server,
+        json_output=json,
+    )
+
+
+@app.command(short_help="Save a guest into a file on its host; it runs nowhere until it is loaded.")
+def save(
+    guest: _Guest,
+    file: _SavedFile,
+    accept: _Accept = None,
+    wait: _Wait = False,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Save a guest into a file on its host, and end its QEMU once the file is whole, checked and on the disk.
+
+    The guest stands still meanwhile, and goes on where it was if anything fails. Exit codes as those of migrate.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.save(client, guest, file, _codes(accept), wait=wait, json_output=json),
+        server,
+        json_output=json,
+    )
+
+
+@app.command(short_help="Have a guest that was saved go on, out of its file.")
+def load(
+    file: _SavedFile,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", help="Where it is to run; it has the file.", autocompletion=completion.hosts
+        ),
+    ],
+    accept: _Accept = None,
+    wait: _Wait = False,
+    server: _Server = None,
+    json: _Json = False,
+) -> None:
+    """Have a guest that was saved go on, on a host that sees the file under this name, and the guest's disks.
+
+    The file is checked first, and can be loaded once. Exit codes as those of migrate.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.load(client, file, to, _codes(accept), wait=wait, json_output=json),
         server,
         json_output=json,
     )

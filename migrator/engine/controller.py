@@ -14,6 +14,7 @@ from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.lookups import Lookups
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.event_bus import EventBus
@@ -247,8 +248,17 @@ class Engine:
             journal=journal,
             changed=self._wake,
         )
+        saving = SavingCommands(
+            lookups=lookups,
+            sessions=self.sessions,
+            reservations=self.reservations,
+            inventory=self.inventory,
+            journal=journal,
+            saved=self.services.saved,
+        )
         return CommandHandlers(
             migrations=migrations,
+            saving=saving,
             evacuations=evacuations,
             registry=self.registry,
             inventory=self.inventory,

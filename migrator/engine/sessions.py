@@ -18,6 +18,7 @@ from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
+from migrator.engine.migration.file_move import FileMove
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
 from migrator.engine.migration.services import SessionServices
@@ -70,6 +71,7 @@ class Sessions:
         key: str = "",
         trace: TraceContext | None = None,
         announce: bool = True,
+        file: FileMove | None = None,
     ) -> JournalledSession:
         """Return a new one; nothing is begun.
 
@@ -86,6 +88,7 @@ class Sessions:
             requested_by=by,
             key=key,
             trace=trace,
+            file=file,
             **(self.callbacks() if announce else {}),
         )
 
@@ -129,7 +132,8 @@ class Sessions:
         """Have it driven, here in its task or by another controller; one that the service stops before stays."""
         if not self._registry.may_begin or session.ended or self._registry.busy(session):
             return
-        driver = self.spreading.choose(session) if self.spreading is not None else None
+        alone = self.spreading is None or session.file is not None
+        driver = None if alone or self.spreading is None else self.spreading.choose(session)
         if driver is None or self.spreading is None:
             self._registry.start(session, session.drive())
         else:
@@ -189,7 +193,9 @@ class Sessions:
         """It has ended, is held, or waits again."""
         if self._registry.migrations.get(session.id) is not session:
             return  # another controller drives it by now
-        if session.ended and session.state is State.COMPLETED:
+        if session.ended and session.state is State.COMPLETED and session.saves:
+            self._inventory.gone(session.guest, session.guest.host)
+        elif session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
             self._learn(session)
         elif session.ended and session.state is State.GUEST_ENDED:
@@ -214,7 +220,7 @@ class Sessions:
     def _learn(self, session: JournalledSession) -> None:
         """Keep what its migration told of the guest."""
         result = session.result
-        if not result.duration_seconds:
+        if not result.duration_seconds or session.file is not None:
             return  # another controller saw it
         if session.driven_elsewhere and result.overhead_seconds is not None:
             self._pair_overheads.learn(result.pair, result.overhead_seconds)

@@ -86,6 +86,30 @@ async def migrate(request: Request, caller: KnownCaller) -> Response:
 
 
 @router.post(
+    "/saves",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("save"),
+)
+async def save(request: Request, caller: KnownCaller) -> Response:
+    """Save one guest into a file on its host, and end its QEMU: it runs nowhere until it is loaded."""
+    return await _ask(request, caller, "save", {})
+
+
+@router.post(
+    "/loads",
+    status_code=202,
+    response_model=MigrationDocument,
+    tags=["migrations"],
+    openapi_extra=_takes("load"),
+)
+async def load(request: Request, caller: KnownCaller) -> Response:
+    """Have a guest that was saved go on, out of its file."""
+    return await _ask(request, caller, "load", {})
+
+
+@router.post(
     "/migrations/{id}/cancel",
     status_code=202,
     response_model=MigrationDocument,

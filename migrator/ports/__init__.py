@@ -43,6 +43,7 @@ from migrator.ports.qemu import (
     StreamSockets,
     Tuning,
 )
+from migrator.ports.saved import SavedGuests
 from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Site
 from migrator.ports.source_guard import SourceGuard, Unguarded
 from migrator.ports.store import (
@@ -105,6 +106,7 @@ __all__ = [
     "QemuEvent",
     "Record",
     "Samples",
+    "SavedGuests",
     "Signal",
     "Signals",
     "Site",

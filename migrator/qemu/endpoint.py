@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -427,6 +427,13 @@ class Endpoint:
     async def announce(self) -> None:
         # The values that QEMU itself announces with by default: 5 rounds, 50 ms apart at first, 550 ms at most.
         await self._claim.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+
+    async def mend_clock(self, local: Callable[[str], Awaitable[str]], *, stood_seconds: float) -> str:
+        """See :func:`migrator.qemu.guest_agent.mend_clock`."""
+        # What few migrations need is not imported by all of them.
+        from migrator.qemu.guest_agent import mend_clock  # noqa: PLC0415
+
+        return await mend_clock(self._monitor, local, stood_seconds=stood_seconds)
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
         await self._claim.refuse_another()

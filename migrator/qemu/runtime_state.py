@@ -57,6 +57,30 @@ class RuntimeState:
     forwards: frozenset[str] = frozenset()
 
 
+def to_json(state: RuntimeState) -> dict[str, Any]:
+    """Return the state as plain JSON, for :func:`from_json`."""
+    return {
+        "properties": [[path, name, value] for (path, name), value in state.properties.items()],
+        "thresholds": dict(state.thresholds),
+        "nodes": dict(state.nodes),
+        "nameless": list(state.nameless),
+        "histograms": {device: dict(each) for device, each in state.histograms.items()},
+        "forwards": sorted(state.forwards),
+    }
+
+
+def from_json(saved: Mapping[str, Any]) -> RuntimeState:
+    """Return the state that :func:`to_json` wrote."""
+    return RuntimeState(
+        properties={(path, name): value for path, name, value in saved["properties"]},
+        thresholds=saved["thresholds"],
+        nodes=saved["nodes"],
+        nameless=tuple(saved["nameless"]),
+        histograms=saved["histograms"],
+        forwards=frozenset(saved["forwards"]),
+    )
+
+
 async def _ask(monitor: Monitor, command: str, **arguments: Any) -> Any:
     """Return the answer, or ``None`` where this QEMU has no such thing."""
     try:

@@ -18,6 +18,7 @@ from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.device_inventory import read_current_devices
 from migrator.qemu.devices import replicate_devices
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.hot_plugged import hot_plugged
 from migrator.qemu.runtime_state import carry_traces
 from migrator.qemu.threads import threads
 
@@ -86,6 +87,10 @@ class SourceEndpoint(Endpoint):
 
     async def naming_options(self) -> tuple[str, ...]:
         return await naming.options(self.monitor, self.identity)
+
+    async def hot_plugged(self) -> list[str]:
+        """See :func:`migrator.qemu.hot_plugged.hot_plugged`."""
+        return await hot_plugged(self.monitor)
 
     async def threads(self) -> Mapping[str, int]:
         return await threads(self.monitor)

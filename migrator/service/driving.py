@@ -78,6 +78,7 @@ async def driving(
             samples=journal.samples,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
             hooks=SiteHooks.following(live, site.connections),
+            saved=site.saved,
         ),
         site=site.driven_by,
         driver=mark,

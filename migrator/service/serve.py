@@ -192,6 +192,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             accept=catalogue.accept,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
             hooks=SiteHooks.following(live, site.connections),
+            saved=site.saved,
         )
         worker = Worker()
         stack.push_async_callback(worker.close)

@@ -345,7 +345,9 @@ class Destinations:
 
     async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
         """Read whose the source's process is; ``None`` where it is not known which one it is."""
-        if source.process is None:
+        if (
+            source.process is None or not source.process.pid
+        ):  # of a saved guest only the command line is known
             return None
         return await read_source_process(
             self._connections.access(guest.host), source.process, recent=self._connections.processes

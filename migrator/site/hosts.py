@@ -18,6 +18,7 @@ from migrator.core.preflight.managers import findings as managing
 from migrator.core.preflight.stream_tls import TlsChoice, TlsEnd, choose
 from migrator.core.process.guest_network import GuestTaps
 from migrator.core.process.listening import without
+from migrator.core.saved_guest import PREFIX
 from migrator.errors import HostError, QemuError
 from migrator.hosts.guest_network import read_guest_taps
 from migrator.hosts.listening import read_listening
@@ -30,10 +31,10 @@ from migrator.hosts.sockets import FoundSocket
 from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath
 from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.guest_agent import mend_clock
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record
+from migrator.site.saved_guests import SavedGuestFiles
 
 #: Seconds that a look may take in all.
 _LOOK_SECONDS = 45.0
@@ -91,6 +92,7 @@ class SiteHosts:
     ) -> None:
         """Go over these from now on."""
         self._connections = self.connections = connections
+        self.saved = SavedGuestFiles(connections)
         self._checker, self._launcher = checker, launcher
 
     def stream_path(
@@ -229,7 +231,10 @@ class SiteHosts:
         identity: Mapping[str, Any] | None = None,
         absent: bool = False,
     ) -> SourceQemu:
-        """See :meth:`HostConnections.open`."""
+        """See :meth:`HostConnections.open`; a file that a guest is saved into or loaded from has a prefix."""
+        if socket.startswith(PREFIX):
+            migration = str((identity or {}).get("migration", ""))
+            return await self.saved.open(host, socket, role=role, migration=migration)
         known = self._discovery.known.get((host, socket))
         end = await self._connections.open(
             host,
@@ -274,7 +279,7 @@ class SiteHosts:
         if not isinstance(end, Endpoint):
             return ""
         access = self._connections.access(host)
-        return await mend_clock(end.monitor, access.forward, stood_seconds=stood_seconds)
+        return await end.mend_clock(access.forward, stood_seconds=stood_seconds)
 
     async def suppress_restart(self, guest: Guest) -> None:
         """See :meth:`migrator.ports.Site.suppress_restart`: a unit of systemd is told."""

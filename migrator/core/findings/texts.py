@@ -330,6 +330,11 @@ PAIR: Texts = {
 
 #: Findings that come up only while a migration is under way.
 WAY: Texts = {
+    "save-unconfirmed": (
+        "warning",
+        "the guest is saved, and its file could not be told so: the journal knows it, and the file can be loaded here",
+        "bring its host back before the file is loaded by a service with another journal",
+    ),
     "hook-failed": (
         "warning",
         "a hook of the site failed, or could not be run, where it has no say: the migration went on without it",

@@ -16,6 +16,26 @@ HOSTS: Texts = {
         "the guest or the target cannot be looked at, so nothing can be promised; a migration would fail too",
         "make sure that the host answers and that nobody else holds the guest's monitor, then ask again",
     ),
+    "save-path": (
+        "error",
+        "the guest cannot be saved under that name: its directory is not there, or something is there already",
+        "name a file that is not there yet, in a directory of the guest's host",
+    ),
+    "save-room": (
+        "overridable",
+        "there may be less room for the guest's state than it has memory; where it does not fit, the guest goes on",
+        "make room there, or name a file on another disk",
+    ),
+    "save-plugged": (
+        "error",
+        "something was plugged into the guest since its start, which no command line would make again",
+        "unplug it first, or move the guest instead",
+    ),
+    "save-process": (
+        "error",
+        "the guest's QEMU could not be started again like that when it is loaded",
+        "move the guest instead",
+    ),
     "hook-veto": (
         "error",
         "a hook of the site says no to this migration",

@@ -55,6 +55,10 @@ _TRAVEL = {
 _HOSTS = {
     "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
     "not-checked": "whether source and target could be asked",
+    "save-path": "the name, with what is there on the guest's host",
+    "save-room": "the guest's memory, with the room on that file system",
+    "save-plugged": "whether each of the source's devices was plugged in after its start (QOM)",
+    "save-process": "the source's user, command line and paths, with what a later start can make",
     "hook-veto": "the exit status of the site's hooks",
     "hook-not-run": "whether the site's hooks could be run and ended in time",
     "tls-required": "QEMU's certificates in tls_dir at both hosts, beside the policy and the name of the target",
@@ -194,6 +198,7 @@ _PAIR = {
     "disk-maybe-not-shared": "names of each disk's file of both, where their identity cannot be read",
 }
 _WAY = {
+    "save-unconfirmed": "whether the saved file could be marked as complete",
     "hook-failed": "the exit status of the site's hooks, and whether they could be run",
     "record-lost": "whether the record of the migration can be written",
     "record-left-over": "whether the record of the migration can be put away",

@@ -10,16 +10,19 @@ from migrator.api.commands import (
     Check,
     Command,
     Evacuate,
+    Load,
     Migrate,
     Plan,
     Postcopy,
     Refusal,
     Resolve,
     Restore,
+    Save,
 )
 from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.inventory import Inventory
 from migrator.engine.registry import Registry
@@ -38,18 +41,19 @@ class CommandHandlers:
         *,
         migrations: MigrationCommands,
         evacuations: EvacuationCommands,
+        saving: SavingCommands,
         registry: Registry,
         inventory: Inventory,
         journal: Journal,
     ) -> None:
-        self._migrations, self._evacuations = migrations, evacuations
+        self._migrations, self._evacuations, self._saving = migrations, evacuations, saving
         self._registry, self._inventory, self._journal = registry, inventory, journal
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         """Begin it; see :meth:`migrator.engine.commands.dispatcher.Controller.carry_out`."""
         if key and (begun := await self._begun_by(key)) is not None:
             return begun
-        if isinstance(command, Migrate | Restore | Plan | Check):
+        if isinstance(command, Migrate | Save | Load | Restore | Plan | Check):
             await self._inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
             case Plan():
@@ -68,6 +72,10 @@ class CommandHandlers:
         match command:
             case Migrate():
                 return await self._migrations.migrate(command, caller, key)
+            case Save():
+                return await self._saving.save(command, caller, key)
+            case Load():
+                return await self._saving.load(command, caller, key)
             case Evacuate():
                 return await self._evacuations.evacuate(command, caller, key)
             case Restore():

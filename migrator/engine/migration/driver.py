@@ -252,6 +252,7 @@ class MigrationDriver(DriverState):
             limit_seconds=self._steering.limit_seconds,
             bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,
+            return_path=self._return_path,
             tell=self._intent_log.decide,
         )
         if self._mirrors.copies:

@@ -65,6 +65,7 @@ class DriverState:
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param new_images: disks whose images were made at the destination for this migration.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
+    :param return_path: see :func:`migrator.engine.migration.prepare.prepare`.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
     """
@@ -89,13 +90,14 @@ class DriverState:
         shared_path: SharedPath | None = None,
         tls: StreamTls | None = None,
         spare_cpus: float | None = None,
+        return_path: bool = True,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
         self._source, self._destination = source, destination
         self._policy = policy
-        self._listen = listen
+        self._listen, self._return_path = listen, return_path
         self._about = dict(about or {})
         self._experience = experience
         self._stream_speed = stream_speed

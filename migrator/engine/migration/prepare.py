@@ -49,6 +49,7 @@ async def prepare(
     limit_seconds: float,
     bandwidth_bytes_per_second: int,
     listen: str,
+    return_path: bool,
     tell: Callable[[str, str], None],
 ) -> tuple[str, Abilities, StreamLayout]:
     """Set both ends up; where to migrate to, and what turned out to be possible.
@@ -58,10 +59,12 @@ async def prepare(
     :param layout: channels of the stream; what an end refuses is left out at both.
     :param limit_seconds: the downtime limit to begin with.
     :param bandwidth_bytes_per_second: the most the stream may take, to begin with.
+    :param return_path: False: one end is a file, which says by itself how far it is.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
     :raise QemuError: an end refused or did not answer; both may have been changed.
     """
     wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
+    wanted["return-path"] = return_path
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
     if layout.multifd:
         layout = await _lay_out(source, destination, layout, tell)

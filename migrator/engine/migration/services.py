@@ -22,6 +22,7 @@ from migrator.ports import (
     Qemu,
     Record,
     Samples,
+    SavedGuests,
     StrayRecord,
     StreamPath,
 )
@@ -153,6 +154,8 @@ class SessionServices:
     deadline: Callable[[str], float | None] = lambda evacuation: None
     #: Commands of the site that are run while a guest moves; ``None``: there are none.
     hooks: Hooks | None = None
+    #: Guests whose state is in files.
+    saved: SavedGuests | None = None
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

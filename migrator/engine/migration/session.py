@@ -311,5 +311,7 @@ class MigrationSession(SessionEnds):
             await cleanup.clear(self, arrived=state is State.COMPLETED)
         if state is State.COMPLETED and copied:
             await cleanup.put_aside(self, copied)
+        if state is State.COMPLETED:
+            await self._settle_file()
         await self._tell_end(state)
         self._end(state)

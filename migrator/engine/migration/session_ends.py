@@ -173,7 +173,7 @@ class SessionEnds(SessionState):
 
     async def _mend_clock(self) -> None:
         """Have the clock of a guest set that has arrived and stood still for long; bounded, and nothing of it fails."""
-        stood = max(self.result.standstill_seconds or 0.0, self.result.downtime_seconds or 0.0)
+        stood = self._stood_seconds()
         if self._destination is None or stood <= LONG_STANDSTILL_SECONDS:
             return
         what = await self.services.site.mend_clock(self.target, self._destination, stood_seconds=stood)
@@ -197,9 +197,7 @@ class SessionEnds(SessionState):
         self._show(MigrationProgress(state=state, progress_ratio=0.0, at_seconds=at))
 
     async def _start_destination(self, source: Qemu) -> None:
-        self._incoming = await self.services.site.start_destination(
-            self.guest, source, self.target, migration=self.id, accepted=self.accepted
-        )
+        self._incoming = await self._start_incoming(source)
         self._destination = self._incoming.qemu
         self.places["destination"] = EndLocation(
             host=self.target,
@@ -212,9 +210,29 @@ class SessionEnds(SessionState):
             source,
             self._destination,
             self.record,
-            self._incoming.listen,
+            self._listen(self._incoming),
             new_images=self._incoming.new_images,
         )
+
+    async def _start_incoming(self, source: Qemu) -> IncomingDestination:
+        return await self.services.site.start_destination(
+            self.guest, source, self.target, migration=self.id, accepted=self.accepted
+        )
+
+    def _listen(self, incoming: IncomingDestination) -> str:
+        return incoming.listen
+
+    @property
+    def _return_path(self) -> bool:
+        """Return whether the destination answers over the stream."""
+        return True
+
+    def _stood_seconds(self) -> float:
+        """Return for how long the guest stood still."""
+        return max(self.result.standstill_seconds or 0.0, self.result.downtime_seconds or 0.0)
+
+    async def _settle_file(self) -> None:
+        """Say of a file that the guest was saved into that it is nowhere else."""
 
     async def _compare(self) -> list[Finding]:
         """Compare both QEMUs, and what carries their networks; the destination's start is over.
@@ -266,6 +284,7 @@ class SessionEnds(SessionState):
             tls=self._tls,
             spare_cpus=self._spare_cpus,
             about=self.about(),
+            return_path=self._return_path,
             on_status=self._show,
             on_decision=self._note_decision,
         )

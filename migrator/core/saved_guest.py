@@ -1,0 +1,81 @@
+"""A guest whose state is in a file: what is kept beside it, and what speaks against using it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from migrator.core.preflight.facts import Facts
+
+#: How an end of a migration that is a file is found again, in place of the path of a socket.
+PREFIX = "file:"
+#: Version of the description; a later one is not understood.
+FORMAT = 1
+
+
+class SavedState(StrEnum):
+    """Use that may be made of a file."""
+
+    #: It is whole, and its migration has not ended: its guest may go on where it was.
+    UNCONFIRMED = "unconfirmed"
+    #: Its guest is nowhere else.
+    SAVED = "saved"
+    #: A migration takes the guest out of it, and may have let it run already.
+    LOADING = "loading"
+    #: Its guest runs, or ran, somewhere: what is in it is of the past.
+    LOADED = "loaded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedGuest:
+    """Description of a saved guest."""
+
+    format: int
+    #: The migration that saved it.
+    migration: str
+    state: SavedState
+    #: Seconds since the epoch.
+    saved_at: float
+    #: As the inventory knew it: key, uuid, name.
+    guest: Mapping[str, str]
+    host: str
+    #: Identity of the process that it was saved from.
+    source: Mapping[str, Any]
+    #: It ran when it was saved, and runs again when it is loaded.
+    runs: bool
+    #: The command line that starts a QEMU for it.
+    arguments: Sequence[str]
+    machine: str
+    #: Options that name it, where it has no uuid.
+    naming: Sequence[str] = ()
+    facts: Facts
+    #: What somebody had set in its QEMU while it ran, as :mod:`migrator.qemu.runtime_state` writes it.
+    runtime: Mapping[str, Any]
+    bytes: int = 0
+    sha256: str = ""
+    #: With ``loading`` and ``loaded``: by which migration, and where.
+    loaded_by: str = ""
+    loaded_at: str = ""
+
+
+def why_not(saved: SavedGuest, path: str, *, completed: bool) -> str:
+    """Return why a file cannot be loaded; empty where it can.
+
+    :param completed: the journal says that the migration which saved it has completed.
+    """
+    if saved.format > FORMAT:
+        return f"{path} was saved by a later version of migrator (format {saved.format})"
+    match saved.state:
+        case SavedState.LOADED:
+            by = f"migration {saved.loaded_by}, at {saved.loaded_at}"
+            return f"{path} was loaded already ({by}): what is in it is old"
+        case SavedState.LOADING:
+            return f"{path} is being loaded by migration {saved.loaded_by}: see migrator status {saved.loaded_by}"
+        case SavedState.UNCONFIRMED if not completed:
+            return (
+                f"migration {saved.migration}, which saved {path}, has not completed as far as the journal knows: its "
+                "guest may have gone on where it was"
+            )
+    return ""

@@ -1,0 +1,109 @@
+"""Commands that save a guest into a file, and load it from there."""
+
+from __future__ import annotations
+
+from migrator.api.commands import Caller, Load, Refusal, Save
+from migrator.api.documents import MigrationDocument
+from migrator.core.inventory import Guest
+from migrator.core.model import RunState, State
+from migrator.core.saved_guest import PREFIX, SavedGuest, why_not
+from migrator.engine.commands.lookups import Lookups, not_begun, refused_by_preflight
+from migrator.engine.inventory import Inventory
+from migrator.engine.migration import preflight
+from migrator.engine.migration.file_move import POLICY, FileMove, FileUse
+from migrator.engine.reservations import Reservations
+from migrator.engine.sessions import Sessions
+from migrator.errors import HostError, JournalError, UsageError
+from migrator.ports import Journal, SavedGuests
+
+
+class SavingCommands:
+    """Carries them out.
+
+    :param saved: files with guests; ``None`` where the site has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        lookups: Lookups,
+        sessions: Sessions,
+        reservations: Reservations,
+        inventory: Inventory,
+        journal: Journal,
+        saved: SavedGuests | None,
+    ) -> None:
+        self._lookups, self._sessions, self._reservations = lookups, sessions, reservations
+        self._inventory, self._journal, self._saved = inventory, journal, saved
+
+    async def save(self, command: Save, caller: Caller, key: str) -> MigrationDocument:
+        """Begin to save a guest."""
+        guest = await self._lookups.guest(command.guest)
+        self._lookups.known_codes(command.accept)
+        async with self._reservations.hold(("guest", guest.key)):
+            guest = await self._lookups.judged_again(
+                self._lookups.guest_again(guest, command.guest), command.guest
+            )
+            if found := preflight.obstacle(guest):
+                raise refused_by_preflight(f"{guest.label} cannot be saved: {guest.obstacle}", found)
+            self._lookups.not_under_way(guest)
+            file = FileMove(use=FileUse.SAVE, path=command.file)
+            return await self._begin(guest, guest.host, file, command.accept, caller, key)
+
+    async def load(self, command: Load, caller: Caller, key: str) -> MigrationDocument:
+        """Begin to load a guest."""
+        host = self._lookups.host(command.to)
+        self._lookups.known_codes(command.accept)
+        saved = await self._read(host.name, command.file)
+        uuid, name = saved.guest.get("uuid", ""), saved.guest.get("name", "")
+        guest = Guest(
+            key=saved.guest["key"],
+            uuid=uuid,
+            name=name,
+            host=host.name,
+            socket=f"{PREFIX}{command.file}",
+            run=RunState.RUNNING if saved.runs else RunState.PAUSED,
+            memory_bytes=saved.facts.memory_bytes,
+        )
+        async with self._reservations.hold(("guest", guest.key)):
+            # Whoever started it from its disks meanwhile has it: what is in the file is of the past then.
+            await self._inventory.look_at_all(only_up=True)
+            for known in [guest.key, uuid]:
+                if known and (there := self._inventory.find(known)):
+                    raise Refusal(
+                        "conflict", f"{guest.label} is on {there[0].host} already: it is not loaded again"
+                    )
+            self._lookups.not_under_way(guest)
+            saved = await self._read(host.name, command.file)
+            if why := why_not(saved, command.file, completed=await self._completed(saved)):
+                raise Refusal("conflict", why)
+            file = FileMove(use=FileUse.LOAD, path=command.file, saved_at=saved.saved_at)
+            return await self._begin(guest, host.name, file, command.accept, caller, key)
+
+    async def _read(self, host: str, path: str) -> SavedGuest:
+        if self._saved is None:
+            raise Refusal("not-now", "this site has no hosts with files")
+        try:
+            return await self._saved.read(host, path)
+        except UsageError as error:
+            raise Refusal("not-found", str(error)) from error
+        except HostError as error:
+            raise Refusal("unavailable", str(error)) from error
+
+    async def _completed(self, saved: SavedGuest) -> bool:
+        """Return whether the journal says that the migration which saved it has completed."""
+        found = await self._journal.find("migration", saved.migration)
+        return found is not None and str(found.get("state")) == State.COMPLETED
+
+    async def _begin(
+        self, guest: Guest, host: str, file: FileMove, accept: list[str], caller: Caller, key: str
+    ) -> MigrationDocument:
+        session = self._sessions.make(
+            guest, host, POLICY, accept=accept, by=caller.user, key=key, trace=caller.trace, file=file
+        )
+        try:
+            await self._sessions.journal(session)
+        except JournalError as error:
+            raise not_begun(error) from error
+        self._sessions.drive(session)
+        return session.document()

@@ -1,0 +1,44 @@
+"""The interface to guests whose state is in files on hosts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from migrator.core.model import Finding
+from migrator.ports.qemu import SourceQemu
+from migrator.ports.site import IncomingDestination
+
+if TYPE_CHECKING:
+    from migrator.core.inventory import Guest
+    from migrator.core.saved_guest import SavedGuest  # of what `migrator direct` does not need, nor loads
+
+
+class SavedGuests(Protocol):
+    """Files with guests' states. Every call raises :class:`~migrator.errors.HostError` when the host cannot be asked.
+
+    An end of a migration that is a file is opened by :meth:`migrator.ports.Site.open`, with
+    :data:`migrator.core.saved_guest.PREFIX` and its path in place of a socket's.
+    """
+
+    async def read(self, host: str, path: str) -> SavedGuest:
+        """Return whose state a file has.
+
+        :raise UsageError: it is no saved guest.
+        """
+
+    async def check(self, guest: Guest, source: SourceQemu, path: str) -> tuple[Finding, ...]:
+        """Return what speaks against saving a guest into a file of its host; changes nothing.
+
+        :raise QemuError: the source cannot be asked.
+        """
+
+    async def start(
+        self, guest: Guest, source: SourceQemu, path: str, *, migration: str
+    ) -> IncomingDestination:
+        """Return the file as what the guest moves into; nothing is made before it is listened at.
+
+        :raise QemuError: the source cannot be asked.
+        """
+
+    async def confirm(self, host: str, path: str, *, migration: str) -> None:
+        """Say that the guest is nowhere else: from now on the file can be loaded. May be called again."""

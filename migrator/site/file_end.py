@@ -1,0 +1,332 @@
+"""An end of a migration that is a file of a host: no QEMU, and no monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+import migrator.hosts.state_program
+from migrator.core.model import Finding, MigrationStatus, View
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
+from migrator.core.saved_guest import PREFIX, SavedGuest
+from migrator.errors import CommandFailed, HostError
+from migrator.hosts.access import Coprocess, HostAccess
+from migrator.ports import (
+    DiskMirroring,
+    GuestConfiguration,
+    GuestProcess,
+    MigrationSettings,
+    OpenImages,
+    QemuEvent,
+    SourceGuard,
+    StreamOptions,
+    StreamSockets,
+    Tuning,
+    Unguarded,
+)
+
+_PROGRAM = inspect.getsource(migrator.hosts.state_program)
+#: Seconds that a small question about a file may take.
+_SHORT = 15.0
+SAVED = TypeAdapter(SavedGuest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLook:
+    """A file as it was seen a moment ago."""
+
+    #: What is said beside it; ``None``: it is no saved guest.
+    saved: SavedGuest | None
+    #: Somebody writes or reads it.
+    locked: bool
+    #: There is a file of that name.
+    there: bool
+    #: Room in its directory; ``None``: there is no such directory.
+    free_bytes: int | None
+
+
+class StateFile:
+    """A file on a host, and the programs that work on it there."""
+
+    def __init__(self, access: HostAccess, path: str) -> None:
+        self.access, self.path = access, path
+
+    async def ask(self, mode: str, *arguments: str) -> Mapping[str, Any]:
+        """Have one thing done; what came of it.
+
+        :raise HostError: it could not be done, in the program's words.
+        """
+        argv = ["python3", "-I", "-c", _PROGRAM, mode, self.path, *arguments]
+        done = await self.access.run(argv, timeout=_SHORT)
+        try:
+            said = json.loads(done.stdout.splitlines()[-1])
+        except (ValueError, IndexError):
+            raise HostError(self.access.name, f"{self.path}: {done.complaint or 'no answer'}") from None
+        if done.status or not isinstance(said, dict):
+            raise HostError(self.access.name, f"{self.path}: {said.get('why', 'no answer')}")
+        return said
+
+    async def begin(self, mode: str, *arguments: str) -> Coprocess:
+        """Begin what goes on beside us, and ends with us."""
+        return await self.access.coprocess(["python3", "-I", "-c", _PROGRAM, mode, self.path, *arguments])
+
+    async def look(self) -> FileLook:
+        """Return what there is now.
+
+        :raise HostError: it cannot be read, or what is beside it is no description.
+        """
+        said = await self.ask("look")
+        document = said.get("document")
+        return FileLook(
+            saved=None if document is None else parse(document, self.access.name, self.path),
+            locked=bool(said.get("locked")),
+            there=bool(said.get("there")),
+            free_bytes=said.get("free"),
+        )
+
+    async def description(self) -> SavedGuest | None:
+        """Return what is beside it; ``None`` where there is nothing.
+
+        :raise HostError: it cannot be read, or is no description.
+        """
+        return (await self.look()).saved
+
+    async def mark(self, *where: Mapping[str, Any], **change: Any) -> bool:
+        """Change what its description says of its use, where it says one of these now; False: it does not."""
+        wanted = json.dumps({"where": where, "set": change})
+        return bool((await self.ask("mark", wanted))["done"])
+
+
+def parse(document: Any, host: str, path: str) -> SavedGuest:
+    """Return a description from its JSON.
+
+    :raise HostError: it is none.
+    """
+    try:
+        return SAVED.validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(each) for each in first["loc"])
+        raise HostError(
+            host, f"{path}.json is no description of a saved guest ({where}: {first['msg']})"
+        ) from error
+
+
+class FileEnd:
+    """An end of a migration that is a file: no QEMU, and no monitor. Implements :class:`migrator.ports.SourceQemu`."""
+
+    shares_clock = True
+    round_trip_seconds = least_round_trip_seconds = 0.0
+    two_way = False
+    connected = True
+
+    def __init__(self, file: StateFile, *, role: str, migration: str) -> None:
+        self.file, self.migration = file, migration
+        self.name = f"{role} {PREFIX}{file.path}"
+        self.address_text = f"{PREFIX}{file.path}"
+        self.guard: SourceGuard = Unguarded()
+        self._notify: Callable[[], None] = lambda: None
+        self.program: Coprocess | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self.status = MigrationStatus.NONE
+        #: What went wrong, in its program's words.
+        self.problem = ""
+
+    @property
+    def process(self) -> GuestProcess | None:
+        """Return nothing: there is none."""
+        return None
+
+    @property
+    def mirroring(self) -> DiskMirroring:
+        """Disks of such a guest are not copied: they stay where they are."""
+        raise CommandFailed(self.name, "mirror", "GenericError", "a file takes no disks")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"file": self.file.path, "migration": self.migration}
+
+    # --- its program -------------------------------------------------------------------------------------------------
+
+    def follow(self, program: Coprocess) -> None:
+        self.program = program
+        self._reading = asyncio.create_task(self._read(program), name=f"program of {self.name}")
+
+    async def _read(self, program: Coprocess) -> None:
+        async for line in program.lines:
+            try:
+                said = json.loads(line)
+            except ValueError:
+                said = {"event": "failed", "why": "its program says what is no JSON"}
+            self.hear(said if isinstance(said, dict) else {})
+            self._notify()
+        if not self._done:
+            self.hear({"event": "failed", "why": "its program has ended, or its host went away"})
+            self._notify()
+
+    @property
+    def _done(self) -> bool:
+        """Nothing more is to be heard of the program."""
+        return self.status in (MigrationStatus.COMPLETED, MigrationStatus.FAILED, MigrationStatus.CANCELLED)
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        if said.get("event") == "failed" and not self._done:
+            self.status, self.problem = MigrationStatus.FAILED, str(said.get("why", ""))[:500]
+
+    async def end_program(self) -> None:
+        program, self.program = self.program, None
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading})
+        if program is not None:
+            program.close()
+
+    # --- what an end of a migration is asked for ---------------------------------------------------------------------
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        raise NotImplementedError
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._notify = callback
+
+    def take_events(self) -> Sequence[QemuEvent]:
+        return ()
+
+    async def facts(self) -> Facts:
+        raise NotImplementedError
+
+    async def disk_users(self) -> DiskUsers:
+        return DiskUsers()
+
+    async def read_runtime_state(self) -> Any:
+        return None
+
+    async def restore_runtime_state(self, given: Any) -> Sequence[str]:
+        return ()
+
+    async def release_monitor(self) -> None:
+        """Do nothing: there is none."""
+
+    async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
+        """Note whose it is; whoever writes or reads the file holds a lock on it."""
+        self.migration = self.migration or migration
+
+    async def release(self) -> None:
+        """Do nothing: see :meth:`claim`."""
+
+    async def settings(self) -> MigrationSettings:
+        return MigrationSettings(capabilities={}, parameters={})
+
+    async def enable(self, capabilities: Mapping[str, bool]) -> None:
+        """Do nothing: it has none."""
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Do nothing: the disk is as fast as it is."""
+
+    async def restore(self, settings: MigrationSettings) -> None:
+        """Do nothing: there is nothing to put back."""
+
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        raise CommandFailed(self.name, "encrypt", "GenericError", "a file takes no encrypted stream")
+
+    async def do_not_encrypt(self) -> None:
+        """Do nothing: it never does."""
+
+    async def forget_encryption(self) -> None:
+        """Do nothing: it never did."""
+
+    async def listen(self, uri: str) -> str:
+        raise CommandFailed(self.name, "listen", "GenericError", "it is not written into")
+
+    async def migrate(self, uri: str) -> None:
+        raise CommandFailed(self.name, "migrate", "GenericError", "it is not read")
+
+    async def stream_addresses(self) -> Sequence[str]:
+        return ()
+
+    async def stream_sockets(
+        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
+    ) -> StreamSockets:
+        return StreamSockets()
+
+    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
+        """Do nothing: nobody writes into its guest's memory."""
+
+    async def dirty_rate(self) -> float | None:
+        return None
+
+    async def start_postcopy(self) -> None:
+        raise CommandFailed(self.name, "start_postcopy", "GenericError", "a file serves no pages")
+
+    async def switch(self) -> None:
+        raise CommandFailed(self.name, "switch", "GenericError", "it is not read")
+
+    async def pause_stream(self) -> None:
+        raise CommandFailed(self.name, "pause_stream", "GenericError", "a file serves no pages")
+
+    async def listen_again(self, address: str) -> str:
+        raise CommandFailed(self.name, "listen_again", "GenericError", "a file serves no pages")
+
+    async def resume_stream(self, uri: str) -> None:
+        raise CommandFailed(self.name, "resume_stream", "GenericError", "a file serves no pages")
+
+    async def cancel(self) -> None:
+        """Do nothing unless it is read."""
+
+    async def cont(self) -> None:
+        raise NotImplementedError
+
+    async def was_run(self) -> bool:
+        return False
+
+    async def stop(self) -> None:
+        """Do nothing: its guest stands still."""
+
+    async def announce(self) -> None:
+        """Do nothing: it has no network."""
+
+    async def quit(self, *, timeout: float = 5.0) -> bool:
+        raise NotImplementedError
+
+    async def fence(self) -> bool:
+        return await self.quit()
+
+    def stderr_tail(self) -> str:
+        return self.problem
+
+    async def close(self) -> None:
+        await self.end_program()
+
+    # --- what a second QEMU is made from ----------------------------------------------------------------------------
+
+    async def images(self) -> OpenImages:
+        return OpenImages()
+
+    async def configuration(self, arguments: Sequence[str]) -> GuestConfiguration:
+        raise NotImplementedError
+
+    async def naming_options(self) -> Sequence[str]:
+        return ()
+
+    async def threads(self) -> Mapping[str, int]:
+        return {}
+
+    async def replicate_devices(
+        self, destination: Any, *, run_directory: str, same_files: bool = True
+    ) -> Sequence[Finding]:
+        return ()
+
+    async def pass_on_name(self, destination: Any) -> None:
+        """Do nothing: it is among the options."""
+
+    async def carry_traces(self, destination: Any) -> Sequence[str]:
+        return ()

@@ -1,0 +1,197 @@
+"""Guests that are saved into files and loaded from them, over real QEMUs; never twice, and never none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from migrator.testing.lab import until
+from tests.acceptance.service_site import MIB, LiveSite, guest, made, served
+from tests.conftest import missing
+
+
+async def saved(site: LiveSite, machine: Any, file: Path, state: str = "completed") -> Any:
+    begun = await site.post("saves", guest=str(machine.uuid), file=str(file))
+    return await site.migration_ended(begun["id"], state)
+
+
+async def loaded(site: LiveSite, file: Path, to: str, state: str = "completed") -> Any:
+    begun = await site.post("loads", file=str(file), to=to)
+    return await site.migration_ended(begun["id"], state)
+
+
+def beside(file: Path) -> Any:
+    return json.loads(Path(f"{file}.json").read_text())
+
+
+async def test_a_guest_is_saved_and_goes_on_elsewhere_out_of_its_file_once(
+    tmp_path: Path, each_qemu: Path
+) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    async with made([], "a", "b") as site:
+        await site.boot(web, "a", binary=each_qemu)
+        site.serve()
+        await site.until_served()
+        await site.known(1)
+        document = await saved(site, web, file)
+        assert document["file"] == str(file)
+        assert document["file_use"] == "save"
+        assert document["mode"] == "offline"
+        assert site.instances(web) == []
+        assert (await site.get("guests"))["items"] == []
+        assert beside(file)["state"] == "saved"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["web.state", "web.state.json"]
+        done = await loaded(site, file, "b")
+        assert done["file_use"] == "load"
+        assert site.where(await site.runs_once(web)) == "b"
+        assert beside(file)["state"] == "loaded"
+        status, problem = await site.try_post("loads", file=str(file), to="a")
+        assert status == 409, problem
+        # Once the guest has ended elsewhere the file is still of the past.
+        (there,) = site.instances(web)
+        await there.query("quit")
+        await until(lambda: not site.instances(web), what="its end")
+        await site.cli("guests", "--refresh")
+        status, problem = await site.try_post("loads", file=str(file), to="a")
+        assert status == 409, problem
+        assert "was loaded already" in problem["detail"]
+
+
+async def test_a_disk_that_is_full_leaves_the_guest_running_and_nothing_behind(tmp_path: Path) -> None:
+    web = guest("web")
+    with small_disk(tmp_path / "small", 4 << 20) as directory:
+        async with served([web], "a", "b") as site:
+            begun = await site.post(
+                "saves", guest=str(web.uuid), file=f"{directory}/web.state", accept=["save-room"]
+            )
+            document = await site.migration_ended(begun["id"], "failed")
+            assert "No space left on device" in document["error"]
+            assert site.where(await site.runs_once(web)) == "a"
+            assert list(directory.iterdir()) == []
+            # Without being told to go on it is refused before anything is done.
+            begun = await site.post("saves", guest=str(web.uuid), file=f"{directory}/web.state")
+            document = await site.migration_ended(begun["id"], "failed")
+            assert document["refused"]
+            assert "save-room" in document["error"]
+            # Where it has room it is saved even so.
+            await saved(site, web, tmp_path / "web.state")
+
+
+async def test_a_qemu_that_is_killed_while_it_is_saved_leaves_no_file(tmp_path: Path) -> None:
+    web, file = guest("web", region=96 * MIB), tmp_path / "web.state"
+    async with served([web], "a", "b") as site:
+        begun = await site.post("saves", guest=str(web.uuid), file=str(file))
+        receiver = await program("receive", file)
+        (qemu,) = site.instances(web)
+        part = Path(f"{file}.part")
+        await at_once(lambda: part.exists() and part.stat().st_size > MIB)
+        os.kill(receiver, signal.SIGSTOP)
+        qemu.kill()
+        await until(lambda: not site.instances(web), what="its end")
+        os.kill(receiver, signal.SIGCONT)
+        # Nobody else has what was in its memory: a person is told.
+        held = await site.until_state("held")
+        assert held["id"] == begun["id"]
+        assert held["held_code"] == "source-died"
+        await until(lambda: not list(tmp_path.iterdir()), what="its removal")
+        status, problem = await site.try_post("loads", file=str(file), to="a")
+        assert status == 404, problem
+
+
+async def test_a_file_that_has_changed_is_not_loaded_and_can_be_once_it_is_mended(tmp_path: Path) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    async with served([web], "a", "b") as site:
+        await saved(site, web, file)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100_000] + bytes([whole[100_000] ^ 1]) + whole[100_001:])
+        document = await loaded(site, file, "b", "failed")
+        assert "is not what was saved: its checksum is another" in document["error"]
+        assert beside(file)["state"] == "saved"
+        assert site.instances(web) == []
+        file.write_bytes(whole)
+        await loaded(site, file, "b")
+        assert site.where(await site.runs_once(web)) == "b"
+
+
+async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_path: Path) -> None:
+    web = guest("web")
+    async with served([web], "a", "b") as site:
+        # Once the file is whole, and before its QEMU is ended.
+        file = tmp_path / "web.state"
+        begun = await site.post("saves", guest=str(web.uuid), file=str(file))
+        await at_once(Path(f"{file}.json").exists)
+        assert beside(file)["state"] == "unconfirmed"
+        site.kill()
+        assert len(site.instances(web)) == 1
+        site.serve()
+        await site.until_served()
+        done = await site.migration_ended(begun["id"], "completed")
+        assert done["file_use"] == "save"
+        assert site.instances(web) == []
+        assert beside(file)["state"] == "saved"
+        # While the QEMU that shall have it takes it in: the mark is there, its last bytes are under way or have come.
+        begun = await site.post("loads", file=str(file), to="b")
+        await at_once(lambda: beside(file)["state"] == "loading")
+        site.kill()
+        site.serve()
+        await site.until_served()
+
+        async def over() -> bool:
+            return bool((await site.get(f"migrations/{begun['id']}"))["ended_at"])
+
+        await until(over, what="its end", within=60)
+        document = await site.get(f"migrations/{begun['id']}")
+        if document["state"] == "completed":
+            assert beside(file)["state"] == "loaded"
+        else:
+            assert site.instances(web) == []
+            assert beside(file)["state"] == "saved", document
+            await loaded(site, file, "b")
+        assert site.where(await site.runs_once(web)) == "b"
+        assert beside(file)["state"] == "loaded"
+
+
+@contextlib.contextmanager
+def small_disk(where: Path, size_bytes: int) -> Iterator[Path]:
+    """A file system with so much room; as root alone."""
+    where.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "small", str(where)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        missing(f"no file system of its own: {done.stderr.decode().strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+async def at_once(probe: Callable[[], object]) -> None:
+    """Wait until it holds, and see it within a millisecond."""
+    async with asyncio.timeout(60):
+        while not probe():
+            await asyncio.sleep(0.001)
+
+
+async def program(mode: str, file: Path) -> int:
+    """The process that works on a file."""
+    found: list[int] = []
+
+    def there() -> bool:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if path.read_bytes().rstrip(b"\0").split(b"\0")[-2:] == [mode.encode(), str(file).encode()]:
+                    found.append(int(path.parent.name))
+        return bool(found)
+
+    await at_once(there)
+    return found[0]
