@@ -135,7 +135,7 @@ class SavingDestination:
         self.qemu = qemu
         self.socket = qemu.address_text
 
-    async def discard(self, *, images: bool = True) -> None:  # noqa: ARG002 - it makes none
+    async def discard(self, *, images: bool = False) -> None:  # noqa: ARG002 - it makes none
         """Remove what was written, unless it was confirmed.
 
         :raise HostError: it cannot be removed.
