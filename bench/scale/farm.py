@@ -28,6 +28,8 @@ from migrator.testing.workload import idle, steady
 
 #: A request, with what it holds of many guests, and an answer.
 LINE_BYTES = 1 << 24
+#: Of a stream that has long to go: at each turn of each of a thousand, the farms would take more than a core.
+_REST_SECONDS = 0.5
 
 
 class Reactions:
@@ -94,6 +96,7 @@ class _Server:
             name=each["name"],
             uuid=UUID(each["uuid"]),
             link=link,
+            rest_seconds=_REST_SECONDS,
         ).start(path)
 
     def _sweep(self) -> None:

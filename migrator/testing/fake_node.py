@@ -56,6 +56,8 @@ class FakeNode:
         #: Guest and memory; it goes to the destination with the hand-over.
         self.guest: Simulator | None = None if incoming else guest
         self.time_factor = time_factor
+        #: A stream that has long to go is left alone for so long, unless somebody asks.
+        self.rest_seconds = 0.0
         self.run = "inmigrate" if incoming else "running" if autostart else "prelaunch"
         self.incoming = incoming
         self.autostart = autostart

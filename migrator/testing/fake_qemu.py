@@ -57,6 +57,8 @@ class FakeQemu:
     :param paused: with ``-S``; by default if `incoming`.
     :param link: from here to wherever it migrates; sources may share one. By default each has loopback to itself.
     :param time_factor: how much faster than the clock its world goes; the same for both ends of a migration.
+    :param rest_seconds: a stream that has long to go does nothing for so long unless it is asked, where thousands
+        share a processor; what others do to it then takes so long to show.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FakeQemu:
         link: Link | None = None,
         costs: Costs | None = None,
         time_factor: float = 1.0,
+        rest_seconds: float = 0.0,
     ) -> None:
         self.version = version
         self.name = name
@@ -82,7 +85,7 @@ class FakeQemu:
         self._guest = Simulator(workload or idle(), memory_bytes=memory_bytes, link=self.link, costs=costs)
         self._incoming = incoming
         self._autostart = not (incoming if paused is None else paused)
-        self._time_factor = time_factor
+        self._time_factor, self._rest_seconds = time_factor, rest_seconds
         self._directory: Path | None = None
         self._own_directory = False
         self._fence: int | None = None
@@ -175,6 +178,7 @@ class FakeQemu:
             time_factor=self._time_factor,
             on_exit=self._ended,
         )
+        node.rest_seconds = self._rest_seconds
         commands = FakeCommands(node, self._answers(node))
         greeting = node.recorded["greeting"]
         node.ports = [

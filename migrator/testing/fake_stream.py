@@ -98,6 +98,8 @@ class FakeStream:
             self._timer.cancel()
             self._timer = None
         ahead = self.guest.next_seconds - self.guest.now
+        if self.guest.seconds_left > 4 * self.source.rest_seconds:
+            ahead = max(ahead, self.source.rest_seconds)
         if not (self._done or self._paused or math.isinf(ahead)):
             self._timer = self.source.later(max(_REACTION_SECONDS, ahead), self.tick)
 

@@ -133,6 +133,14 @@ class Simulator:
         return min(self._due, self.now + TURN_SECONDS / 5) if moving else self._due
 
     @property
+    def seconds_left(self) -> float:
+        """Return the least that is left of precopy before it may switch, at the link's speed; 0 at any other time."""
+        if self.status is not _M.ACTIVE or self._postcopy_wanted:
+            return 0.0
+        ahead = self.memory.queued_bytes - self._gauges.threshold_bytes
+        return ahead / self.link.bytes_per_second if self.link.bytes_per_second > 0 else 0.0
+
+    @property
     def duration_seconds(self) -> float:
         """Seconds since the migration began, until its end."""
         return (self.now if self.ended_seconds is None else self.ended_seconds) - self.started_seconds
