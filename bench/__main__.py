@@ -76,7 +76,12 @@ def main(arguments: list[str]) -> int:
         default=60.0,
         help="seconds a part may wait for a quiet machine; then it is measured as it is (default: %(default)s)",
     )
-    parser.add_argument("--realtime", action="store_true", help="real-time priority for all that is measured")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="real-time priority for all that is measured: on a busy machine niceness does not help where the "
+        "kernel shares it out by sessions (sched_autogroup_enabled)",
+    )
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--whole", action="store_true", help="whole matrices, which take longer")
     given = parser.parse_args(arguments)

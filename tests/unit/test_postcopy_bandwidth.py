@@ -8,7 +8,7 @@ from migrator.core.migration.postcopy_bandwidth import PostcopyBandwidth, begin,
 
 MIB = 1 << 20
 PATH = 7_000_000.0
-HELD_BACK = 0.3 * PATH
+HELD_BACK = 0.2 * PATH
 
 
 def look(
@@ -68,7 +68,7 @@ def test_guest_waits_until_what_it_works_with_has_arrived() -> None:
 
 
 def test_from_the_moment_the_guest_is_told_to_run_little_is_sent_unasked() -> None:
-    assert begin(PostcopyBandwidth(path_bytes_per_second=8e6)).limit == 2_400_000
+    assert begin(PostcopyBandwidth(path_bytes_per_second=8e6)).limit == 1_600_000
     assert begin(PostcopyBandwidth()).limit == 0, "nothing is known of the path"
 
 
