@@ -19,6 +19,7 @@ from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.event_bus import EventBus
 from migrator.engine.guest_experiences import GuestExperiences
+from migrator.engine.handing_over import SpreadingSite
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.held_migrations import HeldMigrations
@@ -36,7 +37,7 @@ from migrator.engine.reservations import Reservations
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
-from migrator.engine.spreading import Spreading, SpreadingJournal, SpreadingSite
+from migrator.engine.spreading import Spreading, SpreadingJournal
 from migrator.engine.sweeper import Sweeper
 from migrator.engine.thread_computing import ThreadComputing
 from migrator.faults import keep_going

@@ -9,17 +9,13 @@ First nothing more can be said of it, then the journal has what its driver said 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
 from migrator import logs
-from migrator.core.drain.assignments import choose_driver
 from migrator.core.model import State
-from migrator.core.policy import Start
-from migrator.engine import clock
+from migrator.engine.handing_over import HandingOver, SpreadingSite, leave_monitors
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -42,8 +38,6 @@ _POLL_SECONDS = 1.0
 #: Reports that come together cost one look.
 _PAUSE_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
-#: A driver that could not ask a guest, or its target's host, gets none of those two hosts for so long.
-_UNABLE_SECONDS = 60.0
 
 T = TypeVar("T")
 
@@ -56,21 +50,6 @@ class SpreadingJournal(Protocol):
 
     @property
     def assignments(self) -> Assignments: ...
-
-
-class SpreadingSite(Protocol):
-    """The part of the site that this needs."""
-
-    def mark_with(self, number: int) -> None:
-        """Mark what is changed from now on with a number that is larger than all that were given."""
-
-    def note_driven_elsewhere(
-        self, migration: str, *, source: tuple[str, str], target: str, destination: str = ""
-    ) -> None:
-        """Leave the monitors of a migration to another controller."""
-
-    def forget_driven_elsewhere(self, migration: str) -> None:
-        """Treat the monitors of a migration like all others again."""
 
 
 class Spreading:
@@ -106,19 +85,23 @@ class Spreading:
             journal.signals,
             journal_writer,
         )
-        self._controller = controller
-        self._number, self._callbacks, self._note, self._wake = number, callbacks, note, wake
+        self._callbacks, self._note, self._wake = callbacks, note, wake
+        self._handing_over = HandingOver(
+            registry=registry,
+            services=services,
+            assignments=journal.assignments,
+            site=site,
+            pool=pool,
+            controller=controller,
+            number=number,
+        )
         self._on_takeover = on_takeover
-        #: Drivers of migrations that are being given to them.
-        self._coming: Counter[str] = Counter()
         #: What is wanted of these has to be told their drivers.
         self._asked: set[str] = set()
         self._asking = asyncio.Event()
         self._reported: set[str] = set()
         self._look_at_all = True
         self._looking = asyncio.Event()
-        #: Until when a driver of that name and token is given nothing of that host; on the engine's clock.
-        self._unable: dict[tuple[str, int, str], float] = {}
         #: Hosts that streams of other controllers leave, and that they enter.
         self._left: set[str] = set()
         self._entered: set[str] = set()
@@ -131,43 +114,8 @@ class Spreading:
     # --- giving ------------------------------------------------------------------------------------------------------
 
     def choose(self, session: JournalledSession) -> AvailableDriver | None:
-        """Return the controller that shall drive a migration; ``None``: this one.
-
-        One whose guest may have to wait until it writes little stays here: only the planner knows when it usually does,
-        and the deadline of its evacuation.
-        """
-        if session.state is State.QUEUED and session.policy.start is Start.QUIET:
-            return None
-        able = {each.name: each for each in self._pool.available()}
-        if not able:
-            return None
-        loads = Counter(self._coming)
-        for each in self._registry.live():
-            if isinstance(each, RemoteSession):
-                loads[each.driver_name] += 1
-            elif self._registry.busy(each):
-                loads[self._pool.name] += 1
-        chosen = choose_driver(
-            self._pool.name,
-            loads,
-            {name: each.hosts - self._unreached(each) for name, each in able.items()},
-            needs=frozenset({session.guest.host, session.target}),
-        )
-        return able.get(chosen)
-
-    def _unreached(self, driver: AvailableDriver) -> set[str]:
-        """Return the hosts that a driver could not ask a moment ago: it may lack the way there, which others have."""
-        now = clock.now()
-        self._unable = {key: until for key, until in self._unable.items() if until > now}
-        return {host for name, token, host in self._unable if (name, token) == (driver.name, driver.token)}
-
-    def _note_unreached(self, session: RemoteSession) -> None:
-        """Note it where its driver gave a migration up, or left it, because something could not be asked or read."""
-        unread = session.assignment.released and session.assignment.report is None
-        if unread or session.unreachable or (session.state is State.FAILED and session.may_pass):
-            driver, until = session.assignment, clock.now() + _UNABLE_SECONDS
-            for host in (session.guest.host, session.target):
-                self._unable[driver.driver, driver.driver_token, host] = until
+        """See :meth:`migrator.engine.handing_over.HandingOver.choose`."""
+        return self._handing_over.choose(session)
 
     async def hand_over(
         self,
@@ -182,92 +130,21 @@ class Spreading:
         :param otherwise: drives it here.
         :param former: who drove it before, and that one's token.
         """
-        self._coming[driver.name] += 1
-        try:
-            remote = await self._given(session, driver, former)
-        finally:
-            self._coming[driver.name] -= 1
-        if remote is None:
+        assignment = await self._handing_over.give(session, driver, former=former)
+        if assignment is None:
             await otherwise()
             return
+        remote = self._remote(assignment.session, assignment)
+        remote.requests.cancel = remote.requests.cancel or session.cancelled
         self._registry.replace(remote)
         if wanted_of(remote.requests) != dict(remote.assignment.requests):
             self._request(remote)
         self._reported.add(session.id)
         self._looking.set()
 
-    async def _given(
-        self, session: JournalledSession, driver: AvailableDriver, former: tuple[str, int]
-    ) -> RemoteSession | None:
-        saved = session.journalled()
-        if (prior := session.prior()) is not None:
-            saved["_private"]["prior"] = asdict(prior)
-        if self._services.experience is not None:
-            saved["_private"]["overheads"] = self._services.experience.known()
-        assignment = Assignment(
-            migration=session.id,
-            driver=driver.name,
-            driver_token=driver.token,
-            number=self._number(),
-            controller=self._controller,
-            session=saved,
-            stream_speed=self._services.stream_speed(session.guest.host, session.target),
-            former=former[0],
-            former_token=former[1],
-            requests=wanted_of(session.requests),
-        )
-        self._leave_monitors(session)
-        # What this one does after it was taken back has a later mark.
-        self._site.mark_with(self._number())
-        given: bool | None = None
-        while given is None:
-            try:
-                given = await self._assignments.give(assignment) or await self._is_left(assignment)
-            except JournalError:
-                given = await self._was_given(assignment)
-        if not given:
-            self._site.forget_driven_elsewhere(session.id)
-            return None
-        self._log.info("migration is driven by another controller", migration=session.id, by=driver.instance)
-        remote = self._remote(saved, assignment)
-        remote.requests.cancel = remote.requests.cancel or session.cancelled
-        return remote
-
-    async def _is_left(self, assignment: Assignment) -> bool | None:
-        """Remove what was given though nobody answered, and then refused: its driver was gone by then.
-
-        ``None``: that driver has it, or may have it.
-
-        :raise JournalError: it cannot be done now.
-        """
-        if not await self._assignments.find([assignment.migration]):
-            return False
-        if await self._assignments.fence(assignment.migration, assignment.number) is None:
-            return None
-        await self._assignments.remove(assignment.migration, assignment.number)
-        return False
-
-    async def _was_given(self, assignment: Assignment) -> bool | None:
-        """Tell whether a migration was given when nobody answered; ``None``: that cannot be told yet."""
-        await asyncio.sleep(_RETRY_SECONDS)
-        try:
-            found = await self._assignments.find([assignment.migration])
-        except JournalError:
-            return None
-        return any(each.number == assignment.number for each in found) or None
-
     def _remote(self, saved: Mapping[str, Any], assignment: Assignment) -> RemoteSession:
         return RemoteSession.of(
             saved, assignment, services=self._services, request=self._request, **self._callbacks()
-        )
-
-    def _leave_monitors(self, session: JournalledSession) -> None:
-        place = session.places.get("destination")
-        self._site.note_driven_elsewhere(
-            session.id,
-            source=(session.guest.host, session.guest.socket),
-            target=session.target,
-            destination=place.socket if place is not None else "",
         )
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -283,7 +160,7 @@ class Spreading:
         """Return the session of a migration that an earlier planner gave away; its report is taken over later."""
         session = self._remote(saved, assignment)
         session.told_before = True
-        self._leave_monitors(session)
+        leave_monitors(self._site, session)
         if wanted_of(session.requests) != dict(assignment.requests):
             self._request(session)  # that was accepted, and then there was no time to tell its driver
         return session
@@ -350,7 +227,7 @@ class Spreading:
             # Of one that has ended its driver may still hold what it needs no more.
             if row.over or not _says_ended(row):
                 session.take(row)
-                self._leave_monitors(session)
+                leave_monitors(self._site, session)
         copying = [each for each in self._registry.live() if each.driven_elsewhere and each.copies]
         self._left = {each.guest.host for each in copying}
         self._entered = {each.target for each in copying}
@@ -379,7 +256,7 @@ class Spreading:
         for session, last in zip(gone, await _all(fencing), strict=True):
             if last is not None:
                 session.take(last)
-                self._leave_monitors(session)
+                leave_monitors(self._site, session)
                 fenced.append(session)
         return fenced
 
@@ -424,7 +301,7 @@ class Spreading:
     def _note_left(self, session: RemoteSession) -> None:
         """Note that its driver has let go of it, or is gone."""
         last = session.assignment
-        self._note_unreached(session)
+        self._handing_over.note_unreached(session)
         if last.fenced:
             self._pool.note_gone(last.driver, last.driver_token)
             self._on_takeover()

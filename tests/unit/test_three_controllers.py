@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator.core.policy import Start, builtin
-from migrator.engine import guest_experiences, pair_overheads, spreading
+from migrator.engine import guest_experiences, handing_over, pair_overheads
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.errors import JournalError
 from migrator.ports import Assignment
@@ -191,7 +191,9 @@ def test_a_driver_that_drains_does_not_wait_for_a_turn_that_nobody_gives(
     async def nobody_plans(self: journal_view._Assignments, *about: Any) -> None:
         """Tell the driver nothing."""
 
-    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    monkeypatch.setattr(
+        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+    )
     stopped: list[bool] = []
 
     async def scenario(world: ThreeControllers) -> None:
@@ -267,7 +269,7 @@ def test_what_was_accepted_outlives_the_planner_that_could_do_nothing_about_it_a
     monkeypatch.setattr(journal_view._Assignments, "request", tell_nobody)
     if spread:
         monkeypatch.setattr(
-            spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+            handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
         )
     # The next one plans while it is still copied.
     monkeypatch.setattr(three_controllers, "LEASE_SECONDS", 1.5)
@@ -327,7 +329,9 @@ def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_
         return await save(self, *documents, **how)
 
     monkeypatch.setattr(journal_view.JournalView, "save", save_slowly)
-    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    monkeypatch.setattr(
+        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+    )
     world = ThreeControllers(seed=8, guests=2, misfortunes=[Misfortune(what="kill", command=8, driver=True)])
     befallen = spoil(monkeypatch, world, call, how)
     ended: list[tuple[str, Any]] = []
@@ -365,7 +369,9 @@ def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
 
     monkeypatch.setattr(journal_view._Assignments, "give", give_unheard)
     monkeypatch.setattr(journal_view._Assignments, "find", find_later)
-    monkeypatch.setattr(spreading, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own))
+    monkeypatch.setattr(
+        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+    )
 
     async def scenario(world: ThreeControllers) -> None:
         await world.ask("migrate", "k-second", guest="vm-1", to="b")
