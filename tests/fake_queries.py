@@ -211,7 +211,12 @@ def an_evacuation(identifier: str = "e1", **fields: Any) -> EvacuationDocument:
 
 def a_host(name: str = "host-1", **fields: Any) -> HostDocument:
     """An active host, but for `fields`."""
-    some: dict[str, Any] = {"state": HostState.ACTIVE, "up": True, "link_bytes_per_second": 1.25e9}
+    some: dict[str, Any] = {
+        "state": HostState.ACTIVE,
+        "up": True,
+        "link_bytes_per_second": 1.25e9,
+        "certificates_expire_at": datetime(2030, 1, 1, tzinfo=UTC),
+    }
     return HostDocument(host=name, **{**some, **fields})
 
 

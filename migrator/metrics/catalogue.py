@@ -47,6 +47,7 @@ ACTIONS = (
             *map(str, Step),
             *(
                 "ceiling-exceeded",
+                "compress",
                 "guard",
                 "guest-clock",
                 "held",
@@ -54,6 +55,7 @@ ACTIONS = (
                 "no-postcopy",
                 "pacing",
                 "park",
+                "plain-stream",
                 "resolve",
             ),
             *("postcopy-stall-exceeded", "postcopy-stall-forecast", "quiet-start"),

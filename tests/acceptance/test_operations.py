@@ -21,10 +21,12 @@ from xml.etree import ElementTree as ET
 import httpx2
 import pytest
 
+from migrator.pki.authority import Authority
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, until
 from migrator.testing.site import LabSite
 from tests.broker import Broker, mosquitto
+from tests.certificates import make_directory, self_made, write_directory
 from tests.conftest import missing
 from tests.sshd import Sshd
 
@@ -240,6 +242,23 @@ def test_doctor_says_what_is_wrong_with_the_configuration_and_ends(config: Path)
     assert status == 1
     assert list(found) == ["configuration"]
     assert "did you mean 'store'" in found["configuration"][0][1]
+
+
+def test_doctor_finds_certificates_that_no_stream_can_be_encrypted_with(config: Path, tmp_path: Path) -> None:
+    whole = Authority.make(tmp_path / "authority", site="test")
+    make_directory(tmp_path / "good", whole, host="good", names=["good"])
+    make_directory(tmp_path / "named", whole, host="other", names=["other"])
+    write_directory(tmp_path / "old", *self_made(days=-1))
+    with config.open("a", encoding="utf-8") as file:
+        for name in ("good", "named", "old", "none"):
+            prefix = f'prefix = ["env", "HOST={name}"]'
+            file.write(f'[[hosts]]\nname = "{name}"\n{prefix}\nsockets = ["/none/{name}/*"]\n')
+            file.write(f'look_for = "sockets"\ntls_dir = "{tmp_path}/{name}"\n')
+    _, found = checks(config)
+    assert said(found, "host old", "fail", "server-cert.pem has expired: no stream can be encrypted")
+    assert said(found, "host named", "fail", "server-cert.pem is for other, not for named or 127.0.0.1")
+    for name in ("good", "none"):
+        assert not any("certificate" in line or ".pem" in line for _, line in found[f"host {name}"])
 
 
 def test_doctor_finds_a_damaged_journal_and_leaves_it(config: Path) -> None:

@@ -170,6 +170,7 @@ MAY_GO_WELL = {
         "somebody sees to the network while the guest moves, or it does without",
     ),
     "save-room": "what the guest has in memory may be mostly zero, and takes no room then",
+    "tls-certificate": "the network between the hosts may be nobody else's, and the guest arrives in clear",
     "tcg-loses-writes": "most guests lived through it",
     "cache-unsafe": "the file system may be coherent, or the guest may not read what it wrote",
     "cpu-features": "the guest may not use them",
