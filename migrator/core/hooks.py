@@ -55,7 +55,7 @@ class Hook:
 
 @dataclass(frozen=True, kw_only=True)
 class HookResult:
-    """What became of a hook's command."""
+    """Result of a hook's command."""
 
     #: Its exit status; ``None`` where it could not be run, or did not end in time.
     status: int | None

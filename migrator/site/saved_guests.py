@@ -351,6 +351,8 @@ class SavedGuestFiles:
             )
         configuration = await source.configuration(argv)
         now = configuration.current()
+        if any("vfio-" in word for word in now):
+            yield finding("save-process", f"{guest.label} has a device of its host passed through")
         relative = len(paths(now, "/")) != len(paths(now)) or any(
             (found := path_of(disk.file)) and "/" in found and not found.startswith("/")
             for disk in facts.disks

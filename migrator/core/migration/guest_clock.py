@@ -16,7 +16,7 @@ _MARGIN_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ClockChange:
-    """What becomes of a guest's clock."""
+    """Change of a guest's clock, or none, and why."""
 
     #: It is set to the time here.
     sets: bool
