@@ -24,7 +24,7 @@ help:
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=--short|--real]'
 	@echo 'make bench-forecasts   what was forecast, held against what came, in simulation   [BENCH_ARGS=--short|--real]'
 	@echo 'make bench-evacuation   emptying a host: bound, plan and peers, in simulation   [BENCH_ARGS=--real]'
-	@echo 'make bench-scale   1,000 migrations on one controller, what each costs, the journal; 15 minutes   [BENCH_ARGS=]'
+	@echo 'make bench-scale   10 to 2,000 migrations on one controller, what each costs, the journal; half an hour   [BENCH_ARGS=]'
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'

@@ -11,6 +11,7 @@ from migrator import logs
 from migrator.service import driving
 from migrator.service import serve as service
 from migrator.site.connections import HostConnections
+from migrator.site.saved_guests import SavedGuestFiles
 from migrator.testing.simulated_site import SimulatedSite
 
 
@@ -21,6 +22,8 @@ class ServiceSite(SimulatedSite):
         super().__init__()
         #: Hosts on which hooks are run: none.
         self.connections = HostConnections({})
+        #: Files of guests that were saved: none.
+        self.saved = SavedGuestFiles(self.connections)
 
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""

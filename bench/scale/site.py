@@ -16,7 +16,7 @@ from bench.simulated_service import ServiceSite
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding, RunState
-from migrator.ports import HostLook
+from migrator.ports import HostLook, IncomingDestination
 from migrator.ports.qemu import Qemu
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -67,9 +67,10 @@ class _Incoming:
         self.qemu: Qemu = qemu
         self.listen = "tcp:127.0.0.1:0"
         self.notes: tuple[Finding, ...] = ()
+        self.new_images: tuple[str, ...] = ()
         self.socket = socket
 
-    async def discard(self) -> None:
+    async def discard(self, *, images: bool = False) -> None:  # noqa: ARG002 - it has none
         await self.qemu.quit()
 
 
@@ -184,7 +185,8 @@ class FarmSite(ServiceSite):
         socket = str(directory / "qmp")
         end = Endpoint(Address(kind="unix", path=socket), **self._about(socket, "destination"))
         await end.connect()
-        return _Incoming(end, socket)
+        incoming: IncomingDestination = _Incoming(end, socket)
+        return incoming
 
     async def clear(self, guest: Guest) -> None:  # noqa: ARG002 - it has quit
         self._seen_at = float("-inf")
