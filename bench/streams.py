@@ -16,6 +16,7 @@ from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
 from bench.ours import Failed, Migrator
+from migrator.core.migration.stream_layout import NARROW_BYTES_PER_SECOND
 from migrator.pki.authority import Authority
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
@@ -28,6 +29,8 @@ _FAST_BYTES = 512 * _MIB
 #: Where the memory that a guest is given at its start begins; the guest itself stays below.
 _AT = 64 * _MIB
 _ZSTD = "zstd"
+#: Up to here it is chosen by itself.
+_NARROW_MBIT = int(NARROW_BYTES_PER_SECOND / _MBIT)
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": ("--compress", "never"),
     _ZSTD: ("--compress", "zstd"),
@@ -101,7 +104,7 @@ class _Bench:
                 path = self._memory(memory, _FILLED_BYTES)
                 took = await self._compare(hosts, ("plain", _ZSTD), path, _FILLED_BYTES)
                 rows += _rows(f"{mbit} Mbit/s, {memory}, ", took)
-                if mbit <= 150:
+                if mbit <= _NARROW_MBIT:
                     worst = max(worst, _median(took[_ZSTD]) / _median(took["plain"]))
         return [
             f"**Narrow links**, {_FILLED_BYTES // _MIB} MiB of memory that is filled:",
@@ -110,7 +113,7 @@ class _Bench:
                 ["what", "ratio", "aim"],
                 [
                     [
-                        "zstd where it is chosen by itself (up to 150 Mbit/s), the worst",
+                        f"zstd where it is chosen by itself (up to {_NARROW_MBIT} Mbit/s), the worst",
                         f"{worst:.2f}",
                         f"≤ {_AIM}",
                     ]
