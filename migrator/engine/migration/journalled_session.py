@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from migrator.api import trace_context
 from migrator.api.documents import (
@@ -27,13 +27,12 @@ from migrator.core.policy import Policy, from_fields
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
+from migrator.engine.migration.file_session import FileSession
 from migrator.engine.migration.services import EndLocation, SessionServices
-from migrator.engine.migration.session import MigrationSession
 from migrator.engine.migration.session_hooks import HOOK, SessionHooks
 from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
-from migrator.errors import Fault, MigratorError
+from migrator.errors import Fault
 from migrator.faults import contained
-from migrator.ports import IncomingDestination, Qemu
 
 #: Decisions after which the guest is stopped, or with which it is known to have been.
 _STOPS_GUEST = frozenset(
@@ -41,7 +40,7 @@ _STOPS_GUEST = frozenset(
 )
 
 
-class JournalledSession(MigrationSession):
+class JournalledSession(FileSession):
     """A migration of the service; journalled before anything is begun, and at every state.
 
     :param evacuation: the id of the evacuation that it belongs to, if any.
@@ -78,9 +77,7 @@ class JournalledSession(MigrationSession):
         self.requested_by = requested_by
         self.key = key
         self.trace = trace
-        self.file = file
-        if file is not None:
-            self.admit()  # it waits for no link
+        self.use_file(file)
         #: Hooks may have been told that it begins, and are to be told how it ends.
         self.hooks_owed = False
         self._hooks = SessionHooks(
@@ -108,59 +105,6 @@ class JournalledSession(MigrationSession):
 
     async def _memory_bytes(self) -> int:
         return self.guest.memory_bytes
-
-    # --- where one end is a file -------------------------------------------------------------------------------------
-
-    @property
-    def saves(self) -> bool:
-        """Return whether the guest is saved into a file."""
-        return self.file is not None and self.file.use is FileUse.SAVE
-
-    @property
-    def _return_path(self) -> bool:
-        return self.file is None
-
-    async def _check(self, source: Qemu) -> Sequence[Finding]:
-        """See :class:`SessionEnds`; hosts have nothing against a guest that stays on its own, or is on none."""
-        if self.file is None:
-            return await super()._check(source)
-        if not self.saves or self.services.saved is None:
-            return ()
-        try:
-            return await self.services.saved.check(self.guest, cast(Any, source), self.file.path)
-        except MigratorError as error:
-            return [preflight.unchecked(error)]
-
-    async def _start_incoming(self, source: Qemu) -> IncomingDestination:
-        if self.file is None or not self.saves or self.services.saved is None:
-            return await super()._start_incoming(source)
-        return await self.services.saved.start(
-            self.guest, cast(Any, source), self.file.path, migration=self.id
-        )
-
-    def _listen(self, incoming: IncomingDestination) -> str:
-        if self.file is None or self.saves:
-            return super()._listen(incoming)
-        return f"unix:{incoming.socket.rpartition('/')[0]}/load"
-
-    def _stood_seconds(self) -> float:
-        if self.file is None or not self.file.saved_at:
-            return super()._stood_seconds()
-        return clock.wall() - self.file.saved_at
-
-    async def _settle_file(self) -> None:
-        if self.file is None or not self.saves or self.services.saved is None:
-            return
-        try:
-            await self.services.saved.confirm(self.target, self.file.path, migration=self.id)
-        except MigratorError as error:
-            said = finding("save-unconfirmed", str(error))
-            self.result.warn(said.code, said.message, said.remedy)
-
-    def begin_anew(self) -> None:
-        super().begin_anew()
-        if self.file is not None:
-            self.admit()
 
     # --- hooks -------------------------------------------------------------------------------------------------------
 

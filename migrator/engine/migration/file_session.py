@@ -1,0 +1,80 @@
+"""The session of a migration of which one end may be a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from migrator.core.findings import finding
+from migrator.core.inventory import Guest
+from migrator.core.model import Finding
+from migrator.engine import clock
+from migrator.engine.migration import preflight
+from migrator.engine.migration.file_move import FileMove, FileUse
+from migrator.engine.migration.session import MigrationSession
+from migrator.errors import MigratorError
+from migrator.ports import IncomingDestination, Qemu
+
+
+class FileSession(MigrationSession):
+    """Saves its guest into a file, or loads it from there, where it has one; else it moves it from host to host."""
+
+    guest: Guest
+    file: FileMove | None = None
+
+    def use_file(self, file: FileMove | None) -> None:
+        """Say which file it is about, before anything is begun."""
+        self.file = file
+        if file is not None:
+            self.admit()  # it waits for no link
+
+    @property
+    def saves(self) -> bool:
+        """Return whether the guest is saved into a file."""
+        return self.file is not None and self.file.use is FileUse.SAVE
+
+    @property
+    def _return_path(self) -> bool:
+        return self.file is None
+
+    async def _check(self, source: Qemu) -> Sequence[Finding]:
+        """See :class:`SessionEnds`; hosts have nothing against a guest that stays on its own, or is on none."""
+        if self.file is None:
+            return await super()._check(source)
+        if not self.saves or self.services.saved is None:
+            return ()
+        try:
+            return await self.services.saved.check(self.guest, cast(Any, source), self.file.path)
+        except MigratorError as error:
+            return [preflight.unchecked(error)]
+
+    async def _start_incoming(self, source: Qemu) -> IncomingDestination:
+        if self.file is None or not self.saves or self.services.saved is None:
+            return await super()._start_incoming(source)
+        return await self.services.saved.start(
+            self.guest, cast(Any, source), self.file.path, migration=self.id
+        )
+
+    def _listen(self, incoming: IncomingDestination) -> str:
+        if self.file is None or self.saves:
+            return super()._listen(incoming)
+        return f"unix:{incoming.socket.rpartition('/')[0]}/load"
+
+    def _stood_seconds(self) -> float:
+        if self.file is None or not self.file.saved_at:
+            return super()._stood_seconds()
+        return clock.wall() - self.file.saved_at
+
+    async def _settle_file(self) -> None:
+        if self.file is None or not self.saves or self.services.saved is None:
+            return
+        try:
+            await self.services.saved.confirm(self.target, self.file.path, migration=self.id)
+        except MigratorError as error:
+            said = finding("save-unconfirmed", str(error))
+            self.result.warn(said.code, said.message, said.remedy)
+
+    def begin_anew(self) -> None:
+        super().begin_anew()
+        if self.file is not None:
+            self.admit()
