@@ -18,6 +18,7 @@ from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.certificates import make_directory, self_made, tls_objects, write_directory
 from tests.command import SLOWLY, Ended, direct, direct_doomed, running
 from tests.conftest import missing
+from tests.disks import writing_guest
 from tests.invariants import witness
 from tests.socket_options import socket_options
 
@@ -68,6 +69,27 @@ async def test_postcopy_is_encrypted_too(
         assert (ended.code, ended.document["mode"], ended.document["tls"]) == (0, "postcopy", True)
         await seen.verify("completed")
     assert await objects(pair) == []
+
+
+async def test_disks_go_with_the_same_certificates(
+    lab: Lab, one_crossing: tuple[Path, Path], certificates: Path
+) -> None:
+    guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+    async with running(guest.pair, *tls(certificates)) as command:
+        mirrors: list[str] = []
+
+        async def connected() -> bool:
+            nodes = await guest.pair.source.query("query-named-block-nodes", flat=True)
+            mirrors.extend(node["file"] for node in nodes if node["drv"] == "nbd")
+            return bool(mirrors)
+
+        await until(connected, what="a mirror")
+        ended = await command.ended()
+    assert (ended.code, ended.document["tls"]) == (0, True), ended.error
+    assert mirrors[0].startswith("nbd://")  # a server with certificates takes nobody without
+    assert ended.document["disk_bytes"] > 0
+    assert await objects(guest.pair) == []
+    assert await guest.check(guest.pair.destination) > 0
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ KINDS: tuple[StateKind, ...] = (
          fate=StateHandling.TRAVELS,
          how="in the port's state; whoever was connected connects again to the same path", hmp=()),
     StateKind(what="size of a disk, what is written in it, its snapshots", fate=StateHandling.TRAVELS,
-         how="in the image, which both ends see; sizes and files are compared",
+         how="in the image, which both see or which is copied ([disks.md](disks.md)); sizes and files are compared",
          qmp=("block_resize", "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
               "change-backing-file"),
          hmp=("commit", "snapshot_blkdev_internal", "snapshot_delete_blkdev_internal", "savevm", "loadvm", "delvm",
