@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 from migrator import logs, units
 from migrator.cli import Exit
 from migrator.cli.direct_command import DirectCommand, Request
+from migrator.cli.direct_guard import DirectGuard
 from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
 from migrator.cli.direct_paths import direct_path
@@ -41,6 +42,7 @@ from migrator.core.policy import (
     builtin,
     from_fields,
 )
+from migrator.engine.migration.guarding import GUARD
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
@@ -171,9 +173,16 @@ async def _between(
     name = left.record.path.stem if left else os.urandom(6).hex()
     driver = this_driver("migrator direct", controller=name)
     by_force = request.take_over
+    guard = DirectGuard.of(here, over_ssh)
     pair = GivenPair(
         Endpoint(
-            here, role="source", tls=tls, transport=over_ssh.transport(here), driver=driver, by_force=by_force
+            here,
+            role="source",
+            tls=tls,
+            transport=over_ssh.transport(here),
+            driver=driver,
+            by_force=by_force,
+            guard_process=guard,
         ),
         Endpoint(
             there,
@@ -220,6 +229,7 @@ async def _between(
             experience=FileExperience(),
             shared_path=lambda source, target: direct_path(here, listen),
             claims_before_start=False,
+            begins_anew=False,
         ),
         accepted=request.accept,
         on_status=show_status,
@@ -238,7 +248,7 @@ async def _between(
             await session.drive()
     finally:
         records.close()
-        await pair.close()
+        await _close(pair, guard)
     if session.failure is not None and not isinstance(session.failure, Fault):
         if isinstance(session.failure, Unreachable):
             from migrator.cli.direct_moved import refuse_moved  # noqa: PLC0415 - seldom needed
@@ -246,6 +256,7 @@ async def _between(
             await refuse_moved(str(here), str(there), over_ssh)
         raise session.failure
     result = session.result
+    _say_what_next(result, screen)
     refused = session.refused and result.state is State.FAILED
     if refused:
         result.error = "refused by preflight; nothing was changed"
@@ -255,6 +266,18 @@ async def _between(
     if json_output:
         print(json.dumps(result.document()))
     return Exit.REFUSED if refused else _EXITS[result.state]
+
+
+async def _close(pair: GivenPair, guard: DirectGuard | None) -> None:
+    await pair.close()
+    if guard is not None:
+        await guard.close()
+
+
+def _say_what_next(result: MigrationOutcome, screen: Screen) -> None:
+    """Say what a guest takes to move that a guard has had go on at the source."""
+    if result.state is State.CANCELLED and any(each.action == GUARD for each in result.decisions):
+        screen.line("to move it, start another destination and type this again")
 
 
 async def _left_by_another(

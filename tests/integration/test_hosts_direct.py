@@ -26,6 +26,7 @@ from migrator.testing.network import LabHosts
 from tests.command import SLOWLY, Ended, started
 from tests.conftest import missing
 from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, CaughtEnd, Drive, Phase, catch, hurry, reaches
+from tests.guards import WITHOUT_END, comes_to_its_switch, guarded, runs_on
 from tests.invariants import records, witness
 from tests.sshd import Sshd, inside
 
@@ -89,6 +90,21 @@ async def test_command_moves_a_guest(site: Site, postcopy: str) -> None:
         assert (ended.code, ended.state) == (0, "completed"), ended.err
         await seen.verify("completed")
     assert ended.document["downtime_uncertainty_seconds"] > 0
+
+
+async def test_guest_of_a_command_that_is_cut_off_does_not_stand_still_at_its_switch(site: Site) -> None:
+    busy = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB), image_locking="off")
+    pair = await site.pair(busy)
+    async with started("direct", *ends(site, pair), "--json", *WITHOUT_END) as command:
+        await guarded(under=site.alpha.sessions)
+        site.hosts["control"].link_down()
+        await comes_to_its_switch(pair.source)
+        await runs_on(pair.source)
+        assert await site.lab.counting() == [pair.source]
+        assert command.runs
+        site.hosts["control"].heal()
+        ended = await command.ended()
+    assert (ended.state, "guard" in ended.actions) == ("cancelled", True), ended
 
 
 class RemoteEnd(CaughtEnd):

@@ -10,6 +10,10 @@ from migrator.ports import Qemu
 
 #: A migration that was cancelled, or is about to be.
 _CANCELLED = (MigrationStatus.CANCELLING, MigrationStatus.CANCELLED)
+#: The action of the decision that a guard has ended a migration.
+GUARD = "guard"
+#: One that was near its switch is not taken to be far from it before it goes on for so long.
+_SURELY_FAR_SECONDS = 2.0
 ENDED = "the guest came to its switch while nobody could steer it, and the guard had it go on at the source"
 
 
@@ -26,6 +30,7 @@ class Guarding:
         self._told: bool | None = None
         #: It may cancel: the source has the mark without which it does not.
         self._armed = False
+        self._near = False
         self._sessions = source.guard.sessions
 
     async def begin(self) -> None:
@@ -44,7 +49,8 @@ class Guarding:
     def note_distance(self, far_seconds: float) -> None:
         """Note for how many seconds the guest certainly does not come to its switch; 0 where it may be near."""
         if self._told is not None:
-            self._source.guard.near(far_seconds <= 0.0)
+            self._near = far_seconds <= 0.0 or (self._near and far_seconds < _SURELY_FAR_SECONDS)
+            self._source.guard.near(self._near)
 
     def end(self) -> None:
         """Have it guarded no more: it is switched, or over."""
@@ -70,7 +76,7 @@ class Guarding:
         return before != self._sessions
 
     async def note_end(self, source: View) -> bool:
-        """Note in the intent that a guard has ended the migration, where it has: it begins anew.
+        """Note in the intent that a guard has ended the migration, where it has: it may begin anew.
 
         :return: False where that cannot be told now: look again before anything is decided.
         """
@@ -86,10 +92,8 @@ class Guarding:
             return True
         try:
             if await self._source.guard.has_ended(self._migration):
-                self._intent_log.decide("guard", ENDED)
-                self._intent_log.undo(
-                    State.CANCELLED, f"{ENDED}: it begins anew", by_choice=True, postponed=True
-                )
+                self._intent_log.decide(GUARD, ENDED)
+                self._intent_log.undo(State.CANCELLED, ENDED, by_choice=True, postponed=True)
         except QemuError:
             return False
         return True

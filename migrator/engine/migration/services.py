@@ -143,6 +143,9 @@ class SessionServices:
     samples: Samples | None = None
     #: Marks the source before its destination is started; not where a person has started that already.
     claims_before_start: bool = True
+    #: One that was ended only because nobody could steer it is queued again; not where a person has started the
+    #: destination, which takes one migration and no second.
+    begins_anew: bool = True
     #: Bytes per second that the links between two hosts let one stream carry, as a plan forecasts with; ``None``: not
     #: known.
     stream_speed: Callable[[str, str], float | None] = lambda source, target: None

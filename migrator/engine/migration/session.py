@@ -294,7 +294,9 @@ class MigrationSession(SessionEnds):
         started_here = self._incoming is not None
         never_ran_there = self._never_ran_there
         copied = driver.new_copies if driver is not None else ()
-        anew = driver is not None and driver.postponed and not self.requests.cancel
+        anew = (
+            driver is not None and driver.postponed and not self.requests.cancel and self.services.begins_anew
+        )
         if not started_here and state is not State.COMPLETED:
             await self._let_go()
             await cleanup.abandon(self, images=never_ran_there)  # another controller started it
