@@ -3,8 +3,9 @@
 To start Python and load a service takes a second of computing, and hundreds of tests start one. Here a process of each
 test process loads all of it once, and from then on ``subprocess`` and asyncio have ``migrator …``, however it is typed,
 forked from that one: with a pid, arguments, environment, directory and descriptors of its own, and a child of whoever
-started it. So has a service its second process. All else is started as ever: other people's programs, and ours behind a
-prefix, an option of Python or a shell. ``tests/conftest.py`` installs it; not with ``MIGRATOR_TESTS_START=plain``.
+started it. So has a service its second process. All else is started as ever: other people's programs, ours behind a
+prefix, an option of Python or a shell, and ours by a test that has gone into another namespace. ``tests/conftest.py``
+installs it; not with ``MIGRATOR_TESTS_START=plain``.
 
 What a start loads, and that it works from nothing, is shown by tests that do not come here: ``test_direct_start.py``,
 ``test_operations_install.py``, and whoever starts ours in a network namespace.
@@ -21,6 +22,7 @@ import importlib
 import inspect
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -78,7 +80,7 @@ class Popen(_Plain[Any]):
             own(self, *arguments)
             return
         prepare()
-        if _Source.here is None or not _Source.here.ready():
+        if _Source.here is None or not _Source.here.ready() or _Source.here.surroundings != _surroundings():
             own(self, *arguments)
             return
         ends = [(given["p2cread"], 0), (given["c2pwrite"], 1), (given["errwrite"], 2)]
@@ -112,6 +114,22 @@ def _is_ours(words: Sequence[str]) -> bool:
     ]
 
 
+def _surroundings() -> tuple[object, ...]:
+    """Return what a child has of whoever starts it, beside what it is given: it must be that of who forks it."""
+    names = Path("/proc/thread-self/ns")
+    status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
+    limits = [
+        resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")
+    ]
+    mask = next(line for line in status.splitlines() if line.startswith("Umask:"))
+    return (
+        *(str((names / name).readlink()) for name in ("net", "mnt", "pid_for_children")),
+        mask,
+        os.geteuid(),
+        *limits,
+    )
+
+
 class _Source:
     """The end of whoever asks: a process that forks children for it."""
 
@@ -122,6 +140,7 @@ class _Source:
         self._ready = process is None
         self._process = process
         self._lock = threading.Lock()
+        self.surroundings = _surroundings()
         self._asks = os.getpid()
 
     @classmethod
