@@ -34,8 +34,9 @@ from typing import Any
 
 #: Command line for a python3: the first line is how long the text of this module is, which follows.
 PROGRAM = (
-    "import sys, os; n = int(b''.join(iter(lambda: os.read(0, 1), b'\\n'))); t = b''\n"
-    "while len(t) < n: t += os.read(0, n - len(t))\n"
+    "import sys, os; r = lambda n: os.read(0, n) or sys.exit()\n"
+    "n = int(b''.join(iter(lambda: r(1), b'\\n'))); t = b''\n"
+    "while len(t) < n: t += r(n - len(t))\n"
     "exec(compile(t, 'guard', 'exec'))"
 )
 #: The parameters by which a stream waits for its controller: bytes per second, milliseconds.

@@ -212,6 +212,14 @@ async def test_controller_that_is_there_finishes_with_a_guard_beside_it(
     await asyncio.gather(source.close(), destination.close())
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"1", b"100\n", b"100\nimport os"], ids=["none", "length", "line", "part"]
+)
+def test_guard_that_was_not_told_all_of_its_program_ends_with_its_controller(sent: bytes) -> None:
+    command = [sys.executable, "-I", "-S", "-c", guard.PROGRAM]
+    assert subprocess.run(command, input=sent, timeout=20, check=False).returncode == 0
+
+
 KILLED = """
 import asyncio, sys
 from pathlib import Path
