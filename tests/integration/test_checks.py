@@ -396,7 +396,7 @@ class TestDisks:
         qemu = await self.qcow2(lab, hosts, mine)
         assert await check(qemu, hosts) == []
         (finding,) = await check(qemu, hosts, prefix=prefix)
-        assert finding.code == "disk-file-missing"
+        assert finding.code == "disk-copied"
         assert str(mine / "top") in finding.message
 
     async def test_copy(self, lab: Lab, hosts: LabHosts, images: tuple[Path, Path, Sequence[str]]) -> None:
@@ -474,7 +474,7 @@ class TestDisks:
             "device_add", {"driver": "virtio-blk-pci", "id": "late", "drive": "later", "bus": "port1"}
         )
         (finding,) = await check(qemu, hosts, prefix=prefix)
-        assert finding.code == "disk-file-missing"
+        assert finding.code == "disk-not-copied"
         assert path in finding.message
         assert "late" in finding.message
 
