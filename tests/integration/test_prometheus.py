@@ -282,7 +282,11 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     late = datetime.now(UTC) - timedelta(seconds=1)
     queries.put_evacuation(an_evacuation(at_risk=True, deadline=late, guests=[stuck]))
     queries.hosts_by_name["host-2"] = a_host(
-        "host-2", up=False, guests_undriven=1, guests_duplicate=["guest-1"]
+        "host-2",
+        up=False,
+        guests_undriven=1,
+        guests_duplicate=["guest-1"],
+        certificates_expire_at=datetime.now(UTC) + timedelta(days=7),
     )
     queries.decide("h", VIOLATED, invariant="never-two")
     site.broker = site.lease = False
