@@ -143,7 +143,8 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
 
 def paths_to_read(source: Facts) -> list[str]:
     """Return the paths to be looked at besides the disks' own: the places where an image would be made."""
-    return [parent(path) for disk in source.disks if not disk.read_only and (path := path_of(disk.file))]
+    paths = [path_of(disk.file) for disk in source.disks if not disk.read_only]
+    return [parent(path) for path in paths if path and path.startswith("/")]
 
 
 def parent(path: str) -> str:
@@ -154,7 +155,7 @@ def parent(path: str) -> str:
 def _new_flash(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     """One that is made before the destination is started."""
     where = pair.files_there.file(parent(path))
-    if not where.exists or not path.startswith("/"):
+    if not path.startswith("/") or not where.exists:
         yield finding(
             "disk-file-missing",
             f"{path} of disk {disk.device} cannot be made at {pair.target}: there is no directory {parent(path)}",
@@ -175,7 +176,7 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         yield finding("disk-file-missing", missing)
         return
     where = pair.files_there.file(parent(path))
-    if not where.exists or not path.startswith("/"):
+    if not path.startswith("/") or not where.exists:
         yield finding(
             "disk-file-missing", f"{missing}, and there is no directory {parent(path)} to make it in"
         )
