@@ -104,7 +104,7 @@ async def controllers(count: int = _UNDER_WAY_OF_THREE, number: int = 3) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Watched:
-    """What was seen of one controller with so many migrations under way."""
+    """Figures of one controller with so many migrations under way."""
 
     count: int
     #: Seconds that beginning all of them took, and how many there were at the end.

@@ -24,6 +24,8 @@ STUCK = ("no-target", "set-aside", "held")
 INTERFACES = ("http", "mqtt")
 VERBS = (
     "migrate",
+    "save",
+    "load",
     "evacuate",
     "restore",
     "activate",

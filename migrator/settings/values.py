@@ -63,8 +63,8 @@ Rate = Annotated[int, _in_units(units.rate)]
 
 
 def _streams(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_STREAMS):
-        raise UsageError(f"{text!r} is no count of streams: give 1 to {MOST_STREAMS}, or auto")
+    if text not in map(str, range(1, MOST_STREAMS + 1)):
+        raise UsageError(f"{shortened(text)} is no count of streams: give 1 to {MOST_STREAMS}, or auto")
     return int(text)
 
 

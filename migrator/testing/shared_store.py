@@ -1,4 +1,4 @@
-"""What several controllers share of a journal in memory: documents, leases, steps and signals."""
+"""The parts of a journal in memory that several controllers share: documents, leases, steps and signals."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class LayoutChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamAbilities:
-    """What is known of both ends before a stream is laid out."""
+    """Abilities of both ends, as known before a stream is laid out."""
 
     #: Capabilities that both QEMUs have, and their versions.
     capabilities: AbstractSet[str]

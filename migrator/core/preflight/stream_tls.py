@@ -1,4 +1,4 @@
-"""Whether what goes between two hosts is encrypted, and what speaks against it. Pure.
+"""Encryption of what goes between two hosts: whether there is any, and what speaks against it. Pure.
 
 Nothing is encrypted by half: either both ends have certificates that the other takes, or the stream is plain, or the
 migration is refused, as the policy says.
