@@ -15,9 +15,9 @@ from migrator.hosts.access import HostAccess
 
 #: Time-out of a command, in seconds.
 _SECONDS = 10.0
-# Arguments: the list of what was made, a name that nobody else gives, `new` where none may be there yet; then of each
-# file its path, format, size, owner, mode, options. Made beside its place and put there by a link, so that nothing of
-# anybody else's is ever written over.
+# Arguments: the list of what is made, each with its device and inode; a name that nobody else gives; `new` where none
+# may be there yet; then of each file its path, format, size, owner, mode, options. Made beside its place and put there
+# by a link, so that nothing of anybody else's is ever written over.
 _MAKE = """
 list=$1 mark=$2 new=$3; shift 3
 umask 077
@@ -27,25 +27,38 @@ while [ $# -ge 6 ]; do
     [ -z "$new" ] || { echo "$p is there already" >&2; exit 1; }
     continue
   fi
-  env printf '%s\\0' "$t" >>"$list" || exit
+  env printf -- '- %s\\0' "$t" >>"$list" || exit
   if [ "$f" = raw ]; then truncate -s "$s" -- "$t"
   else qemu-img create -q -f "$f" ${i:+-o "$i"} -- "$t" "$s"; fi || exit
   [ "$(id -u)" != 0 ] || chown -- "$o" "$t" || exit
-  chmod -- "$m" "$t" && ln -T -- "$t" "$p" && env printf '%s\\0' "$p" >>"$list" || exit
+  chmod -- "$m" "$t" && n=$(stat -c %d:%i -- "$t") && env printf '%s %s\\0' "$n" "$p" >>"$list" &&
+    ln -T -- "$t" "$p" || exit
   rm -f -- "$t"
 done
 """
-_REMOVE = """
-[ ! -s "$1" ] || xargs -0 rm -f -- <"$1"
+# What has taken its place meanwhile is somebody else's. (Of the first kind nobody else knows the name.)
+_REMOVE = r"""
+[ ! -s "$1" ] || xargs -0 -n 1 sh -c '
+  n=${0%% *} p=${0#* }
+  if [ "$n" = - ] || [ "$n" = "$(stat -c %d:%i -- "$p" 2>/dev/null)" ]; then rm -f -- "$p"; fi
+' <"$1"
 """
 _LIST_ABSENT = r"""
 for p; do if [ -e "$p" ] || [ -L "$p" ]; then printf 'there\0'; else printf 'absent\0'; fi; done
 """
-# Links would leave the file in its place, and of a block device there is nothing to be renamed.
+# Links would leave the file in its place, and of a block device there is nothing to be renamed. Who still has it open
+# has locked it, as QEMU does, also for reading. One that was renamed before stays so.
 _PUT_ASIDE = r"""
 suffix=$1; shift
+locked() {
+  set -- $(stat -c '%d %i' -- "$1")
+  d=$(printf '%02x:%02x' $(($1 >> 8 & 0xfff | $1 >> 32 & ~0xfff)) $(($1 & 0xff | $1 >> 12 & 0xfff00)))
+  grep -q " $d:$2 " /proc/locks
+}
 for p; do
-  if [ -f "$p" ] && [ ! -L "$p" ] && [ ! -e "$p$suffix" ] && mv -n -T -- "$p" "$p$suffix" && [ ! -e "$p" ]
+  if [ ! -e "$p" ] && [ ! -L "$p" ] && [ -f "$p$suffix" ]; then printf 'moved\0'
+  elif [ -f "$p" ] && [ ! -L "$p" ] && [ ! -e "$p$suffix" ] && ! locked "$p" &&
+    mv -n -T -- "$p" "$p$suffix" && [ ! -e "$p" ]
   then printf 'moved\0'; else printf 'left\0'; fi
 done
 """
@@ -136,7 +149,7 @@ async def absent(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
 async def put_aside(host: HostAccess, paths: Sequence[str], suffix: str) -> dict[str, str]:
     """Give images of a guest that has left another name beside their own; return it by the path that each had.
 
-    One that is no regular file stays as it is.
+    One that is no regular file, or that a process has locked, stays as it is.
 
     :raise HostError: the host cannot be asked.
     """

@@ -68,6 +68,9 @@ class SimulatedSite:
         self.streams: dict[str, SimulatedStream] = {}
         self.started: dict[str, int] = {}
         #: Destinations that were started for a migration.
+        #: Whether images went with what was abandoned; and paths of images that were put aside.
+        self.abandoned: list[bool] = []
+        self.put_away: list[str] = []
         self.made: dict[str, list[SimulatedQemu]] = {}
         #: Hosts that were swept, and host and socket of every source that was cleared away.
         self.swept: list[str] = []
@@ -241,10 +244,12 @@ class SimulatedSite:
         return GuestTaps(taps=())
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
+        self.put_away += paths
         return {}
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         self._up(host)
+        self.abandoned.append(images)
         for qemu in self.made.get(migration, ()):
             if not qemu.dead and qemu.waits:
                 qemu.die()

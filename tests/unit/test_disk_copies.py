@@ -11,6 +11,7 @@ from migrator.core.migration.disk_copies import (
     MirrorPhase,
     as_fields,
     disks_to_copy,
+    findings,
     from_fields,
     judge_mirrors,
     mirror_name,
@@ -87,3 +88,15 @@ def test_names_fit_into_what_a_node_may_be_called() -> None:
     name = mirror_name("x" * 64, 99)
     assert name.startswith(mirror_prefix("x" * 64))
     assert len(name) <= 31
+
+
+def test_two_disks_of_one_image_and_one_that_is_on_neither_host_are_not_copied() -> None:
+    every = replace(POLICY, disks=CopiedDisks.ALL)
+    for disks, why in [
+        ((replace(DISK, format="raw"), replace(DISK, device="other", format="raw")), "has the same image"),
+        ((replace(DISK, format="raw", file="rbd:pool/image"),), "written over with itself"),
+    ]:
+        facts = replace(SOURCE, disks=disks)
+        found = list(findings(facts, facts, disks_to_copy(facts, facts, every)))
+        assert {each.code for each in found} == {"disk-not-copied"}
+        assert all(why in each.message for each in found)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from migrator.core.policy import CopiedDisks
 from migrator.core.preflight import host_disks
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
@@ -54,6 +55,23 @@ class TestDisks:
         assert host_disks.paths_to_probe(case) == [IMAGE]
         assert codes(replace(case, probed={IMAGE: probed})) == found
         assert host_disks.paths_to_probe(CASE) == []
+
+    @pytest.mark.parametrize(
+        ("there", "found"),
+        [
+            (FILE, ["disk-not-copied"]),
+            (replace(FILE, inode=9), ["disk-maybe-not-shared", "disk-not-copied"]),
+            (replace(FILE, filesystem="ext4", mount_source="/dev/vda1"), ["disk-not-shared"]),
+        ],
+    )
+    def test_one_that_may_be_shared_is_not_written_over_with_itself(
+        self, there: FileFacts, found: list[str]
+    ) -> None:
+        assert CASE.policy is not None
+        case = replace(CASE, policy=replace(CASE.policy, disks=CopiedDisks.ALL))
+        assert sorted(codes(with_files(case, {IMAGE: there}))) == found
+        remote = with_source(disks=(replace(DISK, file="rbd:a/b"),))
+        assert codes(replace(remote, policy=case.policy))[:1] == ["disk-not-copied"]
 
     def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
         case = with_source(disks=(replace(DISK, read_only=True),))

@@ -204,3 +204,24 @@ async def test_one_that_an_older_version_had_queued_again_is_begun_anew_however_
     await begin(world, Life(20), Migrate(guest="vm-0", to="b"))
     await go_on(world)
     assert world.site.running("vm-0") == ["b"]
+
+
+@pytest.mark.parametrize("handed_over", [True, False, None])
+async def test_images_of_a_guest_that_may_have_run_there_stay_where_its_end_is_taken_from_its_record(
+    tmp_path: Path, handed_over: bool | None
+) -> None:
+    world = lives(tmp_path)
+    await killed_at(world, "record.end, done", "default")
+    (ended,) = (tmp_path / "ended").glob("*.jsonl")
+    *lines, last = ended.read_text().splitlines()
+    end = json.loads(last)
+    assert end["end"]["handed_over"] is True
+    end["end"] |= {
+        "state": "guest-ended",
+        "handed_over": handed_over,
+        "disks": [{"device": "d", "size_bytes": 1, "path": "/d.img", "new": True}],
+    }
+    ended.write_text("\n".join([*lines, json.dumps(end)]) + "\n")
+    await go_on(world)
+    assert world.site.abandoned == [handed_over is False]
+    assert world.site.put_away == ([] if handed_over is False else ["/d.img"])

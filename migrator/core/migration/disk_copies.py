@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -77,12 +78,29 @@ def _differs(disk: Disk, other: Disk, disks: CopiedDisks) -> bool:
     return disks is CopiedDisks.ALL
 
 
-def findings(source: Facts, copies: Sequence[DiskCopy]) -> Iterator[Finding]:
+def findings(source: Facts, destination: Facts, copies: Sequence[DiskCopy]) -> Iterator[Finding]:
     """Yield what speaks against copying these disks of the source."""
     copied = {copy.device for copy in copies}
+    there = {disk.device: disk for disk in destination.disks}
+    uses = Counter(disk.file for disk in source.disks)
     for disk in source.disks:
-        if disk.device in copied and (why := why_not_copied(disk)):
+        if disk.device in copied and (
+            why := why_not_copied(disk) or _why_not_to(disk, there[disk.device], uses)
+        ):
             yield finding("disk-not-copied", f"disk {disk.device} ({disk.file}) cannot be copied: {why}")
+
+
+def _why_not_to(disk: Disk, other: Disk, uses: Mapping[str, int]) -> str:
+    """Return why the contents of a disk may not go to that of the destination; empty where they may."""
+    if uses[disk.file] > 1:
+        return (
+            "another disk of the guest has the same image, and its mirror does not see what this one writes"
+        )
+    if not path_of(disk.file) and disk.file == other.file:
+        return (
+            "both ends name the same one, which is not on either host: it would be written over with itself"
+        )
+    return ""
 
 
 def as_fields(copies: Sequence[DiskCopy]) -> list[dict[str, Any]]:

@@ -63,6 +63,14 @@ def check(pair: HostPair) -> Iterator[Finding]:
         path = path_of(disk.file)
         of_disks.add(path)
         if not path:
+            everything = pair.policy is not None and pair.policy.disks is CopiedDisks.ALL
+            if everything and not (disk.read_only or disk.is_flash):
+                yield finding(
+                    "disk-not-copied",
+                    f"disk {disk.device} ({disk.file}) is no file of the host, and the policy would have it copied "
+                    "(disks = all): it would be written over with itself",
+                    "set disks = auto",
+                )
             if ":" in disk.file and not disk.file.startswith((*_NOWHERE, "json:")):
                 yield finding("disk-remote", f"disk {disk.device} is {disk.file}")
             continue
@@ -130,6 +138,14 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
             "on with other contents, and what is there is never written over",
         )
         return
+    if pair.policy is not None and pair.policy.disks is CopiedDisks.ALL and not disk.is_flash:
+        seen = "is the same" if same is SameFile.YES else "may be the same"
+        yield finding(
+            "disk-not-copied",
+            f"{path} of disk {disk.device} {seen} file at {pair.target}, and the policy would have it copied "
+            "(disks = all): it would be written over with itself",
+            "set disks = auto",
+        )
     if same is SameFile.UNKNOWN:
         yield finding(
             "disk-maybe-not-shared",

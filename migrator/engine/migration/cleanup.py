@@ -55,7 +55,8 @@ async def _settle(session: SessionState) -> None:
 
 async def put_aside(session: SessionState, copies: Sequence[DiskCopy]) -> None:
     """Give the images at the source whose contents have left another name, so that nobody starts a guest from them."""
-    paths = [copy.path for copy in copies]
+    if not (paths := [copy.path for copy in copies]):
+        return
     try:
         moved = await session.services.site.put_aside(session.guest, paths, migration=session.id)
     except MigratorError as error:

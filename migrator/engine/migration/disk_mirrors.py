@@ -50,6 +50,8 @@ class DiskMirrors:
         self._source, self._destination = source, destination
         self._migration, self._tls, self._tell = migration, tls, tell
         self._speed: int | None = None
+        #: Mirrors that were asked to end, with the guest standing still.
+        self._asked: set[str] = set()
         #: The disks that travel; none of a migration whose ends share them all.
         self.copies: tuple[DiskCopy, ...] = ()
 
@@ -137,28 +139,36 @@ class DiskMirrors:
         now = self.judge(jobs)
         return "" if now.phase is MirrorPhase.READY else now.problem or f"the mirrors are {now.phase}"
 
-    async def end(self) -> str:
+    async def end(self, *, ended_before: bool = False) -> str:
         """End the mirrors at the last safe point, with the guest standing still; return why that failed, or nothing.
 
         Afterwards both sides have the same contents, no job holds a disk, and nothing can write to the destination's.
-        May be called again, also by another controller.
+        May be called again. A mirror that has ended and was not asked to proves nothing: the guest may have written
+        since.
 
+        :param ended_before: it is on record that they were ended with the guest standing still, as it does yet.
         :raise QemuError: an end refused, or did not answer.
         """
         if not self.copies:
             return ""
         give_up_at = clock.now() + _END_SECONDS
-        asked: set[str] = set()
         while True:
             jobs = (await self._source.disk_users()).ours
             now = self.judge(jobs)
+            early = {job.id for job in jobs if job.status == "concluded"} & {*self._names()} - self._asked
+            if early and not ended_before and now.phase is not MirrorPhase.BROKEN:
+                return "a mirror of the disks was ended by somebody else, maybe before the guest stood still"
             if now.phase is MirrorPhase.ARRIVED:
                 break
             if now.phase in (MirrorPhase.BROKEN, MirrorPhase.COPYING):
                 return now.problem or "the disks are not the same yet"
             for job in jobs:
-                if job.status in ("ready", "standby") and job.id in self._names() and job.id not in asked:
-                    asked.add(job.id)
+                if (
+                    job.status in ("ready", "standby")
+                    and job.id in self._names()
+                    and job.id not in self._asked
+                ):
+                    self._asked.add(job.id)
                     await self._source.mirroring.end(job.id)
             if clock.now() > give_up_at:
                 return f"the mirrors of the disks did not end within {_END_SECONDS:g} s"

@@ -77,7 +77,7 @@ class MigrationDriver(DriverState):
         copied = {copy.device for copy in self._mirrors.copies}
         findings = (
             *compare(facts, there, self._policy, copied=copied),
-            *disk_copies.findings(facts, self._mirrors.copies),
+            *disk_copies.findings(facts, there, self._mirrors.copies),
         )
         self._facts = facts
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
@@ -479,7 +479,7 @@ class MigrationDriver(DriverState):
             self._intent_log.decide("held", answer.why)
         else:
             await self._release()
-            await self._intent_log.end()
+            await self._intent_log.end(disks=disk_copies.as_fields(self.new_copies))
         self._report(result.state)
         return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -139,11 +139,16 @@ class IntentLog:
         self._result.decisions.append(decision)
         self._on_decision(decision)
 
-    async def end(self) -> None:
-        """Put the record away: the migration has ended for good."""
+    async def end(self, *, disks: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Put the record away: the migration has ended for good.
+
+        :param disks: those that were copied into images which were made for it.
+        """
         try:
             ended = asdict(self._result)
             outcome = {name: ended[name] for name in OUTCOME}
-            await self._record.end(outcome | {"postponed": self.intent.postponed})
+            handed_over = self.intent.milestone >= Milestone.HANDED_OVER
+            more = {"postponed": self.intent.postponed, "handed_over": handed_over, "disks": list(disks)}
+            await self._record.end(outcome | more)
         except RecordError as error:
             self._result.warn("record-left-over", str(error), "delete that file")

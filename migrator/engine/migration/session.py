@@ -16,6 +16,7 @@ from typing import Any
 from migrator.core.findings import PreflightRefused
 from migrator.core.hooks import HookPoint
 from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.disk_copies import DiskCopy, from_fields
 from migrator.core.migration.situation import Intent, OperatorAnswer
 from migrator.core.model import Finding, State
 from migrator.engine import clock
@@ -270,10 +271,19 @@ class MigrationSession(SessionEnds):
         self._end(state)
         return False
 
-    async def close(self, *, lost: bool = False) -> None:
+    def _become_of_images(self, ended: Mapping[str, Any] | None) -> tuple[bool, Sequence[DiskCopy]]:
+        """Return whether the images made for it hold nothing, the guest never having run there, and what was copied."""
+        if self._driver is not None:
+            return not self._driver.handed_over, self._driver.new_copies
+        if ended is None:
+            return True, ()  # nothing was begun
+        return ended.get("handed_over") is False, from_fields(ended.get("disks", ()))
+
+    async def close(self, *, lost: bool = False, ended: Mapping[str, Any] | None = None) -> None:
         """Let both ends go and clear away what they need no more, as :attr:`result` says.
 
-        :param lost: a person has said that the guest is nowhere any more.
+        :param lost: a person has said that the guest is nowhere any more: what its target has of its disks may be all.
+        :param ended: the end of its record, where another controller has driven it to its end.
         """
         state, driver = self.result.state, self._driver
         if not state.final:
@@ -292,14 +302,14 @@ class MigrationSession(SessionEnds):
         if state is State.COMPLETED:
             await self._mend_clock()
         started_here = self._incoming is not None
-        never_ran_there = self._never_ran_there
-        copied = driver.new_copies if driver is not None else ()
+        never_ran_there, copied = self._become_of_images(ended)
         anew = (
             driver is not None and driver.postponed and not self.requests.cancel and self.services.begins_anew
         )
         if not started_here and state is not State.COMPLETED:
             await self._let_go()
-            await cleanup.abandon(self, images=never_ran_there)  # another controller started it
+            # Another controller started it.
+            await cleanup.abandon(self, images=never_ran_there and not lost)
         else:
             await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.FAILED, State.CANCELLED):
@@ -311,7 +321,7 @@ class MigrationSession(SessionEnds):
             return
         if state in (State.COMPLETED, State.GUEST_ENDED) or lost:
             await cleanup.clear(self, arrived=state is State.COMPLETED)
-        if state is State.COMPLETED and copied:
+        if state is State.COMPLETED or (state is State.GUEST_ENDED and not never_ran_there):
             await cleanup.put_aside(self, copied)
         if state is State.COMPLETED:
             await self._settle_file()

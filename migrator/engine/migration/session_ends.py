@@ -308,7 +308,10 @@ class SessionEnds(SessionState):
 
     @property
     def _never_ran_there(self) -> bool:
-        """Return whether the guest is known never to have run at the destination: its new images hold nothing."""
+        """Return whether the guest never ran at the destination, so that its new images hold nothing.
+
+        Without a driver nothing was begun yet.
+        """
         return self._driver is None or not self._driver.handed_over
 
     async def _let_go(self, *, discard: bool = True) -> None:

@@ -105,7 +105,8 @@ class Steps:
     async def _switch(self) -> None:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
-        not_copied = await self._mirrors.end()
+        switching = self._intent_log.intent.milestone is Milestone.SWITCHING
+        not_copied = await self._mirrors.end(ended_before=switching)
         busy, _ = await together(self._source.disk_users(), self._shaper.before_switch())
         if not_copied or busy or busy.mirrors_at_work:
             held = ", ".join(str(job) for job in busy.mirrors_at_work)

@@ -90,7 +90,7 @@ async def _without_record(session: JournalledSession, outcome: EndedRecord | Non
         session.attempt = replace(session.attempt, number=outcome.attempt)
         if not outcome.postponed:  # it ended, and the controller did before the journal knew
             session.adopt_outcome(outcome.fields)
-            await session.close()
+            await session.close(ended=outcome.fields)
             return
     elif session.attempt.recorded:
         await _hold_without_record(
