@@ -152,7 +152,8 @@ class MigrationDocument(Document):
     compression: str = "none"
     forecast_error_ratio: float | None = None
     #: With ``completed``: whether what carries the guest's network cards is up at its destination (``up``, ``down``,
-    #: ``none``: it has no tap, ``unknown``), and what is not as it was at the source, in one line.
+    #: ``unlearned``: up, but a bridge does not know all of its addresses there, ``none``: it has no tap, ``unknown``),
+    #: and what is not as it was at the source, in one line.
     network_state: NetworkState = NetworkState.UNKNOWN
     network_problem: str = ""
     findings: list[FindingDocument] = Field(default_factory=list)

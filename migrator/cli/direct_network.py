@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,20 +29,24 @@ class DirectGuestNetworks:
     def __init__(self, over_ssh: OverSsh, *addresses: Address) -> None:
         self._over_ssh = over_ssh
         self._addresses = {str(address): address for address in addresses}
+        #: Where processes were, once they have ended.
+        self._accessed: dict[tuple[str, int], HostAccess] = {}
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         """Read the taps of a process: over SSH for another machine; no command is run for one here that has no tap.
 
+        :param taps: see :class:`migrator.ports.GuestNetworks`.
         :raise HostError: the host cannot be asked.
         """
         address = self._addresses[host]
-        if address.kind != "ssh" and not (opened := _opened(pid)):
+        if address.kind != "ssh" and not taps and not (opened := _opened(pid)):
             return GuestTaps(taps=None if opened is None else ())
         from migrator.hosts.guest_network import read_guest_taps  # noqa: PLC0415 - few guests of this command have a tap
 
-        if (access := self._access(host, pid)) is None:
+        if (access := self._access(host, pid) or self._accessed.get((host, pid))) is None:
             return GuestTaps()
-        return (await read_guest_taps(access, [pid]))[pid]
+        self._accessed[host, pid] = access
+        return (await read_guest_taps(access, [pid], learned_on=taps))[pid]
 
     def path(
         self, source: str, target: str, *, pids: tuple[int | None, int | None], listen: str

@@ -176,9 +176,9 @@ class GivenPair:
     async def clear(self, guest: GivenGuest) -> None:
         """Do nothing: what is left of the source is its starter's."""
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         """See :class:`migrator.ports.GuestNetworks`."""
-        return await self._networks.guest_taps(host, pid)
+        return await self._networks.guest_taps(host, pid, taps=taps)
 
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]

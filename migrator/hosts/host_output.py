@@ -86,6 +86,7 @@ _interfaces = SchemaValidator(
                     id=form.int_schema(strict=True, ge=0, le=2**32),
                     vlan_filtering=form.int_schema(strict=True, ge=0, le=2**32),
                 ),
+                info_slave_data=_object(learning=form.bool_schema(strict=True)),
             ),
         ),
         20_000,
@@ -107,6 +108,17 @@ _vlans = SchemaValidator(
         20_000,
     )
 )
+_forwarding = SchemaValidator(
+    _list(
+        _object(
+            mac=_name,
+            master=_name,
+            state=_name,
+            vlan=form.int_schema(strict=True, ge=0, le=2**16),
+        ),
+        5_000,
+    )
+)
 
 
 def interfaces(text: str) -> list[dict[str, Any]]:
@@ -122,7 +134,12 @@ def vlans(text: str) -> list[dict[str, Any]]:
     return _entries(_vlans, text)
 
 
-def _entries(check: SchemaValidator, text: str) -> list[dict[str, Any]]:
+def forwarding(text: str) -> list[dict[str, Any]] | None:
+    """Parse the output of ``bridge -j fdb show``, like :func:`interfaces`; ``None`` where it prints nothing."""
+    return _entries(_forwarding, text, name="mac") if text.lstrip().startswith("[") else None
+
+
+def _entries(check: SchemaValidator, text: str, *, name: str = "ifname") -> list[dict[str, Any]]:
     try:
         found = from_json(text, allow_inf_nan=False)
     except ValueError:
@@ -130,4 +147,4 @@ def _entries(check: SchemaValidator, text: str) -> list[dict[str, Any]]:
             raise  # JSON that breaks off, or nests without end
         return []  # there is no such command, or an old one
     checked: list[dict[str, Any]] = check.validate_python(found)
-    return [each for each in checked if each.get("ifname")]  # there are empty entries
+    return [each for each in checked if each.get(name)]  # there are empty entries

@@ -54,6 +54,7 @@ ACTIONS = (
                 "guest-clock",
                 "held",
                 "hook",
+                "network-learned",
                 "no-postcopy",
                 "pacing",
                 "park",

@@ -63,9 +63,10 @@ class IncomingDestination(Protocol):
 class GuestNetworks(Protocol):
     """Access to the host's part of guests' networks."""
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         """The taps that a process of a host has open, and what they hang on; changes nothing.
 
+        :param taps: of a process that has ended: tell what bridges have learned on these, too.
         :raise HostError: the host cannot be asked.
         """
 

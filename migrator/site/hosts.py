@@ -299,9 +299,9 @@ class SiteHosts:
             guest, source, target, migration=migration, accepted=accepted
         )
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         """See :func:`read_guest_taps`."""
-        return (await read_guest_taps(self._connections.access(host), [pid]))[pid]
+        return (await read_guest_taps(self._connections.access(host), [pid], learned_on=taps))[pid]
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """See :class:`DestinationStarter`."""

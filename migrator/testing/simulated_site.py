@@ -240,7 +240,7 @@ class SimulatedSite:
     async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
         return ""
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         return GuestTaps(taps=())
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:

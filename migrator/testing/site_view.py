@@ -175,8 +175,8 @@ class SiteView:
         await view.connect()
         return _WaitingView(view, self)
 
-    async def guest_taps(self, host: str, pid: int) -> GuestTaps:
-        return await self.host_call(host, lambda: self.shared.guest_taps(host, pid))
+    async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
+        return await self.host_call(host, lambda: self.shared.guest_taps(host, pid, taps=taps))
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         await self.host_call(host, lambda: self.shared.abandon(host, migration=migration, images=images))

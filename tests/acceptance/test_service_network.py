@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ async def test_a_guest_goes_only_where_its_network_is_as_it_was(tmp_path: Path) 
             )
             shown = await site.cli("status", ended["id"])
             assert "    network up" in shown.stdout
+            (learned,) = [each for each in ended["decisions"] if each["action"] == "network-learned"]
+            tap = "t0" if ended["guest_name"] == "fixed" else "t1"
+            assert re.fullmatch(
+                rf"br0 at b has ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}} on {tap}", learned["reason"]
+            )
 
         # Back to where it is not right, by a person's word: then that is said, wherever one looks.
         site.host("a").run("ip", "link", "set", "t0", "nomaster")

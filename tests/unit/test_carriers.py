@@ -14,8 +14,9 @@ from migrator.core.process.guest_network import (
     NetworkState,
     arrival_state,
     compare,
+    learned_places,
 )
-from migrator.hosts.guest_network import parse_links
+from migrator.hosts.guest_network import parse_learned, parse_links
 
 UP = ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"]
 
@@ -127,3 +128,69 @@ def test_what_cannot_be_read_is_held_against_nobody() -> None:
         NetworkState.DOWN,
         "tap t0 is on no bridge at its host; at the source it is on br0",
     )
+
+
+TABLE = {
+    "t0": [
+        {"mac": "52:54:00:00:00:01", "flags": [], "master": "br0", "state": ""},
+        {"mac": "52:54:00:00:00:02", "vlan": 20, "flags": [], "master": "br0", "state": "static"},
+        {"mac": "da:16:16:13:b5:8a", "flags": [], "master": "br0", "state": "permanent"},
+        {"mac": "33:33:00:00:00:01", "flags": ["self"], "state": "permanent"},
+    ],
+    "t1": [],
+}
+MAC = "52:54:00:00:00:01"
+
+
+def test_what_a_bridge_has_learned_on_a_tap_is_without_the_taps_own_addresses() -> None:
+    text = "\n".join(f"{name} {json.dumps(table)}" for name, table in TABLE.items())
+    found = parse_learned(f"{text}\ngone \n")
+    assert found == {"t0": {MAC, "52:54:00:00:00:02 in VLAN 20"}, "t1": frozenset()}
+
+
+def learned(*addresses: str, **link: Any) -> GuestTaps:
+    links = {**LINKS, "t0": replace(LINKS["t0"], **link)}
+    return GuestTaps(taps=("t0",), links=links, learned={"t0": frozenset(addresses)})
+
+
+NOWHERE = GuestTaps(learned={"t0": frozenset()})
+UNREAD = GuestTaps(taps=("t0",), links=LINKS)
+
+
+@pytest.mark.parametrize(
+    ("before", "left", "there", "known", "lacking"),
+    [
+        (learned(MAC), NOWHERE, learned(MAC), [f"br0 at beta has {MAC} on t0"], []),
+        (learned(MAC), NOWHERE, learned(), [], [f"br0 at beta has not learned {MAC} on t0"]),
+        (learned(), NOWHERE, learned(), [], ["br0 at beta has not learned any address on t0"]),
+        (GuestTaps(), GuestTaps(), learned(MAC), [f"br0 at beta has {MAC} on t0"], []),
+        (
+            learned(MAC),
+            learned(MAC),
+            learned(MAC),
+            [f"br0 at beta has {MAC} on t0"],
+            [f"br0 at the source still has {MAC} on t0"],
+        ),
+        (
+            learned(MAC, f"{MAC} in VLAN 20"),
+            NOWHERE,
+            learned(MAC),
+            [],
+            [f"br0 at beta has not learned {MAC} in VLAN 20 on t0"],
+        ),
+        (learned(MAC), learned(MAC), UNREAD, [], []),  # there is no table to be asked
+        (UNREAD, GuestTaps(), learned(learning=False), [], []),  # it is reached by what is sent everywhere
+        (UNREAD, GuestTaps(), GuestTaps(), [], []),
+    ],
+)
+def test_whether_bridges_know_that_a_guest_has_moved(
+    before: GuestTaps, left: GuestTaps, there: GuestTaps, known: list[str], lacking: list[str]
+) -> None:
+    found = learned_places(before, left, there, "beta")
+    assert (list(found.known), list(found.lacking)) == (known, lacking)
+
+
+def test_a_few_addresses_of_many_are_named() -> None:
+    many = learned(*(f"52:54:00:00:00:{number:02x}" for number in range(9)))
+    (said,) = learned_places(many, NOWHERE, learned(), "beta").lacking
+    assert said.endswith("52:54:00:00:00:03 and 5 more on t0")

@@ -37,6 +37,7 @@ READERS: dict[str, Read] = {
     "survey of sockets": lambda host: sockets.survey_host(host, ["/run/*.sock", "/tmp/*"]),
     "sockets": lambda host: sockets.find_sockets(host, ["/run/*", "/tmp/*"]),
     "carriers": lambda host: read_guest_taps(host, [PID]),
+    "learned": lambda host: read_guest_taps(host, [PID], learned_on=("lo",)),
     "listening": lambda host: read_listening(host, [PID]),
     "resident": lambda host: read_memory_usage(host, [PID]),
     "threads": lambda host: read_scheduling(host, PID),

@@ -351,6 +351,11 @@ WAY: Texts = {
         "the guest has arrived, but its tap or bridge there is down or not as it was at the source: it is not reached",
         "switch on what it names, or put it on its bridge; the guest need not move for that",
     ),
+    "network-unlearned": (
+        "warning",
+        "the guest has arrived, but a bridge does not know all of its addresses there, or still has them at the source",
+        "send a packet from each address that is named; the guest need not move for that",
+    ),
     "left-over": (
         "warning",
         "something that was made for the migration, or a process of it, could not be removed",

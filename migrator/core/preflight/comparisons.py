@@ -203,6 +203,7 @@ _WAY = {
     "record-lost": "whether the record of the migration can be written",
     "record-left-over": "whether the record of the migration can be put away",
     "network-down": "what the taps hang on where the guest has arrived, with what they hung on at the source",
+    "network-unlearned": "the forwarding databases of the bridges of both hosts, after a few rounds of announcing",
     "left-over": "what was made for the migration, with what could be removed",
     "stream-not-shaped": "what waited in the stream's sockets when the guest was stopped, where that cost it something",
     "source-image-kept": "the source's images of disks that were copied, once its process has ended",

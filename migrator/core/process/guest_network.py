@@ -12,6 +12,8 @@ from migrator.core.model import Finding
 #: The bridge that Open vSwitch shows for all of its own; it is never up, and which of them it is cannot be seen.
 _OVS = "ovs-system"
 _TAP = "tun"
+#: So many addresses of a tap are named.
+_MOST_SAID = 4
 #: VLANs of a bridge port that nobody has configured.
 _USUAL = frozenset({"1 PVID Egress Untagged"})
 
@@ -30,6 +32,8 @@ class NetworkInterface:
     master: str = ""
     #: Number of a VLAN interface's VLAN.
     vlan: int | None = None
+    #: Of a bridge's port: the bridge notes which addresses send there.
+    learning: bool = True
     #: True for a bridge that filters VLANs.
     filters: bool = False
     #: VLANs of a bridge's port, each with its flags: ``10 PVID Egress Untagged``.
@@ -45,6 +49,8 @@ class NetworkState(StrEnum):
     UP = "up"
     #: A tap or its bridge is down, or not as it was at the source.
     DOWN = "down"
+    #: All is up, but a bridge does not know yet that the guest has moved.
+    UNLEARNED = "unlearned"
     #: The guest has no tap: no network, or one of QEMU's own.
     NONE = "none"
     #: The guest's network cannot be seen.
@@ -58,6 +64,9 @@ class GuestTaps:
     #: In the order in which it opened them; ``None``: they cannot be read.
     taps: tuple[str, ...] | None = None
     links: NetworkInterfaces = field(default_factory=dict)
+    #: Addresses that the bridge has learned on each tap, with their VLAN where it filters them; a tap is left out where
+    #: they were not or cannot be read.
+    learned: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def state(self) -> tuple[NetworkState, str]:
@@ -89,6 +98,49 @@ def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]
     if state is NetworkState.UP and said:
         return NetworkState.DOWN, "; ".join(said)
     return state, wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPlaces:
+    """What bridges know of where a guest is; all empty where they cannot be asked."""
+
+    #: Where they know it to be, and where they do not, or know it to be at the source still, each in one line.
+    known: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+
+
+def learned_places(before: GuestTaps, left: GuestTaps, there: GuestTaps, target: str) -> LearnedPlaces:
+    """Tell whether bridges know that a guest has moved.
+
+    :param before: its taps at the source while it ran there.
+    :param left: what is learned there now on the same taps.
+    :param there: its taps at the target now.
+    """
+    known, lacking = [], []
+    came_from = {theirs: mine for mine, theirs in _pairs(before.taps or (), there.taps or ())}
+    for tap in there.taps or ():
+        link = there.links.get(tap)
+        bridge = there.links.get(link.master) if link is not None else None
+        if link is None or bridge is None or bridge.kind != "bridge" or tap not in there.learned:
+            continue
+        mine = came_from.get(tap, "")
+        here, now = before.learned.get(mine, frozenset()), there.learned[tap]
+        if not link.learning and not now:
+            continue  # it is reached by whatever is sent everywhere
+        if not now or here - now:
+            what = _some(here - now) if here else "any address"
+            lacking.append(f"{link.master} at {target} has not learned {what} on {tap}")
+        else:
+            known.append(f"{link.master} at {target} has {_some(now)} on {tap}")
+        if stale := left.learned.get(mine, frozenset()) & (here | now):
+            lacking.append(f"{before.links[mine].master} at the source still has {_some(stale)} on {mine}")
+    return LearnedPlaces(known=tuple(known), lacking=tuple(lacking))
+
+
+def _some(addresses: frozenset[str]) -> str:
+    few = sorted(addresses)[:_MOST_SAID]
+    more = f" and {len(addresses) - len(few)} more" if len(addresses) > len(few) else ""
+    return ", ".join(few) + more
 
 
 def compare(here: GuestTaps, there: GuestTaps, target: str) -> Iterator[Finding]:

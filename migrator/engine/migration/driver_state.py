@@ -210,6 +210,11 @@ class DriverState:
         return tuple(copy for copy in self._mirrors.copies if copy.new)
 
     @property
+    def guest_runs(self) -> bool:
+        """Return whether the guest is one that runs, and was not stopped by somebody else."""
+        return self._intent_log.intent.guest_runs
+
+    @property
     def handed_over(self) -> bool:
         """Return whether the guest may have run at the destination, and written to its disks there."""
         return self._intent_log.intent.milestone >= Milestone.HANDED_OVER

@@ -301,6 +301,7 @@ class MigrationSession(SessionEnds):
             return
         if state is State.COMPLETED:
             await self._mend_clock()
+            await self._note_network()
         started_here = self._incoming is not None
         never_ran_there, copied = self._become_of_images(ended)
         anew = (
@@ -314,8 +315,6 @@ class MigrationSession(SessionEnds):
             await self._let_go(discard=state is not State.COMPLETED)
         if state in (State.FAILED, State.CANCELLED):
             await cleanup.allow_restart(self)
-        if state is State.COMPLETED:
-            await self._network.arrive(self.places["destination"].identity, self.result)
         if anew and state is State.CANCELLED:
             self.begin_anew()
             return

@@ -34,6 +34,9 @@ QUIET_START = "quiet-start"
 #: A decision: what became of the clock of a guest that stood still for long.
 GUEST_CLOCK = "guest-clock"
 
+#: A decision: bridges that know where a guest is that has arrived.
+NETWORK_LEARNED = "network-learned"
+
 
 class SessionEnds(SessionState):
     """Holds both ends of a migration; what is done with them is for whoever derives from it to say."""
@@ -179,6 +182,17 @@ class SessionEnds(SessionState):
         what = await self.services.site.mend_clock(self.target, self._destination, stood_seconds=stood)
         if what:
             self._decide(Decision(at_seconds=round(self.began_ago(), 6), action=GUEST_CLOCK, reason=what))
+
+    async def _note_network(self) -> None:
+        """Note how a guest that has arrived is connected, once bridges know where it is; bounded, and nothing fails."""
+        runs = self._driver is not None and self._driver.guest_runs
+        places = await self._network.arrive(
+            self.places["destination"].identity, self.result, end=self._destination if runs else None
+        )
+        if places.known:
+            reason = "; ".join(places.known)
+            at = round(self.began_ago(), 6)
+            self._decide(Decision(at_seconds=at, action=NETWORK_LEARNED, reason=reason))
 
     async def _ask_hooks(self, point: HookPoint) -> Sequence[Finding]:  # noqa: ARG002 - for those that have hooks
         """Ask the site's hooks whether the guest may move; what speaks against it."""
