@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,39 +87,6 @@ def second_disk(path: Path, *, form: str = "qcow2") -> tuple[str, ...]:
         *("-blockdev", f"driver={form},node-name=disk1,file.driver=file,file.filename={path}"),
         *("-device", "virtio-blk-pci,id=disk1-device,drive=disk1,addr=0x6"),
     )
-
-
-@contextlib.contextmanager
-def own_images(site: LabSite, *, size: str = "64m") -> Iterator[Path]:
-    """Give every host of a site a directory of its own, and return its path, the same on all.
-
-    Before a guest is started or the service is configured.
-    """
-    directory = site.directory / "images"
-    directory.mkdir()
-    script = 'mount -t tmpfs -o "size=$0" images "$1" && echo ready && exec sleep infinity'
-    holders = []
-    try:
-        for host in site.hosts:
-            holder = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
-                    *("sh", "-c", script, size, str(directory)),
-                ],
-                stdout=subprocess.PIPE,
-            )
-            holders.append(holder)
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"ready\n"
-            host.mounts = holder.pid
-        site.write_config()
-        yield directory
-    finally:
-        for holder in holders:
-            holder.kill()
-            holder.wait()
-            if holder.stdout is not None:
-                holder.stdout.close()
 
 
 def files(host: LabHost, directory: Path) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,14 +21,19 @@ from migrator.cli.client import ServiceClient
 from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
 from migrator.errors import MigratorError
 from migrator.testing import network
-from migrator.testing.guest import Habit
+from migrator.testing.guest import Habit, write_image
 from migrator.testing.lab import GuestMachine, LabError, LabQemu, until
+from migrator.testing.own_images import own_images
 from migrator.testing.site import LabSite
 
 _MIB = 1 << 20
 _HOSTS = ("alpha", "beta", "gamma")
 #: How long the page is there for who does not press Enter.
 _PAGE_SECONDS = 60
+#: Of the disk that only one host has: small, as each move of it is a copy over the slowed link.
+_DISK_BYTES = 24 * _MIB
+#: How long guests, service and its first look may take to be there, on a machine that does much else.
+_START_SECONDS = 120.0
 _FIGURES = ("mode", "rounds", "time", "downtime", "ceiling", "sent")
 #: One guest goes encrypted or not at all, the others plainly.
 _ENCRYPTED = '[site]\ntls = "off"\n[policies.secret]\ntls = "require"\n'
@@ -42,20 +49,29 @@ class _Guest:
     policy: str = "default"
     paused: bool = False
     extra: tuple[str, ...] = ()
+    disk: Path | None = None
 
     @property
     def machine(self) -> GuestMachine:
-        return GuestMachine(name=self.name, memory_bytes=256 * _MIB, habit=self.habit, extra=self.extra)
+        return GuestMachine(
+            name=self.name, memory_bytes=256 * _MIB, habit=self.habit, extra=self.extra, image=self.disk
+        )
 
 
-def _guests(folder: str) -> tuple[_Guest, ...]:
+def _guests(folder: str = "", disk: Path | None = None) -> tuple[_Guest, ...]:
+    """Return the guests.
+
+    :param folder: of the host, that one of them writes to.
+    :param disk: path of the disk that one of them has, where every host has a file of its own there.
+    """
     return (
         _Guest(name="idle", what="does nothing"),
         _Guest(
             name="web",
-            what="rewrites 160 MiB slowly, and is secret",
+            what="rewrites 160 MiB slowly, is secret" + (", has a disk of its host" if disk else ""),
             habit=Habit(region_bytes=160 * _MIB, bytes_per_second=6 * _MIB),
             policy="secret",
+            disk=disk,
         ),
         _Guest(
             name="mail",
@@ -95,7 +111,7 @@ def main(link: str) -> None:
     except KeyboardInterrupt:
         print("interrupted; everything the demo started has been removed")
         code = Exit.CANCELLED
-    except (LabError, network.NetworkError, MigratorError) as error:
+    except (LabError, network.NetworkError, MigratorError, TimeoutError) as error:
         print(f"migrator: the demo cannot go on: {error}", file=sys.stderr)
         code = Exit.FAILED
     sys.exit(code)
@@ -117,7 +133,7 @@ def _demo(speed: int) -> Exit:
 
     limited = speed if network.possible() is None else None
     policies = _ENCRYPTED + "".join(
-        f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests("")
+        f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests()
     )
     with (
         TemporaryDirectory(prefix="migrator-pki-") as pki,
@@ -128,11 +144,12 @@ def _demo(speed: int) -> Exit:
             host_extra={name: f'tls_dir = "{pki}/{name}"\n' for name in _HOSTS},
             page=True,
         ) as site,
+        _local_disk(site) as disk,
     ):
         _make_certificates(Path(pki))
         folder = site.directory / "folder"
         folder.mkdir()
-        guests = _guests(str(folder))
+        guests = _guests(str(folder), disk)
         where = "network namespaces" if site.hosts.isolated else f"on loopback ({network.possible()})"
         say(f"Three hosts: {', '.join(_HOSTS)}, {where}; each link carries {units.show_rate(speed)}.")
         machines = {guest.name: guest.machine for guest in guests}
@@ -141,7 +158,7 @@ def _demo(speed: int) -> Exit:
             f"{len(guests)} guests run on alpha, under {running[0].binary.name}, and `migrator serve` looks after them."
         )
         site.serve()
-        asyncio.run(site.until_served())
+        asyncio.run(site.until_served(within=_START_SECONDS))
         client = ServiceClient(site.server)
         _until_known(client, len(guests))
         say("\n$ migrator plan alpha")
@@ -162,6 +179,22 @@ def _demo(speed: int) -> Exit:
         f"\n{back} of {len(guests)} guests run on alpha again, their memory checked. Nothing of it is left running."
     )
     return Exit.FAILED if lost or back != len(guests) else Exit.DONE
+
+
+@contextlib.contextmanager
+def _local_disk(site: LabSite) -> Iterator[Path | None]:
+    """Make a disk that only the first host has; ``None`` where all hosts have the same files."""
+    if not site.hosts.isolated:
+        yield None
+        return
+    with own_images(site) as directory:
+        disk, made = directory / "web.img", site.directory / "web.img"
+        (habit,) = (guest.habit for guest in _guests() if guest.policy == "secret")
+        write_image(made, habit)
+        with made.open("ab") as image:
+            image.write(b"disk" * (_DISK_BYTES // 4))
+        site.host(_HOSTS[0]).run("mv", "--", str(made), str(disk))
+        yield disk
 
 
 def _make_certificates(directory: Path) -> None:
@@ -200,7 +233,12 @@ def _or_stop(code: int) -> None:
 async def _boot(
     site: LabSite, guests: tuple[_Guest, ...], machines: dict[str, GuestMachine]
 ) -> list[LabQemu]:
-    running = await asyncio.gather(*(site.boot(machines[guest.name], "alpha") for guest in guests))
+    async def booted(guest: _Guest) -> LabQemu:
+        qemu = await site.start(machines[guest.name], "alpha")
+        await qemu.wait_beating(within=_START_SECONDS)
+        return qemu
+
+    running = await asyncio.gather(*(booted(guest) for guest in guests))
     for guest, qemu in zip(guests, running, strict=True):
         if guest.paused:
             await qemu.pause()
@@ -213,7 +251,7 @@ def _until_known(client: ServiceClient, count: int) -> None:
             host["up"] for host in client.get("hosts")["items"]
         )
 
-    asyncio.run(until(known, what="the first look at the hosts", within=30))
+    asyncio.run(until(known, what="the first look at the hosts", within=_START_SECONDS))
 
 
 async def _inspect(
@@ -263,6 +301,11 @@ def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, s
                 "none" if guest.policy == "offline" else units.show_seconds(one["max_downtime_seconds"]),
                 units.show_bytes(one["transferred_bytes"]),
             ]
+            if one["disk_bytes"]:
+                how = "encrypted as its memory" if one["tls"] else "in clear"
+                reasons.append(
+                    Text(f"  {guest.name} took its disk along: {units.show_bytes(one['disk_bytes'])}, {how}")
+                )
         row = dict(zip(headings, (guest.name, guest.what, *figures, found[guest.name]), strict=True))
         table.add_row(*(row[heading] for heading in shown))
     return Group(table, *reasons)

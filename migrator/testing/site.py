@@ -89,14 +89,22 @@ class LabSite:
         """Return one of the hosts."""
         return self.hosts[name]
 
+    async def start(
+        self, machine: GuestMachine, host: str, *, extra: Sequence[str] = (), **how: Any
+    ) -> LabQemu:
+        """Start a QEMU on a host; its guest may still be in its firmware."""
+        label = f"{host}-{machine.uuid.hex[:8]}"
+        return await self.lab.start(
+            machine, prefix=self.hosts[host].prefix, label=label, extra=tuple(extra), **how
+        )
+
     async def boot(
         self, machine: GuestMachine, host: str, *, extra: Sequence[str] = (), **how: Any
     ) -> LabQemu:
         """Start a guest on a host, and wait until it runs."""
-        label = f"{host}-{machine.uuid.hex[:8]}"
-        return await self.lab.boot(
-            machine, prefix=self.hosts[host].prefix, label=label, extra=tuple(extra), **how
-        )
+        qemu = await self.start(machine, host, extra=extra, **how)
+        await qemu.wait_beating()
+        return qemu
 
     def instances(self, machine: GuestMachine) -> list[LabQemu]:
         """Return every living process that is, was or may become this guest, to be looked at by its rescue monitor."""

@@ -14,9 +14,10 @@ import pytest
 from migrator.testing import network
 from migrator.testing.guest.writer import COUNTER_ADDRESS, COUNTER_BYTES
 from migrator.testing.lab import GuestMachine, LabQemu, until
+from migrator.testing.own_images import own_images
 from tests.acceptance.service_site import MIB, LiveSite
 from tests.conftest import missing
-from tests.disks import WRITER, contents, files, own_images
+from tests.disks import WRITER, contents, files
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
 
