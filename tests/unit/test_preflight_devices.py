@@ -130,6 +130,30 @@ class TestVfio:
         half = ("-device", "virtio-net-pci,id=n1", "-device", "vfio-pci,host=3b:00.1,failover_pair_id=n1")
         assert self.found(*half) == ["vfio-state"]
 
+    def test_each_card_of_a_pair_that_is_none_is_named_with_what_it_lacks(self) -> None:
+        card = ("-device", "vfio-pci,id=fast,host=3b:00.1,failover_pair_id=n1")
+        for partner, lacks in (
+            ("virtio-net-pci,id=n1", "n1 has no failover=on"),
+            ("e1000,id=n1", "n1 is no virtio-net card"),
+            ("virtio-net-pci,id=n2,failover=on", "n1 does not exist"),
+        ):
+            case = with_files(with_options("-device", partner, *card), self.BOUND)
+            (said,) = [each for each in check(case) if each.code == "vfio-state"]
+            assert "fast is hardware" in said.message
+            assert lacks in said.message
+
+    def test_card_of_any_kind_that_is_the_primary_of_a_pair_is_unplugged(self) -> None:
+        pair = (
+            "-device",
+            "virtio-net-pci,id=n1,failover=on",
+            "-device",
+            "e1000e,id=fast,failover_pair_id=n1",
+        )
+        case = with_options(*pair)
+        (said,) = [each for each in check(case) if each.code == "vfio-failover"]
+        assert "QEMU unplugs fast" in said.message
+        assert said.message.endswith("n1 takes over")
+
     def test_device_that_the_target_lacks_or_uses_itself(self) -> None:
         case = with_options("-device", "vfio-pci,host=0000:3b:00.1,id=vf")
         assert set(self.BOUND) <= set(host_files.paths_to_read(case.command))

@@ -373,8 +373,8 @@ HOSTS: Texts = {
     ),
     "vfio-failover": (
         "warning",
-        "a passed-through card is unplugged for the migration; its virtio partner takes over meanwhile",
-        "make sure that the guest's system bonds the two (net_failover)",
+        "QEMU unplugs a card for the migration and its virtio partner takes over; not tried with hardware by us",
+        "make sure that the guest's system bonds the two (net_failover) and lets the card go: QEMU waits for that",
     ),
     "vfio-missing": (
         "error",

@@ -128,7 +128,7 @@ _HOSTS = {
     "tpm-of-host": "-tpmdev of the source, with passthrough",
     "vfio": "the source's devices, with passed-through ones",
     "vfio-state": "passed-through devices of the source, with those whose driver can migrate",
-    "vfio-failover": "passed-through cards of the source, with a virtio partner (failover_pair_id)",
+    "vfio-failover": "cards of the source with a virtio-net partner (failover_pair_id), whose failover=on",
     "vfio-missing": "host= of passed-through devices, with the devices and their drivers there",
     "host-device": "devices of the host that the source's command line names, with the same paths there",
 }

@@ -159,16 +159,20 @@ def _vfio(pair: HostPair) -> Iterator[Finding]:
     options = {option["id"]: option for option in pair.command.all("device") if option["id"]}
     unnamed = [option for option in pair.command.all("device") if not option["id"]]
     known = [*options.values(), *unnamed]
-    passed = [option for option in known if option["driver"].startswith("vfio-")]
-    for option in passed:
+    for option in known:
+        passed = option["driver"].startswith("vfio-")
         name = option["id"] or option["host"] or option["driver"]
-        partner = options.get(option["failover_pair_id"])
-        if partner is not None and partner["failover"] in ("on", "yes", "true"):
+        if option["failover_pair_id"] and not (why := _no_standby(options.get(option["failover_pair_id"]))):
             yield finding(
-                "vfio-failover", f"{name} is unplugged for the migration; {partner['id']} takes over"
+                "vfio-failover",
+                f"QEMU unplugs {name} before it copies memory, and waits until the guest lets go of it;"
+                f" {option['failover_pair_id']} takes over",
             )
-        else:
-            yield _passed(pair, name)
+        elif passed:
+            unpaired = f": {option['failover_pair_id']} {why}" if option["failover_pair_id"] else ""
+            yield _passed(pair, name, unpaired)
+        if not passed:
+            continue
         device, driver = _vfio_paths(option)
         if device and not pair.files_there.file(device).exists:
             yield finding("vfio-missing", f"{device} ({name}) does not exist at {pair.target}")
@@ -179,8 +183,21 @@ def _vfio(pair: HostPair) -> Iterator[Finding]:
             yield _passed(pair, device_.name)
 
 
-def _passed(pair: HostPair, name: str) -> Finding:
+def _no_standby(partner: Option | None) -> str:
+    """Return why a card cannot take over for the one that names it; empty where it can."""
+    if partner is None:
+        return "does not exist, so that it cannot take over"
+    if not partner["driver"].startswith("virtio-net"):
+        return "is no virtio-net card, so that it cannot take over"
+    return (
+        ""
+        if partner["failover"] in ("on", "yes", "true")
+        else "has no failover=on, so that it cannot take over"
+    )
+
+
+def _passed(pair: HostPair, name: str, unpaired: str = "") -> Finding:
     version = tuple(int(part) for part in pair.source.version.split(".")[:2])
     if version < _SAYS_BLOCKERS or any("vfio" in reason.lower() for reason in pair.source.blockers):
-        return finding("vfio", f"{name} is hardware of the source's host, passed through")
-    return finding("vfio-state", f"{name} is hardware of the source's host, passed through")
+        return finding("vfio", f"{name} is hardware of the source's host, passed through{unpaired}")
+    return finding("vfio-state", f"{name} is hardware of the source's host, passed through{unpaired}")
