@@ -73,6 +73,27 @@ class TestDisks:
         remote = with_source(disks=(replace(DISK, file="rbd:a/b"),))
         assert codes(replace(remote, policy=case.policy))[:1] == ["disk-not-copied"]
 
+    @pytest.mark.parametrize(
+        ("filesystem", "disks", "found"),
+        [
+            ("nfs4", CopiedDisks.AUTO, "disk-file-missing"),
+            ("ceph", CopiedDisks.AUTO, "disk-file-missing"),
+            ("nfs4", CopiedDisks.ALL, "disk-copied"),
+            ("ext4", CopiedDisks.AUTO, "disk-copied"),
+        ],
+    )
+    def test_one_on_storage_that_may_just_not_be_mounted_there_is_not_copied_unasked(
+        self, filesystem: str, disks: CopiedDisks, found: str
+    ) -> None:
+        assert CASE.policy is not None
+        case = with_source(disks=(replace(DISK, format="raw"),))
+        case = replace(case, policy=replace(CASE.policy, disks=disks))
+        case = with_files(case, {IMAGE: replace(FILE, filesystem=filesystem)}, here=True)
+        place = FileFacts(
+            kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
+        )
+        assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): place})) == [found]
+
     def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
         case = with_source(disks=(replace(DISK, read_only=True),))
         copy = replace(FILE, filesystem="ext4", mount_source="/dev/vda1", writable=False)

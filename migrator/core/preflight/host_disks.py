@@ -13,7 +13,7 @@ from migrator.core.preflight.disk_images import why_not_copied
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
-from migrator.core.process.files import COHERENT, FileFacts, FileKind, SameFile, same_file
+from migrator.core.process.files import COHERENT, OF_MANY_HOSTS, FileFacts, FileKind, SameFile, same_file
 from migrator.units import show_bytes
 
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
@@ -195,6 +195,15 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
     if not path.startswith("/") or not where.exists:
         yield finding(
             "disk-file-missing", f"{missing}, and there is no directory {parent(path)} to make it in"
+        )
+        return
+    here = pair.files_here.file(path)
+    if here.filesystem in OF_MANY_HOSTS and (pair.policy is None or pair.policy.disks is not CopiedDisks.ALL):
+        yield finding(
+            "disk-file-missing",
+            f"{missing}, and at the source it is on storage that hosts share ({here.filesystem} of "
+            f"{here.mount_source}): it may not be mounted there",
+            "mount it there; or have the disk copied all the same (disks = all)",
         )
         return
     if why := _why_not_made(pair, disk, path, use):

@@ -134,6 +134,8 @@ _NETWORK = frozenset(
 )
 #: File systems of many hosts whose caches know of each other.
 COHERENT = frozenset({"gfs2", "ocfs2", "ceph", "fuse.ceph", "lustre", "gpfs"})
+#: File systems that other hosts may see too.
+OF_MANY_HOSTS = _NETWORK | COHERENT
 _LOCAL_SOURCES = ("localhost:", "127.", "[::1]")
 
 
