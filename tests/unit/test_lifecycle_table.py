@@ -469,9 +469,14 @@ class TestCancelling:
     def test_is_safe_only_before_the_switch_may_have_been_sent(self) -> None:
         for intent, source in product(INTENTS, SOURCES):
             if can_cancel(intent, source) and source_is(source) is not S.COPIES:
-                assert intent.live
                 assert intent.milestone < Milestone.SWITCHING
                 assert source_is(source) in {S.RUNS, S.RESTS, S.AT_SWITCH, S.SILENT}
+                assert intent.live or source.status is M.CANCELLED
+
+    def test_that_another_controller_has_sent_is_no_failure(self) -> None:
+        taken_up = Intent(milestone=Milestone.MIGRATING, live=False)
+        assert can_cancel(taken_up, shown(R.RUNNING, M.CANCELLED))
+        assert not can_cancel(taken_up, shown(R.RUNNING, M.FAILED))
 
     def test_is_always_safe_while_memory_is_copied(self) -> None:
         assert all(can_cancel(intent, shown(R.RUNNING, M.ACTIVE)) for intent in INTENTS)

@@ -367,12 +367,18 @@ def decide(
 
 
 def can_cancel(intent: Intent, source: View) -> bool:
-    """Tell whether a cancel is still safe: before migrate-continue was sent, and while the source says so."""
+    """Tell whether a cancel is still safe: before migrate-continue was sent, and while the source says so.
+
+    One that another controller had accepted, and sent before it died, is.
+    """
     here = source_is(source)
     if here is S.COPIES:
         return True
-    before_switch = intent.live and intent.milestone < Milestone.SWITCHING
-    return before_switch and here in {S.RUNS, S.RESTS, S.AT_SWITCH, S.SILENT}
+    if intent.milestone >= Milestone.SWITCHING:
+        return False
+    if intent.live:
+        return here in {S.RUNS, S.RESTS, S.AT_SWITCH, S.SILENT}
+    return here in {S.RUNS, S.RESTS} and source.status is MigrationStatus.CANCELLED
 
 
 def state_of(intent: Intent, source: View, destination: View) -> State:

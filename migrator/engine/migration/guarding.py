@@ -31,6 +31,8 @@ class Guarding:
         #: It may cancel: the source has the mark without which it does not.
         self._armed = False
         self._near = False
+        #: The source did not answer when it was looked at last before the migration was undone.
+        self._undone_unseen = False
         self._sessions = source.guard.sessions
 
     async def begin(self) -> None:
@@ -78,9 +80,16 @@ class Guarding:
     async def note_end(self, source: View) -> bool:
         """Note in the intent that a guard has ended the migration, where it has: it may begin anew.
 
+        What was concluded while the source did not answer gives way to it: a destination whose stream the guard has
+        ended dies, and may be heard of before the source is.
+
         :return: False where that cannot be told now: look again before anything is decided.
         """
         intent = self._intent_log.intent
+        if intent.undo is None:
+            self._undone_unseen = not source.answers
+        elif not self._undone_unseen or intent.undo is not State.FAILED:
+            return True
         settled = source_is(source) in (
             SourceIs.RUNS,
             SourceIs.RESTS,
@@ -88,12 +97,12 @@ class Guarding:
             SourceIs.LEFT_STOPPED,
         )
         began = intent.milestone in (Milestone.MIGRATING, Milestone.SWITCHING)
-        if intent.undo is not None or not began or not settled or source.status not in _CANCELLED:
+        if not began or not settled or source.status not in _CANCELLED:
             return True
         try:
             if await self._source.guard.has_ended(self._migration):
                 self._intent_log.decide(GUARD, ENDED)
-                self._intent_log.undo(State.CANCELLED, ENDED, by_choice=True, postponed=True)
+                self._intent_log.undo(State.CANCELLED, ENDED, by_choice=True, postponed=True, first=False)
         except QemuError:
             return False
         return True

@@ -121,12 +121,14 @@ class IntentLog:
         *,
         by_choice: bool = False,
         postponed: bool = False,
+        first: bool = True,
     ) -> None:
         """Have the guest stay at the source from here on; the first reason counts.
 
         :param postponed: for now only: nothing was sent, and it will begin anew.
+        :param first: False: in place of a reason that has turned out to be none.
         """
-        if self.intent.undo is None:
+        if self.intent.undo is None or not first:
             self.undo_reason, self.undone_by_choice = reason, by_choice
             self.note(undo=state, postponed=postponed)
             self.decide("cancel" if state is State.CANCELLED else "undo", reason, numbers)
