@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -55,6 +55,9 @@ class SavedGuest:
     runtime: Mapping[str, Any]
     bytes: int = 0
     sha256: str = ""
+    #: Images of its disks, each with its size and the time of its last change (nanoseconds since the epoch) once it was
+    #: saved; nothing for what is no file.
+    images: Mapping[str, Sequence[int]] = field(default_factory=dict)
     #: With ``loading`` and ``loaded``: by which migration, and where.
     loaded_by: str = ""
     loaded_at: str = ""

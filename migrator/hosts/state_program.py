@@ -5,7 +5,9 @@ of it in lines of JSON on its standard output. It ends when its standard input d
 
 Beside PATH, the state, is PATH.json: whose state it is, how a QEMU is started for it, its checksum, and whether it may
 be used. The second is made after the first is whole and on the disk, and only what has both is anything at all. While
-it is written the state is PATH.part; whoever writes or reads it holds a lock on it.
+it is written the state is PATH.MIGRATION.part; whoever writes or reads it holds a lock on it.
+
+A QEMU is started with what PATH.json says: it is believed only where nobody but root and this user can have written it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import socket
+import stat
 import sys
 import tempfile
+import time
 from typing import Any
 
 _CHUNK = 1 << 20
@@ -29,6 +34,10 @@ _LAST = 64
 _MOST_DOCUMENT = 8 << 20
 #: How QEMU ends a stream: a byte for its end, then one for the description of what is in it, its length, and it.
 _END, _DESCRIPTION = b"\x00", b"\x06"
+#: What of a description changes with the use that is made of the file; all else is covered by its checksum.
+_CHANGES = frozenset({"state", "loaded_by", "loaded_at", "checksum"})
+#: Seconds in which somebody who only looks has let go of a lock.
+_LOOK_SECONDS = 2.0
 
 
 def say(**what: Any) -> None:
@@ -60,45 +69,6 @@ def whole(file: Any, size: int) -> bool:
     return False
 
 
-def checksum(file: Any) -> tuple[int, str]:
-    """Return size and SHA-256 of a file, read from the disk."""
-    with contextlib.suppress(OSError):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    file.seek(0)
-    found, size = hashlib.sha256(), 0
-    while chunk := file.read(_CHUNK):
-        found.update(chunk)
-        size += len(chunk)
-    return size, found.hexdigest()
-
-
-def write_document(path: str, document: dict[str, Any], *, new: bool) -> None:
-    """Write PATH.json so that it is there as a whole or not at all."""
-    made = f"{path}.json.part"
-    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        os.link(made, f"{path}.json")  # fails where there is one
-        os.unlink(made)
-    else:
-        os.replace(made, f"{path}.json")
-    sync_directory(path)
-
-
-def read_document(path: str) -> dict[str, Any] | None:
-    """Return what PATH.json says; ``None`` where there is none."""
-    try:
-        with open(f"{path}.json", encoding="utf-8") as file:
-            found = json.loads(file.read(_MOST_DOCUMENT))
-    except FileNotFoundError:
-        return None
-    if not isinstance(found, dict):
-        raise TypeError(f"{path}.json is no description of a saved guest")
-    return found
-
-
 class Gone(Exception):
     """Whoever began it has gone."""
 
@@ -114,17 +84,174 @@ def read_input(*others: Any, timeout: float | None = None) -> list[Any]:
     return [each for each in ready if each != sys.stdin.buffer.fileno()]
 
 
+def checksum(file: Any) -> tuple[int, str]:
+    """Return size and SHA-256 of a file, read from the disk.
+
+    :raise Gone: the standard input has ended meanwhile.
+    """
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.seek(0)
+    found, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        read_input(timeout=0)
+        found.update(chunk)
+        size += len(chunk)
+    return size, found.hexdigest()
+
+
+def distrust(path: str) -> str:
+    """Return why what is at a path may be of somebody else than root and this user; empty where it cannot be.
+
+    What is not there is no reason; directories in which nobody can rename what is another's (``/tmp``) are none either.
+    """
+    seen = set()
+    for start in (os.path.abspath(path), os.path.join(os.path.realpath(os.path.dirname(path)), "x")):
+        name = start
+        while name not in seen:
+            seen.add(name)
+            with contextlib.suppress(FileNotFoundError):
+                if why := _foreign(name, os.lstat(name)):
+                    return why
+            name = os.path.dirname(name)
+    return ""
+
+
+def _foreign(name: str, found: os.stat_result) -> str:
+    user, group = os.geteuid(), os.getegid()
+    if found.st_uid not in (0, user):
+        return f"{name} belongs to another user (uid {found.st_uid})"
+    if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):
+        return ""
+    # A group of the user's own has the number of the user, as a rule.
+    own_group = found.st_gid == 0 or found.st_gid == group == user
+    if found.st_mode & (stat.S_IWOTH | (0 if own_group else stat.S_IWGRP)):
+        return f"others may write to {name}"
+    return ""
+
+
+def open_regular(name: str, flags: int) -> Any:
+    """Open a file, and nothing else: a device may begin to do something when it is opened.
+
+    :raise OSError: it is none.
+    """
+    file = os.fdopen(
+        os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY),
+        "r+b" if flags & os.O_RDWR else "rb",
+    )
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(f"{name} is no file")
+
+
+def is_regular(name: str) -> bool:
+    """Tell whether there is a file of that name; a link to one is none."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(os.lstat(name).st_mode)
+    return False
+
+
+def lock(file: Any) -> None:
+    """Lock a file that is open for writing, as file systems of a network want it.
+
+    :raise BlockingIOError: somebody works on it.
+    """
+    until = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def stamp(image: str, *, settle: bool = False) -> list[int]:
+    """Return size and time of the last change of an image; nothing where it is no file: a device has no such time.
+
+    :param settle: have them on the disk first.
+    """
+    with contextlib.suppress(OSError):
+        found = os.stat(image)
+        if not stat.S_ISREG(found.st_mode):
+            return []
+        if settle:
+            with open(image, "rb") as file:
+                os.fsync(file.fileno())
+                found = os.fstat(file.fileno())
+        return [found.st_size, found.st_mtime_ns]
+    return []
+
+
+def part_of(path: str, migration: str) -> str:
+    """Return the name of a state while it is written, by one migration alone."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", migration):
+        raise ValueError(f"{migration!r} is no migration's id")
+    return f"{path}.{migration}.part"
+
+
+def document_checksum(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of what never changes in a description."""
+    kept = {key: value for key, value in document.items() if key not in _CHANGES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def write_document(path: str, document: dict[str, Any], *, new: bool) -> None:
+    """Write PATH.json so that it is there as a whole or not at all."""
+    made = part_of(f"{path}.json", document["migration"])
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(made)
+    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        json.dump({**document, "checksum": document_checksum(document)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        os.link(made, f"{path}.json")  # fails where there is one
+        os.unlink(made)
+    else:
+        os.replace(made, f"{path}.json")
+    sync_directory(path)
+
+
+def read_document(path: str) -> dict[str, Any] | None:
+    """Return what PATH.json says; ``None`` where there is none.
+
+    :raise OSError: it is not to be believed.
+    """
+    try:
+        with open_regular(f"{path}.json", os.O_RDONLY) as file:
+            found = json.loads(file.read(_MOST_DOCUMENT))
+    except FileNotFoundError:
+        return None
+    if why := distrust(f"{path}.json") or distrust(path):
+        raise PermissionError(
+            1, f"it is not believed, as a QEMU is started with what it says: {why}", f"{path}.json"
+        )
+    if not isinstance(found, dict):
+        raise TypeError(f"{path}.json is no description of a saved guest")
+    if found.get("checksum") != document_checksum(found):
+        raise ValueError(f"{path}.json is not what was written: its checksum is another")
+    return found
+
+
 def receive(path: str) -> None:
     """Take a stream at a socket of its own, and make PATH and PATH.json of it."""
     document = json.loads(sys.stdin.buffer.readline(_MOST_DOCUMENT))
+    if why := distrust(path):
+        raise PermissionError(1, f"nothing is written there: {why}", path)
     for name in (path, f"{path}.json"):
         if os.path.lexists(name):
             raise FileExistsError(17, "it is there already", name)
-    part = f"{path}.part"
+    part = part_of(path, document["migration"])
     file = open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "r+b")  # noqa: SIM115
     directory = ""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if why := _foreign(part, os.fstat(file.fileno())):
+            raise PermissionError(1, f"nothing is written there: {why}", path)
+        lock(file)
         directory = tempfile.mkdtemp(prefix="migrator-save-")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{directory}/stream")
@@ -141,12 +268,15 @@ def receive(path: str) -> None:
         written = taken.hexdigest()
         if checksum(file) != (size, written):
             raise OSError("what was written is not what is read back: the disk is not to be trusted")
+        read_input(timeout=0)
+        # The guest stands still, and its QEMU has given its images out of its hands.
+        document["images"] = {image: stamp(image, settle=True) for image in document.get("images", {})}
         os.link(part, path)  # fails where there is one by now
         write_document(path, {**document, "bytes": size, "sha256": written}, new=True)
         os.unlink(part)
         sync_directory(path)
     except BaseException:  # whatever it was; raised again
-        remove(path, document["migration"], part=True)
+        remove(path, document["migration"], own=True)
         raise
     finally:
         if directory:
@@ -175,26 +305,32 @@ def send(path: str, where: str) -> None:
     document = read_document(path)
     if document is None:
         raise FileNotFoundError(2, "there is no description of it", f"{path}.json")
-    with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open_regular(path, os.O_RDWR) as file:
+        lock(file)
         if checksum(file) != (document["bytes"], document["sha256"]):
             raise OSError(f"{path} is not what was saved: its checksum is another")
         say(event="checked")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(where)
             file.seek(0)
+            sent = hashlib.sha256()
             left = int(document["bytes"]) - _LAST
             while left > 0:
                 chunk = file.read(min(_CHUNK, left))
                 if not chunk:
                     raise OSError(f"{path} has become shorter")
+                sent.update(chunk)
                 _give(connection, chunk)
                 left -= len(chunk)
+            last = file.read()
+            sent.update(last)
+            if sent.hexdigest() != document["sha256"]:
+                raise OSError(f"{path} has changed while it was read")
             say(event="ready")
             line = sys.stdin.buffer.readline(16)
             if line != b"go\n":
                 raise Gone
-            connection.sendall(file.read())
+            connection.sendall(last)
             connection.shutdown(socket.SHUT_WR)
             say(event="sent")
             # Until the QEMU has read it all.
@@ -214,30 +350,41 @@ def _give(connection: socket.socket, chunk: bytes) -> None:
             view = view[connection.send(view) :]
 
 
-def look(path: str) -> None:
-    """Say what there is."""
+def look(path: str, migration: str = "") -> None:
+    """Say what there is.
+
+    :param migration: whose unfinished state is looked for.
+    """
     locked = False
-    for name in (f"{path}.part", path):
+    for name in (path, *([part_of(path, migration)] if migration else [])):
+        if not is_regular(name):
+            continue
         try:
-            with open(name, "rb") as file:
+            with open_regular(name, os.O_RDONLY) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             locked = True
         except FileNotFoundError:
             pass
     document = read_document(path)
-    there = os.path.isfile(path)
-    free = (
-        shutil.disk_usage(os.path.dirname(path) or ".").free if os.path.isdir(os.path.dirname(path)) else None
+    directory = os.path.dirname(path)
+    images = document.get("images", {}) if document is not None else {}
+    say(
+        document=document,
+        locked=locked,
+        there=any(map(os.path.lexists, (path, f"{path}.json"))),
+        size=os.lstat(path).st_size if is_regular(path) else None,
+        free=shutil.disk_usage(directory).free if os.path.isdir(directory) else None,
+        distrust=distrust(path),
+        changed=[image for image, seen in images.items() if seen and stamp(image) != seen],
     )
-    say(document=document, locked=locked, there=there, free=free)
 
 
 def mark(path: str, change: str) -> None:
     """Change what PATH.json says of its use, where it says so now; what it says afterwards is printed."""
     wanted = json.loads(change)
     while True:
-        with open(f"{path}.json", "rb") as held:
+        with open_regular(f"{path}.json", os.O_RDWR) as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             if not os.path.samestat(os.fstat(held.fileno()), os.stat(f"{path}.json")):
                 continue  # another has changed it while we waited
@@ -252,33 +399,33 @@ def mark(path: str, change: str) -> None:
             return
 
 
-def remove(path: str, migration: str, *, part: bool = False) -> bool:
+def remove(path: str, migration: str, *, own: bool = False) -> bool:
     """Remove what a migration has left here that is no saved guest; True when nothing of it can be used any more.
 
-    :param part: PATH.part is known to be its own.
+    :param own: this program is the one that writes.
     """
-    document = read_document(path)
-    if document is not None:
-        if document.get("migration") != migration:
-            return True
+    try:
+        document = read_document(path)
+    except (OSError, TypeError, ValueError):
+        document = {}  # whoever's it is: nobody can use it
+    if document is not None and document.get("migration") == migration:
         if document.get("state") != "unconfirmed":
             return False
         os.unlink(f"{path}.json")
         sync_directory(path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-    made = f"{path}.part"
-    with contextlib.suppress(FileNotFoundError):
-        with open(made, "rb") as file:
-            if not part:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody still writes
-            if os.path.exists(path) and os.path.samefile(path, made):
-                os.unlink(path)
+    made = part_of(path, migration)
+    with contextlib.suppress(FileNotFoundError), open_regular(made, os.O_RDWR) as file:
+        if not own:
+            lock(file)  # raises where somebody still writes
+        if os.path.exists(path) and os.path.samefile(path, made):
+            os.unlink(path)
         os.unlink(made)
-    for left in (f"{path}.json.part",):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(left)
-    sync_directory(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part_of(f"{path}.json", migration))
+    with contextlib.suppress(FileNotFoundError):
+        sync_directory(path)
     return True
 
 
@@ -292,7 +439,7 @@ def main(arguments: list[str]) -> int:
             case "send":
                 send(path, *rest)
             case "look":
-                look(path)
+                look(path, *rest)
             case "mark":
                 mark(path, *rest)
             case "remove":

@@ -32,6 +32,9 @@ class SavedGuests(Protocol):
         :raise QemuError: the source cannot be asked.
         """
 
+    async def check_load(self, host: str, path: str) -> tuple[Finding, ...]:
+        """Return what speaks against loading a guest from a file of that host; changes nothing."""
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:

@@ -49,8 +49,14 @@ class FileLook:
     locked: bool
     #: There is a file of that name.
     there: bool
+    #: Size of that file; ``None``: there is none, or something else.
+    size: int | None
     #: Room in its directory; ``None``: there is no such directory.
     free_bytes: int | None
+    #: Why others than root and migrator's user there may have made it, or may change it; empty: they cannot.
+    distrust: str
+    #: Images of the guest that are not as they were when it was saved.
+    changed: tuple[str, ...]
 
 
 class StateFile:
@@ -78,18 +84,22 @@ class StateFile:
         """Begin what goes on beside us, and ends with us."""
         return await self.access.coprocess(["python3", "-I", "-c", _PROGRAM, mode, self.path, *arguments])
 
-    async def look(self) -> FileLook:
+    async def look(self, migration: str = "") -> FileLook:
         """Return what there is now.
 
+        :param migration: whose unfinished state counts as locked.
         :raise HostError: it cannot be read, or what is beside it is no description.
         """
-        said = await self.ask("look")
+        said = await self.ask("look", migration)
         document = said.get("document")
         return FileLook(
             saved=None if document is None else parse(document, self.access.name, self.path),
             locked=bool(said.get("locked")),
             there=bool(said.get("there")),
+            size=said.get("size"),
             free_bytes=said.get("free"),
+            distrust=str(said.get("distrust", "")),
+            changed=tuple(map(str, said.get("changed", ()))),
         )
 
     async def description(self) -> SavedGuest | None:

@@ -6,6 +6,7 @@ What is true of a file is what a fresh look at it says; see :mod:`migrator.hosts
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from migrator.core.process.command_line import path_of
 from migrator.core.process.replica import TargetEnvironment
 from migrator.core.saved_guest import FORMAT, PREFIX, SavedGuest, SavedState
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, UsageError
+from migrator.hosts.access import Coprocess
 from migrator.ports import GuestConfiguration, IncomingDestination, SourceQemu
 from migrator.qemu import runtime_state
 from migrator.qemu.cmdline import paths
@@ -71,7 +73,7 @@ class SavingFile(FileEnd):
         self._begun = True
         try:
             program = await self.file.begin("receive")
-            program.write(SAVED.dump_json(self._saved) + b"\n")
+            await _write_all(program, SAVED.dump_json(self._saved) + b"\n")
         except (HostError, OSError) as error:
             raise CommandFailed(self.name, "listen", "GenericError", str(error)) from error
         self.follow(program)
@@ -100,15 +102,31 @@ class SavingFile(FileEnd):
         if self.status is MigrationStatus.ACTIVE:
             return _view(RunState.INMIGRATE, MigrationStatus.ACTIVE)
         try:
-            said = await self.file.look()
+            said = await self.file.look(self.migration)
         except HostError as error:
             return View(process=ProcessState.UNKNOWN, error=str(error), can_fence=True)
         if (saved := said.saved) is not None and saved.migration == self.migration:
             runs = self._handed_over or saved.state is not SavedState.UNCONFIRMED
+            if not runs and said.size != saved.bytes:
+                return await self._incomplete()
             return _view(RunState.RUNNING if runs else RunState.PAUSED, MigrationStatus.COMPLETED)
         if said.locked:
             return _view(RunState.INMIGRATE, MigrationStatus.ACTIVE)
         return View(process=ProcessState.DEAD, error=self.problem)
+
+    async def _incomplete(self) -> View:
+        """Remove a description without its file, which could come back; the guest is where it was then."""
+        gone = await self._remove()
+        why = f"{self.file.path} is not there any more"
+        return View(process=ProcessState.DEAD if gone else ProcessState.UNKNOWN, error=why, can_fence=True)
+
+    async def _remove(self) -> bool | None:
+        """Remove what cannot be loaded; False: it can be, ``None``: its host could not do it."""
+        try:
+            return bool((await self.file.ask("remove", self.migration))["done"])
+        except HostError as error:
+            self.problem = str(error)
+            return None
 
     async def cont(self) -> None:
         self._handed_over = True
@@ -116,11 +134,9 @@ class SavingFile(FileEnd):
     async def quit(self, *, timeout: float = 5.0) -> bool:  # noqa: ARG002 - its program's own
         await self.end_program()
         for _ in range(_REMOVE_TRIES):
-            try:
-                return bool((await self.file.ask("remove", self.migration))["done"])
-            except HostError as error:
-                self.problem = str(error)
-                await asyncio.sleep(_REMOVE_PAUSE_SECONDS)
+            if (gone := await self._remove()) is not None:
+                return gone
+            await asyncio.sleep(_REMOVE_PAUSE_SECONDS)
         return False
 
 
@@ -213,7 +229,8 @@ class LoadingFile(FileEnd):
 
     async def switch(self) -> None:
         """Mark the file as used, and then let its last bytes go: no QEMU has the guest without them."""
-        usable = [{"state": str(state)} for state in (SavedState.SAVED, SavedState.UNCONFIRMED)]
+        same = {"migration": self._saved.migration, "sha256": self._saved.sha256}
+        usable = [same | {"state": str(state)} for state in (SavedState.SAVED, SavedState.UNCONFIRMED)]
         host = self.file.access.name
         try:
             marked = await self.file.mark(
@@ -282,6 +299,24 @@ class LoadingFile(FileEnd):
         return False
 
 
+async def _write_all(program: Coprocess, text: bytes) -> None:
+    """Write what may be more than a pipe holds; one part is taken as a whole or not at all.
+
+    :raise OSError: its program has ended, or does not read.
+    """
+    give_up_at = asyncio.get_running_loop().time() + _BEGIN_SECONDS
+    for start in range(0, len(text), select.PIPE_BUF):
+        while True:
+            try:
+                program.write(text[start : start + select.PIPE_BUF])
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                break
+
+
 def _view(run: RunState, status: MigrationStatus) -> View:
     return View(process=ProcessState.ALIVE, answers=True, run=run, status=status, can_fence=True)
 
@@ -324,6 +359,8 @@ class SavedGuestFiles:
         if seen.free_bytes is None:
             yield finding("save-path", f"the directory of {path} is not there on {guest.host}")
             return
+        if seen.distrust:
+            yield finding("save-path", f"{path} could not be believed when it is loaded: {seen.distrust}")
         if seen.there or seen.saved is not None or seen.locked:
             yield finding("save-path", f"{path} is there already on {guest.host}")
         facts = await source.facts()
@@ -363,6 +400,14 @@ class SavedGuestFiles:
         for each in configuration.replicate(where).findings:
             yield each
 
+    async def check_load(self, host: str, path: str) -> tuple[Finding, ...]:
+        """See :meth:`migrator.ports.SavedGuests.check_load`."""
+        changed = (await self._file(host, path).look()).changed
+        if not changed:
+            return ()
+        shown = ", ".join(changed[:5])
+        return (finding("load-disks", f"not there on {host}, or changed since {path} was saved: {shown}"),)
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:
@@ -385,6 +430,8 @@ class SavedGuestFiles:
             naming=tuple(await source.naming_options()),
             facts=facts,
             runtime=runtime_state.to_json(await source.read_runtime_state()),
+            # QEMU writes those of its firmware anew when it takes the guest out of the file.
+            images={image: () for disk in facts.disks if not disk.is_flash and (image := path_of(disk.file))},
         )
         return SavingDestination(SavingFile(self._file(guest.host, path), migration=migration, saved=saved))
 

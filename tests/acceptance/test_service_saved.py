@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ async def test_a_qemu_that_is_killed_while_it_is_saved_leaves_no_file(tmp_path: 
         begun = await site.post("saves", guest=str(web.uuid), file=str(file))
         receiver = await program("receive", file)
         (qemu,) = site.instances(web)
-        part = Path(f"{file}.part")
+        part = Path(f"{file}.{begun['id']}.part")
         await at_once(lambda: part.exists() and part.stat().st_size > MIB)
         os.kill(receiver, signal.SIGSTOP)
         qemu.kill()
@@ -156,6 +157,73 @@ async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_pat
             await loaded(site, file, "b")
         assert site.where(await site.runs_once(web)) == "b"
         assert beside(file)["state"] == "loaded"
+
+
+async def test_a_state_that_is_of_the_past_is_not_loaded_under_any_name(tmp_path: Path) -> None:
+    web, file, copy = guest("web"), tmp_path / "web.state", tmp_path / "copy.state"
+    async with served([web], "a", "b") as site:
+        others = tmp_path / "web.state.part"
+        others.write_text("of somebody else")
+        await saved(site, web, file)
+        assert others.read_text() == "of somebody else"
+        for suffix in ("", ".json"):
+            shutil.copy2(f"{file}{suffix}", f"{copy}{suffix}")
+        # Somebody has written to its disk: not even the original.
+        image = Path(next(iter(beside(file)["images"])))
+        found = image.stat()
+        os.utime(image)
+        refused = await loaded(site, file, "b", "failed")
+        assert refused["refused"]
+        assert str(image) in refused["error"]
+        assert beside(file)["state"] == "saved"
+        os.utime(image, ns=(found.st_atime_ns, found.st_mtime_ns))
+        done = await loaded(site, file, "b")
+        # The copy says that it was never loaded; the journal knows better, also once the guest has ended.
+        status, problem = await site.try_post("loads", file=str(copy), to="a")
+        assert status == 409, problem
+        (there,) = site.instances(web)
+        await there.query("quit")
+        await until(lambda: not site.instances(web), what="its end")
+        await site.cli("guests", "--refresh")
+        status, problem = await site.try_post("loads", file=str(copy), to="a")
+        assert status == 409, problem
+        assert f"has run since {copy} was saved (migration {done['id']})" in problem["detail"]
+
+
+async def test_a_description_that_others_may_write_starts_no_qemu(tmp_path: Path) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    everybodys = tmp_path / "everybodys"
+    everybodys.mkdir()
+    everybodys.chmod(0o777)
+    async with served([web], "a", "b") as site:
+        begun = await site.post("saves", guest=str(web.uuid), file=str(everybodys / "web.state"))
+        document = await site.migration_ended(begun["id"], "failed")
+        assert "save-path" in document["error"]
+        assert list(everybodys.iterdir()) == []
+        await saved(site, web, file)
+        Path(f"{file}.json").chmod(0o666)
+        status, problem = await site.try_post("loads", file=str(file), to="b")
+        assert status == 503, problem
+        assert "others may write" in problem["detail"]
+        Path(f"{file}.json").chmod(0o600)
+        await loaded(site, file, "b")
+
+
+async def test_a_file_that_is_removed_before_its_qemu_has_ended_leaves_the_guest_where_it_is(
+    tmp_path: Path,
+) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    async with served([web], "a", "b") as site:
+        begun = await site.post("saves", guest=str(web.uuid), file=str(file))
+        await at_once(Path(f"{file}.json").exists)
+        site.kill()
+        assert len(site.instances(web)) == 1
+        file.unlink()
+        site.serve()
+        await site.until_served()
+        await site.migration_ended(begun["id"], "failed")
+        assert site.where(await site.runs_once(web)) == "a"
+        assert list(tmp_path.iterdir()) == []
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ HOSTS: Texts = {
         "there may be less room for the guest's state than it has memory; where it does not fit, the guest goes on",
         "make room there, or name a file on another disk",
     ),
+    "load-disks": (
+        "overridable",
+        "an image of the saved guest has changed since the guest was saved: its memory is older, and would destroy it",
+        "start the guest from its disks; accept it only where you know that nothing in the image has changed",
+    ),
     "save-plugged": (
         "error",
         "something was plugged into the guest since its start, which no command line would make again",

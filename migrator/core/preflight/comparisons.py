@@ -57,6 +57,7 @@ _HOSTS = {
     "not-checked": "whether source and target could be asked",
     "save-path": "the name, with what is there on the guest's host",
     "save-room": "the guest's memory, with the room on that file system",
+    "load-disks": "size and time of the last change of each image, with those when the guest was saved",
     "save-plugged": "whether each of the source's devices was plugged in after its start (QOM)",
     "save-process": "the source's user, command line and paths, with what a later start can make",
     "hook-veto": "the exit status of the site's hooks",

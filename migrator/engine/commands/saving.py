@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
 from migrator.api.commands import Caller, Load, Refusal, Save
 from migrator.api.documents import MigrationDocument
 from migrator.core.inventory import Guest
@@ -15,6 +19,9 @@ from migrator.engine.reservations import Reservations
 from migrator.engine.sessions import Sessions
 from migrator.errors import HostError, JournalError, UsageError
 from migrator.ports import Journal, SavedGuests
+
+#: Migrations of a guest that are looked through for one with which it went on.
+_LATER = 200
 
 
 class SavingCommands:
@@ -77,6 +84,9 @@ class SavingCommands:
             saved = await self._read(host.name, command.file)
             if why := why_not(saved, command.file, completed=await self._completed(saved)):
                 raise Refusal("conflict", why)
+            if (later := await self._later(saved, guest.key)) is not None:
+                ran = f"{guest.label} has run since {command.file} was saved (migration {later['id']})"
+                raise Refusal("conflict", f"{ran}: what is in it is old")
             file = FileMove(use=FileUse.LOAD, path=command.file, saved_at=saved.saved_at)
             return await self._begin(guest, host.name, file, command.accept, caller, key)
 
@@ -94,6 +104,16 @@ class SavingCommands:
         """Return whether the journal says that the migration which saved it has completed."""
         found = await self._journal.find("migration", saved.migration)
         return found is not None and str(found.get("state")) == State.COMPLETED
+
+    async def _later(self, saved: SavedGuest, guest: str) -> Mapping[str, Any] | None:
+        """Return a migration with which the guest has gone on since it was saved: a file may have been copied."""
+        for found in await self._journal.page("migration", limit=_LATER, where={"guest": guest}):
+            if found["id"] == saved.migration:
+                break
+            begun = datetime.fromisoformat(str(found["created_at"])).timestamp()
+            if begun > saved.saved_at and str(found["state"]) == State.COMPLETED:
+                return found
+        return None
 
     async def _begin(
         self, guest: Guest, host: str, file: FileMove, accept: list[str], caller: Caller, key: str

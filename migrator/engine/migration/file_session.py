@@ -41,9 +41,11 @@ class FileSession(MigrationSession):
         """See :class:`SessionEnds`; hosts have nothing against a guest that stays on its own, or is on none."""
         if self.file is None:
             return await super()._check(source)
-        if not self.saves or self.services.saved is None:
+        if self.services.saved is None:
             return ()
         try:
+            if not self.saves:
+                return await self.services.saved.check_load(self.target, self.file.path)
             return await self.services.saved.check(self.guest, cast(Any, source), self.file.path)
         except MigratorError as error:
             return [preflight.unchecked(error)]
