@@ -123,8 +123,8 @@ async def _device(ask: Callable[..., Awaitable[Any]], path: str, entry: dict[str
     query-pci shows nothing behind a bridge that no firmware has set up yet, as at a destination.
     """
     where = f"{path}/{entry['name']}"
-    bus, address = await asyncio.gather(
-        ask("qom-get", path=where, property="parent_bus"), ask("qom-get", path=where, property="addr")
+    bus, address, standby = await asyncio.gather(
+        *(ask("qom-get", path=where, property=name) for name in ("parent_bus", "addr", "failover_pair_id"))
     )
     slot = ""
     if bus and isinstance(address, int):
@@ -132,7 +132,7 @@ async def _device(ask: Callable[..., Awaitable[Any]], path: str, entry: dict[str
     elif bus:
         slot = f"bus {bus.rpartition('/')[2]}"
     name = entry["name"] if path == _PERIPHERAL[0] else ""
-    return Device(name=name, driver=entry["type"][6:-1], slot=slot)
+    return Device(name=name, driver=entry["type"][6:-1], slot=slot, standby=str(standby or ""))
 
 
 def _built_in(buses: list[dict[str, Any]]) -> Iterable[Device]:

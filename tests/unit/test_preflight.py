@@ -151,6 +151,15 @@ def test_one_difference_is_one_finding(changes: dict[str, Any], code: str, sever
     assert codes(destination=replace(DESTINATION, **changes)) == {code: severity}
 
 
+def test_card_that_is_unplugged_for_the_migration_is_missed_only_without_the_one_that_takes_over() -> None:
+    standby = Device(name="standby", driver="virtio-net-pci")
+    here = replace(
+        SOURCE, devices=(*SOURCE.devices, standby, Device(name="fast", driver="e1000e", standby="standby"))
+    )
+    assert codes(here, replace(DESTINATION, devices=(*DESTINATION.devices, standby))) == {}
+    assert codes(here, DESTINATION) == {"device-missing": Severity.ERROR}
+
+
 def test_read_only_disk_may_be_another_file() -> None:
     here, there = replace(DISK, read_only=True), replace(DISK, read_only=True, identity="1:3", file="/b.iso")
     assert codes(replace(SOURCE, disks=(here,)), replace(DESTINATION, disks=(there,))) == {}

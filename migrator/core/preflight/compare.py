@@ -240,6 +240,8 @@ def _devices(source: Facts, destination: Facts) -> Iterator[Finding]:
     named_there = {device.name: device for device in destination.devices if device.name}
     for name, device in named_here.items():
         other = named_there.get(name)
+        if other is None and device.standby in named_there:
+            continue  # its QEMU hides it until the guest in its standby asks for it
         if other is None:
             yield finding(
                 "device-missing",

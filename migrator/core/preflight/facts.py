@@ -19,6 +19,8 @@ class Device:
     driver: str
     #: ``bus pcie.0 slot 3.0`` for a device on PCI, ``bus scsi.0`` on another bus; else empty.
     slot: str = ""
+    #: Id of the card that takes over where QEMU unplugs this one for a migration; empty: it stays.
+    standby: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
