@@ -67,8 +67,7 @@ class Migrate(Command):
     accept: Annotated[list[Name], Field(max_length=64)] = []
 
 
-#: Of a file on a host, absolute; no byte in it ends a line or a name.
-HostFile = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]{1,1000}[^/\x00-\x1f\x7f]$")]
+HostFile = Annotated[str, StringConstraints(pattern=field_errors.HOST_FILE_PATTERN)]
 
 
 class Save(Command):

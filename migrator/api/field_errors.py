@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 #: Of ids, hosts, sites and policies.
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+#: Of a file on a host, absolute; no byte in it ends a line or a name.
+HOST_FILE_PATTERN = r"^/[^\x00-\x1f\x7f]{1,1000}[^/\x00-\x1f\x7f]$"
 
 #: More would be no line for a person any more.
 _MOST_SAID = 3
@@ -67,6 +69,8 @@ def _wrong(problem: Mapping[str, Any], known: tuple[str, ...]) -> str:
     match problem["type"]:
         case "string_pattern_mismatch" if limits.get("pattern") == NAME_PATTERN:
             return "is not a name: 1 to 64 of A-Z a-z 0-9 . _ -"
+        case "string_pattern_mismatch" if limits.get("pattern") == HOST_FILE_PATTERN:
+            return "must be the absolute path of a file: /srv/saved/NAME.state"
         case "extra_forbidden":
             return f"there is no such field (there {_are(known)})"
         case "string_too_long":

@@ -166,7 +166,7 @@ def _summary(result: MigrationOutcome) -> list[str]:
         lines.append(
             f"    {result.mode}, {show_seconds(result.duration_seconds)}, downtime {downtime} "
             f"({ceiling(result.max_downtime_seconds, exceeded=result.ceiling_exceeded)}), {result.rounds} rounds, "
-            f"{show_bytes(result.transferred_bytes)} sent"
+            f"{sent(result.transferred_bytes, disk_bytes=result.disk_bytes, tls=result.tls)}"
         )
     if result.network_problem:
         lines.append(f"    network {result.network_state}: {result.network_problem}")
@@ -177,6 +177,12 @@ def _summary(result: MigrationOutcome) -> list[str]:
             "    If that does not end it, add --rescue: it says what can be done, and asks.",
         ]
     return lines
+
+
+def sent(memory_bytes: int, *, disk_bytes: int, tls: bool) -> str:
+    """Return the words on what went from one end to the other."""
+    disks = f" and {show_bytes(disk_bytes)} of disks" if disk_bytes else ""
+    return f"{show_bytes(memory_bytes)}{disks} sent{', encrypted' if tls else ''}"
 
 
 _ABOVE = "above its ceiling of"

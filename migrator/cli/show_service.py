@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from migrator.cli import deadline, remedies
-from migrator.cli.show import ceiling, stood_still
+from migrator.cli.show import ceiling, sent, stood_still
 from migrator.cli.tables import ABOVE, Row
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -288,7 +288,7 @@ def finding_lines(findings: Iterable[Document]) -> list[str]:
 def migration_lines(one: Document) -> list[str]:
     """Return the lines that describe one migration in full."""
     lines = [
-        f"{one['id']}: {label(one)} from {one['source']} to {one['destination']}, policy {one['policy']}"
+        f"{one['id']}: {label(one)} {_ends(one)}"
         + (f", asked for by {one['requested_by']}" if one["requested_by"] else "")
         + (f", in evacuation {one['evacuation']}" if one["evacuation"] else "")
     ]
@@ -307,7 +307,7 @@ def migration_lines(one: Document) -> list[str]:
         lines.append(
             f"    {one['mode']}, {show_seconds(one['duration_seconds'])}, downtime {downtime} "
             f"({ceiling(one['max_downtime_seconds'], exceeded=exceeded(one))}{given}), "
-            f"{show_bytes(one['transferred_bytes'])} sent"
+            f"{sent(one['transferred_bytes'], disk_bytes=one.get('disk_bytes', 0), tls=one.get('tls', False))}"
         )
     if one["state"] == "completed" and one["network_state"] not in ("unknown", "none"):
         problem = f": {one['network_problem']}" if one["network_problem"] else ""
@@ -327,6 +327,17 @@ def migration_lines(one: Document) -> list[str]:
     lines += [f"    {line}" for line in finding_lines(one["findings"])]
     lines += [decision_line(decision) for decision in one["decisions"]]
     return [clean(line) for line in lines]
+
+
+def _ends(one: Document) -> str:
+    """Return the words on where a migration leads, and under which policy."""
+    match one.get("file_use"):
+        case "save":
+            return f"from {one['source']} into {one['file']}"
+        case "load":
+            return f"from {one['file']} to {one['destination']}"
+        case _:
+            return f"from {one['source']} to {one['destination']}, policy {one['policy']}"
 
 
 def resolution_lines(answer: Document) -> list[str]:

@@ -9,9 +9,12 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from rich.cells import cell_len
 from rich.console import Console
 
+from migrator.api.commands import Save
+from migrator.api.field_errors import describe
 from migrator.cli import screen, tables, tokens
 from migrator.cli import show_service as show
 from migrator.cli.client import ServiceClient
@@ -275,3 +278,53 @@ def test_a_migration_that_was_given_up_says_what_to_do(error: str, policy: str, 
     assert [line for line in lines if "what to do" in line] == [
         f"    what to do: try again when the guest is {each}" for each in remedy
     ]
+
+
+def _moved(**more: Any) -> str:
+    """Return the lines of a migration that has completed."""
+    one: dict[str, Any] = {
+        "id": "m1",
+        "guest": "u",
+        "guest_name": "web",
+        "source": "a",
+        "destination": "b",
+        "policy": "default",
+        "requested_by": "",
+        "evacuation": "",
+        "state": "completed",
+        "error": None,
+        "ended_at": "2026-11-22",
+        "duration_seconds": 2.0,
+        "downtime_seconds": 0.1,
+        "downtime_uncertainty_seconds": 0.0,
+        "max_downtime_seconds": 0.3,
+        "ceiling_exceeded": False,
+        "downtime_limit_seconds": None,
+        "mode": "precopy",
+        "transferred_bytes": 5 << 20,
+        "network_state": "none",
+        "findings": [],
+        "decisions": [],
+    }
+    return "\n".join(show.migration_lines(one | more))
+
+
+def test_a_migration_tells_of_its_disks_and_of_its_encryption():
+    assert "5.0 MiB sent" in _moved()
+    assert "encrypted" not in _moved()
+    assert "5.0 MiB and 24.0 MiB of disks sent, encrypted" in _moved(disk_bytes=24 << 20, tls=True)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"), [("save", "web from a into /srv/web.state"), ("load", "web from /srv/web.state to b")]
+)
+def test_a_guest_that_is_saved_or_loaded_is_shown_with_its_file(use: str, words: str):
+    assert words in _moved(file="/srv/web.state", file_use=use)
+
+
+def test_a_relative_name_of_a_file_is_refused_in_words():
+    with pytest.raises(ValidationError) as refused:
+        Save.model_validate({"guest": "web", "file": "web.state"})
+    assert (
+        describe(refused.value.errors()) == "file: must be the absolute path of a file: /srv/saved/NAME.state"
+    )
