@@ -136,6 +136,8 @@ class Guest:
     run: RunState = RunState.RUNNING
     #: Distinct bytes of pages per second, as last measured; ``None`` until then.
     dirty_rate_bytes_per_second: float | None = None
+    #: Bytes of its disks that would be copied to a host, by the host's name, as last found; no other is known.
+    disk_bytes_to: Mapping[str, int] = field(default_factory=dict)
     #: Name of its policy; empty takes the site's default.
     policy: str = ""
     #: Higher first.
@@ -190,6 +192,7 @@ class Guest:
         listens = [port.fields() for port in self.listens]
         return {
             **vars(self),
+            "disk_bytes_to": dict(self.disk_bytes_to),
             "requires": dict(self.requires),
             "listens": listens,
             "accept": list(self.accept),

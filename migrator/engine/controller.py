@@ -16,6 +16,7 @@ from migrator.engine.commands.lookups import Lookups
 from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.dirty_rates import DirtyRates
+from migrator.engine.disk_room import DiskRoom
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.event_bus import EventBus
 from migrator.engine.guest_experiences import GuestExperiences
@@ -83,6 +84,7 @@ class Engine:
         )
         self.experiences = GuestExperiences(journal_writer=journal_writer)
         self.pair_overheads = PairOverheads(journal_writer=journal_writer)
+        self.registry = Registry()
         services = replace(
             services,
             stream_speed=self._stream_speed,
@@ -90,6 +92,7 @@ class Engine:
             history=self.experiences,
             experience=self.pair_overheads,
             deadline=self._deadline,
+            judge_room=DiskRoom(registry=self.registry, inventory=inventory).judge,
         )
         self.inventory, self.services, self.journal_writer, self.bus = (
             inventory,
@@ -97,7 +100,6 @@ class Engine:
             journal_writer,
             bus,
         )
-        self.registry = Registry()
         #: What commands and the reconciler are about to change.
         self.reservations = Reservations()
         #: Rows of the journal that cannot be read, by kind and name.

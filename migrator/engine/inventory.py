@@ -195,7 +195,9 @@ class Inventory:
         """A guest has arrived; known at once, and looked at soon, as :meth:`notice` has it."""
         self._forget(guest.key)
         if host in self._known:
-            self._known.put(host, guest.key, replace(guest, host=host, socket=socket, pid=pid))
+            self._known.put(
+                host, guest.key, replace(guest, host=host, socket=socket, pid=pid, disk_bytes_to={})
+            )
         for name in (guest.host, host):
             self.notice(name)
         self._changed()
@@ -221,6 +223,18 @@ class Inventory:
                 replace(guest, dirty_rate_bytes_per_second=bytes_per_second) for guest in known.by_key[key]
             ]
             self._known.put(known.host.name, key, *rated)
+
+    def note_disk_bytes(self, key: str, target: str, copied: int) -> None:
+        """Note how much of a guest's disks would be copied to a host, as was just found."""
+        for known in self._known.holding(key):
+            guests = known.by_key[key]
+            if all(guest.disk_bytes_to.get(target, 0) == copied for guest in guests):
+                continue
+            noted = [
+                replace(guest, disk_bytes_to={**guest.disk_bytes_to, target: copied}) for guest in guests
+            ]
+            self._known.put(known.host.name, key, *noted)
+            self._changed()
 
     def look_soon(self, *names: str) -> None:
         """Something happened there."""
@@ -302,7 +316,8 @@ class Inventory:
                 seen.append(known)
                 continue
             rate = known.dirty_rate_bytes_per_second if known is not None else None
-            now = self._rules(replace(guest, dirty_rate_bytes_per_second=rate))
+            disks = known.disk_bytes_to if known is not None else {}
+            now = self._rules(replace(guest, dirty_rate_bytes_per_second=rate, disk_bytes_to=disks))
             seen.append(known if known is not None and known == now else now)
         host.shown = {guest.key: guest for guest in new}
         return tuple(sorted(seen, key=lambda guest: (guest.name, guest.key)))

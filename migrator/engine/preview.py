@@ -22,6 +22,7 @@ from migrator.core.findings import errors_first
 from migrator.core.guest_experience import GuestExperience
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, State
+from migrator.core.preflight.disk_room import PlannedRoom, beside_others
 from migrator.engine import clock
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.guest_experiences import GuestExperiences
@@ -129,7 +130,7 @@ class Preview:
                 )
             elif entry.guest.obstacle:
                 targets[key], found[key] = (None, entry.guest.obstacle), preflight.obstacle(entry.guest)
-        given = set(targets)
+        given, room = set(targets), PlannedRoom()
         asked: set[tuple[str, str]] = set()
         for _ in range(_TARGETS_TRIED):
             snapshot = self._snapshots.take()
@@ -141,7 +142,7 @@ class Preview:
                 if (target := targets[key][0]) is not None and (key, target) not in asked
             }
             asked |= set(new.items())
-            run, again = await self._ask(run, new, snapshot, given, targets, found)
+            run, again = await self._ask(run, new, snapshot, given, targets, found, room)
             if not again:
                 break
         return run, targets, found
@@ -154,6 +155,7 @@ class Preview:
         given: set[str],
         targets: _Targets,
         found: _Findings,
+        room: PlannedRoom,
     ) -> tuple[Evacuation, bool]:
         """Ask preflight of these; True where a guest has to be placed anew."""
         slots = asyncio.Semaphore(_ASKED_AT_A_TIME)
@@ -164,8 +166,12 @@ class Preview:
             session = self._sessions.make(guest, target, policy, accept=run.accept, announce=False)
             async with slots:
                 answer = await session.check_only()
+            others = room.beside(key, target)
+            disks = session.copied_disks or ()
+            answer = errors_first([*answer, *beside_others(target, disks, others)])
             errors = preflight.errors(answer)
             if not errors:
+                room.give(key, target, disks)
                 found[key] = answer
                 return ""
             # What kept it from the hosts that were tried before stays said.

@@ -221,7 +221,7 @@ def _document(saved: Mapping[str, Any]) -> MigrationDocument:
 
 def _progress(document: MigrationDocument) -> MigrationProgress | None:
     """Return what a plan goes by."""
-    if document.remaining_bytes is None:
+    if document.remaining_bytes is None and document.disk_remaining_bytes is None:
         return None
     foretold = document.forecast
     forecast = None
@@ -236,7 +236,10 @@ def _progress(document: MigrationDocument) -> MigrationProgress | None:
     return MigrationProgress(
         state=document.state,
         progress_ratio=document.progress_ratio,
-        sample=Sample(
+        disk_left_bytes=float(document.disk_remaining_bytes or 0),
+        sample=None
+        if document.remaining_bytes is None
+        else Sample(
             remaining_bytes=document.remaining_bytes,
             total_bytes=document.total_bytes or 0,
             transferred_bytes=document.transferred_bytes,

@@ -54,6 +54,8 @@ class MigrationSnapshot:
     #: Passes over its memory so far; 1 is the first, whole copy.
     round: int = 0
     remaining_bytes: int | None = None
+    #: Bytes of its disks that have still to be copied before its memory; ``None``: it is not known yet.
+    disk_left_bytes: float | None = None
     dirty_rate_bytes_per_second: float | None = None
     #: By its own forecast; ``None`` without one.
     seconds_left: float | None = None

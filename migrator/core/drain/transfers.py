@@ -48,6 +48,7 @@ class Transfers:
             policy,
             run,
             bytes_left=_to_send(guest),
+            disks=float(guest.disk_bytes_to.get(target, 0)),
             dirty=guest.dirty_rate_bytes_per_second or 0.0,
             prepare=self._snapshot.preparations.expected(target, look_seconds=look),
         )
@@ -60,6 +61,11 @@ class Transfers:
         # What it takes while it shares its links says nothing of what it would take alone.
         if alone is not None and (not 0 < alone < _NO_FORECAST_SECONDS or self._shares(migration)):
             alone = None
+        disks = migration.disk_left_bytes
+        if disks is None:
+            disks = guest.disk_bytes_to.get(migration.target, 0)
+        elif migration.state is State.MIRRORING:
+            alone = None  # nothing has been seen of its memory yet
         return self._transfer(
             guest,
             migration.target,
@@ -67,6 +73,7 @@ class Transfers:
             self._evacuations.get(migration.evacuation or ""),
             phase=phase,
             bytes_left=_to_send(guest) if left is None else float(left),
+            disks=float(disks),
             dirty=migration.dirty_rate_bytes_per_second or guest.dirty_rate_bytes_per_second or 0.0,
             alone=alone,
             prepare=prepare,
@@ -105,6 +112,7 @@ class Transfers:
         run: Evacuation | None,
         *,
         bytes_left: float,
+        disks: float,
         dirty: float,
         prepare: float,
         phase: TransferPhase = TransferPhase.WAITING,
@@ -123,6 +131,7 @@ class Transfers:
             target=target,
             phase=phase,
             bytes_left=bytes_left,
+            disk_bytes_left=disks,
             dirty_rate_bytes_per_second=0.0 if once else dirty,
             barely_converges=True if crowded or (once and dirty > 0) else None,
             alone_seconds=alone,

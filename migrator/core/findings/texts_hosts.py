@@ -188,7 +188,7 @@ HOSTS: Texts = {
     ),
     "disk-room": (
         "error",
-        "the target has no room for the disks that would be copied to there",
+        "the target has no room for the disks that would be copied to there, beside those of others",
         "make room there, or use another target",
     ),
     "disk-access": (

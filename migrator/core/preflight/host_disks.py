@@ -10,6 +10,7 @@ from migrator.core.model import Finding
 from migrator.core.policy import CopiedDisks, SourceImages
 from migrator.core.preflight import host_process
 from migrator.core.preflight.disk_images import why_not_copied
+from migrator.core.preflight.disk_room import copied_disk
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
@@ -194,7 +195,10 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
     where = pair.files_there.file(parent(path))
     if not path.startswith("/") or not where.exists:
         yield finding(
-            "disk-file-missing", f"{missing}, and there is no directory {parent(path)} to make it in"
+            "disk-file-missing",
+            f"{missing}, and there is no directory {parent(path)} to make it in: "
+            "an image is made at the same path, its directory is not",
+            f"make {parent(path)} at {pair.target}, with the owner and mode that it has at the source",
         )
         return
     here = pair.files_here.file(path)
@@ -220,9 +224,12 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
             "does not do: set it to keep",
         )
     needed = min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes)
-    yield finding(
-        "disk-copied",
+    yield copied_disk(
         f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)})",
+        copied_bytes=needed,
+        directory=parent(path),
+        file_system=where.device,
+        free_bytes=where.free_bytes,
     )
 
 

@@ -137,9 +137,10 @@ def lower_bound_seconds(
         if transfer.phase is TransferPhase.FINISHING:
             continue
         move = Move(transfer, network, rules)
-        alone = max(alone, transfer.bytes_left / move.speed)
+        carried = transfer.disk_bytes_left + transfer.bytes_left
+        alone = max(alone, carried / move.speed)
         for pipe in move.links:
-            carries[pipe] = carries.get(pipe, 0.0) + transfer.bytes_left
+            carries[pipe] = carries.get(pipe, 0.0) + carried
     return max(alone, *(total / pipe.capacity for pipe, total in carries.items())) if carries else 0.0
 
 
@@ -215,7 +216,7 @@ class _Run:
                 waits.append(move.finish_left)
         for move, speed in decided.bandwidth.items():
             if move.sending_left > 0:
-                waits.append(move.sending_left / move.pace_at(speed))
+                waits.append((move.disk_seconds_left or move.sending_left) / move.pace_at(speed))
             else:
                 waits.append(move.fixed_left)
         again = decided.recheck_seconds(self._rules)
@@ -239,6 +240,12 @@ class _Run:
         ]
 
     def _send(self, move: Move, speed: float, step: float) -> None:
+        if move.disk_seconds_left > 0:
+            pace = move.pace_at(speed)
+            copied = min(move.disk_seconds_left, step * pace)
+            move.disk_seconds_left -= copied
+            move.sending_left = max(0.0, move.sending_left - copied)
+            step -= copied / pace
         if move.sending_left > 0:
             pace = move.pace_at(speed)
             sent = min(move.sending_left, step * pace)

@@ -46,6 +46,8 @@ class Transfer:
     phase: TransferPhase = TransferPhase.WAITING
     #: Bytes that the stream has still to carry, without what will be dirtied meanwhile.
     bytes_left: float = 0.0
+    #: Bytes of its disks that have to be copied before that: at full speed, whatever the guest dirties.
+    disk_bytes_left: float = 0.0
     #: Distinct bytes of pages that the guest dirties per second.
     dirty_rate_bytes_per_second: float = 0.0
     #: The transfer from now to its end if it had its links alone, where that is known better (the same guest's last
@@ -244,6 +246,7 @@ class Move:
     __slots__ = (
         "alone",
         "bytes_left",
+        "disk_seconds_left",
         "finish_left",
         "fixed_left",
         "into",
@@ -273,13 +276,16 @@ class Move:
         #: Bytes per second with its links alone.
         self.speed = max(1.0, min(self.path.speed, ceiling))
         self.bytes_left = transfer.bytes_left
-        sending = transfer.bytes_left / self.net(self.speed)
+        disks = transfer.disk_bytes_left / self.speed
+        sending = disks + transfer.bytes_left / self.net(self.speed)
         known = transfer.alone_seconds
         # A forecast that sees no end says nothing: what makes it end is not in it.
         total = known if known is not None and math.isfinite(known) else sending + rules.fixed_seconds
         #: Seconds alone, at full speed: those that need the link, and those after them that do not.
         self.sending_left = min(sending, total)
         self.fixed_left = total - min(sending, total)
+        #: Of the seconds that need the link, those at the beginning in which disks are copied.
+        self.disk_seconds_left = min(disks, self.sending_left)
         self.prepare_left = transfer.prepare_seconds
         self.finish_left = transfer.finish_seconds
         dirty_ratio = transfer.dirty_rate_bytes_per_second / self.speed
@@ -317,6 +323,8 @@ class Move:
 
     def pace_at(self, bandwidth: float) -> float:
         """Return the seconds alone that are done in a second at `bandwidth`: at most 1."""
+        if self.disk_seconds_left > 0:
+            return min(bandwidth, self.speed) / self.speed
         return self.net(min(bandwidth, self.speed)) / self.net(self.speed)
 
     def demand(self) -> float:
@@ -325,6 +333,8 @@ class Move:
         Never so little that a look at dirty memory that finds more than was thought leaves it crawling, or that QEMU,
         which switches when what is left goes in the downtime limit at the present speed, waits for it.
         """
+        if self.disk_seconds_left > 0:
+            return self.speed
         soon = self.bytes_left / _EMPTY_SECONDS + 2 * self.transfer.dirty_rate_bytes_per_second
         return min(self.speed, max(self.speed * _LEAST_SHARE, soon))
 

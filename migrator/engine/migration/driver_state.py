@@ -12,6 +12,7 @@ from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import lifecycle
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors, as_fields
+from migrator.core.migration.mirror_forecast import MirrorForecast
 from migrator.core.migration.progress import Progress
 from migrator.core.migration.situation import Milestone
 from migrator.core.migration.stream_layout import LayoutChoice
@@ -104,6 +105,8 @@ class DriverState:
         self._pair = ""
         self._spare_cpus = spare_cpus
         self._layout = LayoutChoice()
+        #: Once its disks are copied.
+        self._mirror_forecast: MirrorForecast | None = None
         self._on_status = on_status
         self._log = logs.logger(migration=name)
         self.requests = requests or MigrationRequests()
@@ -325,6 +328,11 @@ class DriverState:
         }
 
     def _report_mirrors(self, mirrors: Mirrors) -> None:
+        if self._mirror_forecast is None:
+            memory = self._facts.memory_bytes if self._facts is not None else 0
+            disks = self._mirrors.total_bytes or mirrors.total_bytes
+            self._mirror_forecast = MirrorForecast(disk_bytes=disks, memory_bytes=memory)
+        forecast = self._mirror_forecast.forecast(mirrors, at_seconds=self._intent_log.elapsed)
         self.result.disk_bytes = max(self.result.disk_bytes, mirrors.done_bytes)
         self._progress.update_disks(mirrors.done_bytes, mirrors.total_bytes)
         self._on_status(
@@ -333,6 +341,8 @@ class DriverState:
                 progress_ratio=self._progress.ratio,
                 disk_total_bytes=mirrors.total_bytes,
                 disk_remaining_bytes=mirrors.remaining_bytes,
+                disk_left_bytes=self._mirror_forecast.left_bytes(mirrors),
+                forecast=forecast,
                 at_seconds=self._intent_log.elapsed,
             )
         )

@@ -24,6 +24,7 @@ from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import Policy, from_fields
+from migrator.core.preflight.disk_room import CopiedDisk, copied_bytes
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
@@ -78,6 +79,8 @@ class JournalledSession(FileSession):
         self.key = key
         self.trace = trace
         self.use_file(file)
+        #: Its disks that are copied, as a check found them; ``None`` before.
+        self.copied_disks: tuple[CopiedDisk, ...] | None = None
         #: Hooks may have been told that it begins, and are to be told how it ends.
         self.hooks_owed = False
         self._hooks = SessionHooks(
@@ -93,7 +96,16 @@ class JournalledSession(FileSession):
         found = await preflight.look(
             self.services.site, self.guest, self.target, self.policy, stream_speed=self._stream_speed()
         )
-        return tuple(self.services.accept(found, self.accepted))
+        return tuple(self.services.accept(self.services.judge_room(self, found), self.accepted))
+
+    @property
+    def disk_left_bytes(self) -> float | None:
+        """Return how much of its disks has still to be copied; ``None``: nobody has looked yet."""
+        if self.status is not None and self.status.state is self.state is State.MIRRORING:
+            return self.status.disk_left_bytes
+        if self.state not in (State.QUEUED, State.PREPARING, State.WAITING, State.MIRRORING):
+            return 0.0
+        return None if self.copied_disks is None else float(copied_bytes(self.copied_disks))
 
     @property
     def _history_key(self) -> str:

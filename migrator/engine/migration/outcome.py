@@ -42,6 +42,8 @@ class MigrationProgress:
     #: With ``mirroring``: what is copied of the guest's disks in all, and what is left of it.
     disk_total_bytes: int = 0
     disk_remaining_bytes: int = 0
+    #: What of that is expected to be sent: holes are not.
+    disk_left_bytes: float = 0.0
     #: With ``recovering``: what keeps the stream from going on, and when it is tried again.
     waiting_for: str = ""
 

@@ -7,16 +7,19 @@ Only what a QEMU that waits at the target shows comes later, when there is one:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
 from migrator.core.model import RUNNING_STATES, Finding, Severity
 from migrator.core.policy import Compression, Policy, PostcopyMode
+from migrator.core.preflight.disk_room import CopiedDisk
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.services import MigrationSite, MovedGuest
 from migrator.errors import MigratorError
 from migrator.ports import Qemu
+from migrator.units import show_rate, show_seconds
 
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest  # which `migrator direct` does without
@@ -68,9 +71,18 @@ async def check(
         found = tuple(error.findings)
     except MigratorError as error:
         return (unchecked(error),)
+    found = tuple(_with_time(each, stream_speed) for each in found)
     if guest.run in RUNNING_STATES:
         found = (*found, *await against_ceiling(policy, stream_speed, source))
     return errors_first(found)
+
+
+def _with_time(found: Finding, stream_speed: float | None) -> Finding:
+    """Return the finding about a disk that is copied with the time that this takes."""
+    if not isinstance(found, CopiedDisk) or not stream_speed:
+        return found
+    takes = show_seconds(found.copied_bytes / stream_speed)
+    return replace(found, message=f"{found.message}, about {takes} at {show_rate(stream_speed)}")
 
 
 async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy: Policy) -> TlsChoice:

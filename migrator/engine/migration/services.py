@@ -146,6 +146,8 @@ class SessionServices:
     #: One that was ended only because nobody could steer it is queued again; not where a person has started the
     #: destination, which takes one migration and no second.
     begins_anew: bool = True
+    #: Judges what a check of a session found by what others need; returns the findings with what that adds to them.
+    judge_room: Callable[[Any, Sequence[Finding]], Sequence[Finding]] = lambda session, found: found
     #: Bytes per second that the links between two hosts let one stream carry, as a plan forecasts with; ``None``: not
     #: known.
     stream_speed: Callable[[str, str], float | None] = lambda source, target: None

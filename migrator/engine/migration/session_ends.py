@@ -90,6 +90,7 @@ class SessionEnds(SessionState):
             self.policy,
             stream_speed=self._stream_speed(),
         )
+        found = tuple(self.services.judge_room(self, found))
         chosen = await preflight.choose_tls(self.services.site, self.guest, self.target, self.policy)
         self._tls = chosen.tls
         self._spare_cpus = await preflight.spare_cpus(
