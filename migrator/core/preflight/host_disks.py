@@ -198,7 +198,8 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
             "disk-file-missing",
             f"{missing}, and there is no directory {parent(path)} to make it in: "
             "an image is made at the same path, its directory is not",
-            f"make {parent(path)} at {pair.target}, with the owner and mode that it has at the source",
+            f"mount its storage there at the same path; where the disk is to be copied, make {parent(path)}, with "
+            "the owner and mode that it has at the source",
         )
         return
     here = pair.files_here.file(path)
