@@ -13,6 +13,7 @@ from migrator.api.commands import Cancel, Evacuate, Migrate
 from migrator.core.hooks import Hook, HookPlace, HookPoint, HookResult, shown_output
 from migrator.core.inventory import Guest
 from migrator.core.model import State
+from migrator.engine.migration.session_hooks import SessionHooks
 from migrator.settings import load
 from migrator.testing.simulated_service import SimulatedService
 from migrator.testing.workload import MIB, steady
@@ -203,6 +204,31 @@ class TestEnds:
         assert job.state is State.CANCELLED
         assert hooks.seen[-1] == "failed"
         assert service.site.running(name) == ["a"]
+
+
+class TestAttempts:
+    async def test_switch_of_another_attempt_is_told_as_well_and_what_ran_for_the_first_is_ended(
+        self,
+    ) -> None:
+        scripted = ScriptedHooks(HookPoint.AT_SWITCH)
+        scripted.takes_seconds[HookPoint.AT_SWITCH] = 60.0
+        hooks = SessionHooks(
+            scripted,
+            guest=Guest(key="g", uuid="", name="g", host="a", socket="/s"),
+            hosts={HookPlace.SOURCE: "a", HookPlace.DESTINATION: "b"},
+            document=dict,
+            tell=lambda what: None,
+        )
+        hooks.tell_switch()
+        hooks.tell_switch()
+        await asyncio.sleep(0.1)
+        hooks.forget()
+        scripted.takes_seconds.clear()
+        hooks.tell_switch()
+        began = asyncio.get_running_loop().time()
+        assert await hooks.end(HookPoint.AFTER) == []
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert scripted.seen == ["at-switch", "at-switch"]
 
 
 class TestConfiguration:

@@ -139,6 +139,14 @@ class JournalledSession(FileSession):
                 self.result.warn(failed.code, failed.message, failed.remedy)
         self.hooks_owed = False
 
+    def begin_anew(self) -> None:
+        self._hooks.forget()  # its next switch is told as well
+        super().begin_anew()
+
+    def leave(self) -> None:
+        self._hooks.forget()
+        super().leave()
+
     def _note_decision(self, decision: Decision) -> None:
         if decision.action in _STOPS_GUEST:
             self._hooks.tell_switch()
