@@ -163,6 +163,9 @@ class GivenPair:
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Do nothing: see :meth:`GivenDestination.discard`."""
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        """Do nothing: none is made."""
+
     async def put_aside(
         self, guest: GivenGuest, paths: Sequence[str], *, migration: str
     ) -> Mapping[str, str]:

@@ -132,6 +132,14 @@ async def remove_images(host: HostAccess, run_directory: str) -> None:
     await _run(host, _REMOVE, f"{run_directory}/images")
 
 
+async def forget_images(host: HostAccess, run_directory: str) -> None:
+    """Have :func:`remove_images` never remove what was made: the guest has run there.
+
+    :raise HostError: the host cannot be asked.
+    """
+    await _run(host, 'rm -f -- "$1"', f"{run_directory}/images")
+
+
 async def absent(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
     """Return the paths at which there is nothing.
 

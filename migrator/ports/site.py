@@ -150,6 +150,9 @@ class Site(GuestNetworks, Protocol):
         :param images: see :meth:`IncomingDestination.discard`.
         """
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        """Have the images that were made there for a guest that has arrived never be removed any more."""
+
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """Give the images of a guest that has left with their contents another name; the new ones by their paths."""
 

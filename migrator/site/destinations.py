@@ -28,6 +28,7 @@ from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_
 from migrator.hosts.new_files import (
     NewFile,
     absent,
+    forget_images,
     make_files,
     make_images,
     note_memory,
@@ -258,6 +259,12 @@ class Destinations:
             await finish_cleanup(qemu.close(), name=f"close {qemu.name}")
             raise
         return WaitingQemu(qemu, listen=self._listen(target), socket=socket)
+
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        """See :meth:`migrator.ports.Site.keep_images`."""
+        launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
+        for run_dir in await launcher.run_directories_of(migration):
+            await forget_images(launcher.host, run_dir.path)
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """See :meth:`migrator.ports.Site.put_aside`."""

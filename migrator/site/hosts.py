@@ -60,6 +60,9 @@ class DestinationStarter(Protocol):
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Remove what an earlier start has left."""
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        """Have images that were made for a guest stay whatever comes."""
+
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """Give images of a guest that has left another name."""
 
@@ -306,6 +309,10 @@ class SiteHosts:
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """See :class:`DestinationStarter`."""
         await self._launcher.abandon(host, migration=migration, images=images)
+
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        """See :meth:`migrator.ports.Site.keep_images`."""
+        await self._launcher.keep_images(host, migration=migration)
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """See :meth:`migrator.ports.Site.put_aside`."""

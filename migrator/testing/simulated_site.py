@@ -243,6 +243,9 @@ class SimulatedSite:
     async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         return GuestTaps(taps=())
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        self._up(host)
+
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         self.put_away += paths
         return {}

@@ -181,6 +181,9 @@ class SiteView:
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         await self.host_call(host, lambda: self.shared.abandon(host, migration=migration, images=images))
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        await self.host_call(host, lambda: self.shared.keep_images(host, migration=migration))
+
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         return await self.host_call(
             guest.host, lambda: self.shared.put_aside(guest, paths, migration=migration)

@@ -10,7 +10,7 @@ import pytest
 
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.new_files import NewFile, make_images, put_aside, remove_images
+from migrator.hosts.new_files import NewFile, forget_images, make_images, put_aside, remove_images
 
 HOST = LocalAccess("alpha")
 
@@ -64,6 +64,11 @@ async def test_what_has_taken_its_place_meanwhile_stays(made: Made) -> None:
     made.path.symlink_to(other)
     assert await made.remove()
     assert other.read_text() == "somebody's"
+
+
+async def test_images_of_a_guest_that_has_arrived_are_not_removed_any_more(made: Made) -> None:
+    await forget_images(HOST, made.run_directory)
+    assert await made.remove()
 
 
 async def test_one_that_is_there_already_is_neither_written_over_nor_removed(tmp_path: Path) -> None:

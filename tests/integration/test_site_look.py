@@ -50,6 +50,9 @@ class NobodyThere:
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         raise AssertionError
 
+    async def keep_images(self, host: str, *, migration: str) -> None:
+        raise AssertionError
+
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         raise AssertionError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -54,9 +55,16 @@ async def _settle(session: SessionState) -> None:
 
 
 async def put_aside(session: SessionState, copies: Sequence[DiskCopy]) -> None:
-    """Give the images at the source whose contents have left another name, so that nobody starts a guest from them."""
+    """Give the images at the source whose contents have left another name, so that nobody starts a guest from them.
+
+    Those at the target are removed by nobody from then on.
+    """
     if not (paths := [copy.path for copy in copies]):
         return
+    with contextlib.suppress(
+        MigratorError
+    ):  # what it is kept from is that nobody knows any more that it has arrived
+        await session.services.site.keep_images(session.target, migration=session.id)
     try:
         moved = await session.services.site.put_aside(session.guest, paths, migration=session.id)
     except MigratorError as error:
