@@ -44,9 +44,6 @@ class DiskMirroring(Protocol):
         :param tls: the certificates; ``None``: disks go plainly.
         """
 
-    async def write_through(self, name: str) -> None:
-        """Source: complete what the guest writes only once it is at both sides, so that nothing piles up."""
-
     async def set_speed(self, name: str, bytes_per_second: int) -> None:
         """Source: limit what a mirror copies besides the guest's own writes; 0: no limit."""
 

@@ -156,6 +156,24 @@ class TestWhatEndsAMoveWithDisks:
         assert "No space left" in ended.error
         await self.verify_failed(guest, ended)
 
+    async def test_a_destination_that_hangs_does_not_hold_up_what_the_guest_writes(
+        self, lab: Lab, one_crossing: tuple[Path, Path]
+    ) -> None:
+        guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+
+        async def copies() -> bool:
+            return bool((await guest.pair.source.query("query-migrate")).get("status") == "active")
+
+        async with running(guest.pair, "--max-bandwidth", "1MiB/s") as command:
+            await until(copies, what="memory that is copied, its disks being the same")
+            guest.pair.destination.sigstop()
+            for _ in range(3):
+                await guest.goes_on(guest.pair.source)
+            command.signal(signal.SIGINT)
+            ended = await command.ended(within=40)
+        assert ended.state == "cancelled"
+        await self.verify_failed(guest, ended, 4)
+
     @pytest.mark.parametrize("at", ["disks", "memory"])
     async def test_a_controller_that_is_killed_and_run_again(
         self, lab: Lab, one_crossing: tuple[Path, Path], at: str

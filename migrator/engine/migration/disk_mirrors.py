@@ -102,8 +102,6 @@ class DiskMirrors:
         await self._until_ready(speed, unwanted, report)
         if not unwanted():
             await self._share(None)
-            for name in self._names():
-                await self._source.mirroring.write_through(name)
 
     async def _until_ready(
         self, speed: Callable[[], int | None], unwanted: Callable[[], bool], report: Callable[[Mirrors], None]
