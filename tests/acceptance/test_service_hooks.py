@@ -16,6 +16,7 @@ from migrator.core.inventory import Guest
 from migrator.settings.hooks import HookSettings
 from migrator.site.connections import HostConnections
 from migrator.site.hooks import SiteHooks
+from migrator.testing.lab import until
 from tests.acceptance.service_site import guest, served
 
 CONTRIB = Path(__file__).parents[2] / "contrib" / "hooks"
@@ -98,7 +99,7 @@ class TestRun:
         result = await hooks.run(hanging, "", {})
         assert result.status is None
         assert "did not end within 0.5 s" in result.output
-        assert gone(int(pid.read_text()))
+        await until(lambda: gone(int(pid.read_text())), what="the end of its child")
 
     async def test_one_whose_migration_is_given_up_is_killed(self, hooks: SiteHooks, tmp_path: Path) -> None:
         pid = tmp_path / "pid"
@@ -109,7 +110,7 @@ class TestRun:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert gone(int(pid.read_text()))
+        await until(lambda: gone(int(pid.read_text())), what="the end of it")
 
     @pytest.mark.parametrize(
         ("script", "status", "output"),
