@@ -144,7 +144,8 @@ class TestMachinesThatDiffer:
         pair = await lab.pair(mine)
         stranger = Pair(await lab.boot(other), pair.destination)
         async with witness(lab, stranger) as seen:
-            refused(await direct(stranger), "uuid", "disk-not-shared")
+            refused(await direct(stranger), "uuid")
+            refused(await direct(stranger, "--disks", "none"), "uuid", "disk-not-shared")
             assert await settings(stranger.source) == seen.source
             assert await settings(stranger.destination) == seen.destination
         async with witness(lab, pair) as seen:

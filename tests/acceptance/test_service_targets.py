@@ -83,7 +83,7 @@ async def test_every_bad_target_gives_its_reason_and_the_guest_ends_at_the_good_
         site.change_config(("[limits]\n", '[limits]\nattempts = 20\nfirst_pause = "5ms"\n'))
         # The fullest is taken last.
         site.change_host("good", ('memory = "4GiB"', 'memory = "512MiB"'))
-        hidden = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs tmpfs {images} && exec "$@"', "sh"]
+        hidden = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs tmpfs {tmp_path} && exec "$@"', "sh"]
         prefix = [*site.host("nodisk").prefix, *hidden]
         site.change_host("nodisk", (json.dumps(list(site.host("nodisk").prefix)), json.dumps(prefix)))
         with small_disk(site.directory / "run-full", "64k"):
