@@ -111,8 +111,19 @@ class SiteHosts:
 
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         """See :meth:`migrator.ports.Site.stream_tls`."""
+        began = time.monotonic()
+        choice = await self._choose_tls(source, target, policy)
+        if choice.findings:  # of a moment ago: certificates may have been issued since
+            choice = await self._choose_tls(source, target, policy, since=began)
+        return choice
+
+    async def _choose_tls(
+        self, source: str, target: str, policy: Policy, *, since: float | None = None
+    ) -> TlsChoice:
         facts = self._connections.facts
-        here, there = await asyncio.gather(facts.recent(source), facts.recent(target))
+        here, there = await asyncio.gather(
+            facts.recent(source, since=since), facts.recent(target, since=since)
+        )
         return choose(
             policy,
             TlsEnd(host=source, certificates=here.certificates),
