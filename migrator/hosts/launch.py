@@ -136,9 +136,15 @@ class Launcher:
         return run_dir
 
     async def make(
-        self, run_dir: RunDirectory, migration: str, *, other_user: bool = False, paths: str = ""
-    ) -> None:
-        """Make a run directory (0700).
+        self,
+        run_dir: RunDirectory,
+        migration: str,
+        *,
+        other_user: bool = False,
+        paths: str = "",
+        images: Sequence[str] = (),
+    ) -> frozenset[str]:
+        """Make a run directory (0700); return those of the images at whose paths there is nothing.
 
         :param migration: id of the migration it is for.
         :param other_user: it will be given to another user, who has to get there.
@@ -148,8 +154,15 @@ class Launcher:
         where = (self._base, self._log_directory, run_dir.path)
         words = ("open" if other_user else "", "paths" if paths else "")
         try:
-            await self._run(
-                "sh", "-c", launch_scripts.MAKE, "sh", *where, migration, *words, stdin=paths.encode()
+            said = await self._run(
+                *("sh", "-c", launch_scripts.MAKE, "sh", *where, migration, *words, *images),
+                stdin=paths.encode(),
+            )
+            answers = said.split("\0")
+            if len(answers) != len(images) + 1:
+                raise HostError(self.host.name, "images cannot be looked at: no answer")
+            return frozenset(
+                path for path, answer in zip(images, answers, strict=False) if answer == "absent"
             )
         except BaseException:  # cancelled too: nothing is left at the host; raised again
             await finish_cleanup(self.remove(run_dir), name=f"remove {run_dir.path}")

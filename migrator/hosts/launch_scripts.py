@@ -11,10 +11,13 @@ umask 077 && mkdir -p -- "$1" "$2" && mkdir -- "$3" || exit
 env printf %s "$4" >"$3/migration" || { echo "(writing $3/migration)" >&2; exit 1; }
 echo "$(cat /proc/sys/kernel/random/boot_id) $(readlink /proc/self/ns/pid)" >"$3/made-in"
 if [ -n "$6" ]; then cat >"$3/paths" || { echo "(writing $3/paths)" >&2; exit 1; }; fi
-[ -n "$5" ] && [ "$(id -u)" = 0 ] || exit 0
-for d in "$1" "${1%/*}"; do
-  case $d in */migrator|*/migrator/guests|"$1") [ ! -O "$d" ] || chmod go+x -- "$d" || exit ;; esac
-done
+if [ -n "$5" ] && [ "$(id -u)" = 0 ]; then
+  for d in "$1" "${1%/*}"; do
+    case $d in */migrator|*/migrator/guests|"$1") [ ! -O "$d" ] || chmod go+x -- "$d" || exit ;; esac
+  done
+fi
+shift 6
+for p; do if [ -e "$p" ] || [ -L "$p" ]; then printf 'there\\0'; else printf 'absent\\0'; fi; done
 """
 OF_MIGRATION = """
 for d in "$1"/*-??????; do

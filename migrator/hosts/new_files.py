@@ -43,9 +43,6 @@ _REMOVE = r"""
   if [ "$n" = - ] || [ "$n" = "$(stat -c %d:%i -- "$p" 2>/dev/null)" ]; then rm -f -- "$p"; fi
 ' <"$1"
 """
-_LIST_ABSENT = r"""
-for p; do if [ -e "$p" ] || [ -L "$p" ]; then printf 'there\0'; else printf 'absent\0'; fi; done
-"""
 # Links would leave the file in its place, and of a block device there is nothing to be renamed. Who still has it open
 # has locked it, as QEMU does, also for reading. One that was renamed before stays so.
 _PUT_ASIDE = r"""
@@ -138,20 +135,6 @@ async def forget_images(host: HostAccess, run_directory: str) -> None:
     :raise HostError: the host cannot be asked.
     """
     await _run(host, 'rm -f -- "$1"', f"{run_directory}/images")
-
-
-async def absent(host: HostAccess, paths: Sequence[str]) -> frozenset[str]:
-    """Return the paths at which there is nothing.
-
-    :raise HostError: the host cannot be asked.
-    """
-    if not paths:
-        return frozenset()
-    done = await host.run(["sh", "-c", _LIST_ABSENT, "sh", *paths], timeout=_SECONDS)
-    answers = done.text.split("\0")
-    if done.status or len(answers) != len(paths) + 1:
-        raise HostError(host.name, f"paths cannot be looked at: {done.complaint or 'no answer'}")
-    return frozenset(path for path, answer in zip(paths, answers, strict=False) if answer == "absent")
 
 
 async def put_aside(host: HostAccess, paths: Sequence[str], suffix: str) -> dict[str, str]:

@@ -27,7 +27,6 @@ from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.hosts.new_files import (
     NewFile,
-    absent,
     forget_images,
     make_files,
     make_images,
@@ -165,7 +164,10 @@ class Destinations:
             replica = await self._replicate(guest, source, target, config, run_dir, process, base)
             _refuse(replica.findings, accepted)
         links = path_links.links_file(replica.links) if replica is not None else ""
-        await launcher.make(run_dir, migration, other_user=other_user, paths=links)
+        images = await self._writable_images(source) if replica is not None else {}
+        missing = await launcher.make(
+            run_dir, migration, other_user=other_user, paths=links, images=list(images)
+        )
         if not links:
             self._without_links.append((target, run_dir.path))
         try:
@@ -173,7 +175,12 @@ class Destinations:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
-                new = await self._new_images(source, guest.host, launcher)
+                # In the order of the guest's disks; their contents are copied to them.
+                new = {
+                    disk.device: await self._like(disk, path, guest.host)
+                    for path, disk in images.items()
+                    if path in missing
+                }
                 await make_images(launcher.host, run_dir.path, list(new.values()))
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
@@ -215,14 +222,10 @@ class Destinations:
             new_images=tuple(new),
         )
 
-    async def _new_images(self, source: SourceQemu, host: str, launcher: Launcher) -> Mapping[str, NewFile]:
-        """Return the images of disks that are not there at the target, by device; their contents are copied to it."""
+    async def _writable_images(self, source: SourceQemu) -> Mapping[str, Disk]:
+        """Return the disks that are images which the guest writes to, by path."""
         disks = [disk for disk in (await source.facts()).disks if not (disk.is_flash or disk.read_only)]
-        paths = {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
-        missing = await absent(launcher.host, list(paths))
-        return {
-            paths[path].device: await self._like(paths[path], path, host) for path in paths if path in missing
-        }
+        return {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
 
     async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
         """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
