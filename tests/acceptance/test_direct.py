@@ -236,7 +236,7 @@ class TestDocument:
     async def test_has_the_fields_of_the_interface_and_sane_values(self, lab: Lab) -> None:
         pair = await lab.pair(DIRTYING)
         async with witness(lab, pair) as seen:
-            ended = await direct(pair, "--postcopy", "never", "--max-downtime", "100ms")
+            ended = await direct(pair, "--postcopy", "never", "--max-downtime", "1s")
             await seen.verify("completed")
         document = ended.document
         assert set(document) - MORE_FIELDS == FIELDS
@@ -245,7 +245,7 @@ class TestDocument:
         assert 0 < document["preflight_seconds"] < 20
         assert 0 < document["downtime_seconds"] < document["duration_seconds"] < 20
         assert 0 <= document["downtime_uncertainty_seconds"] < 0.01
-        assert document["max_downtime_seconds"] == 0.1
+        assert document["max_downtime_seconds"] == 1
         assert document["transferred_bytes"] >= DIRTYING.habit.region_bytes
         assert document["rounds"] >= 2
         assert document["max_throttle_ratio"] == 0
@@ -253,7 +253,9 @@ class TestDocument:
         assert {finding["severity"] for finding in document["findings"]} <= {"warning"}
         times = [decision["at_seconds"] for decision in document["decisions"]]
         assert times == sorted(times)
-        assert all(0 <= at <= document["duration_seconds"] for at in times)
+        # On a busy machine the guest may stand still for longer than it may, which is said once it is over.
+        before_end = [each for each in document["decisions"] if each["action"] != "ceiling-exceeded"]
+        assert all(0 <= each["at_seconds"] <= document["duration_seconds"] for each in before_end), document
         for decision in document["decisions"]:
             assert decision["action"]
             assert decision["reason"]
