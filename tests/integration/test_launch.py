@@ -193,9 +193,10 @@ class TestFailures:
         log_directory.mkdir(parents=True, exist_ok=True)
         plain = Launcher.make
 
-        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> None:
-            await plain(launcher, run_dir, *words, **how)
+        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> Any:
+            missing = await plain(launcher, run_dir, *words, **how)
             Path(run_dir.log).mkdir()
+            return missing
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Launcher, "make", made)
