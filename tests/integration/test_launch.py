@@ -208,9 +208,10 @@ class TestFailures:
     async def test_run_directory_that_is_full(self, site: Site, guest: Guest) -> None:
         plain = Launcher.make
 
-        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> None:
-            await plain(launcher, run_dir, *words, **how)
+        async def made(launcher: Launcher, run_dir: RunDirectory, *words: Any, **how: Any) -> Any:
+            missing = await plain(launcher, run_dir, *words, **how)
             Path(run_dir.path, "starting").symlink_to("/dev/full")
+            return missing
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Launcher, "make", made)
