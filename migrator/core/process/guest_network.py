@@ -102,7 +102,7 @@ def arrival_state(here: GuestTaps, there: GuestTaps) -> tuple[NetworkState, str]
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedPlaces:
-    """What bridges know of where a guest is; all empty where they cannot be asked."""
+    """Knowledge of bridges about where a guest is; all empty where they cannot be asked."""
 
     #: Where they know it to be, and where they do not, or know it to be at the source still, each in one line.
     known: tuple[str, ...] = ()

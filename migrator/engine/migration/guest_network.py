@@ -64,18 +64,15 @@ class GuestNetwork:
             places = await self._until_learned(there, identity, end)
         if places.lacking:
             state, problem = NetworkState.UNLEARNED, "; ".join(places.lacking)
-            self._warn(
-                result, "network-unlearned", f"the guest has arrived, but is not known there: {problem}"
+            unlearned = finding(
+                "network-unlearned", f"the guest has arrived, but is not known there: {problem}"
             )
+            result.warn(unlearned.code, unlearned.message, unlearned.remedy)
         result.network_state, result.network_problem = state, problem
         if state is NetworkState.DOWN:
-            self._warn(result, "network-down", f"the guest has arrived, but its network is not up: {problem}")
+            down = finding("network-down", f"the guest has arrived, but its network is not up: {problem}")
+            result.warn(down.code, down.message, down.remedy)
         return places
-
-    @staticmethod
-    def _warn(result: MigrationOutcome, code: str, message: str) -> None:
-        said = finding(code, message)
-        result.warn(said.code, said.message, said.remedy)
 
     async def _until_learned(self, there: GuestTaps, identity: Mapping[str, Any], end: Qemu) -> LearnedPlaces:
         for pause in _PAUSES_SECONDS:
