@@ -89,10 +89,11 @@ async def test_the_one_that_stands_by_answers_everything_and_has_commands_carrie
             assert "\nmigrator_lease_held" not in metrics
             assert "migrator_host_up{" not in metrics, "the site's figures are shown once"
 
-            namesakes = [each["detail"] for each in service["controllers"]]
-            assert any("the same [site] instance" in detail for detail in namesakes), (
-                "both have this machine's name"
-            )
+            async def told_apart() -> bool:
+                shown = (await get(second, "service"))["controllers"]
+                return any("the same [site] instance" in each["detail"] for each in shown)
+
+            await eventually(told_apart, "both have this machine's name, which is said", site)
             other = site.directory / "other.toml"
             other.write_text(
                 site.config.read_text().replace('path = "state/', 'path = "other/')

@@ -126,7 +126,7 @@ async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
         assert EXACTLY[0] < await end.measure() < EXACTLY[1]
         assert qemu.beats - beats > 30  # of 50 a second
         assert end.asked == ["dirty-bitmap"]
-        await qemu.query("calc-dirty-rate", {"calc-time": 1, "mode": "page-sampling"})
+        await qemu.query("calc-dirty-rate", {"calc-time": 5, "mode": "page-sampling"})
         with pytest.raises(CommandFailed, match=r"calc-dirty-rate.*measur"):  # by somebody else, who may
             await end.start_dirty_rate(1.0, exact=True)
         await end.answer()
