@@ -172,7 +172,7 @@ class EndpointMirroring:
             # A whole copy begins with zeroes for all of the target; without anything beneath it the top is the same.
             "sync": "full" if whole or "backing-image" in inserted["image"] else "top",
             # Never write-blocking: there a target that cannot be written to any more corrupted the heap of QEMU 7.2 and
-            # 10.0 (8 of 100 sources died of it, none of 80 without), and a silent network holds up the guest's writes.
+            # 10.0 now and then, and the source died of it; and a silent network holds up the guest's writes.
             "copy-mode": "background",
         }
         await self._claim.execute("blockdev-mirror", arguments)
