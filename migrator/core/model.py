@@ -170,6 +170,9 @@ class Sample:
     #: Written by QEMU and not acknowledged by the destination's kernel: what the source's sockets and the path hold.
     #: ``None`` where that is not known.
     queued_bytes: int | None = None
+    #: Written by the guest to disks that are copied, and not yet sent by their mirrors: it goes while the guest stands
+    #: still, before the last pages.
+    disk_backlog_bytes: int = 0
     #: What its path carries for all streams, while others share it; 0: it is alone, or that is not known.
     attainable_bytes_per_second: float = 0.0
     #: It gives way to another guest's switch for a moment: its bandwidth says nothing.

@@ -17,7 +17,13 @@ POLICY = Policy(name="mine", max_downtime_seconds=0.3)
 
 
 def copying(
-    rate: float, *, pending: float, at: float = 5.0, queued: float | None = None, first: bool = False
+    rate: float,
+    *,
+    pending: float,
+    at: float = 5.0,
+    queued: float | None = None,
+    backlog: float = 0.0,
+    first: bool = False,
 ) -> Model:
     """A guest that writes `rate` MiB/s to 200 MiB while `pending` MiB are left of a stream of 100 MiB/s."""
     rounds = [
@@ -39,6 +45,7 @@ def copying(
         round=3,
         remaining_bytes=int(pending * MIB),
         queued_bytes=None if queued is None else int(queued * MIB),
+        disk_backlog_bytes=int(backlog * MIB),
     )
     return Model(
         rounds=tuple(rounds[1:] if first else rounds),
@@ -153,6 +160,35 @@ def test_a_socket_that_does_not_drain_is_not_waited_for_for_ever() -> None:
         plan, change = planned(replace(model, last=last, round_began=last), plan)
     assert change is not None
     assert 8.0 < at < 9.0
+
+
+def test_what_mirrors_of_disks_lag_behind_counts() -> None:
+    level, _ = planned(copying(30, pending=4))
+    behind, change = planned(copying(30, pending=4, backlog=5))
+    assert level.ending is not None
+    assert behind.ending is not None
+    assert behind.ending.downtime_seconds == pytest.approx(level.ending.downtime_seconds + 0.05, abs=0.002)
+    assert change is not None
+    assert change.limit_seconds + 0.05 <= 0.3
+
+
+def test_disks_that_lag_behind_by_more_than_the_ceiling_allows_are_waited_for_however_long() -> None:
+    model = copying(30, pending=4, queued=40, backlog=40)
+    plan = SwitchPlan()
+    for at in range(6, 60):
+        last = replace(model.last or Sample(), at_seconds=float(at))
+        plan, change = planned(replace(model, last=last, round_began=last), plan)
+        assert change is None
+    last = replace(model.last or Sample(), at_seconds=60.0, queued_bytes=0, disk_backlog_bytes=0)
+    _, change = planned(replace(model, last=last, round_began=last), plan)
+    assert change is not None
+
+
+def test_a_limit_that_was_given_is_parked_again_while_disks_lag_behind() -> None:
+    model = replace(copying(30, pending=4, backlog=40), limit_seconds=0.1)
+    _, change = planned(model, SwitchPlan(given=True, given_at=4.9))
+    assert change is not None
+    assert change.limit_seconds == PARKED_LIMIT_SECONDS
 
 
 def test_a_working_set_that_never_shrinks_is_not_waited_for() -> None:

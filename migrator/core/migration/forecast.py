@@ -153,6 +153,17 @@ class Model:
             else 0.0
         )
 
+    @property
+    def disk_backlog_seconds(self) -> float:
+        """Return how long it takes to send what mirrors of the guest's disks lag behind; it is part of the downtime."""
+        backlog = self.last.disk_backlog_bytes if self.last is not None else 0
+        return backlog / self.bandwidth_bytes_per_second if self.bandwidth_bytes_per_second > 0 else 0.0
+
+    @property
+    def before_memory_seconds(self) -> float:
+        """Return how long the guest stands still before the first of its last pages is sent."""
+        return self.queued_seconds + self.disk_backlog_seconds
+
     @cached_property
     def sync_seconds(self) -> float:
         """Return how long a pass takes besides sending: a look at the dirty bitmap, which for a large guest is long."""
@@ -406,7 +417,7 @@ def outlook(
         seconds += min(took, pending / bandwidth)
         since_look = 0.0
         if following <= threshold:
-            downtime = following / bandwidth + model.overhead_seconds + model.queued_seconds
+            downtime = following / bandwidth + model.overhead_seconds + model.before_memory_seconds
             return Outlook(ends=True, seconds=seconds + downtime, downtime_seconds=downtime)
         if not gained_before and following >= pending * 0.998 and following >= working_set * 0.9:
             break

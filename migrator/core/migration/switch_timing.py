@@ -150,10 +150,13 @@ def plan_switch(
         for limit in _limits(limit_ceiling_seconds)
         if (found := _followed(model, limit, throttle_ratio)).ends
     ]
-    # A limit that is tried keeps the ceiling by itself: where none does, it is what the socket holds.
-    full = bool(endings) and min(each.downtime_seconds for each in endings) > downtime_ceiling_seconds
+    # A limit that is tried keeps the ceiling by itself: where none does, it is what the socket holds, or what mirrors
+    # of disks lag behind. Those catch up, and until they have there is no switch.
+    least = min((each.downtime_seconds for each in endings), default=0.0)
+    full = least - model.disk_backlog_seconds > downtime_ceiling_seconds
     since = (sample.at_seconds if plan.full_since is None else plan.full_since) if full else None
-    if since is not None and sample.at_seconds - since > _QUEUE_SECONDS:
+    overdue = since is not None and sample.at_seconds - since > _QUEUE_SECONDS
+    if overdue and model.disk_backlog_seconds <= downtime_ceiling_seconds:
         downtime_ceiling_seconds = math.inf
     chosen = best_ending(
         endings,
@@ -237,7 +240,7 @@ def _stop_in_by_plan(
 
 def _limit_for(chosen: Ending, endings: list[Ending], model: Model, ceiling_seconds: float) -> float:
     """Return the limit that brings that ending about, with what the forecast may be off by."""
-    memory = max(0.0, chosen.downtime_seconds - model.overhead_seconds - model.queued_seconds)
+    memory = max(0.0, chosen.downtime_seconds - model.overhead_seconds - model.before_memory_seconds)
     highest = max(each.limit_seconds for each in endings if _alike(each, chosen))
     soonest = min(endings, key=lambda each: (each.seconds, each.downtime_seconds))
     limit = memory * _DOUBT_FACTOR
