@@ -21,7 +21,7 @@ from migrator.api.events import (
 from migrator.core.migration.guest_impact import standstill_at_least
 from migrator.core.migration.invariants import VIOLATED
 from migrator.core.model import Mode, State
-from migrator.metrics import catalogue
+from migrator.metrics import label_values
 from migrator.metrics.catalogue import BY_NAME
 
 #: A failure is shown for so long, unless the guest's next migration completes.
@@ -76,30 +76,30 @@ class Counters:
         self._counted: OrderedDict[str, None] = OrderedDict()
         self._failures: OrderedDict[str, PastMigration] = OrderedDict()
         self._downtimes: OrderedDict[str, PastMigration] = OrderedDict()
-        self._migrations = self._counter("migrations_total", catalogue.RESULTS, catalogue.MODES)
-        self._evacuations = self._counter("evacuations_total", catalogue.EVACUATION_RESULTS)
+        self._migrations = self._counter("migrations_total", label_values.RESULTS, label_values.MODES)
+        self._evacuations = self._counter("evacuations_total", label_values.EVACUATION_RESULTS)
         self._commands = self._counter(
-            "commands_total", catalogue.INTERFACES, catalogue.VERBS, catalogue.COMMAND_RESULTS
+            "commands_total", label_values.INTERFACES, label_values.VERBS, label_values.COMMAND_RESULTS
         )
-        self._decisions = self._counter("decisions_total", catalogue.ACTIONS)
-        self._recoveries = self._counter("postcopy_recoveries_total", catalogue.RECOVERY_RESULTS)
-        self._violations = self._counter("invariant_violations_total", catalogue.INVARIANTS)
-        self._qmp_errors = self._counter("qmp_errors_total", catalogue.QMP_ERRORS)
-        self._journal_errors = self._counter("journal_errors_total", catalogue.JOURNAL_OPERATIONS)
+        self._decisions = self._counter("decisions_total", label_values.ACTIONS)
+        self._recoveries = self._counter("postcopy_recoveries_total", label_values.RECOVERY_RESULTS)
+        self._violations = self._counter("invariant_violations_total", label_values.INVARIANTS)
+        self._qmp_errors = self._counter("qmp_errors_total", label_values.QMP_ERRORS)
+        self._journal_errors = self._counter("journal_errors_total", label_values.JOURNAL_OPERATIONS)
         self._faults = self._counter("faults_total")
-        self._takeovers = self._counter("lease_takeovers_total", catalogue.LEASES)
+        self._takeovers = self._counter("lease_takeovers_total", label_values.LEASES)
         self._sessions_taken = self._counter("mqtt_sessions_taken_total")
         self._dropped = self._counter("mqtt_dropped_total")
-        self._spans = self._counter("trace_spans_total", catalogue.SPAN_RESULTS)
+        self._spans = self._counter("trace_spans_total", label_values.SPAN_RESULTS)
         self._exceeded = self._counter("migration_downtime_ceiling_exceeded_total")
         self._throttled = self._counter("migration_throttled_seconds_total")
-        self._duration = self._histogram("migration_duration_seconds", catalogue.MODES)
-        self._downtime = self._histogram("migration_downtime_seconds", catalogue.MODES)
+        self._duration = self._histogram("migration_duration_seconds", label_values.MODES)
+        self._downtime = self._histogram("migration_downtime_seconds", label_values.MODES)
         self._standstill = self._histogram("migration_standstill_seconds")
-        self._stall = self._histogram("migration_postcopy_stall_seconds", catalogue.MODES)
-        self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", catalogue.MODES)
+        self._stall = self._histogram("migration_postcopy_stall_seconds", label_values.MODES)
+        self._of_ceiling = self._histogram("migration_downtime_ceiling_ratio", label_values.MODES)
         self._preparation = self._histogram("migration_preparation_seconds")
-        self._phases = self._histogram("migration_phase_duration_seconds", catalogue.PHASES)
+        self._phases = self._histogram("migration_phase_duration_seconds", label_values.PHASES)
         self._forecast = self._histogram("forecast_error_ratio")
         self._qmp = self._histogram("qmp_command_duration_seconds")
         self._journal = self._histogram("journal_write_duration_seconds")
@@ -130,22 +130,22 @@ class Counters:
     def command(self, interface: str, verb: str, result: str, number: int = 1) -> None:
         """Commands came; see the dispatcher."""
         self._commands.labels(
-            interface if interface in catalogue.INTERFACES else catalogue.OTHER,
-            verb if verb in catalogue.VERBS else "unknown",
-            result if result in catalogue.COMMAND_RESULTS else "refused",
+            interface if interface in label_values.INTERFACES else label_values.OTHER,
+            verb if verb in label_values.VERBS else "unknown",
+            result if result in label_values.COMMAND_RESULTS else "refused",
         ).inc(number)
 
     def qmp_command(self, command: str, seconds: float) -> None:
         """QEMU answered `command` after `seconds`."""
         if command not in self._qmp_commands:
-            if len(self._qmp_commands) >= catalogue.MOST_COMMANDS - 1:
-                command = catalogue.OTHER
+            if len(self._qmp_commands) >= label_values.MOST_COMMANDS - 1:
+                command = label_values.OTHER
             self._qmp_commands.add(command)
         self._qmp.labels(command).observe(seconds)
 
     def qmp_error(self, kind: str) -> None:
         """A session or a command failed."""
-        self._qmp_errors.labels(kind if kind in catalogue.QMP_ERRORS else catalogue.OTHER).inc()
+        self._qmp_errors.labels(kind if kind in label_values.QMP_ERRORS else label_values.OTHER).inc()
 
     def fault(self) -> None:
         """An error of our own, that nobody foresaw."""
@@ -170,12 +170,12 @@ class Counters:
     def journal_error(self, operation: str) -> None:
         """The journal could not be read or written."""
         self._journal_errors.labels(
-            operation if operation in catalogue.JOURNAL_OPERATIONS else catalogue.OTHER
+            operation if operation in label_values.JOURNAL_OPERATIONS else label_values.OTHER
         ).inc()
 
     def spans(self, result: str, number: int) -> None:
         """So many spans were ``sent`` or ``dropped``; from any thread."""
-        self._spans.labels(result if result in catalogue.SPAN_RESULTS else "dropped").inc(number)
+        self._spans.labels(result if result in label_values.SPAN_RESULTS else "dropped").inc(number)
 
     # Events ----------------------------------------------------------------------------------------------
 
@@ -190,17 +190,19 @@ class Counters:
                 self._decision(event)
             case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
                 result = str(evacuation.state)
-                if result in catalogue.EVACUATION_RESULTS and self._first_time(evacuation.id):
+                if result in label_values.EVACUATION_RESULTS and self._first_time(evacuation.id):
                     self._evacuations.labels(result).inc()
 
     def _decision(self, event: DecisionTaken) -> None:
-        action = event.decision.action if event.decision.action in catalogue.ACTIONS else catalogue.OTHER
+        action = (
+            event.decision.action if event.decision.action in label_values.ACTIONS else label_values.OTHER
+        )
         self._decisions.labels(action).inc(exemplar={"migration": event.migration})
         if action == "stream-recovered":
             self._recoveries.labels("recovered").inc(exemplar={"migration": event.migration})
         if action == VIOLATED:
             broken = str(event.decision.numbers.get("invariant"))
-            known = broken if broken in catalogue.INVARIANTS else catalogue.OTHER
+            known = broken if broken in label_values.INVARIANTS else label_values.OTHER
             self._violations.labels(known).inc(exemplar={"migration": event.migration})
         if event.migration not in self._counted:
             self._active_migration(event.migration).decisions[action] = self._now()
@@ -216,7 +218,7 @@ class Counters:
         if identifier in self._counted:
             if (
                 counts
-                and state in catalogue.RESULTS
+                and state in label_values.RESULTS
                 and state is not State.HELD
                 and identifier in self._active
             ):
@@ -239,13 +241,13 @@ class Counters:
         if state != active.phase:
             self._end_phase(identifier, active, now)
             active.phase, active.since = state, now
-        if state in catalogue.RESULTS:
+        if state in label_values.RESULTS:
             self._count_end(migration)
             if state is not State.HELD:
                 self._active.pop(identifier, None)
 
     def _end_phase(self, identifier: str, active: _ActiveMigration, now: float) -> None:
-        if active.phase in catalogue.PHASES:
+        if active.phase in label_values.PHASES:
             spent = max(0.0, now - active.since)
             exemplar = {"migration": identifier}
             self._phases.labels(active.phase).observe(spent, exemplar=exemplar)

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from migrator.metrics.catalogue import (
-    COUNTED,
-    EVACUATIONS,
-    INVENTORY,
-    MIGRATIONS,
-    SERVICE,
-    Described,
-    Kind,
-)
+from migrator.metrics.catalogue import COUNTED, EVACUATIONS, INVENTORY, MIGRATIONS, SERVICE
+from migrator.metrics.definition import Described, Kind
 
 _HEAD = """# Metrics
 

@@ -14,17 +14,10 @@ from datetime import datetime
 
 from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
 from migrator.core.model import State
-from migrator.metrics.catalogue import (
-    EVACUATIONS,
-    HOST_STATES,
-    INVENTORY,
-    MIGRATIONS,
-    MOST_GUESTS,
-    SERVICE,
-    STUCK,
-    Described,
-)
+from migrator.metrics.catalogue import EVACUATIONS, INVENTORY, MIGRATIONS, SERVICE
 from migrator.metrics.counters import PastMigration
+from migrator.metrics.definition import Described
+from migrator.metrics.label_values import HOST_STATES, MOST_GUESTS, STUCK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import yaml  # type: ignore[import-untyped]
 
 from dashboards.board import read_back, threshold
 from dashboards.build import texts
-from migrator.metrics.catalogue import BY_NAME, Kind
+from migrator.metrics.catalogue import BY_NAME
+from migrator.metrics.definition import Kind
 
 ROOT = Path(__file__).parent.parent.parent
 RULES = ROOT / "dashboards" / "rules"

@@ -25,8 +25,9 @@ from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.invariants import VIOLATED
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Mode, State
-from migrator.metrics import Metrics, catalogue, document
-from migrator.metrics.catalogue import BY_NAME, CATALOGUE, Kind
+from migrator.metrics import Metrics, catalogue, document, label_values
+from migrator.metrics.catalogue import BY_NAME, CATALOGUE
+from migrator.metrics.definition import Kind
 from migrator.ports.queries import Queries
 from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
 from tests.metered import Service
@@ -97,12 +98,12 @@ async def test_a_busy_service_shows_every_metric_of_the_list_and_no_other(servic
 
 def test_words_of_the_engine_are_all_in_the_lists() -> None:
     ended = {EvacuationState.COMPLETED, EvacuationState.INCOMPLETE, EvacuationState.CANCELLED}
-    assert set(catalogue.EVACUATION_RESULTS) == ended | {EvacuationState.STOPPED}
-    assert set(catalogue.EVACUATION_RESULTS) == set(EvacuationState) - {EvacuationState.RUNNING}
-    assert set(catalogue.VERBS) == set(COMMANDS) | {"unknown"}
-    assert set(catalogue.STUCK) < set(GuestStanding)
-    assert _decided() <= set(catalogue.ACTIONS)
-    assert set(catalogue.PHASES) | set(catalogue.RESULTS) == set(State)
+    assert set(label_values.EVACUATION_RESULTS) == ended | {EvacuationState.STOPPED}
+    assert set(label_values.EVACUATION_RESULTS) == set(EvacuationState) - {EvacuationState.RUNNING}
+    assert set(label_values.VERBS) == set(COMMANDS) | {"unknown"}
+    assert set(label_values.STUCK) < set(GuestStanding)
+    assert _decided() <= set(label_values.ACTIONS)
+    assert set(label_values.PHASES) | set(label_values.RESULTS) == set(State)
 
 
 async def test_promtool_finds_nothing_to_say(service: Service) -> None:
@@ -116,7 +117,7 @@ async def test_promtool_finds_nothing_to_say(service: Service) -> None:
 async def test_nothing_but_results_and_the_like_is_there_before_anything_happens(service: Service) -> None:
     values = await service.values()
     results = values["migrator_migrations_total"]
-    assert len(results) == len(catalogue.RESULTS) * len(Mode)
+    assert len(results) == len(label_values.RESULTS) * len(Mode)
     assert set(results.values()) == {0.0}
     assert set(values["migrator_evacuations_total"].values()) == {0.0}
     assert (("interface", "mqtt"), ("result", "repeated"), ("verb", "migrate")) in values[
@@ -158,7 +159,7 @@ async def test_names_may_be_anything(service: Service) -> None:
 # Counting ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("result", catalogue.RESULTS)
+@pytest.mark.parametrize("result", label_values.RESULTS)
 @pytest.mark.parametrize("mode", list(Mode))
 async def test_a_migration_is_counted_once_by_how_it_ended(service: Service, result: str, mode: Mode) -> None:
     service.queries.put(a_migration("m1", mode=mode))
@@ -275,7 +276,7 @@ async def test_words_that_nobody_knows_make_no_new_series(service: Service) -> N
     for number in range(200):
         service.metrics.qmp_command(f"command-{number}", 0.1)
     values = await service.values()
-    assert len(values["migrator_qmp_command_duration_seconds_count"]) == catalogue.MOST_COMMANDS
+    assert len(values["migrator_qmp_command_duration_seconds_count"]) == label_values.MOST_COMMANDS
     assert sum(values["migrator_qmp_command_duration_seconds_count"].values()) == 200
 
 
