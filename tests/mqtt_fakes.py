@@ -26,7 +26,6 @@ from migrator.api.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
     SampleDocument,
 )
 from migrator.api.events import (
@@ -39,6 +38,7 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
+from migrator.api.plan_documents import PlanDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState

@@ -45,9 +45,6 @@ from migrator.api.documents import (
     GuestDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
-    PlannedGuest,
-    PlannedGuestExperience,
     ResolutionDocument,
     SampleDocument,
 )
@@ -60,6 +57,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.plan_documents import PlanDocument, PlannedGuest, PlannedGuestExperience
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState

@@ -14,8 +14,9 @@ from bench.evacuation.guests import LINK_BYTES_PER_SECOND, Guest, idle_guests, m
 from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from migrator.api.commands import Caller, Evacuate, Plan, Role
-from migrator.api.documents import EvacuationDocument, PlanDocument
+from migrator.api.documents import EvacuationDocument
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
+from migrator.api.plan_documents import PlanDocument
 from migrator.core.model import Finding, MigrationStatus, Mode, State
 from migrator.core.policy import Policy, Preference, builtin
 from migrator.core.schedule.transfers import LinkRules

@@ -23,9 +23,9 @@ from migrator.api.documents import (
     EvacuationDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
     ResolutionDocument,
 )
+from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TraceContext
 from migrator.errors import MigratorError
 

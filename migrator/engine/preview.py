@@ -8,13 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from migrator.api.documents import (
-    FindingDocument,
-    PlanDocument,
-    PlannedGuest,
-    PlannedGuestExperience,
-    PlannedPath,
-)
+from migrator.api.documents import FindingDocument
+from migrator.api.plan_documents import PlanDocument, PlannedGuest, PlannedGuestExperience, PlannedPath
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot

@@ -8,7 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
-from migrator.api.documents import ServiceDocument
+from migrator.api.service_documents import ServiceDocument
 from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
 from migrator.http.access import Access, TokenVerifier
 from migrator.http.dependencies import ALONE, Dependencies, Metrics

@@ -24,9 +24,9 @@ from migrator.api.documents import (
     EvacuationDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
     ResolutionDocument,
 )
+from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.http import query_routes
 from migrator.http.dependencies import KnownCaller, dependencies

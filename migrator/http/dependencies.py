@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from migrator import __version__
 from migrator.api.commands import Caller, Envelope, Reply
-from migrator.api.documents import ServiceDocument
+from migrator.api.service_documents import ServiceDocument
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.access import Access

@@ -15,9 +15,9 @@ from migrator.api.documents import (
     HostDocument,
     MigrationDocument,
     SampleDocument,
-    ServiceDocument,
 )
 from migrator.api.queries import EvacuationFilter, MigrationFilter
+from migrator.api.service_documents import ServiceDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.http.dependencies import KnownCaller, answer, dependencies

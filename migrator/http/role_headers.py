@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from migrator.api.documents import ServiceDocument
+from migrator.api.service_documents import ServiceDocument
 
 
 class RoleHeaders:

@@ -19,9 +19,9 @@ from migrator.api.documents import (
     EvacuationDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
 )
 from migrator.api.events import EventDocument, Subject
+from migrator.api.plan_documents import PlanDocument
 from migrator.mqtt.inbound import VERBS, CommandHead
 from migrator.mqtt.reply_message import ReplyMessage
 from migrator.mqtt.topics import Topics

@@ -9,7 +9,7 @@ from typing import Any
 
 from migrator import __version__, faults
 from migrator.api.commands import Envelope, Reply
-from migrator.api.documents import ServiceDocument
+from migrator.api.service_documents import ServiceDocument
 from migrator.errors import Unavailable
 from migrator.ports import Grant, Lease
 from migrator.replica.follower import JournalFollower

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from migrator import __version__
-from migrator.api.documents import ControllerDocument, LeaseDocument, ServiceDocument
+from migrator.api.service_documents import ControllerDocument, LeaseDocument, ServiceDocument
 from migrator.ports import HeldLease, Lease, PresentController, controller_lease
 from migrator.store.presence import Heartbeat, Presence
 from migrator.store.sole_use import NAME as SITE

@@ -15,7 +15,7 @@ import pytest
 from playwright import sync_api
 from playwright.sync_api import expect
 
-from migrator.api.documents import ControllerDocument, LeaseDocument, ServiceDocument
+from migrator.api.service_documents import ControllerDocument, LeaseDocument, ServiceDocument
 from tests.command import MIGRATOR
 from tests.conftest import missing
 from tests.http_service import OPERATOR

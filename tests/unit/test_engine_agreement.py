@@ -12,7 +12,7 @@ import pytest
 
 import migrator
 from migrator.api.commands import Check, Evacuate, Migrate, Plan, Refusal
-from migrator.api.documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument
 from migrator.core.drain.states import GuestStanding
 from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Cancel, Evacuate, Migrate, Plan
-from migrator.api.documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.testing.simulated_service import SimulatedService

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Cancel, Evacuate, Migrate, Plan
-from migrator.api.documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument
 from migrator.core.model import State
 from migrator.core.policy import Start, builtin
 from migrator.engine import clock

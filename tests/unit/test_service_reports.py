@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator import logs
-from migrator.api.documents import ServiceDocument
+from migrator.api.service_documents import ServiceDocument
 from migrator.ports import ControllerInfo, Lease
 from migrator.service import differences
 from migrator.service.reports import Reporter

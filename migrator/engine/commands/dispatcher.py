@@ -28,9 +28,9 @@ from migrator.api.documents import (
     EvacuationDocument,
     HostDocument,
     MigrationDocument,
-    PlanDocument,
     ResolutionDocument,
 )
+from migrator.api.plan_documents import PlanDocument
 from migrator.errors import JournalError
 from migrator.ports import CommandLog
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.api.commands import Activate, Caller, Evacuate, Plan, Refusal, Restore
-from migrator.api.documents import EvacuationDocument, HostDocument, PlanDocument
+from migrator.api.documents import EvacuationDocument, HostDocument
+from migrator.api.plan_documents import PlanDocument
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
