@@ -16,7 +16,8 @@ from migrator.core.process.process_identity import DroppedPrivileges, ProcessIde
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.process_identity import read_process, run_as, try_process
+from migrator.hosts.process_identity import read_process, try_process
+from migrator.hosts.run_as import run_as
 from migrator.hosts.ssh import SshAccess
 from tests.integration.test_checks_files import OtherMounts
 from tests.sshd import Sshd

@@ -20,7 +20,7 @@ from migrator.core.process.process_identity import (
     start_directory,
 )
 from migrator.hosts.launch import LaunchProfile, RunDirectory, unit_command
-from migrator.hosts.process_identity import run_as, unit_properties
+from migrator.hosts.run_as import run_as, unit_properties
 from tests.host_case import ARGV, CASE, IMAGE, codes
 
 SOURCE = ProcessIdentity(user=107, group=107, account="vm", directory="/", root="/", umask=0o22)
