@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bench import (
     answers,
@@ -18,6 +19,7 @@ from bench import (
     floor,
     idle,
     narrow,
+    neighbours,
     placement,
     postcopy,
     readers,
@@ -47,7 +49,11 @@ class Part:
 PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
-    "narrow": Part("Narrow and shared links", narrow.run),
+    **{
+        f"narrow_{mbit}": Part(f"A path of {mbit} Mbit/s", partial(narrow.run, mbit))
+        for mbit in (60, 300, 1000)
+    },
+    "neighbours": Part("Neighbours of a move on its link", neighbours.run),
     "streams": Part("Channels, compression and encryption of the stream", streams.run),
     "shared_path": Part("Guests that share one narrow path", shared_path.run),
     "workloads": Part("Real workloads, seen from outside", workloads.run, of_qemu=False),

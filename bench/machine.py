@@ -40,20 +40,32 @@ class Quiet:
             self._timeout_seconds -= _SAMPLE_SECONDS
 
     def __str__(self) -> str:
-        measured = _priority()
-        busy = f"other work took at most {self._worst_share:.0%} of the cores right before a run"
-        return f"{measured} · " + (f"**the machine was not quiet: {busy}**" if self._waited_in_vain else busy)
+        above = _priority()
+        busy = f"took at most {self._worst_share:.0%} of the cores right before a run"
+        if above:
+            return f"{above}; others, below it, {busy}"
+        busy = f"other work {busy}"
+        return "ordinary priority · " + (
+            f"**the machine was not quiet: {busy}**" if self._waited_in_vain else busy
+        )
 
 
 def _priority() -> str:
+    """Return in words how what is measured comes before all other work; empty where it does not."""
     if os.sched_getscheduler(0) != os.SCHED_OTHER:
         return "what is measured had real-time priority"
+    # Where the kernel groups processes by sessions, their own niceness says nothing beside those of others.
+    by_sessions = _read("/proc/sys/kernel/sched_autogroup_enabled").strip() == "1"
+    words = _read("/proc/self/autogroup").split()
+    nice = (int(words[-1]) if words else 0) if by_sessions else os.getpriority(os.PRIO_PROCESS, 0)
+    return f"what is measured had priority (nice {nice})" if nice < 0 else ""
+
+
+def _read(path: str) -> str:
     try:
-        # Where the kernel groups processes by sessions, their own niceness says nothing beside those of others.
-        session = int(Path("/proc/self/autogroup").read_text(encoding="ascii").rpartition(" ")[2])
-    except (OSError, ValueError):
-        session = 0
-    return f"priority over other sessions (nice {session})" if session < 0 else "ordinary priority"
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def _busy_and_total() -> tuple[int, int]:

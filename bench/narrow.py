@@ -1,7 +1,7 @@
-"""Narrow and shared links: `migrator direct` beside a bare script and `virsh migrate` over the same path, in turns.
+"""Narrow links: `migrator direct` beside a bare script and `virsh migrate` over the same path, in turns.
 
-What is in the pipe when the guest is stopped drains inside its downtime, and what is sent in bursts makes neighbours
-wait. Both are measured here, and how often an aim is missed is counted.
+What is in the pipe when the guest is stopped drains inside its downtime: here it is counted how often a ceiling is
+exceeded. :mod:`bench.neighbours` measures what a move does to others on its link.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -29,46 +27,20 @@ from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, binaries
 from migrator.testing.network import LabHosts
 
-_MIB = 1 << 20
-_MBIT = 1e6 / 8
-_MEMORY_BYTES = 256 * _MIB
+MIB = 1 << 20
+MBIT = 1e6 / 8
+_MEMORY_BYTES = 256 * MIB
 _GUESTS = {
-    "idle": Habit(region_bytes=24 * _MIB, passes=1),
-    "writing slowly": Habit(region_bytes=24 * _MIB, bytes_per_second=1e6),
-    "small busy set": Habit(region_bytes=2 * _MIB, bytes_per_second=40e6),
+    "idle": Habit(region_bytes=24 * MIB, passes=1),
+    "writing slowly": Habit(region_bytes=24 * MIB, bytes_per_second=1e6),
+    "small busy set": Habit(region_bytes=2 * MIB, bytes_per_second=40e6),
 }
 #: A ceiling may be exceeded by so much before it counts as broken.
 _TOLERANCE = 1.1
 _IDLE_AIMS = {60: 0.070, 300: 0.040}
 _VIRSH_SHARE, _BARE_SHARE = 0.2, 1.2
 #: A move by virsh that takes longer is not counted.
-_VIRSH_SECONDS = 60.0
-#: How much longer than on the empty link a neighbour may wait, at its 99th percentile, in seconds; and how much of the
-#: whole time of an unpaced move may be spent on that.
-_NEIGHBOUR_SECONDS, _PACED_SHARE = 0.0003, 1.05
-
-_ECHO = """
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind((sys.argv[1], 7))
-while True:
-    data, peer = s.recvfrom(100)
-    s.sendto(data, peer)
-"""
-_PING = """
-import socket, sys, time
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(1.0)
-while True:
-    began = time.perf_counter()
-    s.sendto(b"x" * 56, (sys.argv[1], 7))
-    try:
-        s.recv(100)
-    except TimeoutError:
-        pass
-    print(time.perf_counter() - began, flush=True)
-    time.sleep(0.005)
-"""
+VIRSH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +51,21 @@ class _Case:
     ceiling_seconds: float
 
     def __str__(self) -> str:
-        return f"{self.version}, {self.mbit} Mbit/s, {self.guest}, {ms(self.ceiling_seconds)} ms"
+        return f"{self.version}, {self.guest}, {ms(self.ceiling_seconds)} ms"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Took:
+class Took:
     duration_seconds: float
     downtime_seconds: float
 
 
-def _cases(options: Options) -> list[_Case]:
+def _cases(mbit: int, options: Options) -> list[_Case]:
     versions = list(binaries()) if options.whole else [options.version]
-    speeds = (60, 300, 1000) if options.whole else (60, 300)
     ceilings = (0.05, 0.1, 0.3) if options.whole else (0.05,)
     return [
         _Case(version=version, mbit=mbit, guest=guest, ceiling_seconds=ceiling)
         for version in versions
-        for mbit in speeds
         for guest in (_GUESTS if options.whole else ("idle", "writing slowly"))
         for ceiling in ceilings
     ]
@@ -112,7 +82,7 @@ async def _pair(hosts: LabHosts, binary: Path, habit: Habit) -> AsyncIterator[Pa
         await destination.wait_beating()
 
 
-async def _ours(
+async def move_by_migrator(
     migrator: Migrator,
     hosts: LabHosts,
     binary: Path,
@@ -120,7 +90,7 @@ async def _ours(
     *,
     ceiling_seconds: float,
     limit: str = "",
-) -> _Took:
+) -> Took:
     async with _pair(hosts, binary, habit) as pair:
         outcome = await migrator.direct(
             pair.source.qmp,
@@ -130,17 +100,17 @@ async def _ours(
             *(("--max-bandwidth", limit) if limit else ()),
             mode="precopy",
         )
-        return _Took(duration_seconds=outcome.duration_seconds, downtime_seconds=outcome.downtime_seconds)
+        return Took(duration_seconds=outcome.duration_seconds, downtime_seconds=outcome.downtime_seconds)
 
 
-async def _script(
+async def move_by_script(
     hosts: LabHosts,
     binary: Path,
     habit: Habit,
     *,
     ceiling_seconds: float,
     limit: int = bare.UNLIMITED_BYTES_PER_SECOND,
-) -> _Took:
+) -> Took:
     async with _pair(hosts, binary, habit) as pair:
         moved = await bare.move(
             pair,
@@ -148,13 +118,30 @@ async def _script(
             listen=f"tcp:{hosts['beta'].address}:0",
             bandwidth_bytes_per_second=limit,
         )
-        return _Took(duration_seconds=moved.duration_seconds, downtime_seconds=moved.downtime_seconds)
+        return Took(duration_seconds=moved.duration_seconds, downtime_seconds=moved.downtime_seconds)
 
 
-async def run(options: Options, quiet: Quiet) -> str:
-    """Measure it; returns the section's text.
+async def run(mbit: int, options: Options, quiet: Quiet) -> str:
+    """Measure it over a path of that speed; returns the section's text.
 
     :raise Unavailable: where there can be no hosts with links of a set speed.
+    """
+    async with narrow_hosts(options) as (migrator, virsh, hosts):
+        matrix = await _matrix(mbit, migrator, virsh, hosts, options, quiet)
+    return paragraphs(
+        f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
+        f"Two namespaces whose links are slowed to {mbit} Mbit/s by `tc tbf`; a guest of 256 MiB (TCG), of which 24 "
+        "MiB are filled: idle, writing 1 MB/s of them, or 40 MB/s to a set of 2 MiB. Milliseconds: median (minimum – "
+        "maximum).",
+        *matrix,
+    )
+
+
+@asynccontextmanager
+async def narrow_hosts(options: Options) -> AsyncIterator[tuple[Migrator, Virsh | None, LabHosts]]:
+    """Yield two hosts whose links can be slowed, and what moves guests between them; no virsh where there is none.
+
+    :raise Unavailable: where there can be no such hosts.
     """
     if reason := network.possible():
         raise Unavailable(reason)
@@ -163,15 +150,7 @@ async def run(options: Options, quiet: Quiet) -> str:
         migrator = Migrator(directory / "migrator")
         with LabHosts("alpha", "beta", isolated=True) as hosts:
             async with _virsh(hosts, directory, options) as virsh:
-                matrix = await _matrix(migrator, virsh, hosts, options, quiet)
-                neighbours = await _neighbours(migrator, virsh, hosts, options, quiet)
-    return paragraphs(
-        f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
-        "Two namespaces whose links are slowed by `tc tbf`; a guest of 256 MiB (TCG), of which 24 MiB are filled. "
-        "Milliseconds: median (minimum – maximum).",
-        *matrix,
-        *neighbours,
-    )
+                yield migrator, virsh, hosts
 
 
 @asynccontextmanager
@@ -193,43 +172,45 @@ async def _virsh(hosts: LabHosts, directory: Path, options: Options) -> AsyncIte
 
 
 async def _matrix(
-    migrator: Migrator, virsh: Virsh | None, hosts: LabHosts, options: Options, quiet: Quiet
+    mbit: int, migrator: Migrator, virsh: Virsh | None, hosts: LabHosts, options: Options, quiet: Quiet
 ) -> list[str]:
-    took: dict[tuple[_Case, str], list[_Took]] = defaultdict(list)
+    took: dict[tuple[_Case, str], list[Took]] = defaultdict(list)
     unmoved: dict[_Case, str] = {}
     for binary in binaries().values():  # what a program does only once is not measured
-        await _ours(migrator, hosts, binary, Habit(), ceiling_seconds=0.3)
-    for case in _cases(options):
+        await move_by_migrator(migrator, hosts, binary, Habit(), ceiling_seconds=0.3)
+    slow_down(hosts, mbit)
+    for case in _cases(mbit, options):
         print(f"narrow: {case}", flush=True)
-        _slow_down(hosts, case.mbit)
         binary, habit = binaries()[case.version], _GUESTS[case.guest]
         for _ in range(options.runs or 2):
             await quiet.wait()
             try:
-                ours = await _ours(migrator, hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
+                ours = await move_by_migrator(
+                    migrator, hosts, binary, habit, ceiling_seconds=case.ceiling_seconds
+                )
                 took[case, "migrator"].append(ours)
             except Failed as error:  # a guest that does not converge is left where it is
                 unmoved[case] = str(error)[:100]
                 continue
             with contextlib.suppress(bare.Broken, TimeoutError):
-                script = _script(hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
+                script = move_by_script(hosts, binary, habit, ceiling_seconds=case.ceiling_seconds)
                 took[case, "script"].append(await script)
             if virsh is not None and case.version == options.version:
                 with contextlib.suppress(Unavailable, OSError, TimeoutError):
-                    async with asyncio.timeout(_VIRSH_SECONDS):
+                    async with asyncio.timeout(VIRSH_SECONDS):
                         theirs = await virsh.move(habit, max_downtime_seconds=case.ceiling_seconds)
                     took[case, "virsh"].append(
-                        _Took(duration_seconds=theirs.total_seconds, downtime_seconds=theirs.downtime_seconds)
+                        Took(duration_seconds=theirs.total_seconds, downtime_seconds=theirs.downtime_seconds)
                     )
     return _judge(took, unmoved)
 
 
-def _slow_down(hosts: LabHosts, mbit: int) -> None:
+def slow_down(hosts: LabHosts, mbit: int) -> None:
     for host in hosts:
-        host.set_speed(mbit * _MBIT)
+        host.set_speed(mbit * MBIT)
 
 
-def _judge(took: dict[tuple[_Case, str], list[_Took]], unmoved: dict[_Case, str]) -> list[str]:
+def _judge(took: dict[tuple[_Case, str], list[Took]], unmoved: dict[_Case, str]) -> list[str]:
     rows, over, slow, missed = [], 0, 0, 0
     moves = 0
     shares: dict[int, list[float]] = defaultdict(list)
@@ -259,7 +240,7 @@ def _judge(took: dict[tuple[_Case, str], list[_Took]], unmoved: dict[_Case, str]
         aim = f"≤ {_VIRSH_SHARE}" if mbit == 60 else ""
         name = f"idle guest's downtime of virsh's at {mbit} Mbit/s"
         counts.append([name, f"{statistics.median(found):.2f}", aim])
-    header = ["QEMU, path, guest, ceiling", "downtime", "script's", "virsh's", "time", "script's", "virsh's"]
+    header = ["QEMU, guest, ceiling", "downtime", "script's", "virsh's", "time", "script's", "virsh's"]
     return [
         "**Ceilings**, downtime from STOP to RESUME and time from the first command; of virsh of the whole command:",
         table(header, rows),
@@ -268,109 +249,9 @@ def _judge(took: dict[tuple[_Case, str], list[_Took]], unmoved: dict[_Case, str]
     ]
 
 
-def _downtime(took: list[_Took]) -> Figures | None:
+def _downtime(took: list[Took]) -> Figures | None:
     return Figures.of(one.downtime_seconds for one in took) if took else None
 
 
-def _duration(took: list[_Took]) -> Figures | None:
+def _duration(took: list[Took]) -> Figures | None:
     return Figures.of(one.duration_seconds for one in took) if took else None
-
-
-async def _neighbours(
-    migrator: Migrator, virsh: Virsh | None, hosts: LabHosts, options: Options, quiet: Quiet
-) -> list[str]:
-    """Round trips of a neighbour on the same link beside moves at a share of it."""
-    rows, above, slow = [], 0, 0
-    habit = Habit(region_bytes=96 * _MIB, passes=1)
-    for mbit in (1000, 300):
-        _slow_down(hosts, mbit)
-        async with _neighbour(hosts) as empty:
-            await asyncio.sleep(2.0)
-        for share in (0.5, 0.95):
-            mib = int(share * mbit * _MBIT / _MIB)  # as virsh takes it, and the same for all
-            limit = mib * _MIB
-            for _ in range(options.runs or 2):
-                print(f"narrow: a neighbour at {share:.0%} of {mbit} Mbit/s", flush=True)
-                await quiet.wait()
-                async with _neighbour(hosts) as waits:
-                    ours = await _ours(
-                        migrator, hosts, options.binary, habit, ceiling_seconds=0.3, limit=f"{limit}B/s"
-                    )
-                await quiet.wait()
-                async with _neighbour(hosts) as waits_beside:
-                    script = await _script(hosts, options.binary, habit, ceiling_seconds=0.3, limit=limit)
-                waits_beside_virsh: list[float] = []
-                if virsh is not None:
-                    await quiet.wait()
-                    with contextlib.suppress(Unavailable, OSError, TimeoutError):
-                        waits_beside_virsh = await _beside_virsh(virsh, hosts, habit, mib)
-                alone, mine, theirs, virshs = (
-                    _p99(each) for each in (empty, waits, waits_beside, waits_beside_virsh)
-                )
-                above += mine - alone > _NEIGHBOUR_SECONDS
-                slow += ours.duration_seconds > _PACED_SHARE * script.duration_seconds
-                rows.append(
-                    [
-                        f"{share:.0%} of {mbit} Mbit/s",
-                        *(f"{each * 1e3:.2f}" for each in (alone, mine, theirs, virshs)),
-                        *(ms(each.duration_seconds) for each in (ours, script)),
-                    ]
-                )
-    header = [
-        *("share", "empty link", "beside migrator", "beside the script", "beside virsh"),
-        *("time of migrator", "script's"),
-    ]
-    return [
-        (
-            "**Neighbours**, round trip of small packets on the same link, 99th percentile in milliseconds; the script "
-            "has the same limit as QEMU's `max-bandwidth`, as Proxmox sets it, and virsh has it as `--bandwidth`:"
-        ),
-        table(header, rows),
-        table(
-            ["what", "counted", "aim"],
-            [
-                ["more than 0.3 ms above the empty link", str(above), f"0 of {len(rows)}"],
-                [f"slower than {_PACED_SHARE} × the script", str(slow), "0"],
-            ],
-        ),
-    ]
-
-
-@asynccontextmanager
-async def _neighbour(hosts: LabHosts) -> AsyncIterator[list[float]]:
-    """Measure round trips beside the block; the list is filled once it is left."""
-    waits: list[float] = []
-    address = hosts["beta"].address
-    python = [sys.executable, "-c"]
-    with (
-        subprocess.Popen([*hosts["beta"].prefix, *python, _ECHO, address]) as echo,
-        subprocess.Popen(
-            [*hosts["alpha"].prefix, *python, _PING, address], stdout=subprocess.PIPE, text=True
-        ) as ping,
-    ):
-        try:
-            await asyncio.sleep(0.5)
-            yield waits
-        finally:
-            ping.kill()
-            echo.kill()
-            said = ping.stdout.read() if ping.stdout is not None else ""
-            waits += [float(line) for line in said.split("\n")[:-1]]
-
-
-async def _beside_virsh(virsh: Virsh, hosts: LabHosts, habit: Habit, mib: int) -> list[float]:
-    kept: list[list[float]] = []
-
-    @asynccontextmanager
-    async def beside() -> AsyncIterator[None]:
-        async with _neighbour(hosts) as waits:
-            kept.append(waits)
-            yield
-
-    async with asyncio.timeout(_VIRSH_SECONDS):
-        await virsh.move(habit, bandwidth_mib=mib, beside=beside)
-    return kept[0]
-
-
-def _p99(waits: list[float]) -> float:
-    return statistics.quantiles(waits, n=100)[98] if len(waits) > 1 else float("nan")
