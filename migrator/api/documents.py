@@ -147,7 +147,7 @@ class MigrationDocument(Document):
     recoveries: int = 0
     #: What goes between the hosts is encrypted.
     tls: bool = False
-    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``).
+    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``, ``xbzrle``).
     streams: int = 1
     compression: str = "none"
     forecast_error_ratio: float | None = None

@@ -145,7 +145,8 @@ def direct(
         str | None, typer.Option(metavar="COUNT", help="Channels for memory: 1 to 16, or auto.")
     ] = None,
     compress: Annotated[
-        str | None, typer.Option(metavar="HOW", help="Compress memory: auto (where it pays), never or zstd.")
+        str | None,
+        typer.Option(metavar="HOW", help="Compress memory: auto (where it pays), never, zstd or xbzrle."),
     ] = None,
     accept: Annotated[
         list[str] | None,

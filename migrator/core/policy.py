@@ -96,6 +96,8 @@ class Compression(StrEnum):
     NEVER = "never"
     #: Always, where both QEMUs can.
     ZSTD = "zstd"
+    #: Only what changed of a page that is sent again, where the source's QEMU can.
+    XBZRLE = "xbzrle"
 
 
 #: More channels than this carry no more.

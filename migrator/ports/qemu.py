@@ -53,6 +53,8 @@ class Tuning:
     #: Channels that memory has of its own, and how it is compressed in them: before it begins, and at both ends.
     channels: int | None = None
     compression: str | None = None
+    #: Memory that the source keeps of pages as it has sent them, to send only what changed of them: a power of two.
+    delta_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,8 @@ def parameters(tuning: Tuning) -> dict[str, int | str]:
         arguments["multifd-channels"] = tuning.channels
     if tuning.compression is not None:
         arguments["multifd-compression"] = tuning.compression
+    if tuning.delta_cache_bytes is not None:
+        arguments["xbzrle-cache-size"] = tuning.delta_cache_bytes
     return arguments
 
 

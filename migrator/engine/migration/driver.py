@@ -88,6 +88,7 @@ class MigrationDriver(DriverState):
             and "postcopy-ram" in facts.capabilities & there.capabilities,
             throttle=self._policy.max_throttle_ratio > 0 and "auto-converge" in facts.capabilities,
         )
+        prior = None if self._policy.offline else self._prior
         self._layout = choose_layout(
             self._policy,
             StreamAbilities(
@@ -96,6 +97,10 @@ class MigrationDriver(DriverState):
                 postcopy=self._abilities.postcopy,
                 link_bytes_per_second=self._stream_speed,
                 spare_cpus=self._spare_cpus,
+                memory_bytes=facts.memory_bytes,
+                encrypted=self._security.tls is not None,
+                written_bytes_per_second=prior.bytes_per_second if prior is not None else None,
+                working_set_bytes=prior.working_set_bytes if prior is not None else None,
             ),
         )
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
@@ -249,6 +254,7 @@ class MigrationDriver(DriverState):
             settings_there=self._settings_there or await self._destination.settings(),
             abilities=self._abilities,
             layout=self._layout.layout,
+            delta_cache_bytes=self._layout.delta_cache_bytes,
             limit_seconds=self._steering.limit_seconds,
             bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,

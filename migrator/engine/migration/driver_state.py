@@ -103,7 +103,7 @@ class DriverState:
         self._experience = experience
         self._stream_speed = stream_speed
         self._pair = ""
-        self._spare_cpus = spare_cpus
+        self._spare_cpus, self._prior = spare_cpus, prior
         self._layout = LayoutChoice()
         #: Once its disks are copied.
         self._mirror_forecast: MirrorForecast | None = None

@@ -89,7 +89,7 @@ class MigrationOutcome:
     recoveries: int = 0
     #: What goes between the hosts is encrypted.
     tls: bool = False
-    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``).
+    #: Channels that memory goes through, and how it is compressed there (``none``, ``zstd``, ``xbzrle``).
     streams: int = 1
     compression: str = "none"
     #: What the guest rewrote at the most, and how fast it wrote, unthrottled, as its rounds told; in precopy.

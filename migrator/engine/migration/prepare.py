@@ -29,7 +29,7 @@ _OFF = (
     "xbzrle",
     "zero-copy-send",
 )
-_MULTIFD = "multifd"
+_MULTIFD, _XBZRLE = "multifd", "xbzrle"
 _PREEMPT, _BLOCKTIME = "postcopy-preempt", "postcopy-blocktime"
 #: Always on; preflight has seen that both sides have them.
 _ON = ("events", "return-path", "pause-before-switchover")
@@ -46,6 +46,7 @@ async def prepare(
     settings_there: MigrationSettings,
     abilities: Abilities,
     layout: StreamLayout,
+    delta_cache_bytes: int,
     limit_seconds: float,
     bandwidth_bytes_per_second: int,
     listen: str,
@@ -57,6 +58,7 @@ async def prepare(
     :param settings: the source's, as they are.
     :param settings_there: the destination's.
     :param layout: channels of the stream; what an end refuses is left out at both.
+    :param delta_cache_bytes: memory that the source keeps of pages it has sent, where the layout sends changes alone.
     :param limit_seconds: the downtime limit to begin with.
     :param bandwidth_bytes_per_second: the most the stream may take, to begin with.
     :param return_path: False: one end is a file, which says by itself how far it is.
@@ -66,6 +68,9 @@ async def prepare(
     wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
     wanted["return-path"] = return_path
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
+    if layout.deltas:
+        layout = await _send_deltas(source, layout, delta_cache_bytes, tell)
+    wanted[_XBZRLE] = layout.deltas
     if layout.multifd:
         layout = await _lay_out(source, destination, layout, tell)
     wanted[_MULTIFD] = layout.multifd
@@ -104,6 +109,21 @@ async def prepare(
     if abilities.postcopy:  # only now is it known whether the destination goes along
         await source.enable(_differing(wanted, settings.capabilities))
     return uri, replace(abilities, postcopy=wanted["postcopy-ram"]), layout
+
+
+async def _send_deltas(
+    source: Qemu, layout: StreamLayout, cache_bytes: int, tell: Callable[[str, str], None]
+) -> StreamLayout:
+    """Give the source the memory that it compares pages with; the plain stream where it refuses.
+
+    :raise QemuError: it does not answer.
+    """
+    try:
+        await source.tune(Tuning(delta_cache_bytes=cache_bytes))
+    except CommandFailed as error:
+        tell("plain-stream", f"pages are sent whole, as the source refuses anything else: {error}")
+        return StreamLayout()
+    return layout
 
 
 async def _lay_out(
