@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Self
-from weakref import WeakKeyDictionary
+from typing import Self
 
 from migrator.addresses import bracketed
 from migrator.core.findings import PreflightRefused, finding
@@ -20,7 +17,7 @@ from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
 from migrator.core.preflight.facts import Disk
 from migrator.core.process.command_line import path_of
-from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
+from migrator.core.process.replica import Replica
 from migrator.errors import HostError
 from migrator.hosts import path_links
 from migrator.hosts.host_output import reading_output
@@ -32,25 +29,18 @@ from migrator.hosts.new_files import (
     make_images,
     note_memory,
     put_aside,
-    unused,
 )
 from migrator.hosts.stale_directories import remove_stale
-from migrator.hosts.target_survey import TargetSurvey, survey_target
 from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.ports import IncomingDestination, SourceQemu
-from migrator.qemu.cmdline import memory_files, paths
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.operator_files import operator_files as of_process
-from migrator.qemu.operator_files import own_directory
 from migrator.settings.models import RUN_DIRECTORY
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
 from migrator.site.launch_config import LaunchConfig, fill, place, socket_of
-from migrator.site.operator_paths import OperatorPaths
-from migrator.site.process_checks import SourceProcess, read_source_process
+from migrator.site.process_checks import SourceProcess
+from migrator.site.replication import Replication, launcher_at
 
-#: What a check has read so long ago is good for the start that follows it, in seconds.
-_RECENT_SECONDS = 5.0
 #: Run directories of which it is remembered what is in them: more than migrations are under way.
 _REMEMBERED = 4_096
 #: Time-out of a small command, in seconds.
@@ -72,18 +62,9 @@ class Destinations:
     ) -> None:
         self._connections = connections
         self._how = how
-        #: What a check has read of the sources' processes, and when.
-        self._processes: WeakKeyDictionary[SourceQemu, tuple[float, SourceProcess | None]] = (
-            WeakKeyDictionary()
-        )
-        #: What it has seen of their targets: when and what, of which, after how many starts there, and what was asked.
-        self._surveys: WeakKeyDictionary[
-            SourceQemu, tuple[tuple[float, TargetSurvey], str, int, dict[str, Any]]
-        ] = WeakKeyDictionary()
+        self._replication = Replication(connections, how=how)
         #: Run directories that were made, with their hosts, for guests without a path of the operator's: the last ones.
         self._without_links: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
-        #: QEMUs that were started, by their hosts.
-        self._starts: Counter[str] = Counter()
 
     def over(self, connections: HostConnections) -> Self:
         """Return the same over other connections; what was seen of hosts is shared."""
@@ -94,6 +75,7 @@ class Destinations:
     def use(self, connections: HostConnections) -> None:
         """Go over these connections from now on."""
         self._connections = connections
+        self._replication = self._replication.over(connections)
 
     def replicates(self, guest: Guest, target: str) -> bool:
         """The guest's QEMU is started there by its command line, not by somebody else's."""
@@ -122,11 +104,12 @@ class Destinations:
                     return compare(await source.facts(), await waiting.qemu.facts(), policy)
                 finally:
                     await waiting.qemu.close()
-        process = await self._process(guest, source)
-        self._processes[source] = time.monotonic(), process
+        process = await self._replication.checked_process(guest, source)
         base = await self._launcher(target, config).base()
         try:
-            return (await self._replicate(guest, source, target, config, run_dir, process, base)).findings
+            return (
+                await self._replication.replicate(guest, source, target, config, run_dir, process, base)
+            ).findings
         except PreflightRefused as error:
             return error.findings
 
@@ -152,7 +135,7 @@ class Destinations:
             return waiting
         launcher = self._launcher(target, config)
         template = config.section.launch == "template"
-        process = None if template else await self._recent_process(guest, source)
+        process = None if template else await self._replication.recent_process(guest, source)
         other_user = process is not None and process.other_user
         run_dir = await launcher.choose_run_directory(migration)
         no_notes: tuple[Finding, ...] = ()
@@ -161,7 +144,7 @@ class Destinations:
         new: Mapping[str, NewFile] = {}
         if not template:
             base = await launcher.base()
-            replica = await self._replicate(guest, source, target, config, run_dir, process, base)
+            replica = await self._replication.replicate(guest, source, target, config, run_dir, process, base)
             _refuse(replica.findings, accepted)
         links = path_links.links_file(replica.links) if replica is not None else ""
         images = await self._writable_images(source) if replica is not None else {}
@@ -188,7 +171,7 @@ class Destinations:
         except BaseException:
             await finish_cleanup(launcher.discard(run_dir, images=True), name=f"remove {run_dir.path}")
             raise
-        self._starts[target] += 1
+        self._replication.note_start(target)
         with self._connections.starting(target, run_dir.path):
             started = await launcher.start(run_dir, argv, by_itself=template, like=like)
         qemu = self._connections.endpoint(
@@ -296,18 +279,6 @@ class Destinations:
             self._launcher(host, self._how(Guest(key="", host=host), host)), under_way=under_way
         )
 
-    async def _operator_paths(self, guest: Guest, argv: Sequence[str], directory: str) -> OperatorPaths:
-        """Return what the operator has at the source's process, whose relative paths go from `directory`."""
-        own = own_directory(argv)
-        launcher = self._launcher(guest.host, self._how(guest, guest.host))
-        run_dir = await launcher.run_directory_at(f"{own}/control.qmp") if own else None
-        if run_dir is None:
-            return OperatorPaths(having=of_process(argv, {}, directory=directory), names={})
-        names = await path_links.read_links(launcher.host, run_dir)
-        return OperatorPaths(
-            having=of_process(argv, names, log=run_dir.log, directory=directory), names=names
-        )
-
     async def settle(self, guest: Guest) -> list[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
 
@@ -333,11 +304,7 @@ class Destinations:
         return self._connections.endpoint(host, place(run_dir).rescue, role="destination")
 
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
-        return Launcher(
-            self._connections.access(host),
-            config.section,
-            former=config.former_directories,
-        )
+        return launcher_at(self._connections, host, config)
 
     def _listen(self, target: str) -> str:
         return f"tcp:{bracketed(self._connections.config(target).address)}:0"
@@ -352,92 +319,6 @@ class Destinations:
         there, of_process = self._connections.access(target), process.identity.threads
         left = await apply_scheduling(of_process, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
-
-    async def _process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
-        """Read whose the source's process is; ``None`` where it is not known which one it is."""
-        if (
-            source.process is None or not source.process.pid
-        ):  # of a saved guest only the command line is known
-            return None
-        return await read_source_process(
-            self._connections.access(guest.host), source.process, recent=self._connections.processes
-        )
-
-    async def _recent_process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:
-        """Return what the check of a moment ago has read, or read it."""
-        read_at, process = self._processes.pop(source, (-_RECENT_SECONDS, None))
-        if process is not None and time.monotonic() - read_at < _RECENT_SECONDS:
-            return process
-        return await self._process(guest, source)
-
-    async def _survey(self, source: SourceQemu, target: str, **how: Any) -> TargetSurvey:
-        """Survey a target for one guest, or return what its check has seen, as long as nothing was started since."""
-        seen = self._surveys.pop(source, None)
-        what = (target, self._starts[target], how)
-        if seen is not None and seen[1:] == what and time.monotonic() - seen[0][0] < _RECENT_SECONDS:
-            return seen[0][1]
-        began = time.monotonic()
-        survey = await survey_target(self._connections.access(target), **how)
-        self._surveys[source] = (began, survey), *what
-        return survey
-
-    async def _replicate(
-        self,
-        guest: Guest,
-        source: SourceQemu,
-        target: str,
-        config: LaunchConfig,
-        run_dir: RunDirectory,
-        process: SourceProcess | None,
-        base: str,
-    ) -> Replica:
-        argv = source.process.arguments() if source.process is not None else []
-        if not argv:
-            text = f"{source.name}: its command line cannot be read, so that no other can be started like it"
-            remedy = "run migrator with more rights there, or configure a template"
-            raise PreflightRefused([finding("command-line-unknown", text, remedy)])
-        guest_now = await source.configuration(argv)
-        configured = config.section.qemu or self._connections.config(target).qemu
-        candidates = (configured, "") if configured else (argv[0], "qemu-system-x86_64")
-        home = await self._operator_paths(
-            guest, argv, process.identity.directory if process is not None else ""
-        )
-        now = guest_now.current()
-        wanted, memory = paths(now, home.having.directory), memory_files(now)
-        seen = await self._survey(
-            source,
-            target,
-            source_pid=source.identity.get("pid"),
-            binaries=candidates,
-            base=base,
-            paths=tuple(dict.fromkeys((*wanted, *home.known(wanted)))),
-            become=process.as_user() if process is not None else (),
-        )
-        if not seen.binary:
-            named = f"{configured}, as configured" if configured else f"{argv[0]}, which the source runs"
-            text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
-            raise PreflightRefused([finding("qemu-missing", text, remedy)])
-        here = seen.boot_id == source.identity.get("boot_id")
-        # What one QEMU left behind, the next may have: the guest's memory is written over it.
-        left = [path for path in memory if path in seen.occupied]
-        free = await unused(self._connections.access(target), left) if left else frozenset()
-        where = TargetEnvironment(
-            binary=seen.binary,
-            run_directory=run_dir.path,
-            occupied=seen.occupied - free,
-            missing_directories=seen.missing_directories,
-            same_machine=here,
-            same_network=here and seen.network == seen.network_of_source != "",
-            network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
-        )
-        replica = guest_now.replicate(where)
-        new = tuple(path for path in memory if path not in seen.occupied)
-        replica = replace(home.moved(replica, where, log=run_dir.log), memory=new)
-        replica = replace(replica, argv=(*replica.argv, *await source.naming_options()))
-        if seen.enters:
-            return replica
-        shut = finding("run-directory", f"its user may not enter {base} at {target}")
-        return replace(replica, findings=(shut, *replica.findings))
 
 
 def _refuse(findings: Sequence[Finding], accepted: Collection[str]) -> None:
