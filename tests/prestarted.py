@@ -38,6 +38,7 @@ _COMMAND = str(Path(sys.executable).with_name("migrator"))
 _ENTRANCE = "migrator.service.entrance"
 _LOADED = (
     *("migrator.cli.app", "migrator.cli.direct", "migrator.cli.rescue", "migrator.cli.remote"),
+    "migrator.cli.remote_queries",
     *("migrator.cli.service_commands", "migrator.cli.operator_commands", "migrator.cli.watch"),
     *("migrator.service.serve", _ENTRANCE),
 )

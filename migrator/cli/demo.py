@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from migrator import logs, units
-from migrator.cli import INTERRUPTED, Exit, remote
+from migrator.cli import INTERRUPTED, Exit, remote, remote_queries
 from migrator.cli.client import ServiceClient
 from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
 from migrator.errors import MigratorError
@@ -162,7 +162,7 @@ def _demo(speed: int) -> Exit:
         client = ServiceClient(site.server)
         _until_known(client, len(guests))
         say("\n$ migrator plan alpha")
-        remote.plan(client, "alpha", None, [], json_output=False)
+        remote_queries.plan(client, "alpha", None, [], json_output=False)
         say("\n$ migrator evacuate alpha --wait")
         _or_stop(remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, json_output=False))
         found = asyncio.run(_inspect(site, guests, machines))

@@ -77,9 +77,9 @@ def _codes(given: list[str] | None) -> list[str]:
 @app.command()
 def hosts(server: _Server = None, json: _Json = False) -> None:
     """List the hosts: state, guests, memory, link."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(lambda client: remote.hosts(client, json_output=json), server, json_output=json)
+    remote.run(lambda client: remote_queries.hosts(client, json_output=json), server, json_output=json)
 
 
 @app.command(short_help="List the guests: where they run, what keeps them from moving.")
@@ -95,10 +95,10 @@ def guests(
     json: _Json = False,
 ) -> None:
     """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.guests(client, host, refresh=refresh, json_output=json),
+        lambda client: remote_queries.guests(client, host, refresh=refresh, json_output=json),
         server,
         json_output=json,
     )
@@ -116,10 +116,10 @@ def plan(
 
     Exit codes: 0 the host would be empty; 8 there are guests that cannot move, and they are listed.
     """
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.plan(client, host, policy, _codes(accept), json_output=json),
+        lambda client: remote_queries.plan(client, host, policy, _codes(accept), json_output=json),
         server,
         json_output=json,
     )
@@ -135,10 +135,10 @@ def check(
     json: _Json = False,
 ) -> None:
     """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.check(client, guest, to, policy, _codes(accept), json_output=json),
+        lambda client: remote_queries.check(client, guest, to, policy, _codes(accept), json_output=json),
         server,
         json_output=json,
     )
@@ -251,7 +251,7 @@ def evacuate(
     Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held. With --dry-run:
     0 the host would be empty; 8 there are guests that cannot move, and they are listed.
     """
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     if on_deadline not in ("continue", "stop"):
         raise UsageError(f"--on-deadline: {on_deadline!r} is neither continue nor stop")
@@ -259,7 +259,9 @@ def evacuate(
         if wait:
             raise UsageError("--dry-run begins nothing that --wait could wait for")
         remote.run(
-            lambda client: remote.plan(client, host, policy, _codes(accept), when=deadline, json_output=json),
+            lambda client: remote_queries.plan(
+                client, host, policy, _codes(accept), when=deadline, json_output=json
+            ),
             server,
             json_output=json,
         )
@@ -303,22 +305,26 @@ def status(
     service: _OfService = False,
 ) -> None:
     """Show what is under way, or all about one migration or evacuation; with --service the controllers instead."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     if service:
         if identifier is not None:
             raise UsageError(f"--service is about the controllers: leave {identifier} out")
-        remote.run(lambda client: remote.service_status(client, json_output=json), server, json_output=json)
+        remote.run(
+            lambda client: remote_queries.service_status(client, json_output=json), server, json_output=json
+        )
         return
-    remote.run(lambda client: remote.status(client, identifier, json_output=json), server, json_output=json)
+    remote.run(
+        lambda client: remote_queries.status(client, identifier, json_output=json), server, json_output=json
+    )
 
 
 @app.command(short_help="Show everything live, or one migration or evacuation.")
 def watch(identifier: _PerhapsUnderWay = None, server: _Server = None) -> None:
     """Show hosts, evacuations and migrations live, or one of them to its end. Ctrl-C leaves and cancels nothing."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(lambda client: remote.watch_screen(client, identifier), server)
+    remote.run(lambda client: remote_queries.watch_screen(client, identifier), server)
 
 
 @app.command(short_help="Show what happened, and who asked for it.")
@@ -334,10 +340,10 @@ def events(
     ] = False,
 ) -> None:
     """Show what happened: the last events, or all of one migration or evacuation."""
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
     remote.run(
-        lambda client: remote.events(client, identifier, after, follow=follow, json_output=json),
+        lambda client: remote_queries.events(client, identifier, after, follow=follow, json_output=json),
         server,
         json_output=json,
     )
