@@ -39,6 +39,8 @@ _GUESTS = {
 _TOLERANCE = 1.1
 _IDLE_AIMS = {60: 0.070, 300: 0.040}
 _VIRSH_SHARE, _BARE_SHARE = 0.2, 1.2
+#: A guest that has not moved by then is one that cannot.
+_MOST_DURATION = "30s"
 #: A move by virsh that takes longer is not counted.
 VIRSH_SECONDS = 60.0
 
@@ -96,7 +98,14 @@ async def move_by_migrator(
             pair.source.qmp,
             pair.destination.qmp,
             *("--max-downtime", f"{ceiling_seconds * 1e3:.0f}ms", "--postcopy", "never"),
-            *("--max-throttle", "0", "--listen", f"tcp:{hosts['beta'].address}:0"),
+            *(
+                "--max-throttle",
+                "0",
+                "--max-duration",
+                _MOST_DURATION,
+                "--listen",
+                f"tcp:{hosts['beta'].address}:0",
+            ),
             *(("--max-bandwidth", limit) if limit else ()),
             mode="precopy",
         )
