@@ -28,6 +28,8 @@ _MOST_OF_ALL = 200
 _LEGEND = (
     "One host with a link of 10 Gbit/s is emptied to four others; guests of 0.5 to 4 GiB. `mixed`: a third dirties 30 "
     "to 70 % of what the link carries, over 30 to 60 % of its memory. The bound is the bytes that must go by the link. "
+    "What must be sent: the same, with what the guests dirty meanwhile and by their policy has to be sent again even "
+    "where each has the link for itself (by precopy until it fits the ceiling, or by postcopy after a first pass). "
     "Others begin a fixed number of guests at a time, in their order, which share the link; everything else is the "
     "same engine. The policy `precopy only` is what oVirt and KubeVirt do unless told otherwise; `default` is ours: "
     'throttling to 50 % and postcopy are allowed; `in haste` is the same with `prefer = "time"`. A guest outside its '

@@ -48,6 +48,31 @@ def total_bytes(guests: Sequence[Guest]) -> int:
     return sum(guest.memory_bytes for guest in guests)
 
 
+def needed_bytes(guest: Guest, *, ceiling_seconds: float, postcopy: bool) -> float:
+    """Return the least bytes that bring a guest over that has its link for itself all the while.
+
+    By precopy: until what is dirty is sent within the ceiling.
+
+    :param postcopy: or by postcopy after a full first pass, where that is less.
+    """
+    sent, pending = 0.0, float(guest.memory_bytes)
+    while pending > ceiling_seconds * LINK_BYTES_PER_SECOND:
+        dirtied = _dirtied_bytes(guest, pending / LINK_BYTES_PER_SECOND)
+        if dirtied >= pending:
+            break  # it never ends; this much goes at the least
+        sent, pending = sent + pending, dirtied
+    once_more = guest.memory_bytes + _dirtied_bytes(guest, guest.memory_bytes / LINK_BYTES_PER_SECOND)
+    return min(sent + pending, once_more) if postcopy else sent + pending
+
+
+def _dirtied_bytes(guest: Guest, seconds: float) -> float:
+    workload = guest.workload
+    rates = workload.phases[-1].rates
+    return sum(
+        region.distinct_bytes(rate * seconds) for region, rate in zip(workload.regions, rates, strict=True)
+    )
+
+
 def _writing(name: str, memory: int, heavy: bool, mood: random.Random) -> Guest:
     rate = mood.uniform(*(_HEAVY_RATIO if heavy else _LIGHT_RATIO)) * LINK_BYTES_PER_SECOND
     region = int(memory * mood.uniform(*(_HEAVY_SET if heavy else _LIGHT_SET))) // MIB * MIB

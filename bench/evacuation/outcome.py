@@ -47,6 +47,8 @@ class Outcome:
     makespan_seconds: float
     #: No order of migrations could be faster.
     bound_seconds: float
+    #: The link is busy for at least so long with what the policy makes the guests send; 0: not known.
+    needed_seconds: float = 0.0
     #: As the plan said before.
     predicted_seconds: float
     guests: tuple[Moved, ...]

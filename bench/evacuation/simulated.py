@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.evacuation import peers
-from bench.evacuation.guests import LINK_BYTES_PER_SECOND, Guest, idle_guests, mixed_guests, total_bytes
+from bench.evacuation.guests import (
+    LINK_BYTES_PER_SECOND,
+    Guest,
+    idle_guests,
+    mixed_guests,
+    needed_bytes,
+    total_bytes,
+)
 from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
 from migrator.api.commands import Caller, Evacuate, Plan, Role
@@ -18,7 +25,7 @@ from migrator.api.documents import EvacuationDocument
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
 from migrator.api.plan_documents import PlanDocument
 from migrator.core.model import Finding, MigrationStatus, Mode, State
-from migrator.core.policy import Policy, Preference, builtin
+from migrator.core.policy import Policy, PostcopyMode, Preference, builtin
 from migrator.core.schedule.transfers import LinkRules
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
@@ -59,6 +66,15 @@ def run(mix: str, policy: str, count: int, seed: int, strategy: str) -> Outcome:
     finally:
         peers.install(peers.OURS)
     longest = max(guest.memory_bytes for guest in guests)
+    allowed = POLICIES[policy]
+    needed = sum(
+        needed_bytes(
+            guest,
+            ceiling_seconds=allowed.max_downtime_seconds,
+            postcopy=allowed.postcopy is PostcopyMode.ALLOW,
+        )
+        for guest in guests
+    )
     return Outcome(
         mix=mix,
         policy=policy,
@@ -67,6 +83,7 @@ def run(mix: str, policy: str, count: int, seed: int, strategy: str) -> Outcome:
         strategy=strategy,
         makespan_seconds=evacuation.makespan_seconds,
         bound_seconds=max(total_bytes(guests), longest) / LINK_BYTES_PER_SECOND,
+        needed_seconds=needed / LINK_BYTES_PER_SECOND,
         predicted_seconds=evacuation.predicted_seconds,
         guests=tuple(evacuation.moved),
         cpu_seconds=evacuation.cpu_seconds,
