@@ -11,9 +11,10 @@ from migrator.core.drain.actions import StartPostcopy
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.plan import make_plan
 from migrator.core.drain.snapshot import SiteSnapshot
+from migrator.core.drain.transfers import Transfers
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode, Preference, builtin
-from tests.unit.test_drain_plan import GIB, emptying, guest, migration, of, site
+from tests.unit.test_drain_plan import GIB, NOW, emptying, guest, migration, of, site
 
 IN_HASTE = builtin("default").but(prefer=Preference.TIME)
 
@@ -68,3 +69,20 @@ def test_so_does_any_whose_evacuation_would_miss_its_deadline() -> None:
 )
 def test_nobody_goes_for_whom_it_is_not_worth_it_or_not_allowed(snapshot: SiteSnapshot) -> None:
     assert not sent(snapshot)
+
+
+def test_a_plan_reckons_that_a_guest_in_haste_sends_what_it_dirties_once_more() -> None:
+    one = guest("busy", memory_bytes=4 * GIB, dirty_rate_bytes_per_second=0.6e9)
+    transfers = Transfers(site(one), deadlines_from=NOW)
+    patient, hasty = (transfers.waiting(one, "b", policy) for policy in (builtin("default"), IN_HASTE))
+    assert patient.bytes_left == 4 * GIB
+    assert patient.dirty_rate_bytes_per_second == 0.6e9
+    assert 4 * GIB * 1.5 < hasty.bytes_left < 4 * GIB * 1.8
+    assert hasty.dirty_rate_bytes_per_second == 0
+
+
+def test_a_plan_reckons_the_same_for_one_in_haste_that_dirties_little() -> None:
+    one = guest("busy", memory_bytes=4 * GIB, dirty_rate_bytes_per_second=0.2e9)
+    transfers = Transfers(site(one), deadlines_from=NOW)
+    patient, hasty = (transfers.waiting(one, "b", policy) for policy in (builtin("default"), IN_HASTE))
+    assert hasty == patient

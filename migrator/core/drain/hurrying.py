@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from migrator.core.drain.actions import StartPostcopy
 from migrator.core.drain.snapshot import MigrationSnapshot, SiteSnapshot
 from migrator.core.model import State
-from migrator.core.policy import PostcopyMode, Preference
+from migrator.core.policy import Policy, PostcopyMode, Preference
 from migrator.core.schedule import ScheduleDecision
 from migrator.core.schedule.transfers import Move
 from migrator.units import show_seconds
@@ -54,12 +54,27 @@ def next_seconds(snapshot: SiteSnapshot, decided: ScheduleDecision) -> float:
     return min(ends, default=math.inf)
 
 
+def expected_bytes(policy: Policy, *, memory_bytes: float, dirty_ratio: float) -> float | None:
+    """Return what a guest that waits is expected to send where it will be sent to postcopy so; else ``None``.
+
+    An evacuation that may miss its deadline is forecast without: else it would be on time because it was late.
+
+    :param dirty_ratio: what it dirties, as a share of what its links carry.
+    """
+    if not _in_haste(policy, at_risk=False) or dirty_ratio >= 1:
+        return None
+    saved_ratio = 1 / (1 - dirty_ratio) - (1 + dirty_ratio)
+    return memory_bytes * (1 + dirty_ratio) if saved_ratio >= _WORTH_RATIO else None
+
+
+def _in_haste(policy: Policy, *, at_risk: bool) -> bool:
+    return policy.postcopy is PostcopyMode.ALLOW and (policy.prefer is Preference.TIME or at_risk)
+
+
 def _may_be(migration: MigrationSnapshot, at_risk: set[str]) -> bool:
-    policy = migration.policy
-    if migration.state is not State.PRECOPY or policy.offline:
+    if migration.state is not State.PRECOPY or migration.policy.offline:
         return False
-    in_haste = policy.prefer is Preference.TIME or migration.evacuation in at_risk
-    return policy.postcopy is PostcopyMode.ALLOW and in_haste
+    return _in_haste(migration.policy, at_risk=migration.evacuation in at_risk)
 
 
 def _worth_it(migration: MigrationSnapshot, move: Move) -> str:

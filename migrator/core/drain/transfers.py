@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import datetime
 
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.hurrying import expected_bytes
 from migrator.core.drain.snapshot import MigrationSnapshot, SiteSnapshot
 from migrator.core.inventory import Guest
 from migrator.core.model import State
@@ -18,6 +19,8 @@ _HOPELESS_RATIO = 0.8
 #: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
 #: 28 MiB, under KVM and TCG.
 _QEMUS_OWN_BYTES = 20 << 20
+#: Phases in which nothing of a guest's memory was sent.
+_NOT_BEGUN = (TransferPhase.WAITING, TransferPhase.PREPARING, TransferPhase.READY)
 #: A forecast of so many seconds or more says nothing.
 _NO_FORECAST_SECONDS = 1e6
 
@@ -125,6 +128,9 @@ class Transfers:
             policy.postcopy is PostcopyMode.ALLOW and dirty >= _HOPELESS_RATIO * fast
         )
         once = policy.offline or early
+        if phase in _NOT_BEGUN and not once:
+            in_all = expected_bytes(policy, memory_bytes=bytes_left, dirty_ratio=dirty / fast)
+            once, bytes_left = in_all is not None, bytes_left if in_all is None else in_all
         return Transfer(
             guest=guest.key,
             source=guest.host,
