@@ -2,9 +2,8 @@
 
 BIN := .build/venv/bin
 
-# Test processes at a time: two a core, as they wait for a QEMU or a service much of the time, and with more the guests
-# run late; each may take 1 GiB.
-WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 2 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
+# Test processes at a time: three a core, as they wait for a QEMU or a service much of the time; each may take 1 GiB.
+WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 3 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.

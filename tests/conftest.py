@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +35,13 @@ prestarted.install()
 VERSIONS = ("7.2", "10.0")
 CROSSINGS = [(source, destination) for source in VERSIONS for destination in VERSIONS]
 
-_ACCEPTANCE = Path(__file__).parent / "acceptance"
+_UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "acceptance"))
+#: Files there whose tests take a moment each; those of the others have a whole service.
+_SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
+#: Of the short tests, how many stand between long ones.
+_MIXED_RATIO = 0.8
+_PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)
+_GIVES_WAY = min(19, _PRIORITY + 5)
 
 # The same examples in every run of the gates: a new one belongs to whoever looks for it, not to who happens to push.
 hypothesis.settings.register_profile("gates", derandomize=True, deadline=None)
@@ -62,24 +68,30 @@ def missing(reason: str) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the long tests first, lest one of them is all that still runs at the end of a run in several processes.
+    """Put a few of the short tests, which compute, behind each of the long ones, which wait.
 
-    ``--dist worksteal`` gives each process a block of the list, and whoever has done its own takes from the end of
-    another's: so the long ones are dealt out over the starts of all blocks. The others keep their order.
+    A run in several processes uses the processor all the while then, and no long test is all that still runs at its
+    end. ``--dist worksteal`` gives each process a block of the list, and whoever has done its own takes from the end of
+    another's: so the long ones are dealt out over all blocks, the longest first, and are through before the end of
+    theirs. The others keep their order.
     """
     processes: int = getattr(config, "workerinput", {}).get("workercount", 1)
     if processes < 2:
         return
     usual = float(config.getini("timeout"))
     waits = [_length(item, usual) for item in items]
-    first = [n for n, wait in enumerate(waits) if wait]
-    first.sort(key=lambda n: -waits[n])
+    long = [n for n, wait in enumerate(waits) if wait]
+    long.sort(key=lambda n: -waits[n])
     rest = iter([item for item, wait in zip(items, waits, strict=True) if not wait])
     ordered: list[pytest.Item] = []
     for number in range(processes):  # the blocks that are one longer come last, as there
         size = (len(items) - len(ordered)) // (processes - number)
-        block = [items[n] for n in first[processes - 1 - number :: processes]]
-        ordered += [*block, *itertools.islice(rest, size - len(block))]
+        own = [items[n] for n in long[processes - 1 - number :: processes]]
+        short = list(itertools.islice(rest, size - len(own)))
+        few = int(len(short) * _MIXED_RATIO / max(1, len(own)))
+        for n, item in enumerate(own):
+            ordered += [item, *short[n * few : (n + 1) * few]]
+        ordered += short[len(own) * few :]
     items[:] = ordered
 
 
@@ -87,7 +99,21 @@ def _length(item: pytest.Item, usual: float) -> float:
     """Seconds that a test may take if it is a long one, 0 if it is not."""
     mark = item.get_closest_marker("timeout")
     allowed = float(mark.args[0]) if mark and mark.args else usual
-    return allowed if allowed > usual or _ACCEPTANCE in item.path.parents else 0.0
+    whole_service = item.path.parent == _ACCEPTANCE and not item.path.name.startswith(_SHORT)
+    return allowed if allowed > usual or whole_service else 0.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Have tests that only compute give way to the guests and services of others; root alone can take that back."""
+    gives_way = item.path.parent == _UNIT and os.geteuid() == 0
+    if gives_way:
+        os.setpriority(os.PRIO_PROCESS, 0, _GIVES_WAY)
+    try:
+        return (yield)
+    finally:
+        if gives_way:
+            os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from pathlib import Path
 
@@ -122,7 +121,7 @@ class TestWhatEndsAMoveWithDisks:
             await self.until_copying(guest)
             if frozen:
                 guest.pair.destination.sigstop()
-                await asyncio.sleep(0.5)
+                await guest.goes_on(guest.pair.source)
                 command.signal(signal.SIGINT)
             else:
                 guest.pair.destination.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from pathlib import Path
 
@@ -70,11 +69,11 @@ async def test_cancelled_one_leaves_the_source_as_it_was(lab: Lab, each_qemu: Pa
     async with witness(lab, pair) as seen:
         async with running(pair, *SLOWLY, "--streams", "4") as command:
 
-            async def active() -> bool:
-                return await pair.source.migration_status() == "active"
+            async def copies() -> bool:
+                ram = (await pair.source.query("query-migrate")).get("ram", {})
+                return bool(ram.get("transferred", 0) > MIB)
 
-            await until(active, what="a migration that is active")
-            await asyncio.sleep(0.5)
+            await until(copies, what="a migration that has sent something")
             command.signal(signal.SIGINT)
             ended = await command.ended()
         assert ended.code == 4

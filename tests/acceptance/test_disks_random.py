@@ -17,6 +17,7 @@ from tests.invariants import records
 #: The disk and then the memory take about a second each.
 _PACE = ("--max-bandwidth", "16MiB/s")
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.7, 4.0
+_FROZEN_SECONDS = 0.5
 _FAULTS = ("controller", "controller", "destination", "source", "freeze", "cancel")
 
 
@@ -49,7 +50,7 @@ async def _with_fault(guest: WritingGuest, fault: str, after: float) -> Ended | 
                 command.signal(signal.SIGINT)
             case "freeze":
                 guest.pair.destination.sigstop()
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_FROZEN_SECONDS)
                 guest.pair.destination.sigcont()
         return await command.ended(within=60)
 

@@ -120,25 +120,25 @@ async def _agrees(site: LabSite, prometheus: Prometheus) -> None:
     ]
     assert len(moved) == 4
 
-    async def all_counted() -> bool:
-        return bool(await prometheus.query('sum(migrator_migrations_total{result="completed"}) >= 4'))
+    wanted = {
+        'sum(migrator_migrations_total{result="completed"})': [4],
+        "sum(migrator_migration_downtime_seconds_count)": [4],
+        "sum(migrator_migration_duration_seconds_count)": [4],
+        'migrator_evacuations_total{result="completed"}': [1],
+        'migrator_commands_total{interface="http", verb="evacuate", result="accepted"}': [1],
+        "migrator_migration_info": [],
+        'migrator_host_state{host="a", state="maintenance"}': [1],
+    }
+    found: dict[str, list[float]] = {}
 
-    await until(all_counted, what="the end of the last migration is scraped", within=10)
-    [completed] = await prometheus.query('sum(migrator_migrations_total{result="completed"})')
-    assert completed["number"] == 4
-    [measured] = await prometheus.query("sum(migrator_migration_downtime_seconds_count)")
-    assert measured["number"] == 4
-    [duration] = await prometheus.query("sum(migrator_migration_duration_seconds_count)")
-    assert duration["number"] == 4
-    [evacuated] = await prometheus.query('migrator_evacuations_total{result="completed"}')
-    assert evacuated["number"] == 1
-    [asked] = await prometheus.query(
-        'migrator_commands_total{interface="http", verb="evacuate", result="accepted"}'
-    )
-    assert asked["number"] == 1
-    assert await prometheus.query("migrator_migration_info") == []
-    [state] = await prometheus.query('migrator_host_state{host="a", state="maintenance"}')
-    assert state["number"] == 1
+    async def scraped() -> bool:
+        for query in wanted:
+            found[query] = [each["number"] for each in await prometheus.query(query)]
+        return found == wanted
+
+    with suppress(TimeoutError):
+        await until(scraped, what="the end of the evacuation is scraped", within=20)
+    assert found == wanted
 
 
 def _report(site: LabSite, folder: Path) -> None:
