@@ -94,9 +94,16 @@ class EndpointGuard:
         return self._process is not None and await self._process.leave(self._socket)
 
     async def before_switch(self) -> None:
-        """Remove the mark without which the guard does not cancel; it is sent before anything is awaited."""
+        """Have it guarded no more, and remove the mark without which the guard does not cancel.
+
+        Both are sent before anything is awaited, the guard's order first: a guard that notices the end of this
+        controller by the end of its input has read that order before, whatever became of the mark.
+
+        :raise QemuError: the mark was not removed, or that is not known.
+        """
         if self._process is not None:
             self._armed = False
+            self._process.release_soon(self._socket)
             await marks.remove(self._monitor, BEFORE_SWITCH)
 
     async def has_ended(self, migration: str) -> bool:

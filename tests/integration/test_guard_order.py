@@ -23,9 +23,10 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.guard import Guarded
 from migrator.qemu.monitor import Monitor
 from migrator.testing.lab import Lab, LabQemu, RawMonitor, until
+from migrator.testing.raw_qmp import RawQmpError
 from tests.conftest import MakePair, missing
 from tests.integration.test_guard import BEFORE_SWITCH, at_switch, begun, request
-from tests.scripted import GREETING, ScriptedQmp
+from tests.scripted import GREETING, ScriptedQmp, Session, refuses, replies
 
 #: How often a client goes just after it has spoken.
 _GONE = 60
@@ -145,6 +146,22 @@ async def test_guest_whose_switch_was_begun_and_does_not_show_yet_is_left_alone(
     assert await lab.counting(0.1, at_least=0) == []
 
 
+async def test_mark_is_removed_at_the_switch_whatever_names_it(
+    pair: MakePair, lab: Lab, each_qemu: Path
+) -> None:
+    """QEMU refuses to remove an object that is in use, and nothing can use a mark: who names one looks it up later."""
+    made = await pair((each_qemu, each_qemu))
+    mark = BEFORE_SWITCH["id"]
+    async with begun(made, **{"tls-authz": mark}) as monitor:
+        await at_switch(made.source)
+        server = {"type": "unix", "data": {"path": str(lab.directory / "nbd")}}
+        await monitor.execute("nbd-server-start", {"addr": server, "tls-authz": mark})
+        with frozen(migration_thread(made.source)):
+            await monitor.execute("object-del", {"id": mark})
+            with pytest.raises(RawQmpError, match="not found"):
+                await monitor.execute("object-del", {"id": mark})
+
+
 #: An answer that was meant for the client before, an error likewise, and what QEMU 10.0 does at times: greet twice.
 STALE: list[dict[str, Any]] = [
     {"return": {"status": "running"}, "id": "of-another"},
@@ -178,11 +195,17 @@ async def test_what_was_meant_for_the_client_before_is_passed_over(
 class NoProcess:
     """A guard that is told everything and does nothing."""
 
-    def guard(self, name: str, request: Any) -> None: ...
+    def __init__(self) -> None:
+        #: Names of those that it guards.
+        self.guarded: set[str] = set()
+
+    def guard(self, name: str, request: Any) -> None:
+        self.guarded.add(name)
 
     def near(self, name: str, near: bool) -> None: ...
 
-    def release_soon(self, name: str) -> None: ...
+    def release_soon(self, name: str) -> None:
+        self.guarded.discard(name)
 
     async def release(self, name: str) -> bool:
         return bool(name)
@@ -202,3 +225,27 @@ async def test_mark_is_removed_before_the_source_is_told_to_switch(tmp_path: Pat
     assert server.arguments("object-add")[0]["identity"] == "m1"
     told = [name for name in server.names if name in ("object-add", "object-del", "migrate-continue")]
     assert told == ["object-add", "object-del", "migrate-continue"]
+
+
+async def test_guard_has_let_go_before_the_source_is_told_to_switch_though_the_mark_is_not_removed(
+    tmp_path: Path,
+) -> None:
+    path, guard = tmp_path / "qmp", NoProcess()
+    guarded_at_switch: list[set[str]] = []
+    async with ScriptedQmp(path) as server:
+
+        async def switches(session: Session, message: dict[str, Any]) -> None:
+            guarded_at_switch.append(set(guard.guarded))
+            await session.reply(message, {})
+
+        server.on("qom-get", replies("m1"))
+        server.on("object-del", refuses("GenericError", "object is in use, can not be deleted"))
+        server.on("migrate-continue", switches)
+        source = Endpoint(Address(kind="unix", path=str(path)), role="source", guard_process=guard)
+        await source.connect()
+        await source.guard.begin("m1")
+        assert guard.guarded == {str(path)}
+        await source.switch()
+        await source.close()
+    assert guarded_at_switch == [set()]
+    assert server.names.count("migrate-continue") == 1
