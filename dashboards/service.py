@@ -49,7 +49,7 @@ def _well() -> list[Any]:
                f"max by (controller) (migrator_controller_migrations{{{ALL}}})", span=3, legend="{{controller}}",
                nothing="no shared journal"),
         figure("Takeovers", "Leases that were taken over from a controller which fell silent, in a day.", "short",
-               f"sum(increase(migrator_lease_takeovers_total{{{ALL}}}[1d]))", span=3, colours=GOOD_AT_ZERO),
+               f"sum(increase(migrator_takeovers_total{{{ALL}}}[1d]))", span=3, colours=GOOD_AT_ZERO),
         figure("Complaints", "Reasons why no new work is taken; migrator doctor says which.", "short",
                f"sum(migrator_complaints{{{ALL}}})", span=3, colours=GOOD_AT_ZERO),
         figure("Event loop late by", "At most, in the last 15 s.", "s",

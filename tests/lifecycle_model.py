@@ -25,6 +25,7 @@ from migrator.core.migration.situation import (
     OperatorAnswer,
     SourceIs,
     destination_is,
+    not_handed_over,
     source_is,
 )
 from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample, State, View
@@ -54,6 +55,8 @@ class Setting:
     fence_fails: bool = False
     #: A phase may be taken for overdue at any time, even while something happens.
     hasty: bool = True
+    #: None is, before nothing moves any more.
+    unhurried: bool = False
     #: The controller stops the guest before postcopy begins.
     stops_first: bool = True
     #: The controller has stopped the guest before memory is copied.
@@ -61,6 +64,8 @@ class Setting:
     #: The guard has the source's monitor for itself while it looks and acts, as it does; else the controller's commands
     #: may fall between the two.
     exclusive: bool = True
+    #: The record may lack its last entries: whoever takes it up reads it as if the guest had been handed over.
+    behind: bool = False
     #: What a guard does otherwise than it should.
     guard_flaw: str = ""
 
@@ -407,7 +412,7 @@ def _destination_obeys(world: ModelState, end: End, command: str, setting: Setti
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
+def fault_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - one case a fault
     """What may go wrong now, once each."""
     here, there = world.source, world.destination
     for fault in world.faults:
@@ -449,11 +454,11 @@ def fault_moves(world: ModelState) -> Moves:  # noqa: C901 - one case a fault
             if end.acts and end.status is M.POSTCOPY_ACTIVE:
                 yield f"{name} gives the stream up", _cut(world, name, M.POSTCOPY_PAUSED)
     if world.crashes and world.end is None:
-        yield "the controller dies", crashed(world)
+        yield "the controller dies", crashed(world, setting)
         if here.told or there.told:
             # What a closed session left unread may be dropped.
             dropped = world._replace(source=here._replace(told=()), destination=there._replace(told=()))
-            yield "the controller dies, and with it what it said", crashed(dropped)
+            yield "the controller dies, and with it what it said", crashed(dropped, setting)
     if world.cancels and world.end is None:
         yield "Ctrl-C", world._replace(cancels=world.cancels - 1, happened=world.happened)
 
@@ -497,12 +502,14 @@ def found_ended_by_guard(world: ModelState, source: View) -> bool:
     return world.guard_cancelled and over and source.status in (M.CANCELLING, M.CANCELLED)
 
 
-def crashed(world: ModelState) -> ModelState:
+def crashed(world: ModelState, setting: Setting) -> ModelState:
     """Another controller takes the record up."""
+    intent = _but(world.intent, live=False, dismissed=False, fence_failed=False)
+    if setting.behind and not intent.restored:
+        intent = _but(intent, milestone=max(intent.milestone, Milestone.HANDED_OVER))
     return world._replace(
         crashes=max(0, world.crashes - 1),
-        # As it is read from a record.
-        intent=_but(world.intent, live=False, dismissed=False, fence_failed=False),
+        intent=intent,  # as it is read from a record
         seen_source=None,
         seen_destination=None,
         step=None,
@@ -567,6 +574,8 @@ def controller_moves(world: ModelState, setting: Setting) -> Moves:
         # A stream that carries something is never taken for one that does not: how much it did is seen.
         cut = world.source.cut or world.destination.cut
         stalls = not stream or world.lost or cut or not (world.source.acts and world.destination.acts)
+        if setting.unhurried:
+            return
         if stalls and ((setting.hasty and not stream) or now == (world.seen_source, world.seen_destination)):
             yield decided(world, setting, overdue=True)
             if stream:
@@ -582,9 +591,15 @@ def decided(  # noqa: C901 - one case a step
     assert destination is not None
     intent = world.intent
     world = world._replace(seen_source=None, seen_destination=None)
+    if not_handed_over(intent, source, destination):
+        intent = _but(intent, milestone=Milestone.SWITCHING)
     if cancel and intent.undo is None and can_cancel(intent, source):
         intent = _but(intent, undo=State.CANCELLED)
-    if intent.undo is None and found_ended_by_guard(world, source):
+    if (
+        intent.undo is None
+        and intent.milestone < Milestone.HANDED_OVER
+        and found_ended_by_guard(world, source)
+    ):
         intent = _but(intent, undo=State.CANCELLED, postponed=True)
     here = source_is(source)
     answer = _decide(intent, source, destination, overdue, expired)
@@ -802,8 +817,8 @@ def explore(setting: Setting, **what_may_happen: object) -> dict[ModelState, tup
     reached: dict[ModelState, tuple[ModelState, str] | None] = {begun: None}
     front = [begun]
     if first.crashes:
-        reached[crashed(first)] = None
-        front.append(crashed(first))
+        reached[crashed(first, setting)] = None
+        front.append(crashed(first, setting))
     while front:
         following: list[ModelState] = []
         for world in front:
@@ -836,7 +851,7 @@ def _moves(world: ModelState, setting: Setting) -> Moves:
             yield from person_moves(world, setting)
         return
     yield from qemu_moves(world, setting)
-    for name, after in fault_moves(world):
+    for name, after in fault_moves(world, setting):
         if name == "Ctrl-C":
             if world.seen_source is not None and world.seen_destination is not None:
                 yield name, decided(after, setting, overdue=False, cancel=True)[1]

@@ -19,7 +19,6 @@ from migrator.metrics.label_values import (
     INTERFACES,
     INVARIANTS,
     JOURNAL_OPERATIONS,
-    LEASES,
     MODES,
     MOST_COMMANDS,
     MOST_GUESTS,
@@ -28,6 +27,7 @@ from migrator.metrics.label_values import (
     RECOVERY_RESULTS,
     RESULTS,
     SPAN_RESULTS,
+    TAKEOVER_REASONS,
     VERBS,
 )
 
@@ -82,10 +82,10 @@ COUNTED = (
         "Errors of migrator itself, each in its log with an id: whatever it was about was left undone. Please report.",
     ),
     counter(
-        "migrator_lease_takeovers_total",
-        "Leases that this controller took over from one that had let them end without a word.",
-        "lease",
-        series=str(len(LEASES)),
+        "migrator_takeovers_total",
+        "What this controller took over from one whose lease had ended without a word: the plan, or a migration.",
+        "reason",
+        series=str(len(TAKEOVER_REASONS)),
     ),
     counter(
         "migrator_mqtt_sessions_taken_total",

@@ -87,7 +87,7 @@ class Counters:
         self._qmp_errors = self._counter("qmp_errors_total", label_values.QMP_ERRORS)
         self._journal_errors = self._counter("journal_errors_total", label_values.JOURNAL_OPERATIONS)
         self._faults = self._counter("faults_total")
-        self._takeovers = self._counter("lease_takeovers_total", label_values.LEASES)
+        self._takeovers = self._counter("takeovers_total", label_values.TAKEOVER_REASONS)
         self._sessions_taken = self._counter("mqtt_sessions_taken_total")
         self._dropped = self._counter("mqtt_dropped_total")
         self._spans = self._counter("trace_spans_total", label_values.SPAN_RESULTS)
@@ -151,9 +151,9 @@ class Counters:
         """An error of our own, that nobody foresaw."""
         self._faults.inc()
 
-    def lease_takeover(self, lease: str) -> None:
-        """A lease was taken over from a controller that had let it end: ``site`` or ``controller``."""
-        self._takeovers.labels(lease).inc()
+    def takeover(self, reason: str) -> None:
+        """Count what was taken over from a controller whose lease had ended: ``planner-gone`` or ``driver-gone``."""
+        self._takeovers.labels(reason).inc()
 
     def mqtt_sessions_taken(self, number: int) -> None:
         """Another client has taken our session with the broker, so many times."""

@@ -78,7 +78,7 @@ class Metrics:
         self.qmp_command = self._counters.qmp_command
         self.qmp_error = self._counters.qmp_error
         self.fault = self._counters.fault
-        self.lease_takeover = self._counters.lease_takeover
+        self.takeover = self._counters.takeover
         self.mqtt_sessions_taken, self.mqtt_dropped = (
             self._counters.mqtt_sessions_taken,
             self._counters.mqtt_dropped,

@@ -70,8 +70,8 @@ INVARIANTS = (*(str(invariant) for invariant in Invariant), OTHER)
 QMP_ERRORS = ("unreachable", "occupied", "timed-out", "strange-answer", "command-failed", OTHER)
 SPAN_RESULTS = ("sent", "dropped")
 JOURNAL_OPERATIONS = ("read", "write", OTHER)
-#: Kinds of lease.
-LEASES = ("site", "controller", "migration")
+#: Who was gone when another controller took over: who planned, or who drove a migration.
+TAKEOVER_REASONS = ("planner-gone", "driver-gone")
 #: Commands of QMP beyond this many go under ``other``; migrator itself sends about forty.
 MOST_COMMANDS = 64
 #: Guests beyond this many are not shown one by one.

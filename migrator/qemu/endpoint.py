@@ -386,7 +386,9 @@ class Endpoint:
         if isinstance(told, BaseException):
             raise told
         if isinstance(removed, QemuError):
-            logs.logger().warning("a mark was not removed before the switch", qemu=self.name, error=str(removed))
+            logs.logger().warning(
+                "a mark was not removed before the switch", qemu=self.name, error=str(removed)
+            )
         elif isinstance(removed, BaseException):
             raise removed
 

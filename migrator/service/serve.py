@@ -157,7 +157,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         site, sharing = (
             _own_site(stack, live)
             if turn is None
-            else _shared_site(turn, journal, live, lambda: metrics.lease_takeover("migration"))
+            else _shared_site(turn, journal, live, lambda: metrics.takeover("driver-gone"))
         )
         last, sequences = await journal.positions()
         bus = EventBus(
@@ -262,7 +262,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             turn.lead(publisher, RequestServer(requests))
             turn.count_driven(engine.registry.busy_here)
             if turn.sole_use.taken_from:
-                metrics.lease_takeover("site")
+                metrics.takeover("planner-gone")
         else:
             listeners = http_settings.listeners(settings.http)
             await listeners.bind()

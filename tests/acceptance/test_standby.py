@@ -148,7 +148,7 @@ async def test_a_command_and_a_stream_outlive_the_controller_that_acted(postgres
             os.killpg(first.pid, signal.SIGCONT)
             assert first.wait(timeout=30) == -signal.SIGKILL
             metrics = (await second.get("/metrics")).text
-            assert 'migrator_lease_takeovers_total{lease="site"} 1.0' in metrics
+            assert 'migrator_takeovers_total{reason="planner-gone"} 1.0' in metrics
 
             async def ended() -> bool:
                 return (await get(second, f"evacuations/{begun.json()['id']}"))["ended_at"] is not None

@@ -196,17 +196,35 @@ def as_found(intent: Intent, destination: View) -> Intent:
     return intent
 
 
+#: Both are of a migration that did not complete.
+_NOT_COMPLETED = (_M.CANCELLING, _M.CANCELLED, _M.FAILING, _M.FAILED)
+#: A destination of which nothing says that the guest ran there.
+_NOT_SEEN_RUNNING = (
+    DestinationIs.DEAD,
+    DestinationIs.SILENT,
+    DestinationIs.LOADS,
+    DestinationIs.FAILED,
+    DestinationIs.LOADED,
+)
+
+
 def not_handed_over(intent: Intent, source: View, destination: View) -> bool:
     """Tell whether both ends show that the guest was not handed over, though a record that may lack its last entries is
     read so.
 
-    A destination that still waits was never told to run: only one that is whole is told so, and that one never waits
-    again. And the source runs the guest, or would by itself.
+    A destination is told to run once it is whole, and the source's migration completed, or in postcopy switched. So it
+    was not where it still waits and the source has the guest; nor where the source has not left the last safe point;
+    nor, but for postcopy, where the source's migration has failed or was cancelled.
     """
-    waits = destination.answers and destination.run is RunState.INMIGRATE
-    read_so = not intent.live and intent.milestone is Milestone.HANDED_OVER and not intent.ran_there
-    own = (SourceIs.RUNS, SourceIs.RESTS, SourceIs.COPIES, SourceIs.AT_SWITCH)
-    return waits and read_so and source_is(source) in own
+    unsure = not intent.live and intent.milestone is Milestone.HANDED_OVER and intent.said is None
+    here, there = source_is(source), destination_is(destination)
+    if not unsure or intent.ran_there or there not in _NOT_SEEN_RUNNING:
+        return False
+    if here in (SourceIs.COPIES, SourceIs.AT_SWITCH) and there is not DestinationIs.LOADED:
+        return True
+    if source.answers and source.status in _NOT_COMPLETED and not intent.postcopy:
+        return True
+    return destination.answers and destination.run is _R.INMIGRATE and here in (SourceIs.RUNS, SourceIs.RESTS)
 
 
 def as_said(intent: Intent, view: View) -> View:
