@@ -19,6 +19,7 @@ from migrator.core.migration.situation import (
     SourceIs,
     classify,
     destination_is,
+    not_handed_over,
     source_is,
 )
 from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample, State, View
@@ -493,3 +494,43 @@ def test_a_guest_is_announced_where_it_has_arrived_and_nowhere_else() -> None:
         row.name for row in ROWS if row.answer.step is Step.RETIRE and row.answer.outcome is State.COMPLETED
     }
     assert announced == arrived != set()
+
+
+UNSURE = Intent(milestone=Milestone.HANDED_OVER, live=False)
+WAITS, WHOLE = shown(R.INMIGRATE, M.ACTIVE), shown(R.PAUSED, M.COMPLETED)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "was_not"),
+    [
+        # A guard has ended it, which ends the destination.
+        (shown(R.RUNNING, M.CANCELLED), DEAD, True),
+        (shown(R.FINISH_MIGRATE, M.CANCELLING), DEAD, True),
+        (shown(R.PAUSED, M.CANCELLED), SILENT, True),
+        (shown(R.RUNNING, M.FAILED), WHOLE, True),
+        (shown(R.RUNNING, M.ACTIVE), DEAD, True),
+        (shown(R.FINISH_MIGRATE, M.PRE_SWITCHOVER), SILENT, True),
+        (shown(R.RUNNING, M.NONE), WAITS, True),
+        (shown(R.RUNNING, M.NONE), DEAD, False),
+        (shown(R.POSTMIGRATE, M.COMPLETED), DEAD, False),
+        (shown(R.RUNNING, M.COMPLETED), DEAD, False),
+        (shown(R.FINISH_MIGRATE, M.DEVICE), DEAD, False),
+        (shown(R.RUNNING, M.CANCELLED), ENDED, False),
+        (shown(R.RUNNING, M.CANCELLED), shown(R.RUNNING, M.COMPLETED), False),
+        (shown(R.RUNNING, M.ACTIVE), WHOLE, False),
+    ],
+)
+def test_record_that_may_lack_its_last_entries_gives_way_to_a_source_that_shows_no_hand_over(
+    source: View, destination: View, was_not: bool
+) -> None:
+    assert not_handed_over(UNSURE, source, destination) is was_not
+    for sure in (
+        replace(UNSURE, live=True),
+        replace(UNSURE, ran_there=True),
+        replace(UNSURE, milestone=Milestone.RETIRING),
+    ):
+        assert not not_handed_over(sure, source, destination)
+    at_copy = source.status in (M.ACTIVE, M.PRE_SWITCHOVER)
+    assert not_handed_over(replace(UNSURE, postcopy=True), source, destination) is (
+        was_not and (at_copy or destination is WAITS)
+    )
