@@ -1,1 +1,14 @@
-"""Hosts: reached locally, through a command prefix (a network namespace), or over SSH."""
+"""Hosts: reached locally, through a command prefix (a network namespace), or over SSH.
+
+- The way there: `access` is its interface, `local` and `ssh` have it; over SSH `ssh_connection` is one connection a
+  host, `socket_helper` the python3 there that takes sockets of its processes, `process_watch` one command that watches
+  all that are held.
+- What is read: `facts` of a host, `processes`, `sockets` and who holds them, `socket_watch` for monitors that come and
+  go, `guest_network` what carries a guest's network, `managers` who else keeps a guest, `host_files` which files it
+  uses, `customary_places` where run directories are, `path_probe` sends a burst between two hosts.
+- A QEMU started: `target_survey` reads what must be known before, `launch` starts it (`launch_scripts`).
+  `process_identity` reads whose a process is and what it may use, `run_as` gives that to another: the same script goes
+  before the destination's command line and before the trial that tells what would come of it.
+- Programs that run there: `guard` takes a controller's place while that cannot steer, `state_program` writes and reads
+  a saved guest.
+"""

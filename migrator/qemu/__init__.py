@@ -1,1 +1,16 @@
-"""The adapter to QEMU: the only place that speaks QMP, knows its units, or touches its process."""
+"""The adapter to QEMU: the only place that speaks QMP, knows its units, or touches its process.
+
+- A session: `replies` is what a QEMU may answer, command by command, `client` bounds what comes over a socket,
+  `monitor` is one session (time-outs, events, reconnection), `pending_connects` keeps connections that were not
+  greeted.
+- One end of a migration: `endpoint`, with `migration_settings` (capabilities and parameters), `status_query`,
+  `stream_sockets`, `stream` (a postcopy's that broke), `block_mirrors` (disks over NBD) and `events`; `process_handle`
+  is its process, `transport` how both are reached on another host. `claim` is the right to change it, by `marks` that
+  everyone sees who asks a QEMU; `source_guard` says what the guard of a source's host is told, `guard` is that program.
+- What is read: `features` by introspection, `read_facts` for preflight, `runtime_state` what was set while it ran,
+  `non_migrated_state` what does not move with the guest, `device_inventory` what it has, `naming` what a guest without
+  a uuid is called; `guest_agent` sets the clock of one that stood still.
+- A second QEMU like it: `current_command_line` is the source's as it would read today, `source` gives all of it to
+  whoever starts the other one, `cmdline` and `devices` make that, `drive_slots` are names that all versions give a
+  drive alike, `operator_files` keeps the operator's sockets and files usable after the move.
+"""

@@ -1,1 +1,24 @@
-"""One migration: which step is safe next, when to switch, throttle or give up, and what it will cost. Pure."""
+"""One migration: which step is safe next, when to switch, throttle or give up, and what it will cost. Pure.
+
+What is safe:
+
+- `lifecycle` is the decision table, of `rules` and of the `operator_rows` that only a person's answer opens;
+  `situation` is what goes into it, `invariants` what must hold at every look whatever it says.
+- `answer_review` says what would come of a person's answer, `rescue` what to do without a record, `unfinished` what a
+  QEMU shows of a migration that was left, `drivers` who may follow whom at a QEMU.
+
+While memory is copied:
+
+- `convergence` decides (`convergence_state` goes from one sample to the next, `convergence_rungs` are the rungs of the
+  ladder), `throttling` how much CPU time is taken, `switch_timing` when QEMU gets its real downtime limit
+  (`objective` is what that is chosen by), `halted_stream` when a target is given up.
+- `stream_layout` is how many channels memory has and what is compressed, `traffic_shaping` what may wait in the
+  stream's sockets and how fast they send, `postcopy_bandwidth` what a postcopy sends unasked.
+
+What it will cost, and has cost:
+
+- `forecast`, before it `advance_forecast` (nothing is begun), `early_forecast` (the first round has not ended) and
+  `mirror_forecast` (disks are copied); `time_left` says how little is known, `prior` what is known of the guest,
+  `quiet_start` when to begin, `downtime_floor` the least downtime that can be had.
+- `guest_impact` is how long a guest stood still; `progress` never falls.
+"""
