@@ -9,6 +9,7 @@ import typer
 
 from migrator import __version__
 from migrator.cli.group import Group
+from migrator.cli.option_types import Json
 
 
 class _Migrator(Group):
@@ -213,7 +214,7 @@ def direct(
         Path | None,
         typer.Option(metavar="FILE", help="Write samples and decisions there, for migrator replay."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every step to standard error.")] = False,
 ) -> None:
     """Move one guest between two QMP sockets: no service, no broker, no inventory.
@@ -237,7 +238,7 @@ def direct(
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What direct --record wrote.")],
     policy: Annotated[str, typer.Option(metavar="NAME", help="The policy to decide by.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what another policy would have decided on a recorded run.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from migrator.cli import completion
+from migrator.cli.option_types import ConfigFile, Json
 
 app = typer.Typer(rich_markup_mode=None)
 token = typer.Typer(help="Who may use the service over TCP.", no_args_is_help=True)
@@ -16,17 +17,6 @@ app.add_typer(token, name="token")
 store = typer.Typer(help="The service's journal.", no_args_is_help=True)
 app.add_typer(config, name="config")
 app.add_typer(store, name="store")
-
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        envvar="MIGRATOR_CONFIG",
-        readable=False,
-        help="The service's configuration. Default: /etc/migrator/migrator.toml.",
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @token.command("create")
@@ -40,8 +30,8 @@ def token_create(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When it ends, from now: 12h, or never. Default: 90d.")
     ] = None,
-    config: _Config = None,
-    json: _Json = False,
+    config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
     """Make a token and print it: the only time that anybody sees it.
 
@@ -53,7 +43,7 @@ def token_create(
 
 
 @token.command("list", short_help="List the tokens, never what opens the service.")
-def token_list(config: _Config = None, json: _Json = False) -> None:
+def token_list(config: ConfigFile = None, json: Json = False) -> None:
     """List the tokens: name, role, when they were made and until when they hold; never the tokens themselves."""
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
 
@@ -70,8 +60,8 @@ def token_revoke(
             autocompletion=completion.tokens,
         ),
     ],
-    config: _Config = None,
-    json: _Json = False,
+    config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
     """End a token, at once and for good."""
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
@@ -80,7 +70,7 @@ def token_revoke(
 
 
 @store.command("copy", short_help="Bring the journal from its file to a PostgreSQL server.")
-def store_copy(config: _Config = None, json: _Json = False) -> None:
+def store_copy(config: ConfigFile = None, json: Json = False) -> None:
     """Copy the journal from the file [store] path to the server [store] url, and compare what is there.
 
     The service must be stopped, and the server's database empty. The file stays as it is. Exit codes: 0 all of it is at
@@ -102,7 +92,7 @@ def config_check(
             help="The configuration. Default: /etc/migrator/migrator.toml.",
         ),
     ] = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Say everything that is wrong with a configuration, a line each; nothing is connected.
 
@@ -114,7 +104,7 @@ def config_check(
 
 
 @app.command(short_help="Check all that the service needs, and say what to do.")
-def doctor(config: _Config = None, json: _Json = False) -> None:
+def doctor(config: ConfigFile = None, json: Json = False) -> None:
     """Check all that the service needs: configuration, journal, hosts, broker, rights; and say what to do.
 
     Run it as the user that the service runs as: its keys and rights are what counts. Changes nothing, and takes no

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from migrator.cli.option_types import ConfigFile, Json
 
 app = typer.Typer(rich_markup_mode=None)
 pki = typer.Typer(
@@ -13,21 +14,11 @@ pki = typer.Typer(
 )
 app.add_typer(pki, name="pki")
 
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        envvar="MIGRATOR_CONFIG",
-        readable=False,
-        help="The service's configuration. Default: /etc/migrator/migrator.toml.",
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 _Days = Annotated[str | None, typer.Option(metavar="TIME", help="How long it is valid.")]
 
 
 @pki.command("init")
-def pki_init(valid: _Days = "3650d", config: _Config = None, json: _Json = False) -> None:
+def pki_init(valid: _Days = "3650d", config: ConfigFile = None, json: Json = False) -> None:
     """Make the site's certificate authority, in [site] pki_dir of this machine.
 
     Its key (ca-key.pem, mode 0600) makes certificates that every host believes: keep a copy of it off-line, and nobody
@@ -58,8 +49,8 @@ def pki_issue(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace certificates of another authority that are there.")
     ] = False,
-    config: _Config = None,
-    json: _Json = False,
+    config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
     """Make a key and a certificate for each host, and install them there in its tls_dir.
 
@@ -88,8 +79,8 @@ def pki_renew(
         str, typer.Option(metavar="TIME", help="Those that expire sooner than this from now.")
     ] = "30d",
     valid: _Days = "365d",
-    config: _Config = None,
-    json: _Json = False,
+    config: ConfigFile = None,
+    json: Json = False,
 ) -> None:
     """Issue new certificates to hosts whose own expire soon; others, and hosts that have none of ours, are left alone.
 
@@ -102,7 +93,7 @@ def pki_renew(
 
 
 @pki.command("show")
-def pki_show(config: _Config = None, json: _Json = False) -> None:
+def pki_show(config: ConfigFile = None, json: Json = False) -> None:
     """Show the authority, and of each host what certificates it has, for which names, and until when."""
     from migrator.cli import pki as work  # noqa: PLC0415 - quick --help
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from migrator.cli import completion
+from migrator.cli.option_types import Json
 from migrator.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -19,7 +20,6 @@ _Server = Annotated[
         "else unix:/run/migrator/api.sock.",
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 _Wait = Annotated[
     bool,
     typer.Option("--wait", help="Show it until it has ended; Ctrl-C leaves (130) and cancels nothing."),
@@ -75,7 +75,7 @@ def _codes(given: list[str] | None) -> list[str]:
 
 
 @app.command()
-def hosts(server: _Server = None, json: _Json = False) -> None:
+def hosts(server: _Server = None, json: Json = False) -> None:
     """List the hosts: state, guests, memory, link."""
     from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
@@ -92,7 +92,7 @@ def guests(
         bool, typer.Option("--refresh", help="Have the service look at the hosts first, or at that one.")
     ] = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
     from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
@@ -110,7 +110,7 @@ def plan(
     policy: _Policy = None,
     accept: _Accept = None,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing.
 
@@ -132,7 +132,7 @@ def check(
     policy: _Policy = None,
     accept: _Accept = None,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
     from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
@@ -157,7 +157,7 @@ def migrate(
     accept: _Accept = None,
     wait: _Wait = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Move one guest.
 
@@ -180,7 +180,7 @@ def save(
     accept: _Accept = None,
     wait: _Wait = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Save a guest into a file on its host, and end its QEMU once the file is whole, checked and on the disk.
 
@@ -207,7 +207,7 @@ def load(
     accept: _Accept = None,
     wait: _Wait = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Have a guest that was saved go on, on a host that sees the file under this name, and the guest's disks.
 
@@ -244,7 +244,7 @@ def evacuate(
     ] = False,
     wait: _Wait = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """Empty a host.
 
@@ -277,7 +277,7 @@ def evacuate(
 
 @app.command(short_help="Bring the guests of a host's last evacuation home.")
 def restore(
-    host: _Host, policy: _Policy = None, wait: _Wait = False, server: _Server = None, json: _Json = False
+    host: _Host, policy: _Policy = None, wait: _Wait = False, server: _Server = None, json: Json = False
 ) -> None:
     """Bring the guests of a host's last evacuation home and make the host active."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -290,7 +290,7 @@ def restore(
 
 
 @app.command()
-def activate(host: _Host, server: _Server = None, json: _Json = False) -> None:
+def activate(host: _Host, server: _Server = None, json: Json = False) -> None:
     """End a host's maintenance without bringing anyone home."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
@@ -301,7 +301,7 @@ def activate(host: _Host, server: _Server = None, json: _Json = False) -> None:
 def status(
     identifier: _PerhapsUnderWay = None,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
     service: _OfService = False,
 ) -> None:
     """Show what is under way, or all about one migration or evacuation; with --service the controllers instead."""
@@ -350,7 +350,7 @@ def events(
 
 
 @app.command(short_help="Stop a migration or an evacuation as far as that is safe.")
-def cancel(identifier: _Cancellable, server: _Server = None, json: _Json = False) -> None:
+def cancel(identifier: _Cancellable, server: _Server = None, json: Json = False) -> None:
     """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
@@ -358,7 +358,7 @@ def cancel(identifier: _Cancellable, server: _Server = None, json: _Json = False
 
 
 @app.command()
-def postcopy(identifier: _ForPostcopy, server: _Server = None, json: _Json = False) -> None:
+def postcopy(identifier: _ForPostcopy, server: _Server = None, json: Json = False) -> None:
     """Switch a migration to postcopy now, where its policy allows it."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
@@ -387,7 +387,7 @@ def resolve(
         ),
     ] = False,
     server: _Server = None,
-    json: _Json = False,
+    json: Json = False,
 ) -> None:
     """End a held migration, once you have looked at both QEMUs. What contradicts them is refused.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator import logs
@@ -34,6 +35,7 @@ from migrator.http.problems import ProblemError, request_id
 from migrator.http.problems import response as problem
 
 router = APIRouter()
+_Route = TypeVar("_Route", bound=Callable[..., Awaitable[Response]])
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _KEY_PARAMETER = {
@@ -73,74 +75,67 @@ def _takes(verb: str, *from_path: str) -> dict[str, Any]:
     }
 
 
-@router.post(
-    "/migrations",
-    status_code=202,
-    response_model=MigrationDocument,
-    tags=["migrations"],
-    openapi_extra=_takes("migrate"),
-)
+def _command(
+    path: str,
+    verb: str,
+    *from_path: str,
+    answer: type[BaseModel],
+    tag: str,
+    status_code: int = 202,
+    responses: dict[int | str, dict[str, Any]] | None = None,
+) -> Callable[[_Route], _Route]:
+    """Make a function the route of a command.
+
+    :param from_path: the fields of the command that the path gives.
+    """
+    return router.post(
+        path,
+        status_code=status_code,
+        response_model=answer,
+        responses=responses,
+        tags=[tag],
+        openapi_extra=_takes(verb, *from_path),
+    )
+
+
+@_command("/migrations", "migrate", answer=MigrationDocument, tag="migrations")
 async def migrate(request: Request, caller: KnownCaller) -> Response:
     """Move one guest."""
     return await _ask(request, caller, "migrate", {})
 
 
-@router.post(
-    "/saves",
-    status_code=202,
-    response_model=MigrationDocument,
-    tags=["migrations"],
-    openapi_extra=_takes("save"),
-)
+@_command("/saves", "save", answer=MigrationDocument, tag="migrations")
 async def save(request: Request, caller: KnownCaller) -> Response:
     """Save one guest into a file on its host, and end its QEMU: it runs nowhere until it is loaded."""
     return await _ask(request, caller, "save", {})
 
 
-@router.post(
-    "/loads",
-    status_code=202,
-    response_model=MigrationDocument,
-    tags=["migrations"],
-    openapi_extra=_takes("load"),
-)
+@_command("/loads", "load", answer=MigrationDocument, tag="migrations")
 async def load(request: Request, caller: KnownCaller) -> Response:
     """Have a guest that was saved go on, out of its file."""
     return await _ask(request, caller, "load", {})
 
 
-@router.post(
-    "/migrations/{id}/cancel",
-    status_code=202,
-    response_model=MigrationDocument,
-    tags=["migrations"],
-    openapi_extra=_takes("cancel", "target"),
-)
+@_command("/migrations/{id}/cancel", "cancel", "target", answer=MigrationDocument, tag="migrations")
 async def cancel_migration(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop a migration as far as that is safe."""
     await query_routes.migration(request, id)
     return await _ask(request, caller, "cancel", {"target": id})
 
 
-@router.post(
-    "/migrations/{id}/postcopy",
-    status_code=202,
-    response_model=MigrationDocument,
-    tags=["migrations"],
-    openapi_extra=_takes("postcopy", "migration"),
-)
+@_command("/migrations/{id}/postcopy", "postcopy", "migration", answer=MigrationDocument, tag="migrations")
 async def postcopy(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Switch a migration to postcopy now, where its policy allows it."""
     return await _ask(request, caller, "postcopy", {"migration": id})
 
 
-@router.post(
+@_command(
     "/migrations/{id}/resolve",
-    status_code=202,
-    response_model=MigrationDocument,
+    "resolve",
+    "migration",
+    answer=MigrationDocument,
+    tag="migrations",
     responses={200: {"model": ResolutionDocument, "description": "With `dry_run`: what would be done"}},
-    tags=["migrations"],
-    openapi_extra=_takes("resolve", "migration"),
 )
 async def resolve(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """End a held migration: a person has looked and says where the guest is.
@@ -151,60 +146,37 @@ async def resolve(request: Request, id: query_routes.Identifier, caller: KnownCa
     return await _ask(request, caller, "resolve", {"migration": id})
 
 
-@router.post(
-    "/hosts/{host}/evacuate",
-    status_code=202,
-    response_model=EvacuationDocument,
-    tags=["hosts"],
-    openapi_extra=_takes("evacuate", "host"),
-)
+@_command("/hosts/{host}/evacuate", "evacuate", "host", answer=EvacuationDocument, tag="hosts")
 async def evacuate(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """Empty a host."""
     return await _ask(request, caller, "evacuate", {"host": host})
 
 
-@router.post(
-    "/hosts/{host}/restore",
-    status_code=202,
-    response_model=EvacuationDocument,
-    tags=["hosts"],
-    openapi_extra=_takes("restore", "host"),
-)
+@_command("/hosts/{host}/restore", "restore", "host", answer=EvacuationDocument, tag="hosts")
 async def restore(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """Bring the guests of the last evacuation home and make the host active."""
     return await _ask(request, caller, "restore", {"host": host})
 
 
-@router.post(
-    "/hosts/{host}/activate",
-    response_model=HostDocument,
-    tags=["hosts"],
-    openapi_extra=_takes("activate", "host"),
-)
+@_command("/hosts/{host}/activate", "activate", "host", answer=HostDocument, tag="hosts", status_code=200)
 async def activate(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
     """End a host's maintenance without bringing anyone home."""
     return await _ask(request, caller, "activate", {"host": host})
 
 
-@router.post("/plans", response_model=PlanDocument, tags=["hosts"], openapi_extra=_takes("plan"))
+@_command("/plans", "plan", answer=PlanDocument, tag="hosts", status_code=200)
 async def plan(request: Request, caller: KnownCaller) -> Response:
     """Return what an evacuation would do; changes nothing."""
     return await _ask(request, caller, "plan", {})
 
 
-@router.post("/checks", response_model=CheckDocument, tags=["migrations"], openapi_extra=_takes("check"))
+@_command("/checks", "check", answer=CheckDocument, tag="migrations", status_code=200)
 async def check(request: Request, caller: KnownCaller) -> Response:
     """Preflight alone; changes nothing."""
     return await _ask(request, caller, "check", {})
 
 
-@router.post(
-    "/evacuations/{id}/cancel",
-    status_code=202,
-    response_model=EvacuationDocument,
-    tags=["evacuations"],
-    openapi_extra=_takes("cancel", "target"),
-)
+@_command("/evacuations/{id}/cancel", "cancel", "target", answer=EvacuationDocument, tag="evacuations")
 async def cancel_evacuation(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop an evacuation or a restore; guests that moved stay moved."""
     await query_routes.evacuation(request, id)
