@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,13 @@ class Outcome:
 
 
 class Migrator:
-    """The command with private directories below ``directory``."""
+    """The command with private directories below ``directory``.
 
-    def __init__(self, directory: Path) -> None:
+    :param prefix: a command that it is run through.
+    """
+
+    def __init__(self, directory: Path, *, prefix: Sequence[str] = ()) -> None:
+        self._prefix = tuple(prefix)
         self._cache = directory / "cache"
         # As after an installation: the bytecode is kept, even where the caller's Python does not keep it.
         self._environment = {
@@ -87,6 +92,7 @@ class Migrator:
         """
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
+            *self._prefix,
             *(
                 PROGRAM,
                 "direct",

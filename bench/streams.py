@@ -1,4 +1,4 @@
-"""Channels, compression and encryption of the stream, each beside the plain stream, in turns."""
+"""Channels, compression and secrecy of the stream, each beside the plain stream, in turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
 from bench.ours import Failed, Migrator
-from migrator.core.migration.stream_layout import NARROW_BYTES_PER_SECOND
+from migrator.core.migration.stream_layout import DELTAS_WRITTEN_RATIO, NARROW_BYTES_PER_SECOND
 from migrator.pki.authority import Authority
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
 from migrator.testing.network import LabHosts
+from tests.sshd import Sshd
 
 _MIB = 1 << 20
 _MBIT = 1e6 / 8
@@ -31,13 +32,23 @@ _AT = 64 * _MIB
 _ZSTD = "zstd"
 #: Up to here it is chosen by itself.
 _NARROW_MBIT = int(NARROW_BYTES_PER_SECOND / _MBIT)
+_XBZRLE, _SSH = "xbzrle", "through SSH"
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": ("--compress", "never"),
     _ZSTD: ("--compress", "zstd"),
+    _XBZRLE: ("--compress", "xbzrle"),
+    "2 channels": ("--compress", "never", "--streams", "2"),
     "4 channels": ("--compress", "never", "--streams", "4"),
     "encrypted": ("--compress", "never"),
+    "encrypted, 2 channels": ("--compress", "never", "--streams", "2"),
     "encrypted, 4 channels": ("--compress", "never", "--streams", "4"),
+    _SSH: ("--compress", "never", "--stream", "ssh"),
 }
+#: Guests that write faster than their share of the link lets whole pages end with: link in Mbit/s, memory that is
+#: written and how much of it a second in MiB.
+_HOT = ((60, 16, 6), (60, 16, 16), (1000, 64, 100))
+#: A guest is throttled as much as it takes where whole pages would never do.
+_THROTTLED = ("--max-throttle", "90%", "--max-duration", "90s")
 #: A choice that is made by itself costs at most so much more than the plain stream.
 _AIM = 1.03
 
@@ -57,18 +68,31 @@ async def run(options: Options, quiet: Quiet) -> str:
         raise Unavailable(reason)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        migrator = Migrator(directory / "migrator")
-        bench = _Bench(migrator, directory, options, quiet)
-        with LabHosts("alpha", "beta", isolated=True) as hosts:
+        with (
+            LabHosts("alpha", "beta", isolated=True) as hosts,
+            Sshd(directory / "sshd", address=hosts["beta"].address, prefix=hosts["beta"].prefix) as server,
+        ):
+            migrator = Migrator(directory / "migrator", prefix=_knowing(server, directory))
+            bench = _Bench(migrator, directory, options, quiet)
             fast = await bench.fast(hosts)
+            hot = await bench.hot(hosts)
             narrow = await bench.narrow(hosts)
     return paragraphs(
         f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
         "Two namespaces with a link between them; the guest (TCG) is idle. Seconds: median (minimum – maximum), and "
         "the ratio of the medians to that of the plain stream. The controller, both QEMUs and the link share two CPUs.",
         *fast,
+        *hot,
         *narrow,
     )
+
+
+def _knowing(server: Sshd, directory: Path) -> tuple[str, ...]:
+    """Return the command in which SSH clients have the key of a server's user, and know the server's own."""
+    config = directory / "ssh_config"
+    config.write_text(f"Host *\nIdentityFile {server.key}\nUserKnownHostsFile {server.known_hosts}\n")
+    script = 'mount --bind "$0" /etc/ssh/ssh_config && exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", script, str(config))
 
 
 class _Bench:
@@ -85,8 +109,9 @@ class _Bench:
             (self._pki / f"{end}-key.pem").write_bytes(issued.key)
 
     async def fast(self, hosts: LabHosts) -> list[str]:
-        """Cost of encryption and of channels where only the CPUs limit the stream."""
-        variants = ("plain", "encrypted", "4 channels", "encrypted, 4 channels", _ZSTD)
+        """Cost of secrecy and gain of channels where only the CPUs limit the stream."""
+        channels = ("2 channels", "4 channels", "encrypted, 2 channels", "encrypted, 4 channels")
+        variants = ("plain", _ZSTD, "encrypted", _SSH, *channels)
         took = await self._compare(hosts, variants, self._memory("random", _FAST_BYTES), _FAST_BYTES)
         rows = _rows("", took)
         return [
@@ -94,10 +119,50 @@ class _Bench:
             table(["stream", "time", "of plain", "downtime (ms)"], rows),
         ]
 
+    async def hot(self, hosts: LabHosts) -> list[str]:
+        """Gain of sending changes alone of a guest that writes to the same pages again and again."""
+        rows, worst = [], 0.0
+        for mbit, memory, rate in _HOT:
+            for host in hosts:
+                host.set_speed(mbit * _MBIT)
+            habit = Habit(region_bytes=memory * _MIB, bytes_per_second=rate * _MIB)
+            took: dict[str, list[_Took]] = defaultdict(list)
+            for _ in range(self._options.runs or 2):
+                for variant in ("plain", _XBZRLE):
+                    print(f"streams: {rate} MiB/s over {mbit} Mbit/s, {variant}", flush=True)
+                    await self._quiet.wait()
+                    took[variant].append(await self._move_hot(hosts, variant, habit))
+            rows += _rows(f"{mbit} Mbit/s, {rate} MiB/s in {memory} MiB, ", took)
+            if rate * _MIB >= DELTAS_WRITTEN_RATIO * mbit * _MBIT:
+                worst = max(worst, _median(took[_XBZRLE]) / _median(took["plain"]))
+        for host in hosts:
+            host.set_speed(None)
+        return [
+            "**Guests that write to the same pages again and again**, one byte in each; throttled as needed:",
+            table(["stream", "time", "of plain", "downtime (ms)"], rows),
+            table(
+                ["what", "ratio", "aim"],
+                [["xbzrle where it is chosen by itself, the worst", f"{worst:.2f}", f"≤ {_AIM}"]],
+            ),
+        ]
+
+    async def _move_hot(self, hosts: LabHosts, variant: str, habit: Habit) -> _Took:
+        machine = GuestMachine(habit=habit)
+        async with self._running(hosts, machine) as pair:
+            outcome = await self._migrator.direct(
+                pair.source.qmp,
+                pair.destination.qmp,
+                *("--postcopy", "never", "--tls", "off", *_THROTTLED),
+                *("--listen", f"tcp:{hosts['beta'].address}:0"),
+                *_OPTIONS[variant],
+                mode="precopy",
+            )
+        return _Took(duration_seconds=outcome.duration_seconds, downtime_seconds=outcome.downtime_seconds)
+
     async def narrow(self, hosts: LabHosts) -> list[str]:
         """Gain of compression over narrow links."""
         rows, worst = [], 0.0
-        for mbit in (60, 150, 300, 1000):
+        for mbit in (60, 300, 1000):
             for host in hosts:
                 host.set_speed(mbit * _MBIT)
             for memory in ("program text", "random bytes"):
@@ -122,7 +187,7 @@ class _Bench:
         ]
 
     async def _compare(
-        self, hosts: LabHosts, variants: tuple[str, ...], memory: Path, size: int
+        self, hosts: LabHosts, variants: Sequence[str], memory: Path, size: int
     ) -> dict[str, list[_Took]]:
         took: dict[str, list[_Took]] = defaultdict(list)
         for _ in range(self._options.runs or 2):
@@ -134,7 +199,7 @@ class _Bench:
 
     async def _move(self, hosts: LabHosts, variant: str, memory: Path, size: int) -> _Took:
         async with self._pair(hosts, memory, size) as pair:
-            tls: tuple[str, ...] = ("--tls", "off")
+            tls: tuple[str, ...] = () if variant == _SSH else ("--tls", "off")
             if variant.startswith("encrypted"):
                 tls = ("--tls", "require", "--tls-dir", str(self._pki), "--tls-name", "bench")
             outcome = await self._migrator.direct(
@@ -152,6 +217,11 @@ class _Bench:
     async def _pair(self, hosts: LabHosts, memory: Path, size: int) -> AsyncIterator[Pair]:
         loader = ("-device", f"loader,file={memory},addr={_AT:#x},force-raw=on")
         machine = GuestMachine(habit=Habit(), memory_bytes=size + 2 * _AT, extra=loader)
+        async with self._running(hosts, machine) as pair:
+            yield pair
+
+    @asynccontextmanager
+    async def _running(self, hosts: LabHosts, machine: GuestMachine) -> AsyncIterator[Pair]:
         async with Lab() as lab:
             source = await lab.boot(machine, binary=self._options.binary, prefix=hosts["alpha"].prefix)
             destination = await lab.start(

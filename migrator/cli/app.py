@@ -139,7 +139,7 @@ def direct(
     stream: Annotated[
         str | None,
         typer.Option(
-            metavar="WAY", help="From QEMU to QEMU: direct. Through a tunnel (ssh) is not made yet."
+            metavar="WAY", help="From QEMU to QEMU: direct. Through an SSH tunnel between the hosts: ssh."
         ),
     ] = None,
     streams: Annotated[

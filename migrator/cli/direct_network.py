@@ -11,7 +11,7 @@ from migrator.addresses import bracketed, host_port, reachable
 from migrator.cli.over_ssh import OverSsh
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import UsageError
-from migrator.ports import PathHealth, StreamPath, UnprobedPath
+from migrator.ports import PathHealth, StreamPath, StreamTunnel, UnprobedPath
 from migrator.qemu.address import Address
 
 if TYPE_CHECKING:
@@ -57,6 +57,28 @@ class DirectGuestNetworks:
         """
         host = host_port(listen.partition(":")[2], least=0)[0]
         return _DirectPath(self, (source, target), pids, host)
+
+    def tunnel(
+        self, source: str, target: str, *, pids: tuple[int | None, int | None], listen: str
+    ) -> StreamTunnel:
+        """Return a tunnel from the host of one of the QEMUs to that of the other.
+
+        :param listen: where others reach the destination's host: ``tcp:ADDR:0``.
+        """
+        from migrator.hosts.local import LocalAccess  # noqa: PLC0415 - few migrations have a tunnel
+        from migrator.hosts.stream_tunnel import SshTunnel, TunnelEnd  # noqa: PLC0415 - likewise
+
+        def end(name: str, pid: int | None) -> TunnelEnd:
+            address = self._addresses[name]
+            if address.kind == "ssh":
+                access = self._over_ssh.access(address)
+                return TunnelEnd(
+                    access=access, server=address.host, user=address.user, ssh=self._over_ssh.config(address)
+                )
+            there = self._access(name, pid) or LocalAccess("this machine")
+            return TunnelEnd(access=there, server=host_port(listen.partition(":")[2], least=0)[0])
+
+        return SshTunnel(end(source, pids[0]), end(target, pids[1]))
 
     async def probe(
         self, ends: tuple[str, str], pids: tuple[int | None, int | None], address: str

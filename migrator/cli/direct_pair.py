@@ -16,7 +16,7 @@ from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import QemuError, UsageError
-from migrator.ports import EndedRecord, Qemu, Record, StrayRecord, StreamPath
+from migrator.ports import EndedRecord, Qemu, Record, StrayRecord, StreamPath, StreamTunnel
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord, Unfinished
 
@@ -188,6 +188,12 @@ class GivenPair:
     ) -> StreamPath:
         """See :meth:`migrator.ports.Site.stream_path`."""
         return self._networks.path(source, target, pids=processes, listen=self._listen)
+
+    def stream_tunnel(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamTunnel:
+        """See :meth:`migrator.ports.Site.stream_tunnel`."""
+        return self._networks.tunnel(source, target, pids=processes, listen=self._listen)
 
     async def close(self) -> None:
         """Let both go."""

@@ -12,6 +12,7 @@ from migrator.qemu.transport import MonitorTransport
 
 if TYPE_CHECKING:
     from migrator.hosts.ssh import SshAccess
+    from migrator.hosts.ssh_config import SshConfig
 
 
 class OverSsh:
@@ -23,22 +24,20 @@ class OverSsh:
     def access(self, address: Address) -> SshAccess:
         """Return the access to the host of an ``ssh:`` address."""
         from migrator.hosts.ssh import SshAccess  # noqa: PLC0415 - see above
-        from migrator.hosts.ssh_config import SshConfig  # noqa: PLC0415 - see above
 
         key = address.user, address.host
         if key not in self._hosts:
-            self._hosts[key] = SshAccess(
-                address.host,
-                # Nobody else steers these guests: a connection that is lost is found out sooner than the service's.
-                SshConfig(
-                    host=address.host,
-                    user=address.user,
-                    max_sessions=6,
-                    connect_seconds=10.0,
-                    keepalive_seconds=2.0,
-                ),
-            )
+            self._hosts[key] = SshAccess(address.host, self.config(address))
         return self._hosts[key]
+
+    def config(self, address: Address) -> SshConfig:
+        """Return how the host of an ``ssh:`` address is reached."""
+        from migrator.hosts.ssh_config import SshConfig  # noqa: PLC0415 - see above
+
+        # Nobody else steers these guests: a connection that is lost is found out sooner than the service's.
+        return SshConfig(
+            host=address.host, user=address.user, max_sessions=6, connect_seconds=10.0, keepalive_seconds=2.0
+        )
 
     def transport(self, address: Address) -> MonitorTransport | None:
         """Return the transport to the monitor at `address`; ``None`` where that is not over SSH."""

@@ -190,7 +190,8 @@ class Policy:
     @property
     def tls_use(self) -> TlsUse:
         """Return what is to be done about encryption, the default put in."""
-        return self.tls or TlsUse.PREFER
+        default = TlsUse.OFF if self.stream is StreamRoute.SSH else TlsUse.PREFER
+        return self.tls or default
 
     def after(self, waited_seconds: float) -> Policy:
         """Return this policy with so much less time, at least a second."""

@@ -35,6 +35,11 @@ class LocalAccess:
         self.process_script = ""
         self._prefix = tuple(prefix)
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Return what is put before every command."""
+        return self._prefix
+
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
         """Run a command; one that does not end in time is killed with the children that stayed in its group.
 

@@ -64,6 +64,7 @@ from migrator.ports.store import (
     lease_margin,
 )
 from migrator.ports.stream_path import PathHealth, StreamPath, UnprobedPath
+from migrator.ports.stream_tunnel import StreamTunnel
 
 __all__ = [
     "ANSWERS_CHANNEL",
@@ -116,6 +117,7 @@ __all__ = [
     "StreamOptions",
     "StreamPath",
     "StreamSockets",
+    "StreamTunnel",
     "Tuning",
     "Unguarded",
     "UnprobedPath",

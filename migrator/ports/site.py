@@ -10,6 +10,7 @@ from migrator.core.model import Finding
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.ports.qemu import Qemu, SourceQemu
 from migrator.ports.stream_path import StreamPath
+from migrator.ports.stream_tunnel import StreamTunnel
 
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest, HostFacts
@@ -186,6 +187,14 @@ class Site(GuestNetworks, Protocol):
 
         :param processes: the pids of both QEMUs, as far as they are known: where both hosts are one machine, each may
             have a network of its own.
+        """
+
+    def stream_tunnel(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamTunnel:
+        """Return a tunnel for a stream from one host to another; nothing of it is there yet.
+
+        :param processes: see :meth:`stream_path`.
         """
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from migrator.hosts.guard import HostGuard
 from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import RemoteMonitorTransport
+from migrator.hosts.stream_tunnel import TunnelEnd
 from migrator.ports import GuestProcess
 from migrator.qemu import guard as guard_program
 from migrator.qemu.address import Address
@@ -182,6 +183,17 @@ class HostConnections:
         :raise HostError: when none of that name is configured.
         """
         return self._host(host)[1]
+
+    def tunnel_end(self, host: str) -> TunnelEnd:
+        """Return a host as one end of an SSH tunnel.
+
+        :raise HostError: none of that name is configured.
+        """
+        access, config = self._host(host)
+        ssh = config.ssh
+        if ssh is None:
+            return TunnelEnd(access=access, server=config.addresses[0])
+        return TunnelEnd(access=access, server=ssh.host, port=ssh.port, user=ssh.user, ssh=ssh)
 
     @contextlib.contextmanager
     def starting(self, host: str, directory: str) -> Iterator[None]:

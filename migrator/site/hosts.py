@@ -28,7 +28,8 @@ from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.path_probe import PathProbe
 from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
-from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath
+from migrator.hosts.stream_tunnel import SshTunnel
+from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath, StreamTunnel
 from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
 from migrator.site.connections import DrivenElsewhere, HostConnections
@@ -108,6 +109,16 @@ class SiteHosts:
         """See :meth:`migrator.ports.Site.stream_path`."""
         here, there = self._connections.access(source), self._connections.access(target)
         return PathProbe(here=here, there=there, addresses=self._connections.config(target).addresses)
+
+    def stream_tunnel(
+        self,
+        source: str,
+        target: str,
+        *,
+        processes: tuple[int | None, int | None],  # noqa: ARG002 - a host of the site has one network
+    ) -> StreamTunnel:
+        """See :meth:`migrator.ports.Site.stream_tunnel`."""
+        return SshTunnel(*(self._connections.tunnel_end(name) for name in (source, target)))
 
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         """See :meth:`migrator.ports.Site.stream_tls`."""

@@ -25,7 +25,7 @@ from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import HostError, QemuError
-from migrator.ports import HostLook, PathHealth, StreamPath
+from migrator.ports import HostLook, PathHealth, StreamPath, StreamTunnel
 from migrator.testing.link import Link
 from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedHost, SimulatedQemu, SimulatedStream
 from migrator.testing.workload import MIB, Workload, idle
@@ -296,6 +296,11 @@ class SimulatedSite:
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath:
         return _WholePath()
+
+    def stream_tunnel(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamTunnel:
+        raise NotImplementedError("hosts of a simulated site have no SSH")
 
     async def close(self) -> None:
         return

@@ -23,6 +23,7 @@ from migrator.errors import HostError, Unreachable
 from migrator.ports import (
     HostLook,
     StreamPath,
+    StreamTunnel,
 )
 from migrator.site.monitor_clients import MonitorClients
 from migrator.testing.endpoint_view import EndpointView
@@ -219,6 +220,11 @@ class SiteView:
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath:
         return self.shared.stream_path(source, target, processes=processes)
+
+    def stream_tunnel(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamTunnel:
+        return self.shared.stream_tunnel(source, target, processes=processes)
 
     async def close(self) -> None:
         return

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +14,10 @@ from migrator.pki.authority import Authority
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
 from tests.certificates import make_directory, self_made, tls_objects, write_directory
 from tests.command import SLOWLY, Ended, direct, direct_doomed, running
-from tests.conftest import missing
 from tests.disks import writing_guest
 from tests.invariants import witness
 from tests.socket_options import socket_options
+from tests.wire_capture import captured
 
 MIB = 1 << 20
 #: Every page that the guest has filled holds this, behind one byte.
@@ -99,43 +96,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-class Wire:
-    """What went over loopback, or a part of it."""
-
-    def __init__(self, process: asyncio.subprocess.Process, file: Path) -> None:
-        self._process, self._file = process, file
-
-    async def shows(self, pattern: bytes) -> bool:
-        self._process.send_signal(signal.SIGINT)
-        await self._process.wait()
-        return pattern in self._file.read_bytes()
-
-
-@contextlib.asynccontextmanager
-async def captured(tmp_path: Path, port: int) -> AsyncIterator[Wire]:
-    file = tmp_path / "wire.pcap"
-    options = ("-i", "lo", "-U", "-w", str(file), "-B", "65536", "tcp", "port", str(port))
-    if shutil.which("tcpdump") is None:
-        missing("there is no tcpdump here: install the package tcpdump")
-    process = await asyncio.create_subprocess_exec(
-        "tcpdump", "-Z", "root", *options, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        await until(lambda: file.exists() and file.stat().st_size > 0, what="tcpdump that captures")
-        yield Wire(process, file)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 async def test_memory_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encrypted(
     lab: Lab, tmp_path: Path, certificates: Path, free_port: int, encrypted: bool
 ) -> None:
     pair = await lab.pair(WRITING)
     use = tls(certificates) if encrypted else ("--tls", "off")
-    async with captured(tmp_path, free_port) as wire:
+    async with captured(tmp_path, port=free_port) as wire:
         ended = await direct(pair, *use, "--listen", f"tcp:127.0.0.1:{free_port}")
         assert (ended.code, ended.document["tls"]) == (0, encrypted)
         assert await wire.shows(PATTERN) is not encrypted

@@ -12,6 +12,10 @@ from migrator.testing.lab import Lab, until
 from tests.disks import MIB, writing_guest
 
 
+async def _as_it_is(uri: str) -> str:
+    return uri
+
+
 async def test_one_that_somebody_else_has_ended_proves_nothing(
     lab: Lab, one_crossing: tuple[Path, Path]
 ) -> None:
@@ -26,7 +30,7 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
     try:
         (disk,) = [each for each in (await ends[0].facts()).disks if each.file == str(guest.here)]
         copy = DiskCopy(device=disk.device, size_bytes=MIB, path=str(guest.here))
-        mirrors = DiskMirrors(*ends, migration="m", tls=None, tell=lambda what, why: None)
+        mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (copy,)
         await mirrors.copy(
             "tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, report=lambda how: None

@@ -83,8 +83,13 @@ HOSTS: Texts = {
     ),
     "stream-route": (
         "error",
-        "the policy has the stream take a way that there is not",
-        "set stream = direct, with tls for secrecy",
+        "the policy has the stream go through an SSH tunnel, and none can be made",
+        "let the source's host log in to the target's by SSH without a password, or set stream = direct; docs/tls.md",
+    ),
+    "stream-through-controller": (
+        "warning",
+        "the hosts cannot log in to each other: the stream goes through the controller's machine and its link",
+        "let the source's host log in to the target's by SSH without a password; docs/tls.md",
     ),
     "kvm-missing": (
         "error",

@@ -27,7 +27,7 @@ DELTAS_WRITTEN_RATIO = 0.8
 #: Its working set takes no more than this share of the memory that pages are kept in.
 _CACHE_RATIO = 0.75
 #: One thread of QEMU sends so much, bytes per second, plain and encrypted: a link that carries more has another.
-PLAIN_CHANNEL_BYTES_PER_SECOND, ENCRYPTED_CHANNEL_BYTES_PER_SECOND = float(1 << 30), float(200 << 20)
+PLAIN_CHANNEL_BYTES_PER_SECOND, ENCRYPTED_CHANNEL_BYTES_PER_SECOND = float(512 << 20), float(200 << 20)
 #: One thread compresses at least so much of memory that does not compress well, bytes per second.
 _CHANNEL_BYTES_PER_SECOND = 100 << 20
 _MOST_CHANNELS = 4

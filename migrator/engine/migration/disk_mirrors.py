@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from migrator.core.migration.disk_copies import (
     MIRRORS,
@@ -35,6 +35,7 @@ class DiskMirrors:
     of one that has ended is kept until the source is quit, so that any controller can tell whether a disk arrived.
 
     :param tls: the certificates that both ends use; ``None``: they send plainly.
+    :param lead: returns the address that the source is given for one of the destination; raises Refused.
     :param tell: is told an action and its reason.
     """
 
@@ -45,10 +46,11 @@ class DiskMirrors:
         *,
         migration: str,
         tls: StreamTls | None,
+        lead: Callable[[str], Awaitable[str]],
         tell: Callable[[str, str], None],
     ) -> None:
         self._source, self._destination = source, destination
-        self._migration, self._tls, self._tell = migration, tls, tell
+        self._migration, self._tls, self._lead, self._tell = migration, tls, lead, tell
         self._speed: int | None = None
         #: Mirrors that were asked to end, with the guest standing still.
         self._asked: set[str] = set()
@@ -89,7 +91,8 @@ class DiskMirrors:
         await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
         devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
         encrypted_for = self._migration if self._tls is not None else ""
-        where = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
+        served = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
+        where = await self._lead(served)
         for copy, name in zip(self.copies, self._names(), strict=True):
             used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
             self._tell(

@@ -263,6 +263,7 @@ class MigrationDriver(DriverState):
         )
         if self._mirrors.copies:
             await self._copy_disks(uri)
+        uri = await self._route.lead(uri)
         self._note_layout(layout)
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
         self._shaper.begin(uri, share=share, path=self._path_speed)

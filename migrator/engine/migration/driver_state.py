@@ -40,9 +40,10 @@ from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.engine.migration.steering import Steering
 from migrator.engine.migration.steps import Steps
 from migrator.engine.migration.stream_recovery import StreamRecovery
+from migrator.engine.migration.stream_routing import StreamRouting
 from migrator.engine.migration.stream_security import StreamSecurity
 from migrator.engine.migration.stream_shaper import StreamShaper
-from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath
+from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath, StreamTunnel
 
 #: A stream that gives way sends this share of what the path carries, and so many bytes per second at the least.
 _YIELDED_RATIO, _LEAST_YIELDED = 1 / 20, 64 << 10
@@ -62,6 +63,7 @@ class DriverState:
     :param stream_speed: what the links let the stream carry, bytes per second; ``None`` where that is not known.
     :param shared_path: the path as others share it; ``None`` where nobody knows of others.
     :param spare_cpus: CPUs without work, at the host that has fewer; ``None``: not known.
+    :param tunnel: what the stream goes through; ``None``: from QEMU to QEMU.
     :param tls: what the stream is encrypted with; ``None``: it is plain.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
     :param new_images: disks whose images were made at the destination for this migration.
@@ -90,6 +92,7 @@ class DriverState:
         new_images: Collection[str] = (),
         shared_path: SharedPath | None = None,
         tls: StreamTls | None = None,
+        tunnel: StreamTunnel | None = None,
         spare_cpus: float | None = None,
         return_path: bool = True,
         about: Mapping[str, Any] | None = None,
@@ -122,6 +125,7 @@ class DriverState:
         #: It goes without a pace for a moment, and it gives way for a moment at so many bytes per second.
         self._probes = False
         self._yielded: int | None = None
+        self._route = StreamRouting(tunnel, tell=self._intent_log.decide)
         self._security = StreamSecurity(source, destination, tls=tls, result=self.result)
         self._shaper = StreamShaper(
             source,
@@ -149,13 +153,19 @@ class DriverState:
             source,
             destination,
             path=path,
+            route=self._route,
             intent_log=self._intent_log,
             observer=self._observer,
             result=self.result,
         )
         self._new_images = frozenset(new_images)
         self._mirrors = DiskMirrors(
-            source, destination, migration=name, tls=tls, tell=self._intent_log.decide
+            source,
+            destination,
+            migration=name,
+            tls=tls,
+            lead=self._route.lead,
+            tell=self._intent_log.decide,
         )
         self._steps = Steps(
             source,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
 from migrator.core.model import RUNNING_STATES, Finding, Severity
-from migrator.core.policy import Compression, Policy, PostcopyMode
+from migrator.core.policy import Compression, Policy, PostcopyMode, StreamRoute
 from migrator.core.preflight.disk_room import CopiedDisk
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.services import MigrationSite, MovedGuest
 from migrator.errors import MigratorError
-from migrator.ports import Qemu
+from migrator.ports import Qemu, StreamTunnel
 from migrator.units import show_rate, show_seconds
 
 if TYPE_CHECKING:
@@ -93,6 +93,23 @@ async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy
         return TlsChoice(findings=(unchecked(error),))
 
 
+async def check_tunnel(tunnel: StreamTunnel) -> Sequence[Finding]:
+    """Return what speaks against the tunnel of a stream; what cannot be looked at is an error."""
+    try:
+        return await tunnel.check()
+    except MigratorError as error:
+        return [unchecked(error)]
+
+
+def tunnel_for(
+    site: MigrationSite, guest: MovedGuest, source: Qemu, target: str, policy: Policy
+) -> StreamTunnel | None:
+    """Return the tunnel that the policy has a stream go through; ``None``: it goes from QEMU to QEMU."""
+    if policy.stream is not StreamRoute.SSH:
+        return None
+    return site.stream_tunnel(guest.host, target, processes=(source.identity.get("pid"), None))
+
+
 async def spare_cpus(site: MigrationSite, guest: MovedGuest, target: str, policy: Policy) -> float | None:
     """Return the CPUs without work at the host that has fewer, where that decides about the stream."""
     if policy.compress is not Compression.AUTO or policy.postcopy is not PostcopyMode.NEVER:
@@ -116,7 +133,9 @@ async def look(
     try:
         found = await check(site, guest, source, target, policy, stream_speed=stream_speed)
         chosen = await choose_tls(site, guest, target, policy)
-        return errors_first((*found, *chosen.findings))
+        tunnel = tunnel_for(site, guest, source, target, policy)
+        tunnelled = await check_tunnel(tunnel) if tunnel is not None else ()
+        return errors_first((*found, *chosen.findings, *tunnelled))
     finally:
         await source.close()
 

@@ -25,6 +25,7 @@ from migrator.ports import (
     SavedGuests,
     StrayRecord,
     StreamPath,
+    StreamTunnel,
 )
 
 
@@ -94,6 +95,10 @@ class MigrationSite(GuestNetworks, Protocol):
     def stream_path(
         self, source: str, target: str, *, processes: tuple[int | None, int | None]
     ) -> StreamPath: ...
+
+    def stream_tunnel(
+        self, source: str, target: str, *, processes: tuple[int | None, int | None]
+    ) -> StreamTunnel: ...
 
 
 class StepRecordStore(Protocol):

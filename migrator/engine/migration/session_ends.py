@@ -24,9 +24,10 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.quiet_wait import QuietWait
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_state import SessionState
+from migrator.engine.migration.shared_path import OwnPath
 from migrator.engine.migration.slow_step import SlowStep
 from migrator.errors import MigratorError
-from migrator.ports import IncomingDestination, Qemu, Record, StreamPath
+from migrator.ports import IncomingDestination, Qemu, Record, StreamPath, StreamTunnel
 
 #: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
 QUIET_START = "quiet-start"
@@ -48,6 +49,8 @@ class SessionEnds(SessionState):
     _driver: MigrationDriver | None = None
     #: What its stream is encrypted with; ``None``: it is plain.
     _tls: StreamTls | None = None
+    #: What its stream goes through; ``None``: nothing.
+    _tunnel: StreamTunnel | None = None
     #: CPUs without work at the host that has fewer; ``None``: not known, or of no interest.
     _spare_cpus: float | None = None
     #: What was found before there was a destination to compare with.
@@ -96,7 +99,9 @@ class SessionEnds(SessionState):
         self._spare_cpus = await preflight.spare_cpus(
             self.services.site, self.guest, self.target, self.policy
         )
-        return errors_first((*found, *chosen.findings))
+        self._tunnel = preflight.tunnel_for(self.services.site, self.guest, source, self.target, self.policy)
+        tunnelled = await preflight.check_tunnel(self._tunnel) if self._tunnel is not None else ()
+        return errors_first((*found, *chosen.findings, *tunnelled))
 
     def _stream_speed(self) -> float | None:
         return self.services.stream_speed(self.guest.host, self.target)
@@ -235,7 +240,7 @@ class SessionEnds(SessionState):
         )
 
     def _listen(self, incoming: IncomingDestination) -> str:
-        return incoming.listen
+        return incoming.listen if self._tunnel is None else f"tcp:{self._tunnel.addresses[0]}:0"
 
     @property
     def _return_path(self) -> bool:
@@ -280,6 +285,11 @@ class SessionEnds(SessionState):
         *,
         new_images: Sequence[str] = (),
     ) -> MigrationDriver:
+        if self._tunnel is None:  # another controller may have begun it
+            self._tunnel = preflight.tunnel_for(
+                self.services.site, self.guest, source, self.target, self.policy
+            )
+        shared_path = self.services.shared_path(self.guest.host, self.target)
         return MigrationDriver(
             name=self.id,
             source=source,
@@ -295,7 +305,9 @@ class SessionEnds(SessionState):
             new_images=new_images,
             timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
             path=self.stream_path(),
-            shared_path=self.services.shared_path(self.guest.host, self.target),
+            # What goes through a tunnel says nothing of what the path would carry without.
+            shared_path=shared_path if self._tunnel is None else OwnPath(),
+            tunnel=self._tunnel,
             tls=self._tls,
             spare_cpus=self._spare_cpus,
             about=self.about(),
@@ -309,7 +321,9 @@ class SessionEnds(SessionState):
         return None
 
     def stream_path(self) -> StreamPath:
-        """Return the network that carries its stream."""
+        """Return the network that carries its stream, or the tunnel."""
+        if self._tunnel is not None:
+            return self._tunnel
         source, destination = self.places["source"], self.places["destination"]
         pids = source.identity.get("pid"), destination.identity.get("pid")
         return self.services.site.stream_path(source.host, destination.host, processes=pids)
@@ -330,6 +344,8 @@ class SessionEnds(SessionState):
         return self._driver is None or not self._driver.handed_over
 
     async def _let_go(self, *, discard: bool = True) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close()
         incoming, self._incoming = self._incoming, None
         if incoming is not None and discard:
             try:

@@ -8,7 +8,8 @@ from migrator.core.model import MigrationStatus, ProcessState, View
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
-from migrator.errors import CommandFailed, Driven, QemuError
+from migrator.engine.migration.stream_routing import StreamRouting
+from migrator.errors import CommandFailed, Driven, QemuError, Refused
 from migrator.ports import Qemu, StreamPath, UnprobedPath
 
 #: Pauses between two tries grow by half from the first to the longest, in seconds.
@@ -25,6 +26,7 @@ _GOES_ON = (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.COMPLETED)
 class StreamRecovery:
     """The recovery of one migration's stream, as often as it breaks.
 
+    :param route: leads to the destination's address.
     :param path: the network that carries it; without one it is not probed, and tried where it was.
     :ivar waiting_for: what keeps it from going on, for a person; empty while it is whole.
     """
@@ -35,12 +37,13 @@ class StreamRecovery:
         destination: Qemu,
         *,
         path: StreamPath | None,
+        route: StreamRouting,
         intent_log: IntentLog,
         observer: Observer,
         result: MigrationOutcome,
     ) -> None:
         self._source, self._destination = source, destination
-        self._path = path
+        self._path, self._route = path, route
         self._intent_log, self._observer, self._result = intent_log, observer, result
         self._log = logs.logger(migration=result.id)
         self.waiting_for = ""
@@ -118,10 +121,10 @@ class StreamRecovery:
             self._tries += 1
             try:
                 uri = await self._destination.listen_again(address)
-                await self._source.resume_stream(uri)
+                await self._source.resume_stream(await self._route.lead_anew(uri))
             except Driven:
                 raise
-            except QemuError as error:
+            except (QemuError, Refused) as error:
                 whys.append(str(error))
                 continue
             self._say(f"both ends to go on over {address}")

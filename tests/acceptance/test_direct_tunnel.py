@@ -1,0 +1,215 @@
+"""``migrator direct`` through an SSH tunnel: real servers, in a network of their own each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.pki.authority import Authority
+from migrator.testing import network
+from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
+from migrator.testing.network import LabHost, LabHosts
+from tests.certificates import make_directory
+from tests.command import MIGRATOR, SLOWLY, Command, Ended, addresses, started
+from tests.conftest import missing
+from tests.disks import MIB, writing_guest
+from tests.invariants import witness
+from tests.sshd import Sshd
+from tests.wire_capture import captured
+
+WRITING = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB))
+#: Every page that the guest has filled holds this, behind one byte; and its disk this.
+MEMORY, DISK = b"\x5a" + bytes(255), b"full" * 64
+#: What of a user's SSH configuration the client reads is set for one command alone.
+_WITH_CONFIG = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/ssh/ssh_config && exec "$@"')
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two hosts, of which the second has an SSH server that the first can log in to."""
+
+    alpha: LabHost
+    beta: LabHost
+    server: Sshd
+    config: Path
+
+    @property
+    def prefixes(self) -> dict[str, Any]:
+        return {"source_prefix": self.alpha.prefix, "destination_prefix": self.beta.prefix}
+
+    def processes(self) -> list[str]:
+        """Return the command lines of the SSH clients that use this configuration."""
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if words[0] == "ssh" and self.beta.address in words and _is_in(directory, self.alpha):
+                    found.append(" ".join(words))
+        return found
+
+    @asynccontextmanager
+    async def running(self, pair: Pair, *options: str) -> AsyncIterator[Command]:
+        program = (*_WITH_CONFIG, str(self.config), *MIGRATOR)
+        listen = ("--listen", f"tcp:{self.beta.address}:0")
+        arguments = ("direct", *addresses(pair), "--json", *listen, *options)
+        async with started(*arguments, program=program) as command:
+            yield command
+
+    async def direct(self, pair: Pair, *options: str) -> Ended:
+        async with self.running(pair, *options) as command:
+            return await command.ended()
+
+    async def nothing_left(self) -> None:
+        await until(lambda: not self.processes(), what="no tunnel being left")
+        await until(lambda: not self.server.sessions(), what="no connection being left at the server")
+
+
+def _is_in(process: Path, host: LabHost) -> bool:
+    names = (process / "ns/net").stat(), Path(f"/run/netns/{host.namespace}").stat()
+    return names[0].st_ino == names[1].st_ino
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    if (why := network.possible()) is not None:
+        missing(why)
+    with LabHosts("alpha", "beta", isolated=True) as hosts:
+        alpha, beta = hosts["alpha"], hosts["beta"]
+        with Sshd(tmp_path / "sshd", address=beta.address, prefix=beta.prefix) as server:
+            config = tmp_path / "ssh_config"
+            lines = ("Host *", f"IdentityFile {server.key}", f"UserKnownHostsFile {server.known_hosts}")
+            config.write_text("\n".join(lines) + "\n")
+            yield Site(alpha, beta, server, config)
+
+
+SSH = ("--stream", "ssh")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--postcopy", "never", "--streams", "3"),
+        ("--policy", "postcopy-first"),
+    ],
+    ids=["channels", "postcopy"],
+)
+async def test_guest_moves_through_a_tunnel_of_which_nothing_is_left(
+    lab: Lab, one_crossing: tuple[Path, Path], site: Site, options: tuple[str, ...]
+) -> None:
+    pair = await lab.pair(WRITING, source=one_crossing[0], destination=one_crossing[1], **site.prefixes)
+    async with witness(lab, pair) as seen:
+        ended = await site.direct(pair, *SSH, *options)
+        assert (ended.code, ended.document["tls"]) == (0, False), ended.err
+        assert "tunnel" in ended.actions
+        await seen.verify("completed")
+    await site.nothing_left()
+
+
+@pytest.mark.parametrize("secret", ["plain", "tls", "ssh"])
+async def test_neither_memory_nor_disks_are_on_the_wire_but_where_it_is_plain(
+    lab: Lab, tmp_path: Path, site: Site, secret: str
+) -> None:
+    directory = make_directory(tmp_path / "pki", Authority.make(tmp_path / "authority", site="test"))
+    use = {
+        "plain": ("--tls", "off"),
+        "tls": ("--tls", "require", "--tls-dir", str(directory), "--tls-name", "this-host"),
+        "ssh": SSH,
+    }[secret]
+    guest = await writing_guest(lab, size_bytes=4 * MIB, filled=True, **site.prefixes)
+    async with captured(tmp_path, interface="uplink", prefix=site.alpha.prefix) as wire:
+        ended = await site.direct(guest.pair, *use)
+        assert (ended.code, ended.document["tls"]) == (0, secret == "tls"), ended.err
+        shown = await wire.content()
+    assert len(shown) > 4 * MIB
+    assert (DISK in shown) is (secret == "plain")
+    assert (b"QEVM" in shown) is (secret == "plain")
+    assert await guest.check(guest.pair.destination) > 0
+    await site.nothing_left()
+
+
+async def test_tunnel_outlives_a_controller_that_is_killed_and_ends_with_the_stream(
+    lab: Lab, site: Site
+) -> None:
+    pair = await lab.pair(GuestMachine(habit=Habit(region_bytes=8 * MIB, passes=1)), **site.prefixes)
+    async with witness(lab, pair) as seen:
+        slowly = ("--postcopy", "never", "--max-bandwidth", "4MiB/s")
+        async with site.running(pair, *SSH, *slowly) as command:
+
+            async def active() -> bool:
+                return await pair.source.migration_status() == "active"
+
+            await until(active, what="a migration that is active")
+            await command.kill()
+        assert site.processes()
+        ended = await site.direct(pair)  # it takes it up, as it was begun
+        assert (ended.code, ended.state) == (0, "completed"), ended.err
+        assert "take-up" in ended.actions
+        await seen.verify("completed")
+    await site.nothing_left()
+
+
+async def test_tunnel_that_is_cut_leaves_the_guest_where_it_was(lab: Lab, site: Site) -> None:
+    pair = await lab.pair(WRITING, **site.prefixes)
+    async with witness(lab, pair) as seen:
+        async with site.running(pair, *SSH, *SLOWLY) as command:
+
+            async def active() -> bool:
+                return await pair.source.migration_status() == "active"
+
+            await until(active, what="a migration that is active")
+            assert site.server.break_connections()
+            ended = await command.ended()
+        assert (ended.code, ended.state) == (1, "failed")
+        await seen.verify("failed")
+    await site.nothing_left()
+
+
+async def test_tunnel_that_is_cut_in_postcopy_is_made_anew(lab: Lab, site: Site) -> None:
+    machine = GuestMachine(habit=Habit(region_bytes=64 * MIB, bytes_per_second=MIB))
+    pair = await lab.pair(machine, **site.prefixes)
+    site.alpha.set_speed(8 * MIB)
+    async with witness(lab, pair) as seen:
+        async with site.running(pair, *SSH, "--policy", "postcopy-first") as command:
+            await until(lambda: pair.destination.beats > 1, what="a guest that runs at the destination")
+            assert site.server.break_connections()
+            site.alpha.set_speed(None)
+            ended = await command.ended()
+        assert (ended.code, ended.document["recoveries"]) == (0, 1), ended.err
+        await seen.verify("completed")
+    await site.nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("key", "Permission denied"),
+        ("host", "Host key verification failed"),
+        ("forwarding", "AllowTcpForwarding"),
+    ],
+)
+async def test_tunnel_that_cannot_be_made_is_refused_before_anything_is_changed(
+    lab: Lab, site: Site, spoil: str, words: str
+) -> None:
+    pair = await lab.pair(GuestMachine(), **site.prefixes)
+    match spoil:
+        case "key":
+            (site.server.directory / "authorized_keys").write_text("")
+        case "host":
+            site.server.known_hosts.write_text("")
+        case _:
+            site.server.stop()
+            with (site.server.directory / "config").open("a") as config:
+                config.write("AllowTcpForwarding no\n")
+            site.server.start()
+    async with witness(lab, pair) as seen:
+        ended = await site.direct(pair, *SSH)
+        assert (ended.code, ended.codes[0]) == (3, "stream-route"), ended.err
+        assert words in ended.err + ended.out
+        await seen.verify_untouched()
+    await site.nothing_left()
