@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from migrator.core.migration.disk_copies import DiskCopy
+from migrator.core.migration.disk_copies import DiskCopy, Mirrors
 from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -32,9 +32,11 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         copy = DiskCopy(device=disk.device, size_bytes=MIB, path=str(guest.here))
         mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (copy,)
-        await mirrors.copy(
-            "tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, report=lambda how: None
-        )
+
+        async def tend(how: Mirrors) -> None:
+            pass
+
+        await mirrors.copy("tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend)
         (job,) = await guest.pair.source.query("query-jobs")
         await guest.pair.source.query("block-job-cancel", device=job["id"])
 
@@ -45,8 +47,8 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         await until(concluded, what="the end of the mirror")
         await guest.goes_on(guest.pair.source)  # it has written what is at the source alone
         await guest.pair.source.query("stop")
-        assert "somebody else" in await mirrors.end()
-        assert await mirrors.end(ended_before=True) == ""
+        assert "somebody else" in await mirrors.end(ceiling_seconds=0.3)
+        assert await mirrors.end(ceiling_seconds=0.3, ended_before=True) == ""
     finally:
         for end in ends:
             await end.close()

@@ -18,14 +18,15 @@ from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.errors import Refused
 from migrator.ports import Qemu
-from migrator.units import show_bytes
+from migrator.units import show_bytes, show_seconds
 
 #: Between two looks at mirrors that copy; and at such that end while the guest stands still.
 _LOOK_SECONDS, _END_LOOK_SECONDS = 0.1, 0.002
 #: Mirrors in which nothing moves for so long are given up.
 _STALLED_SECONDS = 30.0
-#: The guest stands still for so long at the most so that its mirrors can be ended.
-_END_SECONDS = 5.0
+#: The guest stands still for so many times its policy's ceiling at the most so that its mirrors can be ended, or for so
+#: long if that is more; and for so long where it stands still anyway.
+_END_CEILINGS, _LEAST_END_SECONDS, _RESTING_END_SECONDS = 4.0, 1.0, 120.0
 
 
 class DiskMirrors:
@@ -56,6 +57,8 @@ class DiskMirrors:
         self._asked: set[str] = set()
         #: The disks that travel; none of a migration whose ends share them all.
         self.copies: tuple[DiskCopy, ...] = ()
+        #: The guest stood still for so long until they were ended.
+        self.end_seconds = 0.0
 
     @property
     def total_bytes(self) -> int:
@@ -78,13 +81,13 @@ class DiskMirrors:
         *,
         speed: Callable[[], int | None],
         unwanted: Callable[[], bool],
-        report: Callable[[Mirrors], None],
+        tend: Callable[[Mirrors], Awaitable[None]],
     ) -> None:
         """Copy the disks; returns once each has been written once and is kept the same, or the copy is unwanted.
 
         :param uri: where the destination takes the stream: disks go to the same address.
         :param speed: returns the share of the links in bytes per second; ``None``: no limit.
-        :param report: is told how far they are.
+        :param tend: is told how far they are, and raises :class:`Refused` where they are to be given up.
         :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
         :raise QemuError: an end refused, or did not answer; likewise.
         """
@@ -102,18 +105,21 @@ class DiskMirrors:
             await self._source.mirroring.begin(
                 copy.device, name, where, whole=not copy.new, encrypted_for=encrypted_for, tls=self._tls
             )
-        await self._until_ready(speed, unwanted, report)
+        await self._until_ready(speed, unwanted, tend)
         if not unwanted():
             await self._share(None)
 
     async def _until_ready(
-        self, speed: Callable[[], int | None], unwanted: Callable[[], bool], report: Callable[[Mirrors], None]
+        self,
+        speed: Callable[[], int | None],
+        unwanted: Callable[[], bool],
+        tend: Callable[[Mirrors], Awaitable[None]],
     ) -> None:
         seen, moved_at = (-1, -1), clock.now()
         while not unwanted():
             await self._share(speed())
             now = await self._look()
-            report(now)
+            await tend(now)
             if now.phase is MirrorPhase.READY:
                 return
             if now.phase is not MirrorPhase.COPYING:
@@ -140,19 +146,24 @@ class DiskMirrors:
         now = self.judge(jobs)
         return "" if now.phase is MirrorPhase.READY else now.problem or f"the mirrors are {now.phase}"
 
-    async def end(self, *, ended_before: bool = False) -> str:
+    async def end(self, *, ceiling_seconds: float | None, ended_before: bool = False) -> str:
         """End the mirrors at the last safe point, with the guest standing still; return why that failed, or nothing.
 
         Afterwards both sides have the same contents, no job holds a disk, and nothing can write to the destination's.
         May be called again. A mirror that has ended and was not asked to proves nothing: the guest may have written
         since.
 
+        :param ceiling_seconds: of the guest's downtime, which bounds how long it waits for this; ``None``: it stands
+            still anyway.
         :param ended_before: it is on record that they were ended with the guest standing still, as it does yet.
         :raise QemuError: an end refused, or did not answer.
         """
         if not self.copies:
             return ""
-        give_up_at = clock.now() + _END_SECONDS
+        within = _RESTING_END_SECONDS
+        if ceiling_seconds is not None:
+            within = max(_LEAST_END_SECONDS, _END_CEILINGS * ceiling_seconds)
+        began = clock.now()
         while True:
             jobs = (await self._source.disk_users()).ours
             now = self.judge(jobs)
@@ -171,11 +182,13 @@ class DiskMirrors:
                 ):
                     self._asked.add(job.id)
                     await self._source.mirroring.end(job.id)
-            if clock.now() > give_up_at:
-                return f"the mirrors of the disks did not end within {_END_SECONDS:g} s"
+            if clock.now() - began > within:
+                left = show_bytes(now.remaining_bytes)
+                return f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
             await asyncio.sleep(_END_LOOK_SECONDS)
         await self._source.mirroring.remove_targets(MIRRORS)
         await self._destination.mirroring.stop_serving()
+        self.end_seconds = clock.now() - began
         return ""
 
     async def give_up(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from migrator.core.findings import errors_first
 from migrator.core.migration import answer_review, disk_copies, invariants, lifecycle
 from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.disk_backlog import END_SECONDS
+from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS
 from migrator.core.migration.lifecycle import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer, SourceIs, source_is
 from migrator.core.migration.stream_layout import StreamAbilities, StreamLayout, choose_layout
@@ -81,8 +83,10 @@ class MigrationDriver(DriverState):
         )
         self._facts = facts
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
-        if self._experience is not None:
-            self._steering.begin(self._experience.overhead_seconds(self._pair))
+        overhead = self._experience.overhead_seconds(self._pair) if self._experience is not None else None
+        if self._mirrors.copies:
+            overhead = END_SECONDS + (DEFAULT_OVERHEAD_SECONDS if overhead is None else overhead)
+        self._steering.begin(overhead)
         self._abilities = Abilities(
             postcopy=self._policy.postcopy is not PostcopyMode.NEVER
             and "postcopy-ram" in facts.capabilities & there.capabilities,
@@ -299,7 +303,7 @@ class MigrationDriver(DriverState):
             uri,
             speed=lambda: self._share,
             unwanted=lambda: bool(self.requests.unwanted()) or self._intent_log.intent.undo is not None,
-            report=self._report_mirrors,
+            tend=self._tend_mirrors,
         )
 
     @property
@@ -370,7 +374,9 @@ class MigrationDriver(DriverState):
                     self._postcopy_steering.expect(self._shared_path.bytes_per_second or 0.0)
                     await self._postcopy_steering.step(source, destination)
                 self._intent_updates.slow_cancel(source)
-                far, near = self._steering.far_seconds, self._steering.look_in_seconds
+                # What the guest writes to disks that are copied is to be seen soon, however far the switch is.
+                far = 0.0 if self._mirrors.copies else self._steering.far_seconds
+                near = self._steering.look_in_seconds
                 self._guarding.note_distance(far)
                 intent = self._intent_log.intent
                 await self._observer.pause(interval(intent, source, far_seconds=far, near_seconds=near))
@@ -400,29 +406,23 @@ class MigrationDriver(DriverState):
                 and self._intent_log.intent.undo is None
                 and not self._intent_log.intent.postcopy
             ):
-                if not await self._guarding.leave():
-                    if self._in_channels:  # whose pages QEMU sends by the hundred, whatever the limit
-                        reason = (
-                            "the controller stops, and a stream of channels cannot be parked: it begins anew"
-                        )
-                        self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
-                        return
-                    await self._source.tune(PARKED)
-                self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
-                self._parked = True
+                await self._park()
                 return
             if self._intent_log.intent.undo is None and (
                 clock.now() - self._disk_users_at >= _DISK_USERS_SECONDS
             ):
                 self._disk_users_at = clock.now()
-                if why := self._disturbed(await self._source.disk_users()):
+                users = await self._source.disk_users()
+                if why := self._disturbed(users):
                     self._intent_log.undo(State.FAILED, why)
                     return
+                await self._disk_following.follow(users.ours, sample)
             sample = self._heed_path(sample)
             sample = await self._shaper.shape(sample, share=self._share, path=self._path_speed)
-            if self._guarding.acted_meanwhile() or self._given_bandwidth != self._bandwidth:
-                self._given_bandwidth = self._bandwidth
-                await self._steering.resume(self._given_bandwidth)
+            await self._give_bandwidth()
+            if self._disk_following.holds:
+                return
+            sample = self._disk_following.in_downtime(sample)
             asked = self.requests.postcopy and self._abilities.postcopy
             if asked and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
@@ -438,6 +438,30 @@ class MigrationDriver(DriverState):
         except QemuError as error:
             self._log.warning("steering failed", error=str(error))
             self._observer.complain(str(error))
+
+    async def _park(self) -> None:
+        if not await self._guarding.leave():
+            if self._in_channels:  # whose pages QEMU sends by the hundred, whatever the limit
+                reason = "the controller stops, and a stream of channels cannot be parked: it begins anew"
+                self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+                return
+            await self._source.tune(PARKED)
+        self._intent_log.decide("park", "the controller stops: the stream waits for the next one")
+        self._parked = True
+
+    async def _give_bandwidth(self) -> None:
+        """Give QEMU its share and its limit where they have changed; no limit is real while disks are behind."""
+        holds = self._disk_following.holds
+        if (
+            self._guarding.acted_meanwhile()
+            or self._given_bandwidth != self._bandwidth
+            or self._held != holds
+        ):
+            self._given_bandwidth, self._held = self._bandwidth, holds
+            if holds:
+                await self._disk_following.hold(self._given_bandwidth)
+            else:
+                await self._steering.resume(self._given_bandwidth)
 
     def _disturbed(self, users: DiskUsers) -> str:
         return too_late(users) if users else self._mirrors.broken(users.ours)
@@ -468,6 +492,7 @@ class MigrationDriver(DriverState):
             result.duration_seconds = self._intent_log.elapsed
         if result.state is State.COMPLETED:
             await self._security.end(self._destination)
+            self._disk_following.tell_cost()
             self._progress.finish()
             self._steering.judge(result.duration_seconds)
             self._learn()
@@ -492,7 +517,9 @@ class MigrationDriver(DriverState):
 
     def _learn(self) -> None:
         left = self._observer.at_switch
-        overhead = self._steering.overhead(left) if left is not None else None
+        rested = self._intent_log.intent.stopped_by_us  # all of its memory was copied in its downtime
+        overhead = self._steering.overhead(left) if left is not None and not rested else None
         if self._experience is not None and self._pair and overhead is not None:
+            overhead = max(0.0, overhead - self._mirrors.end_seconds)  # of this one alone
             self._experience.learn(self._pair, overhead)
             self.result.pair, self.result.overhead_seconds = self._pair, overhead

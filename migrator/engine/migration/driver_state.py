@@ -26,6 +26,7 @@ from migrator.core.model import (
 from migrator.core.policy import Policy
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.engine.migration.disk_following import DiskFollowing
 from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
@@ -167,6 +168,13 @@ class DriverState:
             lead=self._route.lead,
             tell=self._intent_log.decide,
         )
+        self._disk_following = DiskFollowing(
+            source,
+            policy=policy,
+            mirrors=self._mirrors,
+            steering=self._steering,
+            intent_log=self._intent_log,
+        )
         self._steps = Steps(
             source,
             destination,
@@ -191,6 +199,8 @@ class DriverState:
         self._too_late = False
         #: The bandwidth that QEMU was last given; ``None`` where another controller gave it one.
         self._given_bandwidth: int | None = None
+        #: ... and a limit that keeps it from its switch.
+        self._held = False
         self._parked = False
         self._disk_users_at = -math.inf
         self._last_source: View | None = None
@@ -204,6 +214,7 @@ class DriverState:
         if policy != self._policy:
             self._policy = policy
             self._steering.govern(policy)
+            self._disk_following.govern(policy)
 
     # --- what is known of it ----------------------------------------------------------------------------------------
 
@@ -294,7 +305,8 @@ class DriverState:
         """Return what its stream was given of the links, in bytes per second; ``None``: no share."""
         # The others have left the path to it for a moment: its share is less then, as it has little left to send.
         share = None if self._probes or self._shared_path.has_turn else self.requests.share
-        given = [self._policy.max_bandwidth_bytes_per_second, share, self._yielded]
+        beside_disks = self._disk_following.memory_bytes_per_second
+        given = [self._policy.max_bandwidth_bytes_per_second, share, self._yielded, beside_disks]
         return min((ceiling for ceiling in given if ceiling is not None), default=None)
 
     @property
@@ -337,6 +349,10 @@ class DriverState:
             **self._about,
         }
 
+    async def _tend_mirrors(self, mirrors: Mirrors) -> None:
+        self._report_mirrors(mirrors)
+        await self._disk_following.tend_copy(mirrors)
+
     def _report_mirrors(self, mirrors: Mirrors) -> None:
         if self._mirror_forecast is None:
             memory = self._facts.memory_bytes if self._facts is not None else 0
@@ -366,7 +382,7 @@ class DriverState:
                 state=state,
                 progress_ratio=self._progress.ratio,
                 sample=sample,
-                forecast=self._steering.forecast if copies else None,
+                forecast=self._disk_following.forecast or self._steering.forecast if copies else None,
                 limit_seconds=self._steering.limit_seconds if copies else None,
                 at_seconds=self._intent_log.elapsed,
                 waiting_for=self._recovery.waiting_for if state is State.RECOVERING else "",

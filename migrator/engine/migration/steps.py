@@ -106,7 +106,10 @@ class Steps:
         # The last look: from here on QEMU makes the images the destination's, and a job that still has one is lost, or
         # takes the source along.
         switching = self._intent_log.intent.milestone is Milestone.SWITCHING
-        not_copied = await self._mirrors.end(ended_before=switching)
+        intent = self._intent_log.intent
+        rests = not intent.guest_runs or (intent.stopped_by_us and not intent.postcopy)
+        ceiling = None if rests else self._result.max_downtime_seconds
+        not_copied = await self._mirrors.end(ceiling_seconds=ceiling, ended_before=switching)
         busy, _ = await together(self._source.disk_users(), self._shaper.before_switch())
         if not_copied or busy or busy.mirrors_at_work:
             held = ", ".join(str(job) for job in busy.mirrors_at_work)
