@@ -82,6 +82,5 @@ def test_memory_gets_what_the_guests_writes_leave() -> None:
     assert seen.memory_bytes_per_second == pytest.approx(4 * MIB, rel=0.01)  # 9 are seen to be carried
 
 
-def test_what_is_left_counts_as_if_it_waited_in_the_sockets() -> None:
-    sample = Backlog(seconds=0.1).in_downtime(Sample(queued_bytes=10), 1000.0)
-    assert sample.queued_bytes == 110
+def test_what_is_left_counts_as_long_as_it_takes() -> None:
+    assert Backlog(seconds=0.1).in_downtime(Sample(), 1000.0).disk_backlog_bytes == 100

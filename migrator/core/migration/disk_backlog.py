@@ -57,12 +57,8 @@ class Backlog:
     memory_bytes_per_second: int | None = None
 
     def in_downtime(self, sample: Sample, bytes_per_second: float) -> Sample:
-        """Return the sample with what is sent of the disks as if the stream's sockets held it: it is sent before.
-
-        :param bytes_per_second: what the stream is taken to carry.
-        """
-        held = round(self.seconds * bytes_per_second)
-        return replace(sample, queued_bytes=(sample.queued_bytes or 0) + held) if held else sample
+        """Return the sample with what the disks lack, as a stream of that speed would take as long to send it."""
+        return replace(sample, disk_backlog_bytes=round(self.seconds * bytes_per_second))
 
 
 class DiskBacklog:
