@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from migrator import process_sockets
+from migrator.machine import LocalProcess
 from migrator.testing.lab import Pair
 from migrator.testing.raw_qmp import RawMonitor
 
@@ -38,6 +40,8 @@ class Moved:
     duration_seconds: float
     #: From STOP at the source to RESUME at the destination, as QEMU stamped them.
     downtime_seconds: float
+    #: What the source's socket held when the guest had been stopped; ``None``: not asked for, or not to be told.
+    queued_at_stop_bytes: int | None = None
 
 
 async def move(
@@ -48,12 +52,14 @@ async def move(
     stopping: bool = True,
     listen: str = "tcp:127.0.0.1:0",
     bandwidth_bytes_per_second: int = UNLIMITED_BYTES_PER_SECOND,
+    look_at_socket: bool = False,
 ) -> Moved:
     """Move the guest and quit the source.
 
     :param max_downtime_seconds: QEMU's downtime-limit.
     :param postcopy: switch to postcopy at once.
     :param stopping: false: leave the guest's stop before a postcopy to QEMU, which is not safe with QEMU 10.0.
+    :param look_at_socket: see what it holds when the guest has been stopped.
     :raise Broken: when it does not come through.
     """
     async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
@@ -69,6 +75,7 @@ async def move(
             begin += [("migrate-start-postcopy", {})]
         await source.execute_all(begin)
         await _status(source, "pre-switchover")
+        queued = _queued(pair.source.pid, uri) if look_at_socket else None
         await _check_before_switch(destination, lambda: pair.destination.alive)
         await source.execute("migrate-continue", state="pre-switchover")
         if postcopy:
@@ -92,7 +99,13 @@ async def move(
             await _until(lambda: _stands(destination, {"running"}, {"completed"}))
         await source.execute("quit")
         downtime = _stamp(destination, "RESUME") - _stamp(source, "STOP")
-    return Moved(duration_seconds=duration, downtime_seconds=downtime)
+    return Moved(duration_seconds=duration, downtime_seconds=downtime, queued_at_stop_bytes=queued)
+
+
+def _queued(pid: int, uri: str) -> int | None:
+    host, _, port = uri.removeprefix("tcp:").rpartition(":")
+    queued: int | None = process_sockets.streams(identity_of(pid), [[host, port]])["queued"]
+    return queued
 
 
 async def _listen(destination: RawMonitor, uri: str, *, postcopy: bool) -> str:
@@ -156,3 +169,12 @@ async def _until(probe: Callable[[], Any]) -> None:
 def _stamp(monitor: RawMonitor, name: str) -> float:
     stamp = next(event["timestamp"] for event in monitor.events if event["event"] == name)
     return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
+
+
+def identity_of(pid: int) -> dict[str, Any]:
+    """Return what names a process, whatever number others get."""
+    process = LocalProcess(pid)
+    try:
+        return process.identity
+    finally:
+        process.close()

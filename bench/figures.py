@@ -24,6 +24,8 @@ class Figures:
         return statistics.median(self.values)
 
     def __str__(self) -> str:
+        if len(self.values) == 1:
+            return ms(self.median)
         return f"{ms(self.median)} ({ms(min(self.values))} – {ms(max(self.values))})"
 
 
@@ -47,3 +49,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def paragraphs(*texts: str) -> str:
     """A section's text."""
     return "\n\n".join(texts)
+
+
+def runs_in_words(count: int) -> str:
+    """Say how many runs there were."""
+    return "1 run" if count == 1 else f"{count} runs"

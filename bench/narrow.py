@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import bare, libvirt
-from bench.figures import Figures, ms, paragraphs, table
+from bench.figures import Figures, ms, paragraphs, runs_in_words, table
 from bench.libvirt import Libvirtd, Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
@@ -58,8 +58,12 @@ class _Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Took:
+    """One move."""
+
     duration_seconds: float
     downtime_seconds: float
+    #: What was in the source's socket when the guest was stopped.
+    queued_at_stop_bytes: int | None = None
 
 
 def _cases(mbit: int, options: Options) -> list[_Case]:
@@ -109,7 +113,11 @@ async def move_by_migrator(
             *(("--max-bandwidth", limit) if limit else ()),
             mode="precopy",
         )
-        return Took(duration_seconds=outcome.duration_seconds, downtime_seconds=outcome.downtime_seconds)
+        return Took(
+            duration_seconds=outcome.duration_seconds,
+            downtime_seconds=outcome.downtime_seconds,
+            queued_at_stop_bytes=outcome.queued_at_stop_bytes,
+        )
 
 
 async def move_by_script(
@@ -126,8 +134,13 @@ async def move_by_script(
             max_downtime_seconds=ceiling_seconds,
             listen=f"tcp:{hosts['beta'].address}:0",
             bandwidth_bytes_per_second=limit,
+            look_at_socket=True,
         )
-        return Took(duration_seconds=moved.duration_seconds, downtime_seconds=moved.downtime_seconds)
+        return Took(
+            duration_seconds=moved.duration_seconds,
+            downtime_seconds=moved.downtime_seconds,
+            queued_at_stop_bytes=moved.queued_at_stop_bytes,
+        )
 
 
 async def run(mbit: int, options: Options, quiet: Quiet) -> str:
@@ -138,7 +151,7 @@ async def run(mbit: int, options: Options, quiet: Quiet) -> str:
     async with narrow_hosts(options) as (migrator, virsh, hosts):
         matrix = await _matrix(mbit, migrator, virsh, hosts, options, quiet)
     return paragraphs(
-        f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
+        f"{describe(str(options.binary))} · {runs_in_words(options.runs or 2)} of each, in turns · {quiet}",
         f"Two namespaces whose links are slowed to {mbit} Mbit/s by `tc tbf`; a guest of 256 MiB (TCG), of which 24 "
         "MiB are filled: idle, writing 1 MB/s of them, or 40 MB/s to a set of 2 MiB. Milliseconds: median (minimum – "
         "maximum).",
@@ -245,10 +258,16 @@ def _judge(took: dict[tuple[_Case, str], list[Took]], unmoved: dict[_Case, str])
         [f"slower than {_BARE_SHARE} × the script", str(slow), "0"],
         ["idle guests above 70 ms at 60 Mbit/s, 40 ms at 300", str(missed), "0"],
     ]
-    for mbit, found in shares.items():
+    for who in ("migrator", "script"):
+        held = [one.queued_at_stop_bytes for (_, by), moved in took.items() if by == who for one in moved]
+        kib = sorted(each / 1024 for each in held if each is not None)
+        if kib:
+            found = f"{statistics.median(kib):.0f} KiB ({kib[0]:.0f} – {kib[-1]:.0f})"
+            counts.append([f"in the source's socket when the guest was stopped, {who}", found, ""])
+    for mbit, ratios in shares.items():
         aim = f"≤ {_VIRSH_SHARE}" if mbit == 60 else ""
         name = f"idle guest's downtime of virsh's at {mbit} Mbit/s"
-        counts.append([name, f"{statistics.median(found):.2f}", aim])
+        counts.append([name, f"{statistics.median(ratios):.2f}", aim])
     header = ["QEMU, guest, ceiling", "downtime", "script's", "virsh's", "time", "script's", "virsh's"]
     return [
         "**Ceilings**, downtime from STOP to RESUME and time from the first command; of virsh of the whole command:",

@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bench.figures import ms, paragraphs, table
+from bench.figures import ms, paragraphs, runs_in_words, table
 from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.narrow import (
@@ -68,7 +68,7 @@ async def run(options: Options, quiet: Quiet) -> str:
     async with narrow_hosts(options) as (migrator, virsh, hosts):
         found = await _neighbours(migrator, virsh, hosts, options, quiet)
     return paragraphs(
-        f"{describe(str(options.binary))} · {options.runs or 2} runs of each, in turns · {quiet}",
+        f"{describe(str(options.binary))} · {runs_in_words(options.runs or 2)} of each, in turns · {quiet}",
         "Two namespaces whose links are slowed by `tc tbf`; a guest of 256 MiB (TCG), of which 96 MiB are filled.",
         *found,
     )

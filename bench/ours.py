@@ -33,6 +33,8 @@ class Outcome:
     downtime_seconds: float
     #: How long the guest waited for pages in postcopy; ``None`` where it did not move so, or it was not measured.
     postcopy_stall_seconds: float | None = None
+    #: What the stream's sockets held when the guest was stopped, where that could be seen.
+    queued_at_stop_bytes: int | None = None
 
 
 class Migrator:
@@ -129,4 +131,5 @@ class Migrator:
             duration_seconds=result["duration_seconds"],
             downtime_seconds=result["downtime_seconds"],
             postcopy_stall_seconds=result["postcopy_stall_seconds"],
+            queued_at_stop_bytes=result["queued_at_stop_bytes"],
         )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.bare import identity_of
 from bench.policies.cases import LINK_BYTES_PER_SECOND, MEMORY_BYTES, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
@@ -16,7 +17,6 @@ from bench.policies.strategy import ASLEEP_RATIO, Action, Do, Strategy
 from migrator import process_sockets
 from migrator.core.model import Sample
 from migrator.core.policy import PostcopyMode
-from migrator.machine import LocalProcess
 from migrator.testing.guest import TICK_SECONDS
 from migrator.testing.lab import GuestMachine, Lab, Pair
 from migrator.testing.network import LabHosts
@@ -86,7 +86,7 @@ class _Drive:
         self._max_throttle = 0.0
         self._sent = 0
         self._shaped = steering.unsent_bytes is None
-        self._process = _identity(pair.source.pid)
+        self._process = identity_of(pair.source.pid)
 
     @property
     def _elapsed(self) -> float:
@@ -224,14 +224,6 @@ class _Drive:
 
     async def _tune(self, parameters: dict[str, int]) -> None:
         await self._source.execute("migrate-set-parameters", parameters)
-
-
-def _identity(pid: int) -> dict[str, Any]:
-    process = LocalProcess(pid)
-    try:
-        return process.identity
-    finally:
-        process.close()
 
 
 async def _enable(monitor: RawMonitor, names: list[str]) -> None:

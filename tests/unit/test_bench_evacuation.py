@@ -161,10 +161,20 @@ def outcome(strategy: str, makespan: float, *, late: bool = False, mix: str = "m
     ids=["as much shorter as wanted", "a little less", "shorter at a guest's cost"],
 )
 def test_the_aim_beside_a_peer_counts_time_and_guests(ours: Outcome, met: bool) -> None:
-    (line,) = (line for line in report.aims([ours, outcome(TWO, 20.0)]).splitlines() if TWO in line)
+    text = report.aims([ours, outcome(TWO, 20.0)])
+    (line,) = (line for line in text.splitlines() if f"shorter than {TWO}" in line)
     assert ("**not met**" not in line) is met
     # The bound is 10 s.
     assert "(at most 50% is possible)" in line
+
+
+def test_guests_that_write_much_are_held_against_the_bound_and_what_they_must_send() -> None:
+    run = replace(outcome(OURS, 13.0), needed_seconds=12.8)
+    text = report.aims([run, outcome(TWO, 20.0)])
+    assert "at most 1.25 × the bound | 1.30 ×, of which 1.28 × must be sent | **not met**" in text
+    assert f"no more guests throttled or in postcopy than {TWO} | 0 against 0 | met" in text
+    hasty = replace(run, guests=(replace(run.guests[0], postcopy=True),), makespan_seconds=11.9)
+    assert "at most 1.20 × the bound | 1.19 ×" in report.aims([hasty])
 
 
 def test_an_aim_that_nobody_can_meet_is_not_met_and_says_so() -> None:
