@@ -14,6 +14,7 @@ from functools import partial
 
 from bench import (
     answers,
+    disks,
     document,
     entrances,
     floor,
@@ -54,6 +55,7 @@ PARTS = {
         for mbit in (60, 300, 1000)
     },
     "neighbours": Part("Neighbours of a move on its link", neighbours.run),
+    "disks": Part("Disks that hosts do not share", disks.run),
     "streams": Part("Channels, compression and encryption of the stream", streams.run),
     "shared_path": Part("Guests that share one narrow path", shared_path.run),
     "workloads": Part("Real workloads, seen from outside", workloads.run, of_qemu=False),
