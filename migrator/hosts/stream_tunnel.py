@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,6 +37,8 @@ _BASIC = (
     *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
     *("-o", "Compression=no", "-o", "ControlMaster=no", "-o", "ExitOnForwardFailure=yes"),
 )
+#: A way that was found so long ago is looked for again.
+_KNOWN_SECONDS = 60.0
 _READY = "migrator-tunnel"
 #: Nothing listens there; OpenSSH says whether it would have led there.
 _UNUSED_PORT = 1
@@ -83,16 +86,41 @@ class TunnelEnd:
         return [*key, *hosts, *self.login()]
 
 
+class KnownRoutes:
+    """Ways that were found a moment ago between hosts: those of a whole evacuation are looked for once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[float, TunnelRoute, str]] = {}
+
+    def note(self, source: str, target: str, way: TunnelRoute, why: str) -> None:
+        """Note one.
+
+        :param why: why it is not the better one.
+        """
+        self._found[source, target] = time.monotonic(), way, why
+
+    def recent(self, source: str, target: str) -> tuple[TunnelRoute, str] | None:
+        """Return the way and its reason, ``None`` where it has to be looked for."""
+        at, way, why = self._found.get((source, target), (-_KNOWN_SECONDS, TunnelRoute.HOSTS, ""))
+        return (way, why) if time.monotonic() - at < _KNOWN_SECONDS else None
+
+
 class SshTunnel:
-    """Implements :class:`migrator.ports.StreamTunnel`."""
+    """Implements :class:`migrator.ports.StreamTunnel`.
+
+    :param known: ways between hosts, shared with the tunnels of other migrations.
+    """
 
     #: Where the destination listens.
     addresses = (LOOPBACK,)
 
-    def __init__(self, source: TunnelEnd, target: TunnelEnd) -> None:
+    def __init__(self, source: TunnelEnd, target: TunnelEnd, *, known: KnownRoutes | None = None) -> None:
         self._source, self._target = source, target
+        self._known = known or KnownRoutes()
         self._here = TunnelEnd(access=LocalAccess("this machine"), server=LOOPBACK)
         self._way: TunnelRoute | None = None
+        #: Why it is not the better one.
+        self._why = ""
         self._open: list[Coprocess] = []
 
     @property
@@ -134,22 +162,27 @@ class SshTunnel:
 
     async def check(self) -> Sequence[Finding]:
         """See :meth:`migrator.ports.StreamTunnel.check`."""
+        names = self._source.access.name, self._target.access.name
+        if self._way is None and (recent := self._known.recent(*names)) is not None:
+            self._way, self._why = recent
         if self._way is not None:
-            return self._findings()
+            return self._findings(self._why)
         direct = await self._try(self._source, self._target.login(), self._target)
         if not direct:
             self._way = TunnelRoute.HOSTS
-            return self._findings()
+            self._known.note(*names, self._way, "")
+            return ()
         others = [end for end in (self._source, self._target) if not end.is_here]
         reachable = all(end.ssh is not None for end in others)
         whys = [await self._try(self._here, end.own_login(), end) for end in others if reachable]
         if reachable and not any(whys):
-            self._way = TunnelRoute.CONTROLLER
-            return self._findings(direct)
+            self._way, self._why = TunnelRoute.CONTROLLER, direct
+            self._known.note(*names, self._way, self._why)
+            return self._findings(self._why)
         text = "; ".join(dict.fromkeys([direct, *filter(None, whys)]))
         return (finding("stream-route", f"no SSH tunnel can be made: {text}"),)
 
-    def _findings(self, why: str = "") -> Sequence[Finding]:
+    def _findings(self, why: str) -> Sequence[Finding]:
         if self._way is not TunnelRoute.CONTROLLER or not self._passes_through:
             return ()
         text = f"the stream goes by {self.route}, which has to carry all of it twice"

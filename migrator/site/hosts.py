@@ -28,7 +28,7 @@ from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.path_probe import PathProbe
 from migrator.hosts.socket_watch import watch_sockets
 from migrator.hosts.sockets import FoundSocket
-from migrator.hosts.stream_tunnel import SshTunnel
+from migrator.hosts.stream_tunnel import KnownRoutes, SshTunnel
 from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath, StreamTunnel
 from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
@@ -88,6 +88,7 @@ class SiteHosts:
     ) -> None:
         self.use(connections, checker=checker, launcher=launcher)
         self._discovery = GuestDiscovery(connections)
+        self._tunnel_routes = KnownRoutes()
         self._watching: dict[str, Callable[[], None]] = {}
         connections.pending_connects.on_answer = self._answered
 
@@ -118,7 +119,8 @@ class SiteHosts:
         processes: tuple[int | None, int | None],  # noqa: ARG002 - a host of the site has one network
     ) -> StreamTunnel:
         """See :meth:`migrator.ports.Site.stream_tunnel`."""
-        return SshTunnel(*(self._connections.tunnel_end(name) for name in (source, target)))
+        here, there = (self._connections.tunnel_end(name) for name in (source, target))
+        return SshTunnel(here, there, known=self._tunnel_routes)
 
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         """See :meth:`migrator.ports.Site.stream_tls`."""

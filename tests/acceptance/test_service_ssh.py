@@ -31,16 +31,32 @@ def _needs_namespaces() -> None:
 
 @asynccontextmanager
 async def over_ssh(
-    machines: list[GuestMachine], directory: Path, *names: str
+    machines: list[GuestMachine],
+    directory: Path,
+    *names: str,
+    extra: str = "",
+    each_other: bool = False,
 ) -> AsyncIterator[tuple[LiveSite, dict[str, Sshd]]]:
-    """Hosts with an sshd each, and a service on a host of its own, which is not one of its hosts."""
-    async with made(machines, *names, "control", speed=SLOW) as site:
+    """Hosts with an sshd each, and a service on a host of its own, which is not one of its hosts.
+
+    :param extra: further sections of the configuration.
+    :param each_other: the hosts can log in to each other.
+    """
+    within: tuple[str, ...] = ()
+    if each_other:
+        config = directory / "ssh_config"
+        keys = "".join(f"IdentityFile {directory}/sshd-{name}/client\n" for name in names)
+        known = " ".join(f"{directory}/sshd-{name}/known_hosts" for name in names)
+        config.write_text(f"Host *\n{keys}UserKnownHostsFile {known}\n")
+        script = 'mount --bind "$0" /etc/ssh/ssh_config && exec "$@"'
+        within = ("unshare", "--mount", "sh", "-c", script, str(config))
+    async with made(machines, *names, "control", speed=SLOW, extra=extra) as site:
         with contextlib.ExitStack() as stack:
             servers = {}
             for name in names:
                 host = site.host(name)
                 servers[name] = stack.enter_context(
-                    Sshd(directory / f"sshd-{name}", address=host.address, prefix=host.prefix)
+                    Sshd(directory / f"sshd-{name}", address=host.address, prefix=(*host.prefix, *within))
                 )
                 ssh = (
                     f'ssh = "{getpass.getuser()}@{host.address}"\nkey_file = "{servers[name].key}"\n'
@@ -252,3 +268,32 @@ async def test_source_and_target_that_go_away_together_cost_no_guest(tmp_path: P
         begun = await site.post("hosts/a/evacuate")
         await site.ended(begun["id"], "completed", within=90)
         await site.everyone_at([machine], "b", "c")
+
+
+@pytest.mark.parametrize(
+    "each_other",
+    [
+        pytest.param(False, id="through the controller"),
+        pytest.param(True, id="from host to host", marks=pytest.mark.matrix),
+    ],
+)
+async def test_guest_goes_through_an_ssh_tunnel(tmp_path: Path, each_other: bool) -> None:
+    machine = guest("db", region=8 * MIB)
+    policy = '[policies.tunnel]\nextends = "default"\nstream = "ssh"\n'
+    async with (
+        over_ssh([machine], tmp_path, "a", "b", extra=policy, each_other=each_other) as (site, servers),
+        Witness(site, [machine]),
+    ):
+        before = {name: len(server.sessions()) for name, server in servers.items()}
+        begun = await site.post("migrations", guest="db", to="b", policy="tunnel")
+        await site.migration_ended(begun["id"], "completed", within=60)
+        document = await site.get(f"migrations/{begun['id']}")
+        warned = "stream-through-controller" in [each["code"] for each in document["findings"]]
+        (way,) = [each["reason"] for each in document["decisions"] if each["action"] == "tunnel"]
+        assert (warned, "the controller" in way) == (not each_other, not each_other), way
+        await site.everyone_at([machine], "b")
+
+        async def closed() -> bool:
+            return all(len(server.sessions()) <= before[name] for name, server in servers.items())
+
+        await eventually(closed, "no tunnel being left", site)
