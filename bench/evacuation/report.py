@@ -35,6 +35,7 @@ def tables(outcomes: Sequence[Outcome]) -> str:
             "makespan",
             "of the bound",
             "of what must be sent",
+            "downtime",
             "outside the policy",
             "tried again",
             "postcopy",
@@ -52,6 +53,7 @@ def _row(runs: Sequence[Outcome], *, ours: bool) -> list[str]:
         f"{median(run.makespan_seconds for run in runs):.1f} s",
         f"{median(_of_bound(run) for run in runs):.2f} ×",
         _of_needed(runs),
+        _downtimes(runs),
         _mean(len(run.outside) for run in runs),
         _mean(sum(one.attempts - 1 for one in run.guests) for run in runs),
         _mean(sum(one.postcopy for one in run.guests) for run in runs),
@@ -164,6 +166,11 @@ def _of_bound(run: Outcome) -> float:
 def _of_needed(runs: Sequence[Outcome]) -> str:
     found = [run.makespan_seconds / run.needed_seconds for run in runs if run.needed_seconds]
     return f"{median(found):.2f} ×" if found else "–"
+
+
+def _downtimes(runs: Sequence[Outcome]) -> str:
+    found = [one.downtime_seconds for run in runs for one in run.guests if one.downtime_seconds is not None]
+    return f"{median(found) * 1e3:.0f} ms (at most {max(found) * 1e3:.0f})" if found else "–"
 
 
 def _disturbed(run: Outcome) -> int:
