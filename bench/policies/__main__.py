@@ -13,7 +13,7 @@ from bench import document
 from bench.figures import paragraphs
 from bench.machine import describe
 from bench.policies import accuracy, aims, named, real, report, simulated, turns
-from bench.policies.cases import GUESTS, SETTINGS, Guest, Setting
+from bench.policies.cases import GUESTS, ON_DEMAND, SETTINGS, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.strategy import Strategy
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     guests = [guest for guest in GUESTS if _wanted(guest.name, given.guest)]
     settings = [setting for setting in SETTINGS if _wanted(setting.name, given.policy)]
+    settings += [setting for setting in ON_DEMAND if given.policy and _wanted(setting.name, given.policy)]
     strategies = [one for one in named.STRATEGIES if one is Migrator or _wanted(one.name, given.strategy)]
     given.real = given.real or given.short
     runs = given.runs or (2 if given.quick else 4 if given.short else 10)

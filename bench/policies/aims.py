@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.figures import table
-from bench.policies.cases import SETTINGS
+from bench.policies.cases import ON_DEMAND, SETTINGS
 from bench.policies.ours import Migrator
 from bench.policies.outcome import Outcome
 from bench.policies.peers import PEERS, QemuDefault
 from migrator.core.policy import Policy
 
-_POLICIES: dict[str, Policy] = {setting.name: setting.policy for setting in SETTINGS}
+_POLICIES: dict[str, Policy] = {setting.name: setting.policy for setting in (*SETTINGS, *ON_DEMAND)}
 _BY_TIMERS = {peer.name for peer in PEERS if peer.by_timers}
 _OURS = Migrator.name
 #: What both move in less than this is not compared: it is over before anybody could decide anything.

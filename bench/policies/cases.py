@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from migrator.core.policy import Policy, PostcopyMode
+from migrator.core.policy import Policy, PostcopyMode, Preference
 from migrator.testing.guest import Habit
 from migrator.testing.workload import MIB, Workload, change, from_habit
 
@@ -69,4 +69,9 @@ SETTINGS: tuple[Setting, ...] = (
         "30 s, throttle",
         Policy(name="30 s", max_downtime_seconds=0.3, max_throttle_ratio=0.8, max_duration_seconds=30.0),
     ),
+)
+
+#: Those that are met only by who asks for them.
+ON_DEMAND: tuple[Setting, ...] = (
+    Setting("in haste", Policy(name="in haste", max_downtime_seconds=0.3, prefer=Preference.TIME)),
 )

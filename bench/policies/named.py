@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.policies.cases import GUESTS, SETTINGS, Guest, Setting
+from bench.policies.cases import GUESTS, ON_DEMAND, SETTINGS, Guest, Setting
 from bench.policies.ours import Migrator
 from bench.policies.peers import PEERS
 from bench.policies.strategy import Strategy
@@ -14,5 +14,5 @@ def find(job: tuple[str, str, str, int]) -> tuple[type[Strategy], Guest, Setting
     """Return what a job names: strategy, guest, setting, and its seed."""
     strategy = next(one for one in STRATEGIES if one.name == job[0])
     guest = next(one for one in GUESTS if one.name == job[1])
-    setting = next(one for one in SETTINGS if one.name == job[2])
+    setting = next(one for one in (*SETTINGS, *ON_DEMAND) if one.name == job[2])
     return strategy, guest, setting, job[3]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bench.figures import table
 from bench.policies.aims import inside
-from bench.policies.cases import GUESTS, SETTINGS
+from bench.policies.cases import GUESTS, ON_DEMAND, SETTINGS
 from bench.policies.outcome import Outcome
 
 LEGEND = (
@@ -20,7 +20,7 @@ LEGEND = (
 def tables(outcomes: Sequence[Outcome], strategies: Sequence[str], *, prefix: str) -> list[str]:
     """For each policy a heading (with `prefix`) and a table: guests by algorithms."""
     texts = []
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *ON_DEMAND):
         here = [outcome for outcome in outcomes if outcome.setting == setting.name]
         names = [name for name in strategies if any(outcome.strategy == name for outcome in here)]
         rows = []
