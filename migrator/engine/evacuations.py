@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,8 @@ from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.registry import Registry
+from migrator.errors import Fault
+from migrator.faults import contained
 
 #: An evacuation waits so long at most for the dirty rates of its guests: they decide who goes when.
 _MEASURED_SECONDS = 3.0
@@ -58,6 +60,20 @@ class Evacuations:
         self._registry.evacuations[run.id] = run
         self._announcer.evacuation(run.id)
         self._changed()
+
+    def beside(self, identifier: str, work: Coroutine[Any, Any, None]) -> None:
+        """Have something be found out for an evacuation while it runs; an error of ours harms nothing else."""
+
+        async def contain() -> None:
+            try:
+                with contained(f"what is found out for evacuation {identifier}"):
+                    await work
+            except Fault:
+                pass  # it was logged with its id
+
+        task = asyncio.create_task(contain(), name=f"beside evacuation {identifier}")
+        self._measuring.add(task)
+        task.add_done_callback(self._measuring.discard)
 
     async def _measure(self, identifier: str, guests: list[Guest]) -> None:
         await self._dirty_rates.measure(guests)

@@ -32,6 +32,8 @@ _PLAN_HOLDS_SECONDS = 3600.0
 _ASKED_AT_A_TIME = 8
 #: Targets that are tried for one guest, each of which preflight may refuse.
 _TARGETS_TRIED = 6
+#: Between two checks beside an evacuation, whose guests are asked as well.
+_BETWEEN_CHECKS_SECONDS = 0.1
 #: Documents of guests that are made in one go.
 _DOCUMENTS_AT_ONCE = 100
 #: Of an evacuation that nobody has begun.
@@ -107,6 +109,28 @@ class Preview:
             takes_p90_seconds=found.takes.p90,
             lower_bound_seconds=found.lower_bound_seconds,
         )
+
+    async def learn_disks(self, run: Evacuation) -> None:
+        """Find out how much of its guests' disks an evacuation will copy, before their turn comes.
+
+        For one that was begun without a plan: each is checked against the host that it would go to now, a few at a
+        time, unless that is known or the guest is on its way.
+
+        :raise Unavailable: it cannot be computed now.
+        """
+        snapshot = self._snapshots.take()
+        places = await self._computing.compute(preview.places, preview.portions(snapshot, run))
+        for key, (target, _) in places.items():
+            guest = run.entries[key].guest
+            if target is None or guest.obstacle or target in guest.disk_bytes_to:
+                continue
+            snapshot = self._snapshots.take()
+            if key in snapshot.live or key not in snapshot.here_or_coming_by_key(run.host):
+                continue
+            policy = snapshot.policies.of(guest, run.policy)
+            session = self._sessions.make(guest, target, policy, accept=run.accept, announce=False)
+            await session.check_only()
+            await asyncio.sleep(_BETWEEN_CHECKS_SECONDS)
 
     async def _settled(self, run: Evacuation) -> tuple[Evacuation, _Targets, _Findings]:
         """Return every guest's target, or none, with the reason, and what was found.

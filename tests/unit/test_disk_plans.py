@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Check, Evacuate, Migrate, Plan
+from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Host
 from migrator.core.migration.disk_copies import MirrorPhase, Mirrors
 from migrator.core.migration.mirror_forecast import MirrorForecast
@@ -124,6 +125,26 @@ async def test_deadline_that_the_disks_will_miss_is_at_risk_once_a_plan_has_show
         run = await running.ask(Evacuate(host="a", deadline=datetime.now(UTC) + timedelta(seconds=30)))
         await running.until(lambda: running.run(run.id).forecast_end_at is not None)
         assert running.run(run.id).at_risk
+
+
+@pytest.mark.looptime
+async def test_deadline_of_an_evacuation_without_a_plan_reckons_with_disks_of_guests_that_wait(
+    service: SimulatedService,
+) -> None:
+    for number in range(6):
+        service.site.add_guest(f"more-{number}", host="a", workload=steady(64 * MIB, 1 * MIB))
+    on_local_disk(service, "b", "c")
+    async with service.running() as running:
+        run = await running.ask(Evacuate(host="a", deadline=datetime.now(UTC) + timedelta(seconds=120)))
+        await running.until(
+            lambda: all(
+                entry.standing is not GuestStanding.WAITING
+                or any(guest.disk_bytes_to for guest in running.engine.inventory.guests_of(key))
+                for key, entry in running.run(run.id).entries.items()
+            )
+        )
+        await running.until(lambda: running.run(run.id).at_risk)
+        assert any(entry.standing is GuestStanding.WAITING for entry in running.run(run.id).entries.values())
 
 
 @pytest.mark.looptime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -82,8 +83,16 @@ class EvacuationCommands:
                 **_asked_by(caller),
             )
             run = run.took_in(self._snapshots.take().here_or_coming(host.name))
-            run = run.holding_to(self._preview.planned(host.name))
-            return await self._begin(run, HostState.DRAINING)
+            planned = self._preview.planned(host.name)
+            run = run.holding_to(planned)
+            begun = await self._begin(run, HostState.DRAINING)
+            if run.deadline is not None and not planned:
+                self._evacuations.beside(run.id, self._learn_disks(run))
+            return begun
+
+    async def _learn_disks(self, run: Evacuation) -> None:
+        with contextlib.suppress(Unavailable):  # each tells when it is prepared
+            await self._preview.learn_disks(run)
 
     async def restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
         """Begin to bring home whom evacuations moved away from a host."""
