@@ -163,6 +163,18 @@ def one_crossing(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Pa
     return qemu_binary(request.param[0]), qemu_binary(request.param[1])
 
 
+@pytest.fixture(
+    params=[
+        crossing if crossing == ("7.2", "10.0") else pytest.param(crossing, marks=pytest.mark.matrix)
+        for crossing in CROSSINGS
+    ],
+    ids="-to-".join,
+)
+def across(request: pytest.FixtureRequest, qemu_binary: Callable[[str], Path]) -> tuple[Path, Path]:
+    """As :func:`each_crossing`, but only from the first to the last version outside ``make test-all``."""
+    return qemu_binary(request.param[0]), qemu_binary(request.param[1])
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """QEMUs for one test. What they said is shown if it fails."""

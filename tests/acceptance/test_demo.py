@@ -70,6 +70,7 @@ async def test_interrupted_it_leaves_nothing() -> None:
     assert left_over(pid) == []
 
 
+@pytest.mark.matrix
 async def test_killed_it_leaves_nothing() -> None:
     async with started("demo", "--link", "20MiB/s") as command:
         pid = command.pid

@@ -169,6 +169,7 @@ class TestWhatEndsAMoveWithDisks:
             for _ in range(3):
                 await guest.goes_on(guest.pair.source)
             command.signal(signal.SIGINT)
+            guest.pair.destination.sigcont()
             ended = await command.ended(within=40)
         assert ended.state == "cancelled"
         await self.verify_failed(guest, ended, 4)

@@ -29,12 +29,12 @@ PRECOPY = ("--postcopy", "never")
 )
 async def test_guest_moves_through_several_channels(
     lab: Lab,
-    each_crossing: tuple[Path, Path],
+    across: tuple[Path, Path],
     options: tuple[str, ...],
     streams: int,
     compression: str,
 ) -> None:
-    pair = await lab.pair(WRITING, source=each_crossing[0], destination=each_crossing[1])
+    pair = await lab.pair(WRITING, source=across[0], destination=across[1])
     async with witness(lab, pair) as seen:
         ended = await direct(pair, *PRECOPY, *options)
         assert (ended.code, ended.document["streams"], ended.document["compression"]) == (

@@ -45,9 +45,9 @@ async def objects(pair: Pair) -> list[str]:
 
 
 async def test_guest_moves_encrypted_and_nothing_of_that_is_left(
-    lab: Lab, each_crossing: tuple[Path, Path], certificates: Path
+    lab: Lab, across: tuple[Path, Path], certificates: Path
 ) -> None:
-    pair = await lab.pair(WRITING, source=each_crossing[0], destination=each_crossing[1])
+    pair = await lab.pair(WRITING, source=across[0], destination=across[1])
     async with witness(lab, pair) as seen:
         ended = await direct(pair, *tls(certificates))
         assert (ended.code, ended.document["tls"], ended.document["error"]) == (0, True, None)

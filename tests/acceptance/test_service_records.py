@@ -115,7 +115,7 @@ Moment = Callable[[LiveSite, set[Any]], bool]
     ("how", "moments"),
     [
         ("killed", [started, recorded]),
-        ("stopped", [recorded]),
+        pytest.param("stopped", [recorded], marks=pytest.mark.matrix),
         pytest.param("killed", [accepted, started, recorded] * 2, marks=pytest.mark.matrix),
         pytest.param("stopped", [accepted, started, recorded] * 2, marks=pytest.mark.matrix),
     ],

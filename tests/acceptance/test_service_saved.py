@@ -33,11 +33,11 @@ def beside(file: Path) -> Any:
 
 
 async def test_a_guest_is_saved_and_goes_on_elsewhere_out_of_its_file_once(
-    tmp_path: Path, each_qemu: Path
+    tmp_path: Path, one_version: Path
 ) -> None:
     web, file = guest("web"), tmp_path / "web.state"
     async with made([], "a", "b") as site:
-        await site.boot(web, "a", binary=each_qemu)
+        await site.boot(web, "a", binary=one_version)
         site.serve()
         await site.until_served()
         await site.known(1)

@@ -81,6 +81,7 @@ async def over_ssh(
             site.kill()
 
 
+@pytest.mark.matrix
 async def test_connections_that_are_killed_again_and_again_cost_no_guest(tmp_path: Path) -> None:
     machines = [guest("calm"), guest("busy", region=48 * MIB, speed=30 * MIB)]
     async with over_ssh(machines, tmp_path, "a", "b") as (site, servers), Witness(site, machines):

@@ -84,6 +84,8 @@ async def ask_second(site: LiveSite) -> None:
     await eventually(acts, "the second controller acts", site)
 
 
+# Without chance, for whoever looks into one; what happens at random instants is `test_takeover_random.py`.
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_controller_that_is_gone_is_replaced_and_its_evacuation_goes_on(
     postgresql: Postgres, how: str
@@ -117,6 +119,7 @@ async def drivers(site: LiveSite) -> dict[str, str]:
     return {each["guest_name"]: each["controller"] for each in found if each["controller"]}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_one_that_drives_for_the_planner_is_followed_when_it_is_gone(
     postgresql: Postgres, how: str

@@ -19,7 +19,8 @@ from tests.conftest import missing
 _MOST_SECONDS = 10.0
 #: Of an evacuation that nothing befalls, so that any of it may be hit.
 _EVACUATION_SECONDS = 5.0
-_SOAK_ROUNDS = 100
+#: Of those that are killed, and of those that are frozen; and of both together, at length.
+_ROUNDS, _SOAK_ROUNDS = 5, 100
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +51,10 @@ async def rounds(server: Postgres, hows: list[str], seed: int, *, figures: Path 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.matrix)], ids=["short", "long"])
 async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_once(
-    postgresql: Postgres, how: str, times: int
+    postgresql: Postgres, how: str
 ) -> None:
-    await rounds(postgresql, [how] * times, seed=7)
+    await rounds(postgresql, [how] * _ROUNDS, seed=7)
 
 
 @pytest.mark.soak

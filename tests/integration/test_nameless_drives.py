@@ -90,13 +90,13 @@ def filled(words: tuple[str, ...], made: dict[str, str]) -> tuple[str, ...]:
     "shape", [name if name == "mixed" else pytest.param(name, marks=pytest.mark.matrix) for name in SHAPES]
 )
 async def test_a_guest_moves_whatever_its_drives_are_called(
-    lab: Lab, site: Site, each_crossing: tuple[Path, Path], shape: str
+    lab: Lab, site: Site, across: tuple[Path, Path], shape: str
 ) -> None:
     kind, words = SHAPES[shape]
     machine = GuestMachine(type=kind, habit=HABIT, extra=filled(words, images(lab.directory)))
-    qemu = await lab.boot(machine, binary=each_crossing[0])
+    qemu = await lab.boot(machine, binary=across[0])
     before = {block.get("inserted", {}).get("file") for block in await qemu.query("query-block")}
-    site.have(*each_crossing)
+    site.have(*across)
     guest = guest_of(qemu)
     for target in ("beta", "alpha"):
         guest = await site.move(guest, target)

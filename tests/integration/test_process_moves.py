@@ -81,7 +81,14 @@ def told(found: Sequence[Finding]) -> dict[str, str]:
 
 class TestArrives:
     @pytest.mark.parametrize(
-        "shape", ["as-we-are", "user", "user-without-account", "rights-beside-its-user", "all-of-it"]
+        "shape",
+        [
+            *("as-we-are", "all-of-it"),
+            *(
+                pytest.param(shape, marks=pytest.mark.matrix)
+                for shape in ("user", "user-without-account", "rights-beside-its-user")
+            ),
+        ],
     )
     async def test_as_it_was_there_and_back(self, lab: Lab, site: Site, shape: str) -> None:
         machine = GuestMachine(habit=HABIT)

@@ -90,9 +90,9 @@ async def everything(qemu: LabQemu) -> dict[str, Any]:
 
 
 async def test_all_that_can_be_read_is_the_same_after_a_move(
-    pair: MakePair, lab: Lab, each_crossing: tuple[Path, Path]
+    pair: MakePair, lab: Lab, across: tuple[Path, Path]
 ) -> None:
-    made = await pair(each_crossing, machine=MACHINE)
+    made = await pair(across, machine=MACHINE)
     await set_everything(made.source)
     before = await everything(made.source)
     async with Move(made, builtin("gentle").but(max_bandwidth_bytes_per_second=16 << 20)) as move:

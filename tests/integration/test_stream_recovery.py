@@ -98,6 +98,7 @@ async def test_stream_that_breaks_is_recovered(
     assert seen.watch.course == [pair.source, pair.destination]
 
 
+@pytest.mark.matrix
 async def test_another_controller_recovers_what_broke_under_the_one_that_died(
     hosts: LabHosts, lab: Lab, one_version: Path
 ) -> None:
@@ -141,10 +142,10 @@ async def test_stream_goes_on_over_another_address(hosts: LabHosts, lab: Lab, on
 
 
 async def test_destination_that_waits_for_a_page_with_its_monitor_is_recovered(
-    hosts: LabHosts, lab: Lab, each_qemu: Path
+    hosts: LabHosts, lab: Lab, one_version: Path
 ) -> None:
     # As it does where a device of the guest needs the page: only commands out of band are heard.
-    pair = await apart(hosts, lab, each_qemu)
+    pair = await apart(hosts, lab, one_version)
 
     async def wait_for_page() -> None:
         await pair.destination.query("human-monitor-command", command_line="xp /1xb 0x7f00000")

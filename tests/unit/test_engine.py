@@ -338,7 +338,9 @@ async def test_stopped_in_the_middle_another_controller_goes_on(service: Simulat
             assert service.site.running(name) in (["b"], ["c"])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.matrix) for seed in range(10, 20))]
+)
 async def test_killed_at_any_instant_nobody_is_lost_doubled_or_forgotten(
     service: SimulatedService, seed: int
 ) -> None:

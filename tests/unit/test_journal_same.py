@@ -128,7 +128,7 @@ async def compare(sql: SqlJournal, given_steps: list[Step]) -> None:
     assert await sql.events() == await memory.events()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(given_steps=st.lists(steps, min_size=5, max_size=30))
 def test_in_sqlite_and_in_memory(fresh: Path, given_steps: list[Step]) -> None:
     async def run(path: Path) -> None:
@@ -140,7 +140,7 @@ def test_in_sqlite_and_in_memory(fresh: Path, given_steps: list[Step]) -> None:
         asyncio.run(run(Path(directory) / "journal.db"))
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(given_steps=st.lists(steps, min_size=5, max_size=30))
 def test_on_postgresql_and_in_memory(
     postgresql: Postgres, shared_database: str, given_steps: list[Step]

@@ -193,7 +193,7 @@ def placement_cases(draw: st.DrawFn) -> PlacementCase:
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(case=placement_cases(), strategy=st.sampled_from(Strategy))
 def test_every_promise_holds_and_nobody_stays_out_that_could_be_placed(
     case: PlacementCase, strategy: Strategy
@@ -223,7 +223,7 @@ def test_every_promise_holds_and_nobody_stays_out_that_could_be_placed(
     assert place(case.fleet(), case.requests, Options(strategy=strategy)) == answers
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(case=placement_cases())
 def test_check_of_one_host_agrees_with_the_second_opinion(case: PlacementCase) -> None:
     fleet, present = case.fleet(), case.present()
@@ -234,7 +234,7 @@ def test_check_of_one_host_agrees_with_the_second_opinion(case: PlacementCase) -
             assert all(entry.fits for entry in found) == case.allows(one, name, present[name])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(case=placement_cases())
 def test_a_plan_that_is_asked_for_again_stays_as_it_was_told(case: PlacementCase) -> None:
     answers = place(case.fleet(), case.requests)
@@ -243,7 +243,7 @@ def test_a_plan_that_is_asked_for_again_stays_as_it_was_told(case: PlacementCase
         assert targets(place(case.fleet(), again)) == targets(answers)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(case=placement_cases())
 def test_whoever_stays_out_has_no_lower_priority_in_a_place_of_this_plan_that_would_do(
     case: PlacementCase,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ PACKAGE = Path(migrator.__file__).parent
 MAKERS = {"finding": None, "warn": Severity.WARNING, "_warn": Severity.WARNING, "_error": Severity.ERROR}
 
 
+@cache
 def used_codes() -> dict[str, set[Severity | None]]:
     """Every code that stands in the code of migrator, with the severities that it is given."""
     found: dict[str, set[Severity | None]] = defaultdict(set)

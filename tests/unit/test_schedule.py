@@ -127,7 +127,7 @@ def _is_ahead(one: Transfer, orders: Decided) -> bool:
     return (ready or one.guest in orders.prepare) and "cannot run" not in orders.reasons[one.guest]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(given_=transfers(), hosts=sites())
 def test_no_link_and_no_limit_is_exceeded_whatever_went_before(
     given_: list[Transfer], hosts: dict[str, Host]
@@ -208,7 +208,7 @@ class LinkSimulation:
             del self.transfers[one.guest]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(given_=transfers(), hosts=sites(), seed=st.integers(0, 2**16))
 def test_everything_that_can_run_has_its_turn(
     given_: list[Transfer], hosts: dict[str, Host], seed: int
@@ -222,7 +222,7 @@ def test_everything_that_can_run_has_its_turn(
         assert (one.guest in simulation.never) == (closed and not begun)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(given_=transfers(), hosts=sites())
 def test_the_prediction_ends_and_never_beats_the_bound(
     given_: list[Transfer], hosts: dict[str, Host]

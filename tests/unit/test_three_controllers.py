@@ -39,7 +39,7 @@ def test_no_invariant_is_broken_whatever_befalls_them(seed: int) -> None:
     assert explore(seed).loop.steps > 500
 
 
-@pytest.mark.parametrize("command", [16, 24])
+@pytest.mark.parametrize("command", [16, pytest.param(24, marks=pytest.mark.matrix)])
 @pytest.mark.parametrize("what", ["freeze", "kill", "no store", "alone", "outage"])
 def test_one_that_acts_is_followed_in_the_middle_of_a_migration(what: str, command: int) -> None:
     world = ThreeControllers(seed=command, misfortunes=[Misfortune(what=what, command=command, seconds=30.0)])
