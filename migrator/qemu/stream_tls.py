@@ -14,6 +14,8 @@ from migrator.qemu.claim import DriverClaim
 from migrator.qemu.marks import PREFIX
 from migrator.qemu.monitor import Monitor
 
+#: QEMU's words where its user may not read a file.
+_UNREADABLE = ("Error while reading file", "Permission denied")
 _CREDENTIALS, _PEERS = f"{PREFIX}tls-", f"{PREFIX}peers-"
 
 
@@ -50,16 +52,23 @@ async def make(
     for left in await _ours(monitor):
         await _delete(monitor, claim, left)
     directory = tls.destination_directory if arrives else tls.source_directory
-    await claim.execute(
-        "object-add",
-        {
-            "qom-type": "tls-creds-x509",
-            "id": credentials_id(migration),
-            "dir": directory,
-            "endpoint": "server" if arrives else "client",
-            "verify-peer": True,
-        },
-    )
+    credentials = {
+        "qom-type": "tls-creds-x509",
+        "id": credentials_id(migration),
+        "dir": directory,
+        "endpoint": "server" if arrives else "client",
+        "verify-peer": True,
+    }
+    try:
+        await claim.execute("object-add", credentials)
+    except CommandFailed as error:
+        if not any(words in error.description for words in _UNREADABLE):
+            raise
+        text = (
+            f"{error.description.rstrip('.')}: the keys in {directory} have to be readable for QEMU's user there "
+            "(migrator pki issue HOST --owner USER)"
+        )
+        raise CommandFailed(monitor.name, error.command, error.error_class, text) from error
     if not arrives:
         used = {"tls-creds": credentials_id(migration), "tls-hostname": tls.hostname}
         await claim.execute("migrate-set-parameters", used)

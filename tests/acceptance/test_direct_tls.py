@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,23 @@ async def test_key_of_another_certificate_is_told_by_qemu_and_the_guest_goes_on(
         assert "client-key.pem" in ended.error
         await seen.verify("failed")
     assert await objects(pair) == []
+
+
+async def test_key_that_the_user_of_qemu_may_not_read_is_told_and_the_guest_goes_on(
+    lab: Lab, authority: Authority
+) -> None:
+    """Below the directory of the test itself nobody else may go."""
+    pair = await lab.pair(WRITING, destination_machine=replace(WRITING, extra=("-runas", "nobody")))
+    with tempfile.TemporaryDirectory(prefix="pki-") as name:
+        directory = make_directory(Path(name), authority)
+        directory.chmod(0o755)
+        for key in directory.glob("*-key.pem"):
+            key.chmod(0o600)
+        async with witness(lab, pair) as seen:
+            ended = await direct(pair, *tls(directory))
+            assert (ended.code, ended.state) == (1, "failed")
+            assert f"the keys in {directory} have to be readable for QEMU's user" in ended.error
+            await seen.verify("failed")
 
 
 async def test_names_with_several_parts_are_taken_as_qemu_writes_them(

@@ -14,7 +14,7 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.pki.authority import Authority
 from migrator.testing.lab import GuestMachine, Habit, Lab
 from migrator.testing.network import LabHosts
-from tests.certificates import make_directory, tls_objects
+from tests.certificates import make_directory, self_made, tls_objects, write_directory
 from tests.driven import MIB, driven
 from tests.invariants import witness
 from tests.paths import path_between
@@ -77,6 +77,7 @@ async def test_end_that_is_not_taken_leaves_the_guest_where_it_is_and_says_why(
 async def test_encrypted_stream_of_a_postcopy_that_breaks_is_recovered_encrypted(
     hosts: LabHosts, lab: Lab, one_version: Path, tmp_path: Path
 ) -> None:
+    """Certificates that somebody replaces meanwhile are those of the next migration."""
     tls = usual(tmp_path)
     pair = await lab.pair(
         FULL,
@@ -104,6 +105,8 @@ async def test_encrypted_stream_of_a_postcopy_that_breaks_is_recovered_encrypted
 
             async def lose() -> None:
                 await pair.destination.wait_beating()
+                for directory in (tls.source_directory, tls.destination_directory):
+                    write_directory(Path(directory), *self_made())
                 hosts["alpha"].reset_connections(hosts["beta"])
                 drive.background(heal())
 
