@@ -129,7 +129,7 @@ class Monitor:
             text = clean(" ".join(text[:2_000].split()))[:500]
             absent = isinstance(cause, ConnectionRefusedError | FileNotFoundError)
             raise (NobodyListens if absent else Unreachable)(
-                self.name, f"cannot open a QMP session: {text}; is QEMU running there?"
+                self.name, f"cannot open a QMP session: {text}; {self._remedy(cause)}"
             ) from error
         finally:
             if sock is not None and client.runstate is Runstate.IDLE:
@@ -137,6 +137,14 @@ class Monitor:
         self._client = client
         self.sessions += 1
         self._watch = asyncio.create_task(self._watch_break(client), name=f"watch {self.name}")
+
+    def _remedy(self, cause: BaseException) -> str:
+        """Return what to look at where no session can be opened."""
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return "is its certificate for that name, and of an authority in --tls-ca?"
+        if self.address.kind == "tls" and not isinstance(cause, ConnectionRefusedError):
+            return "does it speak TLS, and take the client's certificate (--tls-cert, --tls-key)?"
+        return "is QEMU running there?"
 
     async def _greeted(self, timeout: float) -> socket.socket:
         def note(pid: int | None) -> None:
