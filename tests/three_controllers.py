@@ -143,6 +143,7 @@ class Controller:
             live_now=heartbeat.live_now,
             read=journal.metas,
             keep=journal.keep_meta,
+            runs=self.process.may_run if world.guarded else None,
         )
         self.assigned = self._assigned(journal, site, heartbeat)
         async with asyncio.TaskGroup() as group:
@@ -292,6 +293,8 @@ class ThreeControllers:
     weakness: Weakness = field(default_factory=Weakness)
     #: The one that acts gives migrations to the others.
     spread: bool = True
+    #: Hosts have guards, which take the place of a controller that is gone.
+    guarded: bool = True
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)

@@ -29,6 +29,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,11 @@ class Guarded:
     :param request: ``socket``: its monitor, ``token``: of the driver that its mark names, ``migration``: which it is;
         ``rescue``: another monitor of it, where it has one; ``stopped``: its controller has stopped the guest, which
         has to be told to go on once the migration is cancelled.
+    :param monitor: opens a session with a QEMU.
     """
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any], monitor: Callable[..., GuardMonitor] = GuardMonitor) -> None:
+        self._monitor = monitor
         self.socket = str(request["socket"])
         self.stopped = bool(request.get("stopped"))
         self.token, self.migration = str(request["token"]), str(request["migration"])
@@ -171,7 +174,7 @@ class Guarded:
         if not self.rescue:
             return True
         try:
-            with contextlib.closing(GuardMonitor(self.rescue, greeting_seconds=0.2)) as monitor:
+            with contextlib.closing(self._monitor(self.rescue, greeting_seconds=0.2)) as monitor:
                 return monitor.status() == _AT_SWITCH
         except (OSError, RefusedByQemu):
             return True
@@ -184,7 +187,7 @@ class Guarded:
         with self.acting:
             if self.released:
                 return False
-            with contextlib.closing(GuardMonitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
+            with contextlib.closing(self._monitor(self.socket, greeting_seconds=_WAIT_SECONDS)) as monitor:
                 if self.token and monitor.driver() != self.token:
                     return False
                 status = monitor.status()

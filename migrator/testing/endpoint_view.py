@@ -5,6 +5,7 @@ Who may change it is decided by the real :class:`~migrator.qemu.claim.DriverClai
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
@@ -19,14 +20,13 @@ from migrator.ports import (
     DiskMirroring,
     MigrationSettings,
     QemuEvent,
-    SourceGuard,
     StreamOptions,
     StreamSockets,
     Tuning,
-    Unguarded,
 )
 from migrator.qemu.claim import DriverClaim
 from migrator.qemu.marks import PREFIX
+from migrator.qemu.source_guard import EndpointGuard, GuardProcess
 from migrator.testing.shared_site import Connection, SharedSite
 from migrator.testing.simulated_qemu import SimulatedQemu
 from migrator.testing.simulated_source import WithoutDevices
@@ -47,6 +47,9 @@ class ControllerSite(Protocol):
     driver: Driver
     lease_holds: Callable[[], bool]
 
+    def guard_process(self, host: str) -> GuardProcess | None:
+        """Return the guard of a host; ``None`` where there is none."""
+
     async def settle_clients(self, host: str) -> None:
         """See :meth:`migrator.site.connections.HostConnections.settle_clients`."""
 
@@ -62,7 +65,6 @@ class EndpointView(WithoutDevices):
         self.name, self.host, self.socket = qemu.name, qemu.host, qemu.socket
         self.address_text, self.identity = qemu.address_text, qemu.identity
         self.shares_clock = True
-        self.guard: SourceGuard = Unguarded()
         self.round_trip_seconds = self.least_round_trip_seconds = 0.001
         self.connection: Connection | None = None
         self._events: list[QemuEvent] = []
@@ -71,6 +73,10 @@ class EndpointView(WithoutDevices):
         self.claims = DriverClaim(
             cast("Any", self), site.driver, name=self.name, lease_holds=site.lease_holds
         )
+        #: How many sessions there were.
+        self.sessions = 0
+        process = None if qemu.is_destination else site.guard_process(self.host)
+        self.guard = EndpointGuard(cast("Any", self), self.claims, process=process, socket=self.socket)
 
     # --- its session -------------------------------------------------------------------------------------------------
 
@@ -110,6 +116,7 @@ class EndpointView(WithoutDevices):
             raise Unreachable(self.name, "the host does not answer") from error
         if connection is None:
             raise Unreachable(self.name, "the process has ended")
+        self.sessions += 1
         self.connection = connection
         connection.on_break = self._broke
         self.qemu.on_change(self._heard)
@@ -273,6 +280,7 @@ class EndpointView(WithoutDevices):
         await self.claims.take(migration, was)
 
     async def release(self) -> None:
+        await self.guard.forget()
         await self.claims.release()
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
@@ -303,7 +311,15 @@ class EndpointView(WithoutDevices):
         await self._change("migrate", lambda: self.qemu.resume_stream(uri))
 
     async def switch(self) -> None:
-        await self._change("migrate-continue", self.qemu.switch)
+        # As the endpoint does: both are sent at once, and arrive in this order.
+        await self.claims.ensure()
+        told = self._do(self._seen("migrate-continue", self.qemu.switch), "migrate-continue")
+        answers: Sequence[object] = await asyncio.gather(
+            self.guard.before_switch(), told, return_exceptions=True
+        )
+        for answer in reversed(answers):
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def cont(self) -> None:
         await self._change("cont", self.qemu.cont)

@@ -47,10 +47,10 @@ class SharedSite(SimulatedSite):
         return waiting
 
     def _source_of(self, machine: SimulatedGuest, host: str, socket: str, *, known: bool) -> SimulatedQemu:
-        """Return one QEMU to all who open it."""
+        """Return one QEMU to all who open it; it shows what became of its last migration until the next begins."""
         found = super()._source_of(machine, host, socket, known=known)
         there = self._sources.get(socket)
-        if found.stream is None and there is not None and there.stream is None and not there.dead:
+        if found.stream is None and there is not None and not there.dead:
             return there
         self._sources[socket] = found
         return found
@@ -70,6 +70,10 @@ class SharedSite(SimulatedSite):
                 if end is not None and (end.dead or role == "destination"):
                     return end
         return await super().open(host, socket, role=role, identity=identity, absent=absent)
+
+    def source_at(self, socket: str) -> SimulatedQemu | None:
+        """Return the QEMU at a socket that a guest leaves, or may; ``None`` where nobody opened it."""
+        return self._sources.get(socket)
 
     def exists(self, machine: SimulatedGuest) -> bool:
         """Tell whether a process that lives has the whole of a guest."""

@@ -200,7 +200,7 @@ class SimulatedQemu(WithoutDevices):
         if self._site.hosts[self.host].down:
             return View(process=ProcessState.UNKNOWN)
         self._reach()
-        run, status, sample = self._state()
+        run, status, sample = self.shown()
         return View(
             process=ProcessState.ALIVE, answers=True, run=run, status=status, can_fence=True, sample=sample
         )
@@ -208,10 +208,11 @@ class SimulatedQemu(WithoutDevices):
     @property
     def waits(self) -> bool:
         """For a guest, of whom at most a part has arrived."""
-        run, status, _ = self._state()
+        run, status, _ = self.shown()
         return run is RunState.INMIGRATE and status is not MigrationStatus.COMPLETED
 
-    def _state(self) -> tuple[RunState, MigrationStatus, Any]:
+    def shown(self) -> tuple[RunState, MigrationStatus, Any]:
+        """Return what a look shows now: run state, status and sample."""
         if self.stream is None:
             return (
                 (RunState.INMIGRATE if self.is_destination else self.machine.run),
@@ -244,7 +245,7 @@ class SimulatedQemu(WithoutDevices):
 
     async def facts(self) -> Facts:
         self._reach()
-        run, status, _ = self._state()
+        run, status, _ = self.shown()
         return Facts(
             version="10.0.2",
             run=run,

@@ -28,6 +28,7 @@ from migrator.ports import (
 from migrator.site.monitor_clients import MonitorClients
 from migrator.testing.endpoint_view import EndpointView
 from migrator.testing.shared_site import SharedSite
+from migrator.testing.simulated_guard import SimulatedGuard
 from migrator.testing.wire import Lost, Wire
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class SiteView:
 
     :param client: names the process, as hosts know it.
     :param clients: sees to it that no former controller holds a monitor.
+    :param runs: whether the process runs now, for the guards at the hosts; without it there are none.
     :ivar driver: who marks the QEMUs that are changed; see :meth:`act_as`.
     """
 
@@ -72,13 +74,26 @@ class SiteView:
         live_now: Callable[[], Awaitable[Mapping[str, int]]],
         read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
+        runs: Callable[[], bool] | None = None,
     ) -> None:
         self.shared, self.wire, self.client = shared, wire, client
         self.driver = Driver(token=client, controller="", who=client)
         self.lease_holds: Callable[[], bool] = lambda: True
+        self._runs = runs
+        self._guards: dict[str, SimulatedGuard] = {}
         self._clients = MonitorClients(
             name=name, read=read, keep=keep, live=live, live_now=live_now, disconnect=self._disconnect
         )
+
+    def guard_process(self, host: str) -> SimulatedGuard | None:
+        """See :attr:`migrator.site.connections.HostConnections`: each host has one guard."""
+        if self._runs is None:
+            return None
+        if host not in self._guards:
+            self._guards[host] = SimulatedGuard(
+                self.shared, self.wire, host=host, client=self.client, runs=self._runs
+            )
+        return self._guards[host]
 
     def act_as(self, driver: Driver, lease_holds: Callable[[], bool]) -> None:
         """See :meth:`migrator.site.hosts.SiteHosts.act_as`."""

@@ -56,6 +56,21 @@ def test_one_that_drives_for_another_is_followed_in_the_middle_of_a_migration(wh
     assert world.takeovers or what == "no store", "one that is only cut off lets go by itself"
 
 
+def test_a_guest_that_its_guard_had_go_on_is_moved_again_by_whoever_takes_over() -> None:
+    """Its record is read as if it had been handed over, and its destination has ended with the stream."""
+    befalls = [Misfortune(what="kill", command=28, driver=True)]
+    moved: list[tuple[str, int]] = []
+
+    async def scenario(world: ThreeControllers) -> None:
+        await emptying(world)
+        await world.quiet()
+        found = await world.store.journal.page("migration", limit=9)
+        moved.extend((str(each["state"]), each["_private"]["attempt"]) for each in found)
+
+    ThreeControllers(seed=28, misfortunes=befalls).run(scenario)
+    assert sorted(moved) == [("completed", 1), ("completed", 1), ("completed", 2)]
+
+
 def answer_late(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """Have the answers of the journal about assignments come so late that much has happened meanwhile."""
     read_now = getattr(journal_view._Assignments, read)
