@@ -266,7 +266,9 @@ class ScriptedService:
     def _begin(self, command: Command, caller: Caller) -> Answer:
         match command:
             case Migrate():
-                return self.migrate(self._known(command.guest), to=command.to or "beta", user=caller.user)
+                return self.migrate(
+                    self._known(command.guest or ""), to=command.to or "beta", user=caller.user
+                )
             case Evacuate():
                 return self._evacuate(self._host(command.host), command.deadline, user=caller.user)
             case Restore():
@@ -308,7 +310,7 @@ class ScriptedService:
                     takes_p90_seconds=9.0,
                 )
             case Check():
-                guest = self._known(command.guest)
+                guest = self._known(command.guest or "")
                 return CheckDocument(guest=guest.guest, host=command.to, possible=True)
         raise Refusal("invalid", "what is that?")
 

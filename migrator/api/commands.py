@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -14,7 +14,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
+    model_serializer,
+    model_validator,
 )
 
 from migrator.api import field_errors
@@ -56,15 +59,37 @@ class Command(BaseModel):
 
 
 class Migrate(Command):
-    """Move one guest."""
+    """Move one guest, or all guests of a group with their switches within a second.
 
+    What a group begins is a set of migrations, and is shown and cancelled like an evacuation.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["guest"]}, {"required": ["group"]}]})
     verb: ClassVar[str] = "migrate"
-    guest: GuestName
+    guest: GuestName | None = None
+    #: In place of a guest: the name of a group, as the configuration gives it to guests.
+    group: GuestName | None = None
     #: The target; without it placement chooses.
     to: Name | None = None
     policy: Name | None = None
     #: Codes of findings that are accepted.
     accept: Annotated[list[Name], Field(max_length=64)] = []
+
+    @model_validator(mode="after")
+    def _one_or_a_group(self) -> Self:
+        if (self.guest is None) is (self.group is None):
+            raise ValueError("give either guest or group")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a group that is not given: one guest is asked for as it always was, also of older controllers."""
+        fields: dict[str, Any] = serialize(self)
+        if self.group is None:
+            del fields["group"]
+        else:
+            del fields["guest"]
+        return fields
 
 
 HostFile = Annotated[str, StringConstraints(pattern=field_errors.HOST_FILE_PATTERN)]

@@ -83,6 +83,11 @@ class MigrationDocument(Document):
     #: The file that the guest is saved into, or loaded from; empty where it moves from host to host.
     file: str = ""
     file_use: Literal["", "save", "load"] = ""
+    #: The group whose guests are switched together; empty: it is switched as soon as it can be.
+    moved_with: str = ""
+    #: With a group: it could be stopped in so many seconds, and runs on until the others can be too; ``null``: it could
+    #: not, or is past that.
+    switch_in_seconds: float | None = None
     policy: str
     #: Instance of the controller that drives it, or drove it last; empty while nobody does.
     controller: str = ""
@@ -90,7 +95,7 @@ class MigrationDocument(Document):
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False
     #: With ``waiting``: what has to end first; with ``preparing``: what it waits for, where that takes longer than a
-    #: second; with ``recovering``: what keeps the stream from going on.
+    #: second; with ``recovering``: what keeps the stream from going on; with ``precopy``: the others of its group.
     waiting_for: str = ""
     #: Whether it may be cancelled, or told to go to postcopy, as of now.
     can_cancel: bool = False
@@ -243,11 +248,15 @@ class EvacuationGuest(Document):
 
 
 class EvacuationDocument(Document):
-    """A set of migrations that empties a host, or brings its guests home."""
+    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together."""
 
     id: str
-    kind: Literal["evacuate", "restore"] = "evacuate"
+    kind: Literal["evacuate", "restore", "group"] = "evacuate"
+    #: With ``group`` empty.
     host: str
+    #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
+    group: str = ""
+    target: str = ""
     state: EvacuationState
     policy: str = ""
     requested_by: str = ""

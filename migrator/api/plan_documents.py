@@ -44,6 +44,8 @@ class PlannedGuest(Document):
     downtime_seconds: float | None = None
     policy: str = ""
     verdict: str = ""
+    #: The group whose guests are switched together, at the end of the last of them; empty: it goes alone.
+    moved_with: str = ""
     #: False: no host can take it, an error is among its findings, or its policy is not expected to let it end.
     possible: bool = True
     findings: list[FindingDocument] = Field(default_factory=list)

@@ -79,6 +79,21 @@ def migrate(
     return _tell_begun(client, begun, wait=wait, json_output=json_output)
 
 
+def migrate_group(
+    client: ServiceClient,
+    group: str,
+    to: str | None,
+    policy: str | None,
+    accept: list[str],
+    *,
+    wait: bool,
+    json_output: bool,
+) -> int:
+    """Move the guests of a group together."""
+    begun = client.post("migrations", {"group": group, "to": to, "policy": policy, "accept": accept})
+    return _emptying(client, begun, wait=wait, json_output=json_output)
+
+
 def save(
     client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, json_output: bool
 ) -> int:

@@ -47,6 +47,12 @@ _Guest = Annotated[
         metavar="GUEST", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
     ),
 ]
+_PerhapsGuest = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[GUEST]", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
+    ),
+]
 _SavedFile = Annotated[
     str, typer.Argument(metavar="FILE", help="Absolute path on the host; FILE.json is beside it.")
 ]
@@ -146,7 +152,14 @@ def check(
 
 @app.command()
 def migrate(
-    guest: _Guest,
+    guest: _PerhapsGuest = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="In place of a guest: all guests of this group, with their switches within a second.",
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -159,15 +172,30 @@ def migrate(
     server: _Server = None,
     json: Json = False,
 ) -> None:
-    """Move one guest.
+    """Move one guest, or the guests of a group together.
+
+    The switch of each guest of a group is held until all can be switched; they run meanwhile. How long, and what they
+    do without one that does not move, the configuration says ([groups.NAME]). Exit codes as those of evacuate then.
 
     Exit codes: 3 refused by preflight, nothing was changed; 7 the service cannot be reached. With --wait: 0 done; 1
     failed, the guest is where it was; 4 cancelled, likewise; 5 held, a person must look; 6 the guest ended by itself.
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
+    if (guest is None) is (group is None):
+        raise UsageError("give either a guest or --group NAME")
+    if group is not None:
+        remote.run(
+            lambda client: remote.migrate_group(
+                client, group, to, policy, _codes(accept), wait=wait, json_output=json
+            ),
+            server,
+            json_output=json,
+        )
+        return
+    one = guest or ""
     remote.run(
-        lambda client: remote.migrate(client, guest, to, policy, _codes(accept), wait=wait, json_output=json),
+        lambda client: remote.migrate(client, one, to, policy, _codes(accept), wait=wait, json_output=json),
         server,
         json_output=json,
     )

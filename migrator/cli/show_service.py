@@ -94,7 +94,7 @@ def evacuation_row(one: Document) -> Row:
     note = "late" if one["late"] else "at risk" if one["at_risk"] and not over else one["error"] or ""
     return (
         one["id"],
-        one["host"],
+        one["host"] or one["group"],
         one["kind"],
         one["state"],
         str(one["guests_left"]),
@@ -153,9 +153,13 @@ def plan_row(guest: Document) -> Row:
         _seconds(guest["takes_p50_seconds"]),
         _seconds(guest["downtime_seconds"]),
         guest["policy"],
-        "; ".join([guest["reason"], *findings]) if findings else guest["reason"],
+        "; ".join([guest["reason"], *_together(guest), *findings]),
         experience["note"] if (experience := guest.get("experience")) else "",
     )
+
+
+def _together(guest: Document) -> list[str]:
+    return [f"together with group {group}"] if (group := guest.get("moved_with")) else []
 
 
 def plan_lines(found: Document) -> list[str]:
@@ -291,6 +295,7 @@ def migration_lines(one: Document) -> list[str]:
         f"{one['id']}: {label(one)} {_ends(one)}"
         + (f", asked for by {one['requested_by']}" if one["requested_by"] else "")
         + (f", in evacuation {one['evacuation']}" if one["evacuation"] else "")
+        + (f", together with group {one['moved_with']}" if one.get("moved_with") else "")
     ]
     lines.append(f"{one['state']}" + (f": {one['error']}" if one["error"] else ""))
     if one["ended_at"] is None and one["state"] != "held":
@@ -352,14 +357,13 @@ def resolution_lines(answer: Document) -> list[str]:
 
 def evacuation_lines(one: Document) -> list[str]:
     """Return the lines that describe one evacuation in full."""
-    what = "evacuation of" if one["kind"] == "evacuate" else "restore of"
     reasons = [guest["reason"] for guest in one["guests"] if guest["reason"]]
     error = one["error"] or ""
     if one["guests_left"] and error.startswith(
         f"{one['guests_left']} guest"
     ):  # said below, each guest in its line
         error = ""
-    lines = [f"{one['id']}: {what} {one['host']}, {one['state']}" + (f": {error}" if error else "")]
+    lines = [f"{one['id']}: {_whose(one)}, {one['state']}" + (f": {error}" if error else "")]
     if one["deadline"]:
         late = ": late" if one["late"] else ": at risk" if one["at_risk"] and not one["ended_at"] else ""
         lines.append(f"    deadline {_clock(one['deadline'])} ({one['on_deadline']}){late}")
@@ -381,6 +385,16 @@ def evacuation_lines(one: Document) -> list[str]:
     if one["ended_at"] is not None:
         lines += remedies.failed("; ".join(reasons), another_policy=one["policy"] != remedies.MUST_FINISH)
     return [clean(line) for line in lines]
+
+
+def _whose(one: Document) -> str:
+    """Return the words on what an evacuation is."""
+    match one["kind"]:
+        case "group":
+            return f"move of group {one['group']}" + (f" to {one['target']}" if one["target"] else "")
+        case "evacuate":
+            return f"evacuation of {one['host']}"
+    return f"restore of {one['host']}"
 
 
 def decision_line(decision: Document) -> str:

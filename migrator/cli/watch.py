@@ -89,7 +89,8 @@ def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> in
         one = _patiently(lambda: client.get(path))
     except KeyboardInterrupt:
         view.stop()
-        return _detached("evacuation" if one["kind"] == "evacuate" else "restore", seen)
+        kinds = {"evacuate": "evacuation", "group": "move"}
+        return _detached(kinds.get(one["kind"], "restore"), seen)
     finally:
         view.stop()
     if json_output:

@@ -13,6 +13,9 @@ from migrator.core.process.certificates import HostCertificates
 from migrator.core.process.guest_network import NetworkInterface, NetworkState
 from migrator.core.process.listening import ListeningPort
 
+#: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
+#: 28 MiB, under KVM and TCG.
+_QEMUS_OWN_BYTES = 20 << 20
 #: Stands for the run state of a guest that cannot be asked.
 LOST_CONTACT = "lost-contact"
 
@@ -176,6 +179,13 @@ class Guest:
     def arriving(self) -> bool:
         """True while it is on its way to this host from another."""
         return self.run is RunState.INMIGRATE
+
+    @property
+    def to_send_bytes(self) -> int:
+        """What of its memory is not empty, as far as is known."""
+        if self.resident_bytes is None:
+            return self.memory_bytes
+        return min(self.memory_bytes, max(0, self.resident_bytes - _QEMUS_OWN_BYTES))
 
     @property
     def state(self) -> str:

@@ -34,6 +34,8 @@ _CANCELLED_SECONDS = 5.0
 _WATCH_SECONDS = 0.05
 #: Between two reports that only tell of progress.
 _PROGRESS_SECONDS = 1.0
+#: ... and while others of its group may be switched as soon as it is due.
+_GROUP_SECONDS = 0.1
 #: States are reported again for so long: the planner may have been slow.
 _TRAIL_SECONDS, _TRAIL = 3.0, 8
 
@@ -241,6 +243,8 @@ class AssignedMigrations:
             session.cancel()
         if requests.get("postcopy") and not session.requests.postcopy:
             session.postcopy(str(requests.get("postcopy_reason", "")))
+        if requests.get("switch") and not session.requests.switch:
+            session.allow_switch(str(requests["switch"]))
 
     async def _drive(self, driven: _Driven) -> None:
         session = driven.session
@@ -287,7 +291,8 @@ class AssignedMigrations:
         driven = self._driven.get(session.id)
         if driven is None:
             return
-        if session.ready or clock.now() - driven.reported_at >= _PROGRESS_SECONDS:
+        every = _PROGRESS_SECONDS if session.switch_in_seconds is None else _GROUP_SECONDS
+        if session.ready or clock.now() - driven.reported_at >= every:
             self._note_change(session)
 
     def _note_change(self, session: JournalledSession) -> None:

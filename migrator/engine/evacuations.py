@@ -44,9 +44,13 @@ class Evacuations:
         self._announcer, self._dirty_rates, self._changed = announcer, dirty_rates, changed
         self._measuring: set[asyncio.Task[None]] = set()
 
-    def begin(self, run: Evacuation, state: HostState) -> None:
-        """Take in one that is in the journal, with its host's state: its guests are measured, and go."""
-        self.set_host(run.host, state)
+    def begin(self, run: Evacuation, state: HostState | None = None) -> None:
+        """Take in one that is in the journal, with its host's state: its guests are measured, and go.
+
+        :param state: ``None`` where it is about no host.
+        """
+        if state is not None:
+            self.set_host(run.host, state)
         unknown = [
             entry.guest
             for entry in run.entries.values()
@@ -54,7 +58,9 @@ class Evacuations:
         ]
         if unknown:
             run = replace(run, not_before=clock.now() + _MEASURED_SECONDS)
-            task = asyncio.create_task(self._measure(run.id, unknown), name=f"measure guests of {run.host}")
+            task = asyncio.create_task(
+                self._measure(run.id, unknown), name=f"measure guests of {run.host or run.group}"
+            )
             self._measuring.add(task)
             task.add_done_callback(self._measuring.discard)
         self._registry.evacuations[run.id] = run
@@ -89,7 +95,7 @@ class Evacuations:
         match state:
             case EvacuationState.COMPLETED if run.kind == "evacuate":
                 self.set_host(run.host, HostState.MAINTENANCE)
-            case EvacuationState.CANCELLED:
+            case EvacuationState.CANCELLED if run.host:
                 self.set_host(run.host, HostState.ACTIVE)
         self._announcer.evacuation(identifier, at_once=True)
 

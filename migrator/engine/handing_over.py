@@ -64,6 +64,8 @@ class HandingOver:
         self._coming: Counter[str] = Counter()
         #: Until when a driver of that name and token is given nothing of that host; on the engine's clock.
         self._unable: dict[tuple[str, int, str], float] = {}
+        #: Who drives the guests of a group, by their evacuation and its name.
+        self._groups: dict[tuple[str, str], str] = {}
         self._log = logs.logger()
 
     def choose(self, session: JournalledSession) -> AvailableDriver | None:
@@ -88,8 +90,20 @@ class HandingOver:
             loads,
             {name: each.hosts - self._unreached(each) for name, each in able.items()},
             needs=frozenset({session.guest.host, session.target}),
+            group=self._driver_of_group(session),
         )
+        self._note_group(session, chosen)
         return able.get(chosen)
+
+    def _driver_of_group(self, session: JournalledSession) -> str:
+        """Return who was chosen for others that are switched together with it; empty: nobody was."""
+        return self._groups.get((session.evacuation or "", session.moved_with), "")
+
+    def _note_group(self, session: JournalledSession, driver: str) -> None:
+        if session.moved_with:
+            going_on = {(each.evacuation or "", each.moved_with) for each in self._registry.live()}
+            self._groups = {key: each for key, each in self._groups.items() if key in going_on}
+            self._groups[session.evacuation or "", session.moved_with] = driver
 
     def _unreached(self, driver: AvailableDriver) -> set[str]:
         """Return the hosts that a driver could not ask a moment ago: it may lack the way there, which others have."""

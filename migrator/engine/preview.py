@@ -240,6 +240,7 @@ def _guest(
         takes_p90_seconds=takes.p90 if takes else None,
         verdict=outlook.verdict.value if outlook.verdict is not None else "",
         downtime_seconds=outlook.downtime_seconds,
+        moved_with=outlook.moved_with,
         findings=_documents(findings),
         experience=experience,
     )

@@ -11,6 +11,7 @@ from migrator.api import trace_context
 from migrator.core.drain.actions import (
     Action,
     Admit,
+    AllowSwitch,
     Begin,
     CancelMigration,
     Change,
@@ -145,7 +146,7 @@ class Reconciler:
                 case Begin():
                     if not await self._begin(action):
                         break
-                case Drive() | Admit() | SetShare() | StartPostcopy() | CancelMigration():
+                case Drive() | Admit() | SetShare() | StartPostcopy() | AllowSwitch() | CancelMigration():
                     session = self._registry.migrations.get(action.migration)
                     if session is not None:
                         self._tell(session, action)
@@ -159,7 +160,9 @@ class Reconciler:
             self._announcer.evacuation(action.after.id)
 
     def _tell(
-        self, session: JournalledSession, action: Drive | Admit | SetShare | StartPostcopy | CancelMigration
+        self,
+        session: JournalledSession,
+        action: Drive | Admit | SetShare | StartPostcopy | AllowSwitch | CancelMigration,
     ) -> None:
         match action:
             case Drive():
@@ -170,7 +173,11 @@ class Reconciler:
                 session.set_share(action.bytes_per_second)
             case StartPostcopy():
                 session.postcopy(action.reason)
+            case AllowSwitch():
+                session.allow_switch(action.reason)
             case CancelMigration():
+                if action.reason and not session.cancelled:
+                    session.tell_group(action.reason)
                 self._sessions.cancel(session)
 
     async def _begin(self, action: Begin) -> bool:
@@ -187,6 +194,7 @@ class Reconciler:
             run=run.id,
             by=run.requested_by,
             trace=trace_context.of(run.traceparent, run.tracestate),
+            moved_with=action.moved_with,
         )
         try:
             async with self._reservations.hold(("evacuation", run.id), ("guest", key)):

@@ -119,6 +119,10 @@ class RemoteSession(JournalledSession):
             setattr(self.result, name, getattr(document, name))
         self.result.findings = [Finding(**each.model_dump()) for each in last.findings]
         self.status = _progress(document)
+        if document.switch_in_seconds is None or self.requests.switch:
+            self.switchable_since = None
+        elif self.switchable_since is None:
+            self.switchable_since = clock.now()
         known = len(self.result.decisions)
         for each in last.decisions[known:]:
             decision = Decision(**each.model_dump())
@@ -206,13 +210,22 @@ class RemoteSession(JournalledSession):
             self.requests.share = bytes_per_second
             self._request(self)
 
+    def _heed_switch(self) -> None:
+        self._request(self)
+
+    def tell_group(self, reason: str) -> None:
+        """Its driver says what becomes of it."""
+
     def park(self) -> None:
         """Its driver goes on with it, whatever becomes of this controller."""
 
 
 def wanted_of(requests: MigrationRequests) -> dict[str, Any]:
     """Return what is wanted of a migration, as its driver is told; whether to park it that one knows by itself."""
-    return {**asdict(requests), "park": False}
+    wanted = {**asdict(requests), "park": False}
+    if not requests.switch:
+        del wanted["switch"]  # a controller of before does not know it
+    return wanted
 
 
 def _document(saved: Mapping[str, Any]) -> MigrationDocument:
@@ -250,6 +263,7 @@ def _progress(document: MigrationDocument) -> MigrationProgress | None:
         ),
         forecast=forecast,
         limit_seconds=document.downtime_limit_seconds,
+        switch_in_seconds=document.switch_in_seconds,
         waiting_for=document.waiting_for,
     )
 

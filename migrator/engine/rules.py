@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from migrator.core.drain.limits import SiteLimits
+from migrator.core.drain.limits import GroupRules, SiteLimits
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options
 from migrator.core.policy import Policy
@@ -37,6 +37,8 @@ class Rules:
     placement: Options = field(default_factory=Options)
     links: LinkRules = field(default_factory=LinkRules)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
+    #: How guests of a group move, by its name.
+    groups: Mapping[str, GroupRules] = field(default_factory=dict)
 
     def policy_of(self, guest: Guest, name: str | None = None) -> Policy:
         """Return the policy asked for, else the guest's, else the site's.
@@ -53,6 +55,7 @@ class Rules:
             migrations_at_a_time=self.limits.migrations_at_a_time,
             attempts=self.limits.attempts,
             first_pause_seconds=self.limits.first_pause,
+            groups=self.groups,
         )
 
     @classmethod
@@ -64,6 +67,7 @@ class Rules:
             placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
             links=_links(settings.limits),
             limits=settings.limits,
+            groups={name: group.rules() for name, group in settings.groups.items()},
         )
 
 

@@ -72,10 +72,12 @@ class Sessions:
         trace: TraceContext | None = None,
         announce: bool = True,
         file: FileMove | None = None,
+        moved_with: str = "",
     ) -> JournalledSession:
         """Return a new one; nothing is begun.
 
         :param announce: others are told of it.
+        :param moved_with: the group whose guests are switched together.
         """
         return JournalledSession(
             identifier=new_id(),
@@ -89,6 +91,7 @@ class Sessions:
             key=key,
             trace=trace,
             file=file,
+            moved_with=moved_with,
             **(self.callbacks() if announce else {}),
         )
 
@@ -96,7 +99,7 @@ class Sessions:
         """Return what a session calls when something becomes of it."""
         return {
             "on_state": self._entered,
-            "on_progress": self._announcer.progress,
+            "on_progress": self._progressed,
             "on_decision": self._announcer.decision,
             "on_ready": self._ready,
         }
@@ -178,6 +181,11 @@ class Sessions:
                 self.cancel(session)
 
     # --- what becomes of them ----------------------------------------------------------------------------------------
+
+    def _progressed(self, session: JournalledSession) -> None:
+        self._announcer.progress(session)
+        if session.moved_with and session.switchable_since is not None:
+            self._changed()  # the others of its group may be due
 
     def _ready(self, session: JournalledSession) -> None:
         self._preparations.note(session.target, session.preparation_seconds or 0.0)

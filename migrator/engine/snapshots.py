@@ -107,6 +107,9 @@ def _seen(session: JournalledSession, driven: bool) -> tuple[object, ...]:
         session.phase,
         session.requests.admit,
         session.requests.share,
+        session.requests.switch,
+        session.switchable_since,
+        session.moved_with,
         driven,
         session.ready,
         session.ended_at,
@@ -153,4 +156,8 @@ def _migration(session: JournalledSession, driven: bool) -> MigrationSnapshot:
         crowded=any(each.action == ActionKind.CROWDED for each in session.result.decisions),
         accepted=tuple(session.accepted),
         unreachable=session.unreachable,
+        moved_with=session.moved_with,
+        switch_in_seconds=session.switch_in_seconds,
+        switchable_since=session.switchable_since,
+        switch_allowed=bool(session.requests.switch),
     )

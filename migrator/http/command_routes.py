@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator import logs
@@ -71,7 +70,10 @@ def _takes(verb: str, *from_path: str) -> dict[str, Any]:
         schema["required"] = required
     return {
         "parameters": [_KEY_PARAMETER, *_TRACE_PARAMETERS],
-        "requestBody": {"required": bool(required), "content": {"application/json": {"schema": schema}}},
+        "requestBody": {
+            "required": bool(required or "oneOf" in schema),
+            "content": {"application/json": {"schema": schema}},
+        },
     }
 
 
@@ -79,13 +81,14 @@ def _command(
     path: str,
     verb: str,
     *from_path: str,
-    answer: type[BaseModel],
+    answer: Any,
     tag: str,
     status_code: int = 202,
     responses: dict[int | str, dict[str, Any]] | None = None,
 ) -> Callable[[_Route], _Route]:
     """Make a function the route of a command.
 
+    :param answer: the model, or union of models, of what it is answered with.
     :param from_path: the fields of the command that the path gives.
     """
     return router.post(
@@ -98,9 +101,13 @@ def _command(
     )
 
 
-@_command("/migrations", "migrate", answer=MigrationDocument, tag="migrations")
+@_command("/migrations", "migrate", answer=MigrationDocument | EvacuationDocument, tag="migrations")
 async def migrate(request: Request, caller: KnownCaller) -> Response:
-    """Move one guest."""
+    """Move one guest, or with `group` all guests of that group, with their switches within a second.
+
+    Of a group the answer is the document of a set of migrations, as of an evacuation: with its `kind`, `group`, and
+    below `/evacuations`.
+    """
     return await _ask(request, caller, "migrate", {})
 
 

@@ -12,6 +12,7 @@ from migrator.core.policy import Policy
 from migrator.settings.hooks import HookSettings
 from migrator.settings.models import (
     ControllerSettings,
+    GroupSettings,
     GuestSettings,
     HostDefaults,
     HostSettings,
@@ -45,6 +46,7 @@ SECTIONS: Mapping[str, type[Section]] = {
 #: May be in included files too.
 REPEATED: Mapping[str, type[Section]] = {
     "policies": PolicySettings,
+    "groups": GroupSettings,
     "hosts": HostSettings,
     "guests": GuestSettings,
     "hooks": HookSettings,
@@ -70,6 +72,8 @@ class Settings:
     hooks: tuple[HookSettings, ...] = ()
     #: Those built in are not among them, unless they were given other values.
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    #: By their names.
+    groups: Mapping[str, GroupSettings] = field(default_factory=dict)
 
     def policy(self, name: str) -> Policy:
         """The policy of that name, configured or built in.

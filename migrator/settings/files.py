@@ -95,7 +95,7 @@ class Files:
                 )
             elif name not in SECTIONS and name not in REPEATED and name != "include":
                 self._say(file, name, words.unknown(name, [*SECTIONS, *REPEATED, "include"], "section"))
-            elif name in (*SECTIONS, "policies") and not isinstance(value, dict):
+            elif name in (*SECTIONS, "policies", "groups") and not isinstance(value, dict):
                 self._say(file, name, f"is a section: write [{name}]")
 
     def entries(

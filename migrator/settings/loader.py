@@ -21,6 +21,7 @@ from migrator.settings.configuration import SECTIONS, Settings
 from migrator.settings.files import Files, Tables
 from migrator.settings.hooks import HookSettings
 from migrator.settings.models import (
+    GroupSettings,
     GuestSettings,
     HostDefaults,
     HostSettings,
@@ -95,6 +96,7 @@ class _Loader:
             guests=guests,
             hooks=hooks,
             policies=configured,
+            groups=self._groups(files),
         )
         self._policies_exist(settings, files)
         settings = self._with_passwords(settings, path)
@@ -198,6 +200,19 @@ class _Loader:
             except UsageError as error:
                 self._say(places[name], f"policies.{name}", str(error).removeprefix(f"policy {name}: "))
         return built
+
+    def _groups(self, files: list[Tables]) -> dict[str, GroupSettings]:
+        given: dict[str, GroupSettings] = {}
+        for file, data in files:
+            tables = data.get("groups", {})
+            for name, table in tables.items() if isinstance(tables, dict) else ():
+                if name in given:
+                    self._say(file, f"groups.{name}", "is in another file too")
+                elif not isinstance(table, dict):
+                    self._say(file, f"groups.{name}", f"is a section: write [groups.{name}]")
+                elif (found := self._one(GroupSettings, file, f"groups.{name}", table)) is not None:
+                    given[name] = found
+        return given
 
     def _policies_exist(self, settings: Settings, files: list[Tables]) -> None:
         # One that is wrong itself was complained about; that it is used is not wrong too.

@@ -19,7 +19,7 @@ from pydantic import (
 
 from migrator.addresses import SERVICE_SOCKET
 from migrator.core import findings
-from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS
+from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, GroupRules, Otherwise
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
 from migrator.core.policy import (
@@ -393,6 +393,18 @@ class GuestSettings(Section):
     def matches(self, guest: Guest) -> bool:
         """Tell whether the entry means this guest, by uuid, name, or HOST/NAME."""
         return matches(guest, self.match)
+
+
+class GroupSettings(Section):
+    """One of ``[groups.NAME]``."""
+
+    together: bool = GroupRules.together
+    wait: Duration = GroupRules.wait_seconds
+    otherwise: Otherwise = GroupRules.otherwise
+
+    def rules(self) -> GroupRules:
+        """Return what a plan goes by."""
+        return GroupRules(together=self.together, wait_seconds=self.wait, otherwise=self.otherwise)
 
 
 class PolicySettings(Section):

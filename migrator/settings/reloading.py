@@ -112,6 +112,9 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "guests": dict.fromkeys(_GUEST_KEYS, _NEXT_LOOK),
         "hooks": dict.fromkeys(("point", "command", "name", "where", "timeout", "match"), _NEXT_POINT),
         "policies": dict.fromkeys(_POLICY_KEYS, _NEXT_BEGUN),
+        "groups": dict.fromkeys(
+            ("together", "wait", "otherwise"), "with the next plan, which is made at once"
+        ),
     }
 )
 
@@ -136,6 +139,9 @@ def changes(old: Settings, new: Settings) -> Iterator[tuple[str, str]]:
     for name in sorted(old.policies.keys() | new.policies.keys()):
         if old.policies.get(name) != new.policies.get(name):
             yield f"policies.{name}", when("policies", "extends")
+    for name in sorted(old.groups.keys() | new.groups.keys()):
+        if old.groups.get(name) != new.groups.get(name):
+            yield f"groups.{name}", when("groups", "wait")
 
 
 def _hosts(old: Settings, new: Settings) -> Iterator[tuple[str, str]]:

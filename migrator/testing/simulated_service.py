@@ -101,7 +101,8 @@ class SimulatedService:
     :param accept: makes findings into what they are once some codes are accepted, as ``SessionServices.accept``.
     :param latency_seconds: what each call of the journal takes.
     :ivar requires: labels that every guest requires of its host.
-    :ivar anti_affinity: the group of every guest.
+    :ivar anti_affinity: the word that every guest names.
+    :ivar group: the group of every guest.
     :ivar hooks: commands that are run while guests move.
     :ivar rules: what the engine goes by; for the next that is started.
     :ivar numbered_by_journal: the journal numbers events, as one on a server that several controllers share.
@@ -122,7 +123,7 @@ class SimulatedService:
         self.journal = MemoryJournal(latency_seconds=latency_seconds)
         self.samples = MemorySamples()
         self.requires: dict[str, str] = {}
-        self.anti_affinity = ""
+        self.anti_affinity = self.group = ""
         self.rules = Rules(policy=builtin)
         self.hooks: Hooks | None = None
         self.numbered_by_journal = False
@@ -130,7 +131,7 @@ class SimulatedService:
 
     def configured(self, guest: Guest) -> Guest:
         """Return the guest with what the configuration says of it."""
-        return replace(guest, requires=self.requires, anti_affinity=self.anti_affinity)
+        return replace(guest, requires=self.requires, anti_affinity=self.anti_affinity, group=self.group)
 
     async def make(self, *, outside: Callable[[Any, str], Any] = _unchanged) -> RunningEngine:
         """Put an engine together as the service does; :meth:`RunningEngine.start` starts it.

@@ -37,6 +37,8 @@ class Begin:
     target: str
     reason: str
     policy: Policy
+    #: The group whose guests are switched together; empty: it is switched when it can be.
+    moved_with: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,16 @@ class CancelMigration:
     """A guest stays where it is, as far as that is still safe."""
 
     migration: str
+    #: Why, where it is not the whole evacuation that ends.
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowSwitch:
+    """A guest whose switch was held for its group may be switched."""
+
+    migration: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,4 +97,15 @@ class LookAgain:
     awaited: bool = False
 
 
-Action = Change | End | Begin | Drive | Admit | SetShare | StartPostcopy | CancelMigration | LookAgain
+Action = (
+    Change
+    | End
+    | Begin
+    | Drive
+    | Admit
+    | SetShare
+    | StartPostcopy
+    | AllowSwitch
+    | CancelMigration
+    | LookAgain
+)

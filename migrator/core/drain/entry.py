@@ -12,6 +12,13 @@ from migrator.core.inventory import Guest
 FAILED_THERE = "it failed there: "
 
 
+def entry_of(guest: Guest) -> Entry:
+    """Return the entry of a guest that joins; one that cannot be moved is set aside."""
+    if not guest.obstacle:
+        return Entry(guest=guest)
+    return Entry(guest=guest, standing=GuestStanding.SET_ASIDE, reason=guest.obstacle)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One guest of an evacuation. A value: whatever changes gives another one."""

@@ -54,11 +54,15 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Evacuation:
-    """Empties a host, or brings its guests home."""
+    """Empties a host, or brings its guests home, or moves the guests of a group together."""
 
     id: str
+    #: With ``group`` empty.
     host: str
-    kind: Literal["evacuate", "restore"] = "evacuate"
+    kind: Literal["evacuate", "restore", "group"] = "evacuate"
+    #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
+    group: str = ""
+    target: str = ""
     policy: str = ""
     accept: tuple[str, ...] = ()
     deadline: datetime | None = None
@@ -93,6 +97,11 @@ class Evacuation:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.ended_at is not None
+
+    @property
+    def home(self) -> str:
+        """The host that its guests go to; empty: where there is room for each."""
+        return self.host if self.kind == "restore" else self.target
 
     @property
     def left(self) -> list[Entry]:
@@ -131,7 +140,7 @@ class Evacuation:
         """Return it with the guests that are on its host now: new ones join, those that somebody else took away are
         gone.
 
-        For an evacuation only; whom a restore brings home is settled when it begins.
+        For an evacuation only; whom another one moves is settled when it begins.
 
         :param only: the keys of all guests of whom something may be different from when this was last done.
         """
@@ -174,7 +183,7 @@ class Evacuation:
     def followed(
         self, guests: Mapping[str, Guest], up: Collection[str], *, only: Collection[str] | None = None
     ) -> Evacuation:
-        """For a restore: with its guests where they are now; who is on no host that answers is gone.
+        """For a restore or a group: with its guests where they are now; who is on no host that answers is gone.
 
         :param guests: all that are known, by their keys.
         :param only: the keys of all guests of whom something may be different from when this was last done.
@@ -190,7 +199,7 @@ class Evacuation:
                     changed[key] = replace(
                         entry, standing=GuestStanding.GONE, reason="it is nowhere any more"
                     )
-            elif now.host == self.host:
+            elif self.home and now.host == self.home:
                 changed[key] = replace(entry, standing=GuestStanding.MOVED, reason="is home already")
             elif now != entry.guest:
                 changed[key] = replace(entry, guest=now)
@@ -265,7 +274,7 @@ class Evacuation:
         if self.closing is not None:
             return self, self.closing
         if not self.left_count:
-            return self, EvacuationState.COMPLETED if self.kind == "restore" or host_empty else None
+            return self, EvacuationState.COMPLETED if self.kind != "evacuate" or host_empty else None
         if self.entries.count(GuestStanding.WAITING):
             return self._idle(None), None
         left = self.entries.at(*_LEFT_ALONE, GuestStanding.NO_TARGET)
@@ -299,7 +308,7 @@ class Evacuation:
         if not left or state is EvacuationState.CANCELLED:
             return ended
         what = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} "
-        what += "left: " if self.kind == "evacuate" else "not at home: "
+        what += {"evacuate": "left: ", "restore": "not at home: ", "group": "not moved: "}[self.kind]
         error = what + "; ".join(f"{entry.guest.label}: {entry.reason}" for entry in left)
         return replace(ended, error=error)
 

@@ -72,7 +72,8 @@ def _in_haste(policy: Policy, *, at_risk: bool) -> bool:
 
 
 def _may_be(migration: MigrationSnapshot, at_risk: set[str]) -> bool:
-    if migration.state is not State.PRECOPY or migration.policy.offline:
+    held = bool(migration.moved_with) and not migration.switch_allowed
+    if migration.state is not State.PRECOPY or migration.policy.offline or held:
         return False
     return _in_haste(migration.policy, at_risk=migration.evacuation in at_risk)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from migrator.core.schedule.transfers import LinkRules
 
@@ -17,6 +19,26 @@ LOST_SECONDS = 10.0
 NO_TARGET_SECONDS = 30.0
 
 
+class Otherwise(StrEnum):
+    """What guests of a group do without one of them that does not move, or not in time."""
+
+    #: They move without it.
+    GO = "go"
+    #: They stay where they are.
+    STAY = "stay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRules:
+    """How the guests of one group move."""
+
+    #: In evacuations and restores too: their switches are held until all of them are due.
+    together: bool = True
+    #: The first of them that could be switched runs on for so long, and waits for the others.
+    wait_seconds: float = 300.0
+    otherwise: Otherwise = Otherwise.GO
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteLimits:
     """The site's bounds on migrations."""
@@ -28,3 +50,12 @@ class SiteLimits:
     attempts: int = MOST_ATTEMPTS
     #: Before the second attempt; doubled before each further one.
     first_pause_seconds: float = FIRST_PAUSE_SECONDS
+    #: By their names; a group that is missing has the defaults.
+    groups: Mapping[str, GroupRules] = field(default_factory=dict)
+
+    def group(self, name: str) -> GroupRules:
+        """Return how the guests of a group move."""
+        return self.groups.get(name, _DEFAULT_GROUP)
+
+
+_DEFAULT_GROUP = GroupRules()

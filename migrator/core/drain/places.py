@@ -158,7 +158,7 @@ def request_of(run: Evacuation, entry: Entry) -> PlacementRequest:
         excluded=dict(entry.excluded),
         spare_ports=SPARES_PORTS in (*run.accept, *entry.guest.accept),
         prefer=entry.target or "",
-        only=run.host if run.kind == "restore" else "",
+        only=run.home,
     )
 
 

@@ -23,6 +23,7 @@ from migrator.core.drain.actions import Action, Admit, Begin, Change, Drive, Set
 from migrator.core.drain.active_moves import ActiveMoves
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.groups import tend_groups, together
 from migrator.core.drain.hurrying import hurried, next_seconds
 from migrator.core.drain.places import Places
 from migrator.core.drain.snapshot import Name, SiteSnapshot
@@ -140,6 +141,8 @@ def make_plan(
             held_back={},
             tended=tended,
         )
+    running, more = tend_groups(snapshot, running)
+    actions += more
     return _Planning(snapshot, before, actions, tended, running, places_at_once).make()
 
 
@@ -315,6 +318,9 @@ class _Planning:
                 target=target.host,
                 reason=target.reason,
                 policy=target.wanting.policy,
+                moved_with=guest.group
+                if together(run, guest.key, self._snapshot.limits.group(guest.group))
+                else "",
             )
         )
 

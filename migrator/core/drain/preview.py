@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.forecast import accepts_ceiling, foreseen, foretell, no_end_finding, question
+from migrator.core.drain.groups import together
 from migrator.core.drain.plan import DrainPlan, make_plan
 from migrator.core.drain.snapshot import KnownPolicies, PolicyRules, SiteSnapshot
 from migrator.core.inventory import Guest, Host
@@ -53,6 +54,8 @@ class GuestOutlook:
     downtime_seconds: float | None = None
     #: Why it would not end; ``None`` where it would.
     no_end: Finding | None = None
+    #: The group whose guests are switched together; empty: it goes alone.
+    moved_with: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +184,9 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
                 p90=max(0.0, expected.ends.p90 - expected.begins.p90),
             ),
         )
+    for key, group in _groups(site, run, own.keys()).items():
+        guests[key] = replace(guests[key], moved_with=group)
+    guests |= _ending_together(guests)
     foretold = [one for one in own.values() if one.guest in prediction.guests]
     ends = {(one.source, one.target) for one in own.values()}
     return PlanOutlook(
@@ -189,6 +195,34 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
         takes=_takes(prediction, own.keys()),
         lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
     )
+
+
+def _groups(site: SiteSnapshot, run: Evacuation, placed: AbstractSet[str]) -> dict[str, str]:
+    """Return the groups of those that are switched together with others, by their keys."""
+    groups = {key: run.entries[key].guest.group for key in placed}
+    return {
+        key: group for key, group in groups.items() if group and together(run, key, site.limits.group(group))
+    }
+
+
+def _ending_together(guests: Mapping[str, GuestOutlook]) -> dict[str, GuestOutlook]:
+    """Return the guests of groups, each with the end of the last of its group."""
+    last: dict[str, Quantiles] = {}
+    for each in guests.values():
+        if each.moved_with and each.takes is not None and each.starts_in_seconds is not None:
+            known = last.get(each.moved_with, Quantiles(p10=0.0, p50=0.0, p90=0.0))
+            last[each.moved_with] = Quantiles(
+                p10=max(known.p10, each.starts_in_seconds + each.takes.p10),
+                p50=max(known.p50, each.starts_in_seconds + each.takes.p50),
+                p90=max(known.p90, each.starts_in_seconds + each.takes.p90),
+            )
+    found = {}
+    for key, each in guests.items():
+        if each.moved_with in last and each.starts_in_seconds is not None:
+            end, begins = last[each.moved_with], each.starts_in_seconds
+            takes = Quantiles(p10=end.p10 - begins, p50=end.p50 - begins, p90=end.p90 - begins)
+            found[key] = replace(each, takes=takes)
+    return found
 
 
 def _path_outlook(site: SiteSnapshot, network: LinkTable, source: str, target: str) -> PathOutlook:

@@ -68,11 +68,24 @@ class MigrationSnapshot:
     accepted: tuple[str, ...] = ()
     #: It is held, and will be taken up again once a host answers that does not now.
     unreachable: bool = False
+    #: The group whose guests are switched together; empty: it is switched when it can be.
+    moved_with: str = ""
+    #: It could be stopped in so many seconds; ``None``: not yet, or nobody waits for it.
+    switch_in_seconds: float | None = None
+    #: Since when, on the snapshot's clock.
+    switchable_since: float | None = None
+    #: Its group is due.
+    switch_allowed: bool = False
 
     @property
     def copies(self) -> bool:
         """Whether its stream takes part of a link."""
         return self.state in _COPYING
+
+    @property
+    def waits_for_group(self) -> bool:
+        """Whether it could be switched and is held for the others of its group."""
+        return self.switch_in_seconds is not None and not self.switch_allowed
 
     @property
     def sure(self) -> bool:

@@ -50,7 +50,7 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
             actions += [
                 CancelMigration(migration=entry.migration) for entry in after.under_way if entry.migration
             ]
-    up, empty = snapshot.is_up(run.host), False
+    up, empty = snapshot.is_up(run.host) if run.host else True, False
     if run.kind == "evacuate":
         after, empty = _emptied(after, snapshot, up, actions)
         if after.waits_for_contact and not after.under_way:
@@ -81,7 +81,7 @@ def _emptied(
 def _seen(run: Evacuation, snapshot: SiteSnapshot) -> tuple[object, ...]:
     concerned = [*snapshot.held, *snapshot.bound_for.get(run.host, ())]
     states = tuple((each.id, each.state, each.unreachable) for each in concerned)
-    if run.kind == "restore":
+    if run.kind != "evacuate":
         return (states, *snapshot.world)
     return (states, snapshot.guests.get(run.host), snapshot.is_up(run.host))
 
@@ -96,7 +96,7 @@ def _brought_up_to_date(
     """Return it as it is now, with the guests and the hosts that were taken into account."""
     after = _heeding_held(run, snapshot)
     known = before.guests if before is not None else None
-    if run.kind == "restore":
+    if run.kind != "evacuate":
         guests, up = snapshot.everybody, frozenset(host.name for host in snapshot.hosts.values() if host.up)
         only = None
         if before is not None and before.up == up:

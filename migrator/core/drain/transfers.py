@@ -16,9 +16,6 @@ from migrator.core.schedule.transfers import Transfer, TransferPhase
 
 #: A guest that dirties this share of what its link carries goes to postcopy in its first rounds, if it may.
 _HOPELESS_RATIO = 0.8
-#: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
-#: 28 MiB, under KVM and TCG.
-_QEMUS_OWN_BYTES = 20 << 20
 #: Phases in which nothing of a guest's memory was sent.
 _NOT_BEGUN = (TransferPhase.WAITING, TransferPhase.PREPARING, TransferPhase.READY)
 #: A forecast of so many seconds or more says nothing.
@@ -50,7 +47,7 @@ class Transfers:
             target,
             policy,
             run,
-            bytes_left=_to_send(guest),
+            bytes_left=float(guest.to_send_bytes),
             disks=float(guest.disk_bytes_to.get(target, 0)),
             dirty=guest.dirty_rate_bytes_per_second or 0.0,
             prepare=self._snapshot.preparations.expected(target, look_seconds=look),
@@ -75,7 +72,7 @@ class Transfers:
             migration.policy,
             self._evacuations.get(migration.evacuation or ""),
             phase=phase,
-            bytes_left=_to_send(guest) if left is None else float(left),
+            bytes_left=float(guest.to_send_bytes) if left is None else float(left),
             disks=float(disks),
             dirty=migration.dirty_rate_bytes_per_second or guest.dirty_rate_bytes_per_second or 0.0,
             alone=alone,
@@ -153,13 +150,9 @@ class Transfers:
         return any(self._copying[host] > own for host in (migration.guest.host, migration.target))
 
 
-def _to_send(guest: Guest) -> float:
-    if guest.resident_bytes is None:
-        return float(guest.memory_bytes)
-    return min(float(guest.memory_bytes), max(0.0, guest.resident_bytes - _QEMUS_OWN_BYTES))
-
-
 def _phase(migration: MigrationSnapshot) -> TransferPhase:
+    if migration.waits_for_group:
+        return TransferPhase.FINISHING  # the others of its group need the link, or it would wait for ever
     if migration.state is State.QUEUED:
         return TransferPhase.WAITING
     if migration.state in (State.PREPARING, State.WAITING):

@@ -8,11 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from migrator.api.commands import Activate, Caller, Evacuate, Plan, Refusal, Restore
+from migrator.api.commands import Activate, Caller, Evacuate, Migrate, Plan, Refusal, Restore
 from migrator.api.documents import EvacuationDocument, HostDocument
 from migrator.api.plan_documents import PlanDocument
 from migrator.core.drain.entries import Entries
-from migrator.core.drain.entry import Entry
+from migrator.core.drain.entry import Entry, entry_of
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest, HostState
@@ -121,10 +121,42 @@ class EvacuationCommands:
             )
             return await self._begin(run, HostState.ACTIVE)
 
-    async def _begin(self, run: Evacuation, state: HostState) -> EvacuationDocument:
+    async def move_group(self, group: str, command: Migrate, caller: Caller, key: str) -> EvacuationDocument:
+        """Begin to move the guests of a group together."""
+        self._lookups.known_codes(command.accept)
+        if command.policy is not None:
+            self._lookups.policy(command.policy)
+        target = self._lookups.host(command.to).name if command.to is not None else ""
+        guests = [guest for guest in self._inventory.guests() if guest.group == group]
+        if not guests:
+            raise Refusal("not-found", f"no guest that is known has the group {group}: see [[guests]] group")
+        async with self._reservations.hold(("host", target), *(("guest", each.key) for each in guests)):
+            now = {each.key: each for each in self._inventory.guests() if each.group == group}
+            going = [each for each in now.values() if each.host != target]
+            if not going:
+                raise Refusal("conflict", f"all guests of the group {group} are on {target} already")
+            for guest in going:
+                self._lookups.not_under_way(guest)
+                self._lookups.not_to_be_moved(guest)
+            run = Evacuation(
+                id=new_id(),
+                host="",
+                kind="group",
+                group=group,
+                target=target,
+                policy=command.policy or "",
+                accept=tuple(command.accept),
+                key=key,
+                entries=Entries({guest.key: entry_of(guest) for guest in going}),
+                **_asked_by(caller),
+            )
+            return await self._begin(run)
+
+    async def _begin(self, run: Evacuation, state: HostState | None = None) -> EvacuationDocument:
+        host = [] if state is None else [("host", host_saved(run.host, state))]
         await self._lookups.commit(
             ("evacuation", lambda: journalled(run)),
-            ("host", host_saved(run.host, state)),
+            *host,
             then=lambda: self._evacuations.begin(run, state),
         )
         return evacuation_document(self._registry.evacuations[run.id])

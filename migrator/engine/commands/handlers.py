@@ -70,6 +70,8 @@ class CommandHandlers:
 
     async def _change(self, command: Command, caller: Caller, key: str) -> Answer:
         match command:
+            case Migrate(group=str() as group):
+                return await self._evacuations.move_group(group, command, caller, key)
             case Migrate():
                 return await self._migrations.migrate(command, caller, key)
             case Save():

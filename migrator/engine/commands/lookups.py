@@ -87,6 +87,13 @@ class Lookups:
         if (session := self._registry.of_guest(guest.key)) is not None:
             raise Refusal("conflict", f"{guest.label} is {session.state} already: migration {session.id}")
 
+    def not_to_be_moved(self, guest: Guest) -> None:
+        """Refuse a guest that an evacuation, or a group that moves, has on its list already."""
+        for run in self._registry.running():
+            entry = run.entries.get(guest.key)
+            if entry is not None and entry.going:
+                raise Refusal("conflict", f"{guest.label} is moved by {run.id} already; cancel that first")
+
     def unoccupied(self, host: Host) -> None:
         """Refuse a host that is being emptied or filled again."""
         for run in self._registry.running():

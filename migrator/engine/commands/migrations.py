@@ -47,13 +47,12 @@ class MigrationCommands:
 
     async def migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
         """Begin a migration of one guest."""
-        guest = await self._lookups.guest(command.guest)
+        which = command.guest or ""
+        guest = await self._lookups.guest(which)
         policy = self._lookups.policy_of(guest, command.policy)
         self._lookups.known_codes(command.accept)
         async with self._reservations.hold(("guest", guest.key)):
-            guest = await self._lookups.judged_again(
-                self._lookups.guest_again(guest, command.guest), command.guest
-            )
+            guest = await self._lookups.judged_again(self._lookups.guest_again(guest, which), which)
             if found := preflight.obstacle(guest):
                 raise refused_by_preflight(f"{guest.label} cannot be moved: {guest.obstacle}", found)
             self._lookups.not_under_way(guest)

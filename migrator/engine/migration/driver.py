@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.core.findings import errors_first
-from migrator.core.migration import answer_review, disk_copies, invariants, lifecycle
+from migrator.core.migration import answer_review, disk_copies, held_switch, invariants, lifecycle
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.disk_backlog import END_SECONDS
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS
@@ -51,6 +51,8 @@ PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARK
 _DISK_USERS_SECONDS = 0.1
 #: Statuses of a destination that waits, and was sent nothing: 7.2 shows none, 10.0 a set-up.
 _LISTENS = (MigrationStatus.NONE, MigrationStatus.SETUP)
+#: While a guest waits for its group both ends are looked at so often.
+_GROUP_LOOK_SECONDS = 0.5
 #: After so many errors of our own in one migration its guest is left to a person.
 _FAULTS_BORNE = 5
 
@@ -94,7 +96,7 @@ class MigrationDriver(DriverState):
         )
         prior = None if self._policy.offline else self._prior
         self._layout = choose_layout(
-            self._policy,
+            self._group_hold.one_channel(self._policy),
             StreamAbilities(
                 capabilities=facts.capabilities & there.capabilities,
                 versions=(facts.version, there.version),
@@ -246,6 +248,9 @@ class MigrationDriver(DriverState):
 
     async def _prepare(self, settings: MigrationSettings) -> None:
         await self._steps.runtime_settings.before()
+        memory = self._facts.memory_bytes if self._facts is not None else 0
+        to_send = memory if self._to_send_bytes is None else min(memory, self._to_send_bytes)
+        self._group_hold.begin(memory, to_send)
         self._given_bandwidth = self._bandwidth
         await self._security.begin(self._policy)
         for action, reason in self._layout.notes:
@@ -273,6 +278,11 @@ class MigrationDriver(DriverState):
         self._shaper.begin(uri, share=share, path=self._path_speed)
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
             await self._guarding.begin()
+        most = self._policy.max_bandwidth_bytes_per_second
+        speed = min((each for each in (self._stream_speed, most) if each), default=None)
+        quick = held_switch.quick_seconds(to_send, speed)
+        if self._policy.offline or self._policy.postcopy is PostcopyMode.IMMEDIATE or quick is not None:
+            await self._await_group(quick or 0.0)
         if self._policy.offline and self._intent_log.intent.guest_runs:
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
@@ -294,6 +304,19 @@ class MigrationDriver(DriverState):
                 await self._steering.begin_copying(uri, self._abilities)
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
+
+    async def _await_group(self, switch_in_seconds: float) -> None:
+        """Wait for the others of its group before anything is copied: this guest is switched soon after that begins."""
+        while (
+            self._group_hold.holds and not self.requests.unwanted() and self._intent_log.intent.undo is None
+        ):
+            self._group_hold.note(switch_in_seconds)
+            self._report(State.WAITING)
+            await self._observer.pause(_GROUP_LOOK_SECONDS)
+            source, destination, _ = await self._observer.look(self._intent_log.intent)
+            self._note(source, destination)
+            if ProcessState.DEAD in (source.process, destination.process):
+                return  # which the steps to come find, and answer
 
     async def _copy_disks(self, uri: str) -> None:
         """Copy the disks that both ends do not share; memory follows once they are the same."""
@@ -428,7 +451,8 @@ class MigrationDriver(DriverState):
                 await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
             if sample.gives_way:
                 return
-            if self._steering.look_in_seconds is not None and not self._shared_path.take_turn():
+            near = self._steering.look_in_seconds is not None and not self._group_hold.holds
+            if near and not self._shared_path.take_turn():
                 return  # another guest is being switched over the same path
             await self._steering.step(
                 replace(sample, allowed_bytes_per_second=float(self._share or 0)), self._abilities

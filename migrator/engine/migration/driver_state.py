@@ -28,6 +28,7 @@ from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.disk_following import DiskFollowing
 from migrator.engine.migration.disk_mirrors import DiskMirrors
+from migrator.engine.migration.group_hold import GroupHold
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.intent_updates import IntentUpdates
@@ -67,6 +68,8 @@ class DriverState:
     :param tunnel: what the stream goes through; ``None``: from QEMU to QEMU.
     :param tls: what the stream is encrypted with; ``None``: it is plain.
     :param path: the network that carries the stream; ``None`` where nobody can probe it.
+    :param moved_with: the group whose guests are switched together; empty: it is switched when it can be.
+    :param to_send_bytes: of its memory, what is not empty; ``None``: not known.
     :param new_images: disks whose images were made at the destination for this migration.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param return_path: see :func:`migrator.engine.migration.prepare.prepare`.
@@ -96,6 +99,8 @@ class DriverState:
         tunnel: StreamTunnel | None = None,
         spare_cpus: float | None = None,
         return_path: bool = True,
+        moved_with: str = "",
+        to_send_bytes: int | None = None,
         about: Mapping[str, Any] | None = None,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
@@ -106,6 +111,7 @@ class DriverState:
         self._about = dict(about or {})
         self._experience = experience
         self._stream_speed = stream_speed
+        self._to_send_bytes = to_send_bytes
         self._pair = ""
         self._spare_cpus, self._prior = spare_cpus, prior
         self._layout = LayoutChoice()
@@ -120,6 +126,7 @@ class DriverState:
         self.result.max_downtime_seconds = policy.max_downtime_seconds
         self.result.max_postcopy_stall_seconds = policy.max_postcopy_stall_seconds
         self._intent_log = IntentLog(record, result=self.result, on_decision=on_decision)
+        self._group_hold = GroupHold(moved_with, requests=self.requests, intent_log=self._intent_log)
         self._guarding = Guarding(source, migration=name, intent_log=self._intent_log)
         self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
         self._shared_path.on_change(self.wake)
@@ -142,6 +149,7 @@ class DriverState:
             result=self.result,
             shaper=self._shaper,
             guarding=self._guarding,
+            group_hold=self._group_hold,
             path=path,
             prior=prior,
         )
@@ -311,8 +319,9 @@ class DriverState:
 
     @property
     def _bandwidth(self) -> int:
-        limit = self._shaper.limit(self._share)
-        return UNLIMITED_BYTES_PER_SECOND if limit is None else min(limit, UNLIMITED_BYTES_PER_SECOND)
+        # The pace of one that is held is QEMU's alone: what a socket is paced to would outlast it.
+        limits = [self._shaper.limit(self._share), self._group_hold.bytes_per_second]
+        return min((limit for limit in limits if limit is not None), default=UNLIMITED_BYTES_PER_SECOND)
 
     def _heed_path(self, sample: Sample) -> Sample:
         """Take into account who shares the path; the sample with what that tells."""
@@ -384,6 +393,9 @@ class DriverState:
                 sample=sample,
                 forecast=self._disk_following.forecast or self._steering.forecast if copies else None,
                 limit_seconds=self._steering.limit_seconds if copies else None,
+                switch_in_seconds=self._group_hold.switch_in_seconds
+                if copies or state is State.WAITING
+                else None,
                 at_seconds=self._intent_log.elapsed,
                 waiting_for=self._recovery.waiting_for if state is State.RECOVERING else "",
             )

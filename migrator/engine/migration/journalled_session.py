@@ -29,6 +29,8 @@ from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.file_session import FileSession
+from migrator.engine.migration.group_hold import GROUP
+from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_hooks import HOOK, SessionHooks
 from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
@@ -48,6 +50,7 @@ class JournalledSession(FileSession):
     :param key: of the command that began it; empty for one that an evacuation began.
     :param trace: what it was asked for as part of.
     :param file: what it is saved into, or loaded from; ``None``: it moves from host to host.
+    :param moved_with: the group whose guests are switched together; empty: it is switched when it can be.
     """
 
     guest: Guest
@@ -69,6 +72,7 @@ class JournalledSession(FileSession):
         key: str = "",
         trace: TraceContext | None = None,
         file: FileMove | None = None,
+        moved_with: str = "",
         **more: Any,
     ) -> None:
         super().__init__(
@@ -79,6 +83,9 @@ class JournalledSession(FileSession):
         self.key = key
         self.trace = trace
         self.use_file(file)
+        self.moved_with = moved_with
+        #: Since when it could be switched and waits for the others of its group, on the engine's clock.
+        self.switchable_since: float | None = None
         #: Its disks that are copied, as a check found them; ``None`` before.
         self.copied_disks: tuple[CopiedDisk, ...] | None = None
         #: Hooks may have been told that it begins, and are to be told how it ends.
@@ -98,6 +105,41 @@ class JournalledSession(FileSession):
         )
         return tuple(self.services.accept(self.services.judge_room(self, found), self.accepted))
 
+    # --- its group ---------------------------------------------------------------------------------------------------
+
+    @property
+    def switch_in_seconds(self) -> float | None:
+        """Return how soon it could be stopped, where it has a group; ``None`` where it cannot, or is past that."""
+        if self.status is None or self.state not in (State.PRECOPY, State.WAITING):
+            return None
+        return self.status.switch_in_seconds
+
+    @property
+    def waits_for_group(self) -> bool:
+        """Return whether it could be switched, and runs on until the others of its group can be too."""
+        return self.switch_in_seconds is not None and not self.requests.switch
+
+    def allow_switch(self, reason: str) -> None:
+        """Say that its group is due."""
+        if not self.requests.switch:
+            self.requests.switch = reason
+            self._heed_switch()
+
+    def _heed_switch(self) -> None:
+        if self._driver is not None:
+            self._driver.wake()
+
+    def tell_group(self, reason: str) -> None:
+        """Note what its group comes to."""
+        self._decide(Decision(at_seconds=round(self.began_ago(), 6), action=GROUP, reason=reason))
+
+    def _show(self, status: MigrationProgress) -> None:
+        if status.switch_in_seconds is None or self.requests.switch:
+            self.switchable_since = None
+        elif self.switchable_since is None:
+            self.switchable_since = clock.now()
+        super()._show(status)
+
     @property
     def disk_left_bytes(self) -> float | None:
         """Return how much of its disks has still to be copied; ``None``: nobody has looked yet."""
@@ -114,6 +156,10 @@ class JournalledSession(FileSession):
     @property
     def _deadline(self) -> float | None:
         return self.services.deadline(self.evacuation) if self.evacuation is not None else None
+
+    @property
+    def _to_send_bytes(self) -> int | None:
+        return self.guest.to_send_bytes
 
     async def _memory_bytes(self) -> int:
         return self.guest.memory_bytes
@@ -142,6 +188,7 @@ class JournalledSession(FileSession):
     def begin_anew(self) -> None:
         self._hooks.forget()  # its next switch is told as well
         super().begin_anew()
+        self.requests.switch, self.switchable_since = "", None
 
     def leave(self) -> None:
         self._hooks.forget()
@@ -206,6 +253,8 @@ class JournalledSession(FileSession):
             destination_socket=self._socket("destination"),
             file=self.file.path if self.file is not None else "",
             file_use=self.file.use.value if self.file is not None else "",
+            moved_with=self.moved_with,
+            switch_in_seconds=self.switch_in_seconds,
             policy=self.policy.name,
             controller=self._controller(),
             state=self.state,
@@ -269,6 +318,8 @@ class JournalledSession(FileSession):
         return "" if self.state is State.QUEUED else self.services.controller
 
     def _waits_for(self) -> str:
+        if self.waits_for_group:
+            return f"the others of its group {self.moved_with}"
         if self.state is State.RECOVERING and self.status is not None:
             return self.status.waiting_for
         if self.state is State.PREPARING:
@@ -328,6 +379,7 @@ class JournalledSession(FileSession):
             key=private["command"],
             trace=trace_context.of(document.traceparent, document.tracestate),
             file=_file(private.get("file")),
+            moved_with=document.moved_with,
             created_at=document.created_at,
             **callbacks,
         )

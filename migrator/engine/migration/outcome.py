@@ -37,6 +37,8 @@ class MigrationProgress:
     forecast: Forecast | None = None
     #: The downtime limit that QEMU has now.
     limit_seconds: float | None = None
+    #: With a group: it could be stopped in so many seconds, and waits for the others; ``None`` where it does not.
+    switch_in_seconds: float | None = None
     #: Since the first command that changed anything, as decisions have it.
     at_seconds: float = 0.0
     #: With ``mirroring``: what is copied of the guest's disks in all, and what is left of it.

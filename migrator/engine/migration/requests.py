@@ -18,6 +18,8 @@ class MigrationRequests:
     #: Somebody wants postcopy now, and why.
     postcopy: bool = False
     postcopy_reason: str = "somebody asked for postcopy now"
+    #: With a group: why it may be switched now; empty: it waits for the others.
+    switch: str = ""
     #: The stream's share of the links, in bytes per second; ``None``: whatever it gets.
     share: int | None = None
 

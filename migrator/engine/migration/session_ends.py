@@ -53,6 +53,8 @@ class SessionEnds(SessionState):
     _tunnel: StreamTunnel | None = None
     #: CPUs without work at the host that has fewer; ``None``: not known, or of no interest.
     _spare_cpus: float | None = None
+    #: The group whose guests are switched together; empty: it is switched when it can be.
+    moved_with = ""
     #: What was found before there was a destination to compare with.
     _found: Sequence[Finding] = ()
 
@@ -312,9 +314,16 @@ class SessionEnds(SessionState):
             spare_cpus=self._spare_cpus,
             about=self.about(),
             return_path=self._return_path,
+            moved_with=self.moved_with,
+            to_send_bytes=self._to_send_bytes,
             on_status=self._show,
             on_decision=self._note_decision,
         )
+
+    @property
+    def _to_send_bytes(self) -> int | None:
+        """Return what of the guest's memory is not empty; ``None``: not known."""
+        return None
 
     def prior(self) -> GuestPrior | None:
         """Return what the guest did before; ``None`` where nothing is known of it."""

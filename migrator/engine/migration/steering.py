@@ -16,6 +16,7 @@ from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.postcopy_bandwidth import forecast_stall
 from migrator.core.model import Mode, Sample, State
 from migrator.core.policy import Policy, PostcopyMode
+from migrator.engine.migration.group_hold import GroupHold
 from migrator.engine.migration.guarding import Guarding
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
@@ -49,12 +50,14 @@ class Steering:
         result: MigrationOutcome,
         shaper: StreamShaper,
         guarding: Guarding,
+        group_hold: GroupHold,
         path: StreamPath | None = None,
         prior: GuestPrior | None = None,
     ) -> None:
         self._source = source
         self._shaper = shaper
         self._guarding = guarding
+        self._group_hold = group_hold
         self._path = path
         self._not_before = 0.0
         self._policy = policy
@@ -75,7 +78,8 @@ class Steering:
     @property
     def look_in_seconds(self) -> float | None:
         """Return in how many seconds the source is to be looked at, as the switch is near; ``None`` where it is not."""
-        return self._state.look_in_seconds
+        looks = (self._state.look_in_seconds, self._group_hold.look_in_seconds)
+        return min((look for look in looks if look is not None), default=None)
 
     @property
     def far_seconds(self) -> float:
@@ -145,7 +149,10 @@ class Steering:
             self._probed = True  # an old QEMU, or one that measures for somebody else: the rounds will tell
             self._log.info("no dirty-rate probe", error=str(error))
         before = self._state
-        self._state, self.forecast, actions = convergence.decide(self._state, sample, self._policy, abilities)
+        sample = self._group_hold.keep_pace(sample, before)
+        policy = self._group_hold.policy(self._policy)
+        state, self.forecast, actions = convergence.decide(before, sample, policy, abilities)
+        self._state, actions = self._group_hold.hold_back(before, state, actions, sample)
         for action in actions:
             if self._intent_log.intent.undo is None and not await self._act(action, self._numbers(sample)):
                 self._state = replace(self._state, settled=before.settled)  # it is decided again

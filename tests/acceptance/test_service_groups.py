@@ -1,0 +1,45 @@
+"""Guests of one group are switched together, on real QEMUs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.acceptance.service_site import MIB, LiveSite, guest, served
+
+pytestmark = pytest.mark.timeout(180)
+
+GROUP = '[[guests]]\nmatch = "*"\ngroup = "shop"\n'
+#: An idle guest, one that writes a little, and one that writes all the time.
+MACHINES = (
+    guest("front", region=8 * MIB, speed=MIB // 8),
+    guest("web", region=16 * MIB, speed=4 * MIB),
+    guest("db", region=48 * MIB, speed=16 * MIB),
+)
+
+
+def switched_at(one: dict[str, Any]) -> datetime:
+    (switch,) = [each for each in one["decisions"] if each["action"] == "hand-over"]
+    return datetime.fromisoformat(one["started_at"]) + timedelta(seconds=switch["at_seconds"])
+
+
+async def moved(site: LiveSite, run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [await site.get(f"migrations/{each['migration']}") for each in run["guests"]]
+
+
+async def test_guests_of_a_group_that_leave_a_host_are_switched_within_a_second() -> None:
+    async with served(MACHINES, "a", "b", speed=60 * MIB, extra=GROUP) as site:
+        asked = await site.post("hosts/a/evacuate")
+        run = await site.ended(asked["id"], "completed")
+        migrations = await moved(site, run)
+        assert {each["moved_with"] for each in migrations} == {"shop"}
+        times = sorted(map(switched_at, migrations))
+        spread = (times[-1] - times[0]).total_seconds()
+        told = {each["guest_name"]: each["decisions"] for each in migrations}
+        assert spread < 1.0, (spread, told)
+        for each in migrations:
+            assert each["downtime_seconds"] < 0.5, each["decisions"]
+            assert each["mode"] == "precopy"
+        await site.everyone_at(MACHINES, "b")
