@@ -19,6 +19,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from migrator.api import field_errors
 from migrator.api.documents import (
@@ -78,7 +79,7 @@ class Migrate(Command):
     @model_validator(mode="after")
     def _one_or_a_group(self) -> Self:
         if (self.guest is None) is (self.group is None):
-            raise ValueError("give either guest or group")
+            raise PydanticCustomError("guest_or_group", "takes either guest or group")
         return self
 
     @model_serializer(mode="wrap")

@@ -46,10 +46,10 @@ SECTIONS: Mapping[str, type[Section]] = {
 #: May be in included files too.
 REPEATED: Mapping[str, type[Section]] = {
     "policies": PolicySettings,
-    "groups": GroupSettings,
     "hosts": HostSettings,
     "guests": GuestSettings,
     "hooks": HookSettings,
+    "groups": GroupSettings,
 }
 
 

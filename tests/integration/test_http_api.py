@@ -233,11 +233,11 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("path", "body", "says"),
         [
-            ("migrations", {}, "guest: is missing"),
+            ("migrations", {}, "the command takes either guest or group"),
             (
                 "migrations",
                 {"guest": "db", "force": True},
-                "force: there is no such field (there are guest, to, policy, accept)",
+                "force: there is no such field (there are guest, group, to, policy, accept)",
             ),
             (
                 "migrations",

@@ -257,5 +257,5 @@ def test_a_command_for_one_guest_is_what_it_always_was() -> None:
 @pytest.mark.parametrize("body", [{}, {"guest": "vm", "group": "shop"}])
 def test_a_command_takes_a_guest_or_a_group(body: dict[str, str]) -> None:
     envelope = Envelope(verb="migrate", body=body, caller=OPERATOR)
-    with pytest.raises(Refusal, match="give either guest or group"):
+    with pytest.raises(Refusal, match="the command takes either guest or group"):
         received.parse(envelope)

@@ -563,7 +563,7 @@ class TestWrong:
                 *(f"{main}: {key}" for key in ("site.nam", "mqtt.port", "mqtt.hots", "host_defaults.memory")),
                 f"{main}: hosts[0].memory",
                 f"{directory}/a.toml: hosts[1].name",
-                f"{directory}/a.toml: {elsewhere} policies, hosts, guests, hooks",
+                f"{directory}/a.toml: {elsewhere} policies, hosts, guests, hooks, groups",
                 *(line for line in said if line.startswith(f"{directory}/b.toml: is no TOML: ")),
                 "MIGRATOR_STORE_PATHS",
             ]
