@@ -106,3 +106,16 @@ async def test_a_path_that_was_slow_for_a_moment_is_not_taken_for_a_narrow_one_f
     await made.close()
     assert 0 < (paces[1] or 0) < 3e6
     assert paces[-1] == 0
+
+
+async def test_a_stream_has_less_than_its_share_until_what_went_before_its_pace_has_drained() -> None:
+    end = Answering()
+    made = shaper(end)
+    made.begin("tcp:192.0.2.1:4444", share=10_000_000, path=None)
+    for at in (0.02, 0.2):
+        sample = Sample(at_seconds=at, remaining_bytes=900 * MIB, bandwidth_bytes_per_second=10e6)
+        await made.shape(sample, share=10_000_000, path=None)
+    paces = [options.pacing_bytes_per_second for options in end.asked if options is not None]
+    await made.close()
+    assert paces[0] == 8_000_000
+    assert paces[-1] == 10_000_000

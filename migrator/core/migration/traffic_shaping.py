@@ -21,6 +21,9 @@ LEAST_UNSENT_BYTES = 128 << 10
 _UNSENT_SECONDS, _UNSENT_BEFORE_SECONDS = 0.004, 0.012
 #: QEMU's own limit beside pacing: so much above it, so that it holds where pacing does not, and nowhere else.
 LIMIT_ABOVE_PACING = 1.05
+#: What a stream has sent before its sockets were found stands in the queue of its path, and hardly drains beside a
+#: share that fills the link: so it has this part of its share at first, for so many seconds.
+FIRST_RATIO, FIRST_SECONDS = 0.8, 0.1
 #: A stream is near its end when it needs no longer than this, seconds.
 _NEAR_SECONDS = 0.7
 #: Near the end: the pace while the queue is long, and that which keeps it short.

@@ -156,6 +156,8 @@ class StreamShaper:
         rate = self._steady = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         if self._end.limit is not None and not self._seen.refused and not self._postcopy:
             rate = min(rate or self._end.limit, self._end.limit)
+        if sample.at_seconds < traffic_shaping.FIRST_SECONDS:
+            rate = int(rate * traffic_shaping.FIRST_RATIO)
         return StreamOptions(
             unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
