@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 from migrator.core.findings import errors_first
 from migrator.core.model import Finding
-from migrator.core.preflight.disk_room import beside_others, by_file_system, copied_bytes, copied_disks
+from migrator.core.preflight.disk_room import (
+    CopiedDisk,
+    beside_others,
+    by_file_system,
+    copied_bytes,
+    copied_disks,
+    held_rooms,
+)
 from migrator.engine.inventory import Inventory
 from migrator.engine.migration import preflight
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -15,7 +22,7 @@ from migrator.engine.registry import Registry
 
 
 class DiskRoom:
-    """Judges checks by what the migrations under way, of this controller, have still to copy to the same place."""
+    """Judges checks by what the migrations under way have still to copy to the same place."""
 
     def __init__(self, *, registry: Registry, inventory: Inventory) -> None:
         self._registry, self._inventory = registry, inventory
@@ -30,16 +37,23 @@ class DiskRoom:
         disks = copied_disks(found)
         self._inventory.note_disk_bytes(session.guest.key, session.target, copied_bytes(disks))
         session.copied_disks = disks
-        others = self._to_copy(session.target, beside=session)
+        others = self._to_copy(session, disks)
         return errors_first((*found, *beside_others(session.target, disks, others)))
 
-    def _to_copy(self, target: str, *, beside: JournalledSession) -> Counter[str]:
-        """Return the bytes that are still to be copied to each file system of a host."""
+    def _to_copy(self, session: JournalledSession, disks: Sequence[CopiedDisk]) -> Counter[str]:
+        """Return the bytes that others have still to copy to each file system of a guest's disks.
+
+        Those whose images are made are known at the host itself, other controllers' too.
+        """
+        held = held_rooms(disks)
         wanted: Counter[str] = Counter()
-        for session in self._registry.live():
-            if session is beside or session.target != target or not session.copied_disks:
+        for file_system, of_migrations in held.items():
+            wanted[file_system] += sum(left for key, left in of_migrations.items() if key != session.id)
+        for other in self._registry.live():
+            if other is session or other.target != session.target or not other.copied_disks:
                 continue
-            whole, left = copied_bytes(session.copied_disks), session.disk_left_bytes or 0
-            for file_system, share in by_file_system(session.copied_disks).items():
-                wanted[file_system] += round(left * share / max(1, whole))
+            whole, left = copied_bytes(other.copied_disks), other.disk_left_bytes or 0
+            for file_system, share in by_file_system(other.copied_disks).items():
+                if other.id not in held.get(file_system, {}):
+                    wanted[file_system] += round(left * share / max(1, whole))
         return wanted

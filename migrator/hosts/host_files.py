@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from migrator.core.process.command_line import path_of
 from migrator.core.process.files import FileFacts, FileKind, HostFiles, QemuProgramFacts, SameFile
 from migrator.errors import HostError
+from migrator.hosts import held_room
 from migrator.hosts.access import HostAccess, HostCommand, Output
+from migrator.hosts.held_room import HELD_ROOM
 from migrator.hosts.host_output import reading_output
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
@@ -40,7 +42,9 @@ _PATIENCE = 20
 # Arguments: a pid or nothing; the QEMU that is known already; how many to choose from, and these, best first; how many
 # paths, and these; then the format and path of each image.
 # Answers end with NUL, as anything else may stand in a path.
-_SCRIPT = rb"""
+_SCRIPT = (
+    HELD_ROOM
+    + rb"""
 LC_ALL=C; export LC_ALL
 pid=$1 known=$2 qemus=$3; shift 3
 put() { printf '%s\0' "$@"; }
@@ -84,7 +88,8 @@ while [ "$paths" -gt 0 ]; do
   absolute
   if s=$(stat -L -c '%f %s %d %i %t %T %u %g %a' -- "$p" 2>/dev/null); then
     a=-; [ -r "$p" ] && a=r$a; [ -w "$p" ] && a=w$a; [ -x "$p" ] && a=x$a
-    put "$s $a $(stat -L -f -c '%S %a' -- "$p" 2>/dev/null || echo 0 0)" "$(serial "$p")"
+    h=; [ ! -d "$p" ] || h=$(held "$p")
+    put "$s $a $(stat -L -f -c '%S %a' -- "$p" 2>/dev/null || echo 0 0)$h" "$(serial "$p")"
     readlink -fz -- "$p" 2>/dev/null || put ''
   else
     put '' '' ''
@@ -102,6 +107,7 @@ while [ $# -gt 1 ]; do
 done
 put end
 """
+)
 
 _MAKE = rb"""
 name=$1; shift
@@ -268,6 +274,7 @@ def _file(numbers: str, serial: str, real: str, mounts: Sequence[_Mount]) -> Fil
         inner_path=mount.inner(real) if mount else "",
         block_bytes=int(block),
         free_bytes=int(block) * int(free[0]) if free else 0,
+        held_bytes=held_room.parse(free[1:]),
         serial=_serial(lines, slaves),
         readable="r" in access,
         writable="w" in access,

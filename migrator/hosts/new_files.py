@@ -12,17 +12,22 @@ from dataclasses import dataclass
 
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
+from migrator.hosts.held_room import HELD_ROOM
 
 #: Time-out of a command, in seconds.
 _SECONDS = 10.0
-# Arguments: the list of what is made, each with its device and inode; a name that nobody else gives; `new` where none
-# may be there yet; then of each file its path, format, size, owner, mode, options. Made beside its place and put there
-# by a link, so that nothing of anybody else's is ever written over.
-_MAKE = """
+# Arguments: the list of what is made, each with its device and inode; a name that nobody else gives; the migration that
+# images are for, of which none may be there yet, or nothing; then of each file its path, format, size, owner, mode,
+# options, and how much is expected to be written to it. Made beside its place and put there by a link, so that nothing
+# of anybody else's is ever written over. Beside each image stands what it will take yet, for whoever counts the room.
+_MAKE = (
+    HELD_ROOM.decode()
+    + """
 list=$1 mark=$2 new=$3; shift 3
 umask 077
-while [ $# -ge 6 ]; do
-  p=$1 f=$2 s=$3 o=$4 m=$5 t=$1.$mark i=$6; shift 6
+k=0
+while [ $# -ge 7 ]; do
+  p=$1 f=$2 s=$3 o=$4 m=$5 t=$1.$mark i=$6 w=$7 k=$((k + 1)); shift 7
   if [ -e "$p" ] || [ -L "$p" ]; then
     [ -z "$new" ] || { echo "$p is there already" >&2; exit 1; }
     continue
@@ -34,14 +39,30 @@ while [ $# -ge 6 ]; do
   chmod -- "$m" "$t" && n=$(stat -c %d:%i -- "$t") && env printf '%s %s\\0' "$n" "$p" >>"$list" &&
     ln -T -- "$t" "$p" || exit
   rm -f -- "$t"
+  [ -n "$new" ] && [ "$w" -gt 0 ] || continue
+  d=${p%/*}/ r=${p%/*}/.migrator-room-$mark-$k
+  env printf -- '- %s\\0' "$r" >>"$list" && (umask 022; echo "$new $w ${p##*/}" >"$r") || exit
+  mine=0 others=0
+  for each in $(held "$d"); do
+    case $each in "$new:"*) mine=$((mine + ${each##*:}));; *) others=$((others + ${each##*:}));; esac
+  done
+  room=$(stat -L -f -c '%S * %a' -- "$d") && room=$(($room))
+  if [ "$others" -gt 0 ] && [ $((mine + others)) -gt "$room" ]; then
+    echo "$d has $room bytes left, which are promised to images that other migrations are filling" >&2; exit 1
+  fi
 done
 """
+)
 # What has taken its place meanwhile is somebody else's. (Of the first kind nobody else knows the name.)
 _REMOVE = r"""
 [ ! -s "$1" ] || xargs -0 -n 1 sh -c '
   n=${0%% *} p=${0#* }
   if [ "$n" = - ] || [ "$n" = "$(stat -c %d:%i -- "$p" 2>/dev/null)" ]; then rm -f -- "$p"; fi
 ' <"$1"
+"""
+_FORGET = r"""
+[ ! -s "$1" ] || xargs -0 -n 1 sh -c 'case $0 in "- "*) rm -f -- "${0#- }";; esac' <"$1"
+rm -f -- "$1"
 """
 # Links would leave the file in its place, and of a block device there is nothing to be renamed. Who still has it open
 # has locked it, as QEMU does, also for reading. One that was renamed before stays so.
@@ -102,6 +123,8 @@ class NewFile:
     mode: str
     #: Options of its format, as qemu-img takes them.
     options: tuple[str, ...] = ()
+    #: So much is expected to be written to it.
+    expected_bytes: int = 0
 
 
 async def make_files(host: HostAccess, run_directory: str, files: Sequence[NewFile]) -> None:
@@ -110,15 +133,19 @@ async def make_files(host: HostAccess, run_directory: str, files: Sequence[NewFi
     :param run_directory: of the QEMU that they are for; the list is kept there.
     :raise HostError: one could not be made; others may have been.
     """
-    await _make(host, _list(run_directory), files, new=False)
+    await _make(host, _list(run_directory), files, new="")
 
 
-async def make_images(host: HostAccess, run_directory: str, files: Sequence[NewFile]) -> None:
+async def make_images(
+    host: HostAccess, run_directory: str, files: Sequence[NewFile], *, migration: str
+) -> None:
     """Make images of disks, none of which may be there yet; :func:`remove_images` removes what was made.
 
-    :raise HostError: one could not be made, or is there already; others may have been.
+    The room that they will take is held for the migration, whoever else counts what is left there.
+
+    :raise HostError: one could not be made, is there already, or its room is held for others; some may have been made.
     """
-    await _make(host, f"{run_directory}/images", files, new=True)
+    await _make(host, f"{run_directory}/images", files, new=migration)
 
 
 async def remove_images(host: HostAccess, run_directory: str) -> None:
@@ -134,7 +161,7 @@ async def forget_images(host: HostAccess, run_directory: str) -> None:
 
     :raise HostError: the host cannot be asked.
     """
-    await _run(host, 'rm -f -- "$1"', f"{run_directory}/images")
+    await _run(host, _FORGET, f"{run_directory}/images")
 
 
 async def put_aside(host: HostAccess, paths: Sequence[str], suffix: str) -> dict[str, str]:
@@ -151,7 +178,7 @@ async def put_aside(host: HostAccess, paths: Sequence[str], suffix: str) -> dict
     }
 
 
-async def _make(host: HostAccess, made: str, files: Sequence[NewFile], *, new: bool) -> None:
+async def _make(host: HostAccess, made: str, files: Sequence[NewFile], *, new: str) -> None:
     if files:
         mark = "migrator-" + "".join(secrets.choice(string.ascii_letters) for _ in range(8))
         words = [
@@ -160,9 +187,10 @@ async def _make(host: HostAccess, made: str, files: Sequence[NewFile], *, new: b
             for word in (
                 *(file.path, file.format, str(file.size_bytes), file.owner, file.mode),
                 ",".join(file.options),
+                str(file.expected_bytes),
             )
         ]
-        await _run(host, _MAKE, made, mark, "new" if new else "", *words)
+        await _run(host, _MAKE, made, mark, new, *words)
 
 
 async def remove_files(host: HostAccess, run_directory: str) -> None:

@@ -164,7 +164,7 @@ class Destinations:
                     for path, disk in images.items()
                     if path in missing
                 }
-                await make_images(launcher.host, run_dir.path, list(new.values()))
+                await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
@@ -233,6 +233,7 @@ class Destinations:
             owner=owner,
             mode=mode,
             options=() if disk.is_flash else disk.image.options,
+            expected_bytes=min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes),
         )
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from migrator.errors import HostError
+from migrator.hosts.host_files import FileQuery, read_host_files
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.new_files import NewFile, forget_images, make_images, put_aside, remove_images
 
@@ -40,7 +42,7 @@ async def made(tmp_path: Path) -> Made:
     run = tmp_path / "run"
     run.mkdir()
     path = tmp_path / "a name\nof two lines.img"
-    await make_images(HOST, str(run), [like(path)])
+    await make_images(HOST, str(run), [like(path)], migration="m")
     return Made(path, str(run))
 
 
@@ -75,10 +77,35 @@ async def test_one_that_is_there_already_is_neither_written_over_nor_removed(tmp
     taken = tmp_path / "taken.img"
     taken.write_text("somebody's")
     with pytest.raises(HostError, match="is there already"):
-        await make_images(HOST, str(tmp_path), [like(tmp_path / "free.img"), like(taken)])
+        await make_images(HOST, str(tmp_path), [like(tmp_path / "free.img"), like(taken)], migration="m")
     await remove_images(HOST, str(tmp_path))
     assert [each.name for each in tmp_path.glob("*.img")] == ["taken.img"]
     assert taken.read_text() == "somebody's"
+
+
+async def test_room_that_an_image_will_take_is_held_until_its_guest_has_arrived(tmp_path: Path) -> None:
+    first, second = tmp_path / "one.img", tmp_path / "two.img"
+    runs = [tmp_path / "run-1", tmp_path / "run-2"]
+    for run in runs:
+        run.mkdir()
+    await make_images(HOST, str(runs[0]), [replace(like(first), expected_bytes=1 << 50)], migration="m-1")
+    assert await held(tmp_path) == {"m-1": 1 << 50}
+    wanted = [replace(like(second), expected_bytes=1 << 20)]
+    with pytest.raises(HostError, match="promised to images that other migrations are filling"):
+        await make_images(HOST, str(runs[1]), wanted, migration="m-2")
+    await remove_images(HOST, str(runs[1]))
+    assert not second.exists()
+    await forget_images(HOST, str(runs[0]))
+    assert await held(tmp_path) == {}
+    await make_images(HOST, str(runs[1]), wanted, migration="m-2")
+    assert await held(tmp_path) == {"m-2": 1 << 20}
+    await remove_images(HOST, str(runs[1]))
+    assert [each.name for each in tmp_path.iterdir() if not each.is_dir()] == ["one.img"]
+
+
+async def held(directory: Path) -> Mapping[str, int]:
+    seen = await read_host_files(HOST, FileQuery(paths=(str(directory),)))
+    return seen.files[str(directory)].held_bytes
 
 
 async def test_image_that_is_in_use_or_is_a_link_is_not_put_aside(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,16 @@ GIB = 1024 * MIB
 LINK = 100 * MIB
 
 
-def local_disk(copied: int = 2 * GIB, *, free: int = 100 * GIB) -> CopiedDisk:
+def local_disk(
+    copied: int = 2 * GIB, *, free: int = 100 * GIB, held: Mapping[str, int] | None = None
+) -> CopiedDisk:
     return copied_disk(
-        "it is copied", copied_bytes=copied, directory="/images", file_system="8:1", free_bytes=free
+        "it is copied",
+        copied_bytes=copied,
+        directory="/images",
+        file_system="8:1",
+        free_bytes=free,
+        held_bytes=held,
     )
 
 
@@ -82,7 +91,7 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
-def on_local_disk(service: SimulatedService, *targets: str, **how: int) -> list[str]:
+def on_local_disk(service: SimulatedService, *targets: str, **how: Any) -> list[str]:
     names = sorted(machine.name for machine in service.site.machines.values())
     for name in names:
         for target in targets:
@@ -153,6 +162,18 @@ async def test_plan_does_not_give_the_same_room_to_two_guests(service: Simulated
     async with service.running() as running:
         plan = await running.ask(Plan(host="a"))
         assert sorted(str(each.target) for each in plan.guests) == ["b", "c"]
+
+
+@pytest.mark.looptime
+async def test_room_that_another_controllers_migration_will_take_is_not_free(
+    service: SimulatedService,
+) -> None:
+    one, _ = on_local_disk(service, "b", free=3 * GIB, held={"elsewhere": GIB + 1})
+    async with service.running() as running:
+        refused = await running.ask(Check(guest=one, to="b"))
+        assert [each.code for each in refused.findings] == ["disk-room", "disk-copied"]
+        on_local_disk(service, "b", free=3 * GIB, held={"elsewhere": GIB})
+        assert (await running.ask(Check(guest=one, to="b"))).possible
 
 
 @pytest.mark.looptime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
@@ -21,10 +21,18 @@ class CopiedDisk(Finding):
     directory: str
     file_system: str
     free_bytes: int
+    #: What other images in that directory will take yet, by the migrations that fill them, of whichever controller.
+    held_bytes: Mapping[str, int] = field(hash=False)
 
 
 def copied_disk(
-    message: str, *, copied_bytes: int, directory: str, file_system: str, free_bytes: int
+    message: str,
+    *,
+    copied_bytes: int,
+    directory: str,
+    file_system: str,
+    free_bytes: int,
+    held_bytes: Mapping[str, int] | None = None,
 ) -> CopiedDisk:
     """Return the finding about a disk that is copied."""
     return CopiedDisk(
@@ -33,6 +41,7 @@ def copied_disk(
         directory=directory,
         file_system=file_system,
         free_bytes=free_bytes,
+        held_bytes=dict(held_bytes or {}),
     )
 
 
@@ -51,6 +60,16 @@ def by_file_system(disks: Iterable[CopiedDisk]) -> Counter[str]:
     found: Counter[str] = Counter()
     for disk in disks:
         found[disk.file_system] += disk.copied_bytes
+    return found
+
+
+def held_rooms(disks: Iterable[CopiedDisk]) -> dict[str, dict[str, int]]:
+    """Return what is held in the file systems of a guest's disks, by file system and migration."""
+    found: dict[str, dict[str, int]] = {}
+    for disk in {disk.directory: disk for disk in disks}.values():
+        held = found.setdefault(disk.file_system, {})
+        for migration, left in disk.held_bytes.items():
+            held[migration] = held.get(migration, 0) + left
     return found
 
 

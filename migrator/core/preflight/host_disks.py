@@ -231,6 +231,7 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         directory=parent(path),
         file_system=where.device,
         free_bytes=where.free_bytes,
+        held_bytes=where.held_bytes,
     )
 
 

@@ -40,6 +40,8 @@ class FileFacts:
     block_bytes: int = 0
     #: Room that is left in the file system it lies in.
     free_bytes: int = 0
+    #: Of a directory: what images will take of that yet which migrations are filling there, by the migrations' ids.
+    held_bytes: Mapping[str, int] = field(default_factory=dict)
     #: Identity of a block device, unique among all hosts; empty where nothing certain tells it.
     serial: str = ""
     #: As the user that QEMU will be there, where that is known, else as the one that migrator is.
