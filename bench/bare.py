@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ async def move(
     listen: str = "tcp:127.0.0.1:0",
     bandwidth_bytes_per_second: int = UNLIMITED_BYTES_PER_SECOND,
     look_at_socket: bool = False,
+    channels: int = 0,
+    zero_copy: bool = False,
 ) -> Moved:
     """Move the guest and quit the source.
 
@@ -60,13 +62,23 @@ async def move(
     :param postcopy: switch to postcopy at once.
     :param stopping: false: leave the guest's stop before a postcopy to QEMU, which is not safe with QEMU 10.0.
     :param look_at_socket: see what it holds when the guest has been stopped.
+    :param channels: of memory; 0: one, with the rest.
+    :param zero_copy: the source's channels send without copying.
     :raise Broken: when it does not come through.
     """
+    several = ["multifd"] if channels else []
     async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
         began = time.monotonic()
         uri, _ = await asyncio.gather(
-            _listen(destination, listen, postcopy=postcopy),
-            _prepare(source, max_downtime_seconds, bandwidth_bytes_per_second, postcopy=postcopy),
+            _listen(destination, listen, postcopy=postcopy, channels=channels),
+            _prepare(
+                source,
+                max_downtime_seconds,
+                bandwidth_bytes_per_second,
+                postcopy=postcopy,
+                channels=channels,
+                besides=[*several, *(["zero-copy-send"] if zero_copy else [])],
+            ),
         )
         begin: list[tuple[str, dict[str, Any]]] = [("migrate", {"uri": uri})]
         if postcopy:
@@ -108,17 +120,27 @@ def _queued(pid: int, uri: str) -> int | None:
     return queued
 
 
-async def _listen(destination: RawMonitor, uri: str, *, postcopy: bool) -> str:
-    await _enable(destination, postcopy=postcopy)
+async def _listen(destination: RawMonitor, uri: str, *, postcopy: bool, channels: int) -> str:
+    if channels:
+        await destination.execute("migrate-set-parameters", multifd_channels=channels)
+    await _enable(destination, postcopy=postcopy, besides=["multifd"] if channels else [])
     await destination.execute("migrate-incoming", uri=uri)
     address = (await destination.execute("query-migrate"))["socket-address"][0]
     return f"tcp:{address['host']}:{address['port']}"
 
 
 async def _prepare(
-    source: RawMonitor, max_downtime_seconds: float, bandwidth: int, *, postcopy: bool
+    source: RawMonitor,
+    max_downtime_seconds: float,
+    bandwidth: int,
+    *,
+    postcopy: bool,
+    channels: int,
+    besides: Sequence[str],
 ) -> None:
-    await _enable(source, postcopy=postcopy)
+    if channels:
+        await source.execute("migrate-set-parameters", multifd_channels=channels)
+    await _enable(source, postcopy=postcopy, besides=besides)
     await source.execute(
         "migrate-set-parameters",
         max_bandwidth=bandwidth,
@@ -126,8 +148,9 @@ async def _prepare(
     )
 
 
-async def _enable(monitor: RawMonitor, *, postcopy: bool) -> None:
+async def _enable(monitor: RawMonitor, *, postcopy: bool, besides: Sequence[str] = ()) -> None:
     names = ["events", "return-path", "pause-before-switchover", *(["postcopy-ram"] if postcopy else [])]
+    names += besides
     await monitor.execute(
         "migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in names]
     )

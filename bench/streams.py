@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import bare
 from bench.figures import Figures, paragraphs, table
 from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
@@ -76,6 +77,7 @@ async def run(options: Options, quiet: Quiet) -> str:
             migrator = Migrator(directory / "migrator", prefix=_knowing(server, directory))
             bench = _Bench(migrator, directory, options, quiet)
             fast = await bench.fast(hosts)
+            zero_copy = await bench.zero_copy(hosts)
             hot = await bench.hot(hosts)
             narrow = await bench.narrow(hosts)
     return paragraphs(
@@ -83,6 +85,7 @@ async def run(options: Options, quiet: Quiet) -> str:
         "Two namespaces with a link between them; the guest (TCG) is idle. Seconds: median (minimum – maximum), and "
         "the ratio of the medians to that of the plain stream. The controller, both QEMUs and the link share two CPUs.",
         *fast,
+        *zero_copy,
         *hot,
         *narrow,
     )
@@ -118,6 +121,29 @@ class _Bench:
         return [
             f"**No limit but the CPUs**, {_FAST_BYTES // _MIB} MiB of random bytes in the guest's memory:",
             table(["stream", "time", "of plain", "downtime (ms)"], rows),
+        ]
+
+    async def zero_copy(self, hosts: LabHosts) -> list[str]:
+        """Gain of sending pages without copying them, which no migration uses, by a script that does nothing else."""
+        took: dict[str, list[_Took]] = defaultdict(list)
+        memory = self._memory("random", _FAST_BYTES)
+        for _ in range(self._options.runs or 2):
+            for variant in ("2 channels", "2 channels, zero-copy"):
+                print(f"streams: {variant}, by a script", flush=True)
+                await self._quiet.wait()
+                async with self._pair(hosts, memory, _FAST_BYTES) as pair:
+                    moved = await bare.move(
+                        pair,
+                        max_downtime_seconds=0.3,
+                        listen=f"tcp:{hosts['beta'].address}:0",
+                        channels=2,
+                        zero_copy=variant != "2 channels",
+                    )
+                one = _Took(duration_seconds=moved.duration_seconds, downtime_seconds=moved.downtime_seconds)
+                took[variant].append(one)
+        return [
+            "**Zero-copy**, the same guest, moved by a script with nothing around it; no migration uses it:",
+            table(["stream", "time", "of copying", "downtime (ms)"], _rows("", took, beside="2 channels")),
         ]
 
     async def hot(self, hosts: LabHosts) -> list[str]:
@@ -255,8 +281,8 @@ class _Bench:
         return path
 
 
-def _rows(prefix: str, took: dict[str, list[_Took]]) -> list[list[str]]:
-    plain = _median(took["plain"])
+def _rows(prefix: str, took: dict[str, list[_Took]], *, beside: str = "plain") -> list[list[str]]:
+    plain = _median(took[beside])
     return [
         [
             f"{prefix}{variant}",

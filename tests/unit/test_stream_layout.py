@@ -115,6 +115,7 @@ def test_encryption_takes_more_threads_for_the_same_link() -> None:
     [
         (replace(FAST, link_bytes_per_second=PLAIN_CHANNEL_BYTES_PER_SECOND), POLICY),
         (replace(FAST, spare_cpus=1.9), POLICY),
+        (replace(FAST, tunnelled=True), POLICY),
         (replace(FAST, postcopy=True, versions=("10.1.0", "10.2.0")), POLICY),
         (replace(FAST, capabilities=frozenset()), POLICY),
         (FAST, POLICY.but(streams=1)),

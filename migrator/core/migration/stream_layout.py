@@ -84,6 +84,8 @@ class StreamAbilities:
     memory_bytes: int = 0
     #: The stream is encrypted by QEMU.
     encrypted: bool = False
+    #: It goes through a tunnel, whose one thread encrypts all of it.
+    tunnelled: bool = False
     #: What was seen of the guest before: distinct bytes written a second, and in how much memory; ``None``: nothing.
     written_bytes_per_second: float | None = None
     working_set_bytes: float | None = None
@@ -162,7 +164,7 @@ def _by_itself(policy: Policy, ends: StreamAbilities) -> LayoutChoice:
     if _obstacle(ends):
         return LayoutChoice()
     if carried > NARROW_BYTES_PER_SECOND:
-        return _channels(ends, carried, spare)
+        return LayoutChoice() if ends.tunnelled else _channels(ends, carried, spare)
     reason = (
         f"memory is compressed (zstd): the stream gets {show_rate(carried)} at most, and both hosts have "
         f"{spare:.1f} CPUs without work"

@@ -105,6 +105,7 @@ class MigrationDriver(DriverState):
                 spare_cpus=self._spare_cpus,
                 memory_bytes=facts.memory_bytes,
                 encrypted=self._security.tls is not None,
+                tunnelled=self._route.tunnelled,
                 written_bytes_per_second=prior.bytes_per_second if prior is not None else None,
                 working_set_bytes=prior.working_set_bytes if prior is not None else None,
             ),

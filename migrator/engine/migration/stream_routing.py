@@ -19,6 +19,11 @@ class StreamRouting:
         self._tunnel, self._tell = tunnel, tell
         self._told = ""
 
+    @property
+    def tunnelled(self) -> bool:
+        """Return whether there is a tunnel."""
+        return self._tunnel is not None
+
     async def lead(self, uri: str) -> str:
         """Return the address that the source is given for this one at the destination's host.
 
