@@ -262,6 +262,9 @@ class Counters:
             self._recoveries.labels("held").inc(exemplar=exemplar)
         mode = str(migration.mode)
         self._migrations.labels(str(migration.state), mode).inc(exemplar=exemplar)
+        if migration.file:  # how long a guest is on a disk says nothing of migrations
+            self._past(migration, at=self._now())
+            return
         duration, downtime = migration.duration_seconds, migration.downtime_seconds
         if duration is not None and migration.state is State.COMPLETED:
             self._duration.labels(mode).observe(duration, exemplar=exemplar)

@@ -35,6 +35,12 @@ class SavedGuests(Protocol):
     async def check_load(self, host: str, path: str) -> tuple[Finding, ...]:
         """Return what speaks against loading a guest from a file of that host; changes nothing."""
 
+    async def flush(self, guest: Guest, source: SourceQemu) -> str:
+        """Have a guest that runs write to its disks what it holds back, where it has an agent that nobody else uses.
+
+        Bounded in time; never raises. What came of it in one line; empty where the guest has no agent.
+        """
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:

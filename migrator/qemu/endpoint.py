@@ -444,6 +444,12 @@ class Endpoint:
 
         return await mend_clock(self._monitor, local, stood_seconds=stood_seconds)
 
+    async def flush_disks(self, local: Callable[[str], Awaitable[str]]) -> str:
+        """See :func:`migrator.qemu.guest_agent.flush_disks`."""
+        from migrator.qemu.guest_agent import flush_disks  # noqa: PLC0415 - as above
+
+        return await flush_disks(self._monitor, local)
+
     async def quit(self, *, timeout: float = 5.0) -> bool:
         await self._claim.refuse_another()
         self._events.quitting = True

@@ -408,6 +408,12 @@ class SavedGuestFiles:
         shown = ", ".join(changed[:5])
         return (finding("load-disks", f"not there on {host}, or changed since {path} was saved: {shown}"),)
 
+    async def flush(self, guest: Guest, source: SourceQemu) -> str:
+        """See :meth:`migrator.ports.SavedGuests.flush`."""
+        if not isinstance(source, SourceEndpoint):
+            return ""
+        return await source.flush_disks(self._connections.access(guest.host).forward)
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from migrator.core.migration.guest_clock import clock_change
-from migrator.qemu.guest_agent import AgentChannel, connect, find_channel, mend_clock, set_clock
+from migrator.qemu.guest_agent import (
+    AgentChannel,
+    connect,
+    find_channel,
+    freeze_and_thaw,
+    mend_clock,
+    set_clock,
+)
 from migrator.testing.lab import Lab
 from tests.integration.test_marks import asking
 
@@ -30,6 +37,7 @@ class ScriptedAgent:
     def __init__(self) -> None:
         self.behind = 0.0
         self.hangs: set[str] = set()
+        self.freezes = self.frozen = False
         self.asked: list[str] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,6 +65,12 @@ class ScriptedAgent:
                 return {"return": arguments["id"]}
             case "guest-get-time":
                 return {"return": int((time.time() - self.behind) * _SECOND)}
+            case "guest-fsfreeze-freeze" if self.freezes:
+                self.frozen = True
+                return {"return": 2}
+            case "guest-fsfreeze-thaw" if self.freezes:
+                self.frozen = False
+                return {"return": 2}
             case "guest-set-time":
                 self.behind = time.time() - arguments["time"] / _SECOND
                 return {"return": {}}
@@ -158,3 +172,60 @@ async def test_agent_that_hangs_in_a_command_is_given_up(tmp_path: Path) -> None
             async with connect(path, name="ga", timeout=0.3) as session:
                 await set_clock(session, stood_seconds=42.0)
     assert time.monotonic() - began < 5
+
+
+class TestFlush:
+    """Before a guest is saved its disks are flushed: its filesystems are never left frozen."""
+
+    @pytest.fixture
+    def agent(self) -> ScriptedAgent:
+        agent = ScriptedAgent()
+        agent.freezes = True
+        return agent
+
+    async def flushed(self, agent: ScriptedAgent, path: Path, *, timeout: float = 5.0) -> str:
+        async with listening(path, agent) as socket:
+            return await freeze_and_thaw(socket, timeout)
+
+    async def test_filesystems_arefreeze_and_thaw_at_once(self, agent: ScriptedAgent, tmp_path: Path) -> None:
+        said = await self.flushed(agent, tmp_path / "ga")
+        assert said == "the guest has flushed 2 filesystems to its disks"
+        assert not agent.frozen
+        assert agent.asked[-2:] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+    async def test_one_whose_answer_is_lost_is_thawed_over_another_connection(
+        self, agent: ScriptedAgent, tmp_path: Path
+    ) -> None:
+        agent.hangs = {"guest-fsfreeze-freeze"}
+        agent.frozen = True
+        said = await self.flushed(agent, tmp_path / "ga", timeout=0.3)
+        assert "not answered within 0.3 s" in said
+        assert "may be frozen" not in said
+        assert not agent.frozen
+
+    async def test_one_that_cannot_be_thawed_is_said_to_be_frozen(
+        self, agent: ScriptedAgent, tmp_path: Path
+    ) -> None:
+        agent.hangs = {"guest-fsfreeze-thaw"}
+        began = time.monotonic()
+        said = await self.flushed(agent, tmp_path / "ga", timeout=0.3)
+        assert said.endswith("its filesystems may be frozen: run fsfreeze --unfreeze in it")
+        assert time.monotonic() - began < 10
+
+    async def test_one_that_cannot_freeze_costs_a_note(self, agent: ScriptedAgent, tmp_path: Path) -> None:
+        agent.freezes = False
+        said = await self.flushed(agent, tmp_path / "ga")
+        assert said.startswith("the guest's disks were not flushed")
+        assert "frozen" not in said
+
+    async def test_whoever_stops_waiting_leaves_it_thawed(self, agent: ScriptedAgent, tmp_path: Path) -> None:
+        agent.hangs = {"guest-fsfreeze-freeze"}
+        agent.frozen = True
+        task = asyncio.create_task(self.flushed(agent, tmp_path / "ga"))
+        async with asyncio.timeout(10):
+            while "guest-fsfreeze-freeze" not in agent.asked:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not agent.frozen

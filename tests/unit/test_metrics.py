@@ -362,6 +362,15 @@ def test_the_document_is_up_to_date() -> None:
     assert path.read_text(encoding="utf-8") == document(), "run make docs"
 
 
+@pytest.mark.parametrize("use", ["save", "load"])
+async def test_hours_on_a_disk_are_no_downtime_of_a_migration(service: Service, use: str) -> None:
+    service.queries.put(a_migration("m1", file="/srv/saved/vm.state", file_use=use, mode=Mode.OFFLINE))
+    service.queries.end("m1", State.COMPLETED, downtime_seconds=7200.0, duration_seconds=7200.0)
+    assert await service.value("migrations_total", result="completed", mode="offline") == 1
+    assert await service.value("migration_downtime_seconds_count", mode="offline") == 0
+    assert await service.value("migration_duration_seconds_count", mode="offline") == 0
+
+
 @pytest.mark.parametrize(
     ("standstill", "around", "exceeded"), [(8.7, 0.001, 1), (0.2, 0.0, 0), (5.0, 4.9, 0)]
 )

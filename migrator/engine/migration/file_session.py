@@ -7,13 +7,16 @@ from typing import Any, cast
 
 from migrator.core.findings import finding
 from migrator.core.inventory import Guest
-from migrator.core.model import Finding
+from migrator.core.model import Decision, Finding
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu
+
+#: A decision: what became of what a guest that is saved had not yet written to its disks.
+GUEST_FLUSH = "guest-flush"
 
 
 class FileSession(MigrationSession):
@@ -56,6 +59,21 @@ class FileSession(MigrationSession):
         return await self.services.saved.start(
             self.guest, cast(Any, source), self.file.path, migration=self.id
         )
+
+    async def transfer(self) -> None:
+        """See :meth:`MigrationSession.transfer`; a guest that is saved has its disks flushed before it is stopped."""
+        await self._flush()
+        await super().transfer()
+
+    async def _flush(self) -> None:
+        """Have its disks written, as the file may be lost; bounded, and nothing of it fails."""
+        runs = self._driver is not None and self._driver.guest_runs
+        if not self.saves or not runs or self.services.saved is None or self._source is None:
+            return
+        what = await self.services.saved.flush(self.guest, cast(Any, self._source))
+        if what:
+            at = clock.now() - self.preparing_since
+            self._decide(Decision(at_seconds=round(at, 6), action=GUEST_FLUSH, reason=what))
 
     def _listen(self, incoming: IncomingDestination) -> str:
         if self.file is None or self.saves:
