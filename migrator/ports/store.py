@@ -23,7 +23,8 @@ class Record(Protocol):
     it. They are for steps that are taken while the guest runs: what allows a switch is noted so before it is allowed.
     :meth:`note_behind` never waits, as a guest may stand still meanwhile. In a file it survives the death of a process
     at once; to a database it follows. Where the last ones may be missing (a file after the death of its machine, a
-    database whenever the switch was allowed) the record is read as if the point of no return had been passed.
+    database whenever the switch was allowed) the record is read as if the point of no return had been passed. That a
+    postcopy was to begin is never missing.
     """
 
     @property

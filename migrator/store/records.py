@@ -102,6 +102,14 @@ class FileRecord:
 
     async def note(self, intent: Intent) -> None:
         self.note_behind(intent)  # the file outlives the process
+        if not intent.postcopy:
+            return
+        # ... and this outlives its machine: what both ends show of a migration that failed cannot be told from precopy.
+        fd = self._fd
+        try:
+            await _in_thread(lambda: os.fsync(fd))
+        except OSError as error:
+            raise RecordError(f"cannot write the record {self.path}: {error.strerror}") from error
 
     def note_behind(self, intent: Intent) -> None:
         try:

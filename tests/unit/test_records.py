@@ -194,6 +194,25 @@ class TestReboot:
         found = [each.intent.milestone for each in unfinished(directory=directory)]
         assert found == [Milestone.HANDED_OVER, Milestone.RETIRING]
 
+    async def test_that_a_postcopy_is_begun_is_on_the_disk_before_it_is(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+        fsync = os.fsync
+
+        def noting(fd: int) -> None:
+            fsync(fd)
+            synced.append(Path(f"/proc/self/fd/{fd}").resolve().name)
+
+        record = FileRecord("one", directory=directory)
+        await record.begin(FACTS, Intent())
+        monkeypatch.setattr(os, "fsync", noting)
+        await record.note(MIGRATING)
+        assert synced == []
+        await record.note(replace(MIGRATING, postcopy=True))
+        assert synced == ["one.jsonl"]
+        record.close()
+
 
 class TestLock:
     async def test_keeps_others_away_as_long_as_its_migrator_lives(self, directory: Path) -> None:
