@@ -363,8 +363,8 @@ HOSTS: Texts = {
     ),
     "tpm": (
         "overridable",
-        "the guest's TPM is another process (swtpm), which has to run at the target and take over the state",
-        "start swtpm there first, with storage that both hosts share",
+        "the guest's TPM is another process (swtpm), which has to run at the target; its state comes with the stream",
+        "start swtpm there first, at the same socket, with an empty state directory of its own",
     ),
     "tpm-of-host": (
         "error",
