@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ async def _nothing() -> None:
     pass
 
 
+def _end_if_failed(measuring: asyncio.Task[None]) -> None:
+    """End the process where the measurement itself has failed: its figures would be those of nothing."""
+    if not measuring.cancelled() and (error := measuring.exception()) is not None:
+        traceback.print_exception(error)
+        os._exit(70)
+
+
 def run(
     path: Path,
     populate: Callable[[SimulatedSite], None],
@@ -65,6 +74,7 @@ def serve(
 
     async def both() -> None:
         measuring = asyncio.create_task(beside(), name="measuring")
+        measuring.add_done_callback(_end_if_failed)
         try:
             await service.serve(path)
         finally:

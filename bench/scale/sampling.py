@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from types import CodeType, FrameType
@@ -40,15 +41,17 @@ class Sampler:
 
     def text(self) -> str:
         """Return each function with the share of the time that it was running, and that it was on the stack."""
-        lines = [f"{self._samples} samples", "   own    all"]
-        for code, count in self._all.most_common(_ROWS):
+        # Samples are taken meanwhile, too.
+        own, everything = self._own.copy(), self._all.copy()
+        lines = [f"{time.strftime('%H:%M:%S')} {self._samples} samples", "   own    all"]
+        for code, count in everything.most_common(_ROWS):
             where = "/".join(code.co_filename.rsplit("/", 3)[1:])
             lines.append(
-                f"{self._own[code] / self._samples:6.1%} {count / self._samples:6.1%} "
+                f"{own[code] / self._samples:6.1%} {count / self._samples:6.1%} "
                 f"{where}:{code.co_firstlineno} {code.co_qualname}"
             )
         lines.append("by own time")
-        for code, count in self._own.most_common(_ROWS // 2):
+        for code, count in own.most_common(_ROWS // 2):
             where = "/".join(code.co_filename.rsplit("/", 3)[1:])
             lines.append(f"{count / self._samples:6.1%} {where}:{code.co_firstlineno} {code.co_qualname}")
         lines.append("tasks by what they await, on average")

@@ -103,7 +103,8 @@ class Counters:
         self._forecast = self._histogram("forecast_error_ratio")
         self._qmp = self._histogram("qmp_command_duration_seconds")
         self._journal = self._histogram("journal_write_duration_seconds")
-        self._qmp_commands: set[str] = set()
+        #: By command: to look a label up costs as much as to count.
+        self._qmp_commands: dict[str, Histogram] = {}
 
     def _counter(self, name: str, *values: Iterable[str]) -> Counter:
         described = BY_NAME[f"migrator_{name}"]
@@ -137,11 +138,13 @@ class Counters:
 
     def qmp_command(self, command: str, seconds: float) -> None:
         """QEMU answered `command` after `seconds`."""
-        if command not in self._qmp_commands:
-            if len(self._qmp_commands) >= label_values.MOST_COMMANDS - 1:
-                command = label_values.OTHER
-            self._qmp_commands.add(command)
-        self._qmp.labels(command).observe(seconds)
+        histogram = self._qmp_commands.get(command)
+        if histogram is None:
+            known = command if len(self._qmp_commands) < label_values.MOST_COMMANDS - 1 else label_values.OTHER
+            histogram = self._qmp.labels(known)
+            if known == command:
+                self._qmp_commands[command] = histogram
+        histogram.observe(seconds)
 
     def qmp_error(self, kind: str) -> None:
         """A session or a command failed."""

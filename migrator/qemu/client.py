@@ -7,6 +7,7 @@ it speaks, and of its events those above a rate are dropped: they are hints, and
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -19,8 +20,7 @@ from pydantic_core import from_json
 from qemu.qmp import EventListener, Message, QMPClient, Runstate
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.models import ErrorResponse
-from qemu.qmp.protocol import require
-from qemu.qmp.qmp_client import BadReplyError, ExecuteError, NegotiationError
+from qemu.qmp.qmp_client import BadReplyError, ExecInterruptedError, ExecuteError, NegotiationError
 
 from migrator import logs
 from migrator.qemu.replies import wrong_with_event
@@ -42,6 +42,7 @@ _EVENT = re.compile(rb'\s*\{\s*"timestamp"')
 _NOT_MEANT_FOR_US = 16
 #: Seconds between two lines on one QEMU that floods.
 _SAID_EVERY = 60.0
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class _Bucket:
@@ -130,6 +131,8 @@ class QmpClient(QMPClient):
         self._events = _Bucket(EVENTS_PER_SECOND, EVENTS_AT_ONCE)
         self._dropped = 0
         self._said_at = -_SAID_EVERY
+        #: Answers that are waited for, by the ids of their commands.
+        self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
     async def _negotiate(self) -> None:
         enable = ["oob"] if self._greeting is not None and "oob" in self._greeting.QMP.capabilities else []
@@ -168,39 +171,65 @@ class QmpClient(QMPClient):
     def _cb_inbound(self, msg: Message) -> Message:
         return msg
 
-    @require(Runstate.RUNNING)
-    async def execute(
+    def send(
         self, cmd: str, arguments: Mapping[str, object] | None = None, oob: bool = False
-    ) -> object:
-        """Execute a command like the library, which writes each message out three times.
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Send a command at once; :meth:`answer` waits for what it returns, or whoever sent it cancels the future.
+
+        The library has a queue for each command, two copies of each message, and a task that sends them.
+
+        :raise ExecInterruptedError: there is no session.
+        """
+        if self.runstate is not Runstate.RUNNING:
+            raise ExecInterruptedError(f"the session is {self.runstate.name.lower()}")
+        name = self._get_exec_id()
+        message: dict[str, object] = {"exec-oob" if oob else "execute": cmd, "id": name}
+        if arguments is not None:
+            message["arguments"] = arguments
+        self._write_line(_json(message).encode())
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[name] = reply
+        reply.add_done_callback(lambda _: self._replies.pop(name, None))
+        return reply
+
+    async def answer(self, reply: asyncio.Future[dict[str, Any]]) -> object:
+        """Return what a command returns that was sent.
 
         :raise ExecuteError: it was refused.
         :raise BadReplyError: what came is no answer.
         :raise ExecInterruptedError: the session broke before the answer.
         """
-        message = Message({"exec-oob" if oob else "execute": cmd}, eager=False)
-        if arguments is not None:
-            message["arguments"] = arguments
-        reply = await self._execute(message)
-        if "error" in reply:
+        found = await reply
+        if "error" in found:
+            message = Message(found, eager=False)
             try:
-                refusal = ErrorResponse(reply)
+                refusal = ErrorResponse(message)
             except (KeyError, TypeError) as error:
-                raise BadReplyError("QMP error reply is malformed", reply, message) from error
-            raise ExecuteError(refusal, message, reply)
-        if "return" not in reply:
-            raise BadReplyError("QMP reply is missing a 'error' or 'return' member", reply, message)
-        return reply["return"]
+                raise BadReplyError("QMP error reply is malformed", message, message) from error
+            raise ExecuteError(refusal, message, message)
+        if "return" not in found:
+            message = Message(found, eager=False)
+            raise BadReplyError("QMP reply is missing a 'error' or 'return' member", message, message)
+        return found["return"]
 
-    async def _issue(self, msg: Message) -> str:
-        name = str(msg["id"])
-        self._do_send(msg)  # at once: the library wakes another task for it
-        self._pending[name] = (
-            asyncio.Queue()
-        )  # without a bound: one that is answered twice must not stop the reader
-        return name
+    async def _bh_disconnect(self) -> None:
+        try:
+            await super()._bh_disconnect()
+        finally:
+            for reply in tuple(self._replies.values()):
+                if not reply.done():
+                    reply.set_exception(ExecInterruptedError("Disconnected"))
+                    reply.exception()  # whoever sent it may have stopped waiting for it
+
+    def _do_send(self, msg: Message) -> None:
+        self._write_line(bytes(msg))
+
+    def _write_line(self, line: bytes) -> None:
+        if self._writer is not None:
+            self._writer.write(line)
 
     async def _do_recv(self) -> Message:
+        """Return the next message that is no answer to what was sent: those are given to whoever waits for them."""
         while True:
             try:
                 line = await self._readline()
@@ -212,11 +241,16 @@ class QmpClient(QMPClient):
             is_event = _EVENT.match(line) is not None
             if is_event and self._too_many():
                 continue
-            message = self._read(line)
-            if is_event or "event" not in message or not self._too_many():
-                return message
+            found = self._read(line)
+            if "event" in found:
+                if is_event or not self._too_many():
+                    return Message(found, eager=False)
+            elif (reply := self._replies.get(found.get("id", ""))) is None:
+                return Message(found, eager=False)
+            elif not reply.done():  # it may answer twice
+                reply.set_result(found)
 
-    def _read(self, line: bytes) -> Message:
+    def _read(self, line: bytes) -> dict[str, Any]:
         try:
             found = from_json(line, allow_inf_nan=False)
         except ValueError as error:
@@ -228,7 +262,7 @@ class QmpClient(QMPClient):
                 raise self._breaks(f"no event ({wrong})")
         elif not isinstance(found.get("id"), str | None):
             raise self._breaks(f"an answer to what was never asked (id {clean(shortened(found['id']))})")
-        return Message(found, eager=False)
+        return found
 
     def _too_many(self) -> bool:
         if not self._events.take(1.0):
@@ -260,10 +294,9 @@ class QmpClient(QMPClient):
 class TlsClient(QmpClient):
     """Over TLS, QEMU 7.2 leaves the end of what it was sent unread until more comes: send white space after it."""
 
-    def _do_send(self, msg: Message) -> None:
-        super()._do_send(msg)
-        if self._writer is not None:
-            self._writer.write(b"\n")
+    def _write_line(self, line: bytes) -> None:
+        super()._write_line(line)
+        super()._write_line(b"\n")  # in a record of its own
 
 
 def _heard(ended: asyncio.Task[Any]) -> None:

@@ -178,18 +178,55 @@ class Monitor:
         :raise Unreachable: there is no session, or it broke before the answer: it may have been carried out.
         :raise StrangeAnswer: what came is no answer to that command; it may have been carried out.
         """
-        client = self._client
-        if client is None or client.runstate is not Runstate.RUNNING:
-            raise Unreachable(self.name, f"{command}: there is no QMP session")
         began = time.monotonic()
         if not command.startswith(_ASKING):
             self.commanded_at = began
+        client, reply = self._send(command, arguments, oob=oob)
+        timer = asyncio.get_running_loop().call_later(timeout, _time_out, reply)
         try:
-            async with asyncio.timeout(timeout):
-                answer = await client.execute(command, arguments, oob=oob)
+            return await self._answer(client, command, arguments, reply, began)
         except TimeoutError as error:
             on_error("timed-out")
             raise TimedOut(self.name, command, timeout) from error
+        finally:
+            timer.cancel()
+
+    async def ask_together(self, *queries: str) -> list[Any]:
+        """Ask several queries without arguments in one round trip, and wait for their answers however long it takes.
+
+        :raise CommandFailed: QEMU refused one.
+        :raise Unreachable: see :meth:`execute`.
+        :raise StrangeAnswer: likewise.
+        """
+        began = time.monotonic()
+        sent = [(query, *self._send(query)) for query in queries]
+        try:
+            return [await self._answer(client, query, None, reply, began) for query, client, reply in sent]
+        finally:
+            for _, _, reply in sent:
+                reply.cancel()
+
+    def _send(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, oob: bool = False
+    ) -> tuple[QmpClient, asyncio.Future[dict[str, Any]]]:
+        client = self._client
+        if client is None or client.runstate is not Runstate.RUNNING:
+            raise Unreachable(self.name, f"{command}: there is no QMP session")
+        return client, client.send(command, arguments, oob=oob)
+
+    async def _answer(
+        self,
+        client: QmpClient,
+        command: str,
+        arguments: Mapping[str, Any] | None,
+        reply: asyncio.Future[dict[str, Any]],
+        began: float,
+    ) -> Any:
+        """Wait for the answer; raises what :meth:`execute` does, and whatever the reply was given instead of one."""
+        try:
+            answer = await client.answer(reply)
+        except TimeoutError:
+            raise
         except ExecuteError as error:
             on_error("command-failed")
             description = clean(str(error)[:_DESCRIPTION])
@@ -236,3 +273,8 @@ class Monitor:
         if watch is not None:
             watch.cancel()
             await asyncio.wait({watch})
+
+
+def _time_out(reply: asyncio.Future[dict[str, Any]]) -> None:
+    if not reply.done():
+        reply.set_exception(TimeoutError())

@@ -68,11 +68,7 @@ class StatusQuery:
 
     async def _query(self) -> _Answer:
         # No time-out of its own: a stalled QEMU is asked once, and answers when it wakes, or its session breaks.
-        forever = 7 * 86400.0
-        status, migrate = await asyncio.gather(
-            self._monitor.execute("query-status", timeout=forever),
-            self._monitor.execute("query-migrate", timeout=forever),
-        )
+        status, migrate = await self._monitor.ask_together("query-status", "query-migrate")
         return status, migrate
 
     async def close(self) -> None:

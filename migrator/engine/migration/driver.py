@@ -47,8 +47,9 @@ _LOOKS_TO_HOLD = 3
 #: As a guard parks a stream, where there is none: the limit is parked as it is all the way to the switch, and an idle
 #: guest, which would get there even so, has its stream held back besides.
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
-#: Jobs on the guest's disks are looked for so often while it copies.
-_DISK_USERS_SECONDS = 0.1
+#: Jobs on the guest's disks are looked for so often while it copies, and where the switch is farther away than that and
+#: none of them is ours; at the switch itself they are looked for in any case.
+_DISK_USERS_SECONDS, _DISK_USERS_FAR_SECONDS = 0.1, 5.0
 #: Statuses of a destination that waits, and was sent nothing: 7.2 shows none, 10.0 a set-up.
 _LISTENS = (MigrationStatus.NONE, MigrationStatus.SETUP)
 #: While a guest waits for its group both ends are looked at so often.
@@ -402,6 +403,7 @@ class MigrationDriver(DriverState):
                 far = 0.0 if self._mirrors.copies else self._steering.far_seconds
                 near = self._steering.look_in_seconds
                 self._guarding.note_distance(far)
+                self._observer.far_seconds = far
                 intent = self._intent_log.intent
                 await self._observer.pause(interval(intent, source, far_seconds=far, near_seconds=near))
                 continue
@@ -433,7 +435,7 @@ class MigrationDriver(DriverState):
                 await self._park()
                 return
             if self._intent_log.intent.undo is None and (
-                clock.now() - self._disk_users_at >= _DISK_USERS_SECONDS
+                clock.now() - self._disk_users_at >= self._disk_users_seconds
             ):
                 self._disk_users_at = clock.now()
                 users = await self._source.disk_users()
@@ -487,6 +489,11 @@ class MigrationDriver(DriverState):
                 await self._disk_following.hold(self._given_bandwidth)
             else:
                 await self._steering.resume(self._given_bandwidth)
+
+    @property
+    def _disk_users_seconds(self) -> float:
+        far = self._steering.far_seconds > _DISK_USERS_FAR_SECONDS and not self._mirrors.copies
+        return _DISK_USERS_FAR_SECONDS if far else _DISK_USERS_SECONDS
 
     def _disturbed(self, users: DiskUsers) -> str:
         return too_late(users) if users else self._mirrors.broken(users.ours)

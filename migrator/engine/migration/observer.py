@@ -14,8 +14,9 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.stop_interval import StopInterval, TimeBounds
 from migrator.ports import Qemu, QemuEvent
 
-#: So old a destination's view may be while the source copies.
-_KEEP_VIEW_SECONDS = 1.0
+#: So old a destination's view may be while the source copies, and where the switch is farther away than that: what
+#: happens to its process is heard of.
+_KEEP_VIEW_SECONDS, _KEEP_VIEW_FAR_SECONDS = 1.0, 5.0
 #: While the source copies it is looked at so often; where the switch is far, once in this share of the time until then,
 #: and so often at the least. What QEMU announces wakes us besides: the end of a pass, another status.
 _COPIES_SECONDS, _FAR_RATIO, _FAR_MOST_SECONDS = 0.1, 0.05, 2.0
@@ -58,13 +59,19 @@ class Observer:
         #: The last sample before the guest was stopped for the switch.
         self.at_switch: Sample | None = None
         self._there: tuple[View | None, float] = (None, 0.0)
+        #: For so long the source will certainly copy, by whoever steers it.
+        self.far_seconds = 0.0
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
         #: How somebody had an end's QEMU end, by its role; empty where the guest ended by itself.
         self.ended_by: dict[str, str] = {}
         self._wake = asyncio.Event()
         source.on_change(self._wake.set)
-        destination.on_change(self._wake.set)
+        destination.on_change(self._there_changed)
+
+    def _there_changed(self) -> None:
+        self._there = (None, 0.0)
+        self._wake.set()
 
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
         """Fresh views of source and destination, and whether this phase is overdue."""
@@ -127,14 +134,15 @@ class Observer:
             self.ended_by[role] = how
 
     async def _views(self) -> tuple[View, View]:
-        """Fresh views; while the source copies, the destination's may be a second old.
+        """Fresh views; while the source copies, the destination's may be a second old, or more where it is far.
 
         A destination that takes in a stream may take a tenth of a second to answer, and what counts then is to notice
         at once that the source has reached the switch.
         """
         now = clock.now()
         kept, at = self._there
-        if kept is None or now - at > _KEEP_VIEW_SECONDS:
+        far = self.far_seconds > _KEEP_VIEW_FAR_SECONDS
+        if kept is None or now - at > (_KEEP_VIEW_FAR_SECONDS if far else _KEEP_VIEW_SECONDS):
             source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
         else:
             source, destination = await self._source.observe(), kept

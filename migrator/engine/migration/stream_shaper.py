@@ -27,9 +27,9 @@ _SEARCH_SECONDS = 1.0
 #: What they counted is looked at so often.
 _COUNT_SECONDS = 0.5
 #: The sockets of a new stream are looked for so long, first so many seconds apart; where further looks do not see them
-#: either, the destination is asked for its addresses.
+#: either, the destination is asked for its addresses, ever less often, in the end so often.
 _FIND_SECONDS, _FIRST_PAUSE_SECONDS = 2.0, 0.005
-_FIRST_LOOKS = 10
+_FIRST_LOOKS, _ADDRESSES_SECONDS, _FIRST_ADDRESSES_SECONDS = 10, 5.0, 0.1
 #: Nearer to the end than this, seconds, what is queued is looked at with every sample.
 _NEAR_SECONDS = 1.5
 #: Seconds that a look may hold the steering up; over a network it goes on beside it.
@@ -60,6 +60,7 @@ class StreamShaper:
         self._seen = StreamSockets()
         self._given = StreamOptions()
         self._searched_at = self._counted_at = -_SEARCH_SECONDS
+        self._ask_addresses_at, self._addresses_pause = 0.0, _FIRST_ADDRESSES_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         #: Of the last look that was begun, and of the one that :attr:`_seen` is of.
         self._begun, self._answered = 0, 0
@@ -186,7 +187,10 @@ class StreamShaper:
 
         :param number: of the looks that were begun: an answer that comes after a later one's is old.
         """
-        if not self._peers or (self._seen.count == 0 and number > _FIRST_LOOKS):
+        unseen = self._seen.count == 0 and number > _FIRST_LOOKS
+        if (not self._peers or unseen) and clock.now() >= self._ask_addresses_at:
+            self._ask_addresses_at = clock.now() + self._addresses_pause
+            self._addresses_pause = min(_ADDRESSES_SECONDS, 2 * self._addresses_pause)
             try:  # another controller began it, or its stream was opened anew
                 self._peers = await self._destination.stream_addresses() or self._peers
             except QemuError:
@@ -197,6 +201,8 @@ class StreamShaper:
         if seen.refused and seen.refused != self._seen.refused:
             self._log.info("the stream's sockets cannot be reached", why=seen.refused)
         self._answered, self._seen = number, seen
+        if seen.count > 0:  # should they be gone once, the addresses are wanted soon
+            self._ask_addresses_at, self._addresses_pause = 0.0, _FIRST_ADDRESSES_SECONDS
         if seen.counters is not None:
             self._shared_path.note(seen.counters, most=self._pacing or self._postcopy_limit)
 
