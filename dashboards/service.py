@@ -177,6 +177,12 @@ def _own() -> list[Any]:
             limit="event_loop_lag_seconds",
         ),
         curves(
+            "Looks rarer by",
+            "Times as long as usual between two looks at what is far from its switch; above 1 the event loop is busy.",
+            "none",
+            query(f"migrator_look_stretch_ratio{{{ALL}}}", "{{instance}}"),
+        ),
+        curves(
             "Scrape",
             "What Prometheus waits for this page of metrics.",
             "s",

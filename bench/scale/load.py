@@ -33,8 +33,8 @@ _WATCH_SECONDS, _SETTLE_SECONDS = 30.0, 10.0
 _BEGUN_AT_A_TIME, _BEGIN_SECONDS = 8, 60.0
 #: Of those that are begun so many have to copy, or nothing is measured.
 _UNDER_WAY_RATIO = 0.99
-#: From one of those beside them to the next.
-_BETWEEN_SECONDS = 0.05
+#: So many of those beside them begin to move each second, whether or not the ones before have arrived.
+_MOVES_A_SECOND = 4.0
 _MOST_CORE, _MOST_BYTES, _MOST_SECONDS = 1.0, 1 << 30, 0.100
 COUNTS = (10, 50, 300, 1000, 2000)
 _SPREAD_RATIO = 0.20
@@ -111,7 +111,9 @@ class _Watched:
     begun_seconds: float
     still: int
     usage: Usage
-    #: Of each migration, a second.
+    #: While nothing moved beside them.
+    alone: Usage
+    #: Of each migration, a second, while nothing moved beside them.
     counts: Counts
     reactions: Sequence[float]
     #: Of the simulated QEMUs, of a core.
@@ -129,6 +131,7 @@ class _Watched:
             f"{self.count}",
             f"{self.count / self.begun_seconds:.0f}",
             f"{self.still}",
+            f"{self.alone.steering / self.alone.seconds:.0%}",
             f"{self.core:.0%}",
             f"{self.usage.all_processes / self.usage.seconds:.0%}",
             f"{self.farms:.0%}",
@@ -150,8 +153,14 @@ async def under_way(counts: Sequence[int] = UNDER_WAY) -> str:
         watched.append(await _watch(count))
         budget.took(count, time.monotonic() - began)
     heads = [
-        *("migrations", "begun a second", "at the end", "steering, of a core", "all its processes"),
-        *("simulated QEMUs", "MiB", "event to action ms, median / p99 (of)", "loop late ms, p99 / worst"),
+        *("migrations", "begun a second", "at the end", "steering, of a core", "the same, with moves beside"),
+        *(
+            "all its processes",
+            "simulated QEMUs",
+            "MiB",
+            "event to action ms, median / p99 (of)",
+            "loop late ms, p99 / worst",
+        ),
         *("QMP commands a second each", "writes a second each"),
     ]
     aims = [
@@ -162,8 +171,9 @@ async def under_way(counts: Sequence[int] = UNDER_WAY) -> str:
     ]
     return paragraphs(
         f"Migrations of guests that dirty 90 % of what their link carries, watched for {_WATCH_SECONDS:.0f} s; beside "
-        "them idle guests move, and each of their switches is an event to act upon: from QEMU's announcement until it "
-        "goes on, as QEMU sees it. The simulated QEMUs share the machine with the service.",
+        f"them {_MOVES_A_SECOND:g} idle guests begin to move each second, and each of their switches is an event to "
+        "act upon: from QEMU's announcement until it goes on, as QEMU sees it. The simulated QEMUs share the machine "
+        "with the service. Commands and writes are those of the time in which nothing moved beside them.",
         table(heads, [each.row() for each in watched]),
         "Aims of 1,000: the process that steers takes at most a core, all processes at most 1 GiB, and from an event "
         f"to the action pass at most 100 ms (p99). {'; '.join(aims)}." + budget.text(),
@@ -181,7 +191,8 @@ async def _watch(count: int) -> _Watched:
         begun_seconds = time.monotonic() - began - _SETTLE_SECONDS
         await service.reactions()
         counts, began = await service.counts(), time.monotonic()
-        await asyncio.sleep(_WATCH_SECONDS / 3)
+        async with service.used() as alone:
+            await asyncio.sleep(_WATCH_SECONDS / 2)
         each = (await service.counts()).since(counts, count * (time.monotonic() - began))
         farms = service.farm_seconds()
         async with service.used() as used:
@@ -195,6 +206,7 @@ async def _watch(count: int) -> _Watched:
             begun_seconds=begun_seconds,
             still=sum(each["guest_name"].startswith("busy") for each in await service.active()),
             usage=used[0],
+            alone=alone[0],
             counts=each,
             reactions=await service.reactions() or [0.0],
             farms=farms / used[0].seconds,
@@ -236,14 +248,20 @@ async def _begin(service: Service, guests: Sequence[GuestSpec], hosts: list[str]
 
 
 async def _move(service: Service, guests: list[GuestSpec], hosts: list[str]) -> None:
-    """Move these guests one after the other, each to the next host, until cancelled."""
-    while True:
-        places = await service.places()
-        for guest in guests:
-            at = hosts.index(places[guest.name])
-            with contextlib.suppress(RuntimeError):  # it is still on its way
-                await service.migrate(guest.name, hosts[(at + 1) % len(hosts)])
-            await asyncio.sleep(_BETWEEN_SECONDS)
+    """Move these guests at an even rate, each in its turn to the next host, until cancelled."""
+
+    async def move(guest: GuestSpec, at: int) -> None:
+        with contextlib.suppress(RuntimeError):  # it is still on its way
+            await service.migrate(guest.name, hosts[(at + 1) % len(hosts)])
+
+    async with asyncio.TaskGroup() as tasks:
+        due = time.monotonic()
+        while True:
+            places = await service.places()
+            for guest in guests:
+                tasks.create_task(move(guest, hosts.index(places[guest.name])), name=guest.name)
+                due += 1.0 / _MOVES_A_SECOND
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
 
 
 async def cost(counts: Sequence[int] = COUNTS) -> str:

@@ -132,6 +132,10 @@ class AssignedMigrations:
         """Return how many it drives."""
         return len(self._driven)
 
+    def is_switching(self) -> bool:
+        """Return whether a guest that it drives is being switched now."""
+        return any(driven.session.switches for driven in self._driven.values())
+
     async def run(self) -> None:
         """Drive what comes, until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -289,6 +289,10 @@ class Engine:
         host = self.inventory.host(name)
         return host is not None and host.up
 
+    def is_switching(self) -> bool:
+        """Return whether a guest is being switched now, by this controller."""
+        return any(each.switches for each in self.registry.live() if not each.driven_elsewhere)
+
     def inventory_changed(self) -> None:
         """Hosts or guests are different from before."""
         self.reconciler.wake()

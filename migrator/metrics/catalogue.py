@@ -387,6 +387,11 @@ SERVICE = (
     gauge(
         "migrator_event_loop_lag_seconds", "The longest that the event loop was late by during the last 15 s."
     ),
+    gauge(
+        "migrator_look_stretch_ratio",
+        "How many times as long as usual is waited between two looks at a migration that is far from its switch, "
+        "because the event loop is busy.",
+    ),
     gauge("migrator_build_info", "1, with the version.", "version"),
 )
 

@@ -140,7 +140,9 @@ class Counters:
         """QEMU answered `command` after `seconds`."""
         histogram = self._qmp_commands.get(command)
         if histogram is None:
-            known = command if len(self._qmp_commands) < label_values.MOST_COMMANDS - 1 else label_values.OTHER
+            known = (
+                command if len(self._qmp_commands) < label_values.MOST_COMMANDS - 1 else label_values.OTHER
+            )
             histogram = self._qmp.labels(known)
             if known == command:
                 self._qmp_commands[command] = histogram

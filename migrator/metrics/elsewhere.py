@@ -43,6 +43,7 @@ class Counts:
     lease_held: bool | None
     journal_writable: bool
     lag_seconds: float
+    look_stretch_ratio: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         """Return it for :meth:`from_json`."""
@@ -101,6 +102,7 @@ class ScrapedElsewhere:
             lease_held=counts.lease_held,
             journal_writable=counts.journal_writable,
             lag_seconds=counts.lag_seconds,
+            look_stretch_ratio=counts.look_stretch_ratio,
         )
         return await asyncio.to_thread(_render, snapshot, counts)
 

@@ -41,6 +41,8 @@ class Probes:
     planner_present: Callable[[], bool] = field(default=lambda: True)
     #: Migrations that each controller drives, by instance.
     controller_migrations: Callable[[], Mapping[str, int]] = field(default=dict)
+    #: See :class:`migrator.engine.look_pace.LookPace`.
+    look_stretch: Callable[[], float] = field(default=lambda: 1.0)
     #: Why the journal cannot be written; empty while it can.
     journal_complaint: Callable[[], str] = field(default=lambda: "")
 
@@ -141,6 +143,7 @@ class Metrics:
             lease_held=self._probes.lease_held(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),
+            look_stretch_ratio=self._probes.look_stretch(),
         )
 
     async def _look(self) -> GaugeSnapshot:
@@ -176,6 +179,7 @@ class Metrics:
             planner_present=self._probes.planner_present(),
             journal_writable=not self._probes.journal_complaint(),
             lag_seconds=self._lag.largest_seconds(),
+            look_stretch_ratio=self._probes.look_stretch(),
             version=self._version,
         )
 

@@ -54,6 +54,7 @@ class GaugeSnapshot:
     planner_present: bool = True
     journal_writable: bool = True
     lag_seconds: float = 0.0
+    look_stretch_ratio: float = 1.0
     version: str = ""
 
 
@@ -204,6 +205,7 @@ class Gauges:
             "lease_held": snapshot.lease_held,
             "planner_present": snapshot.planner_present,
             "event_loop_lag_seconds": snapshot.lag_seconds,
+            "look_stretch_ratio": snapshot.look_stretch_ratio,
         }
         for name, value in values.items():
             families[name].set((), value)

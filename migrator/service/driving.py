@@ -11,10 +11,12 @@ from typing import Any
 from migrator.core import findings as catalogue
 from migrator.core.migration.drivers import Driver
 from migrator.engine.assigned_migrations import AssignedMigrations
+from migrator.engine.look_pace import LookPace
 from migrator.engine.migration.services import SessionServices
 from migrator.faults import keep_going
 from migrator.machine import this_driver
 from migrator.ports import Assignment
+from migrator.service.garbage import GarbageCollection
 from migrator.settings import LiveSettings
 from migrator.site.from_settings import ConfiguredSite, make_site
 from migrator.site.hooks import SiteHooks
@@ -33,7 +35,12 @@ class Driving:
 
 @asynccontextmanager
 async def driving(
-    live: LiveSettings, journal: SqlJournal, heartbeat: Heartbeat, *, drain: Callable[[], bool]
+    live: LiveSettings,
+    journal: SqlJournal,
+    heartbeat: Heartbeat,
+    garbage: GarbageCollection,
+    *,
+    drain: Callable[[], bool],
 ) -> AsyncIterator[Driving]:
     """Drive what it is given while the block lasts, and let go of it in order then.
 
@@ -77,6 +84,7 @@ async def driving(
             controller=settings.site.instance,
             samples=journal.samples,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            look_stretch=LookPace(),
             hooks=SiteHooks.following(live, site.connections),
             saved=site.saved,
         ),
@@ -84,6 +92,7 @@ async def driving(
         driver=mark,
     )
     heartbeat.driven = lambda: migrations.count
+    garbage.switching.append(migrations.is_switching)
     tasks = [
         asyncio.create_task(keep_going(name, work), name=name)
         for name, work in {"assigned migrations": migrations.run, "samples": journal.samples.run}.items()

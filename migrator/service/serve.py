@@ -25,6 +25,7 @@ from migrator.engine.controller import Engine, Sharing
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.look_pace import LookPace
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import HostRules, Rules
@@ -44,6 +45,7 @@ from migrator.service.entrance_requests import handlers
 from migrator.service.entrance_settings import EntranceSettings
 from migrator.service.entrances import Entrances
 from migrator.service.event_log import EventLogger
+from migrator.service.garbage import GarbageCollection
 from migrator.service.notify import notify, watchdog
 from migrator.service.reload import reload_on_hup
 from migrator.service.reports import Reporter
@@ -105,14 +107,19 @@ async def serve(path: Path | None, *, drain: bool = False) -> None:
         loop.add_signal_handler(number, stop.ask)
     live = LiveSettings(settings, path)
     live.subscribe(lambda new: new.site, lambda site: lambda: _log_as(site))
+    garbage = GarbageCollection()
+    collecting = asyncio.create_task(keep_going("garbage", garbage.run), name="garbage")
     try:
-        async with _running(live, stop) as engine:
+        async with _running(live, stop, garbage) as engine:
             await stop.wait()
             notify("STOPPING=1")
             logs.logger().info("stopping", drain=stop.drain)
             await engine.stop(drain=stop.drain, timeout=live.settings.site.stop_timeout)
     except NotNeeded:
         logs.logger().info("stopped while it stood by")
+    finally:
+        collecting.cancel()
+        await asyncio.wait({collecting})
 
 
 def _log_as(site: SiteSettings) -> None:
@@ -134,7 +141,7 @@ def _for_entrances(settings: Settings) -> EntranceSettings:
 
 
 @asynccontextmanager
-async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
+async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -> AsyncIterator[Engine]:
     """Run it while the block lasts.
 
     :raise NotNeeded: it was asked to stop before its turn to act came.
@@ -151,7 +158,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
         contextlib.AsyncExitStack() as stack,
     ):
         directory = settings.store.path.parent
-        turn = await _turn(stack, journal, live, stop) if settings.store.url else None
+        turn = await _turn(stack, journal, live, stop, garbage) if settings.store.url else None
         settings = live.settings  # it may have been reloaded meanwhile
         sole_use = turn.sole_use if turn is not None else None
         site, sharing = (
@@ -183,6 +190,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             interval=settings.limits.refresh_interval,
             rules=settings.rules,
         )
+        look_pace = LookPace()
         means = SessionServices(
             site=site,
             records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
@@ -191,6 +199,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             keep=keep,
             accept=catalogue.accept,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            look_stretch=look_pace,
             hooks=SiteHooks.following(live, site.connections),
             saved=site.saved,
         )
@@ -207,6 +216,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             earlier_overheads=FileExperience(directory=directory).read,
         )
         inventory.on_change(engine.inventory_changed)
+        garbage.switching.append(engine.is_switching)
         live.subscribe(Rules.of, lambda rules: lambda: setattr(engine, "rules", rules))
         live.subscribe(
             HostRules.of,
@@ -219,6 +229,7 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
             probes=Probes(
                 journal_complaint=lambda: journal.complaint,
                 lease_held=sole_use.holds if sole_use is not None else lambda: True,
+                look_stretch=look_pace,
             ),
         )
         journal.tell(on_write=metrics.journal_write, on_error=metrics.journal_error)
@@ -316,13 +327,17 @@ async def _running(live: LiveSettings, stop: Stop) -> AsyncIterator[Engine]:
 
 
 async def _turn(
-    stack: contextlib.AsyncExitStack, journal: SqlJournal, live: LiveSettings, stop: Stop
+    stack: contextlib.AsyncExitStack,
+    journal: SqlJournal,
+    live: LiveSettings,
+    stop: Stop,
+    garbage: GarbageCollection,
 ) -> Turn:
     """Stand by until this controller's turn to act comes; SIGHUP is heeded meanwhile, too."""
 
     def drive(heartbeat: Heartbeat, metrics: Metrics) -> AbstractAsyncContextManager[Driving]:
         monitor.on_command, monitor.on_error = metrics.qmp_command, metrics.qmp_error
-        return driving(live, journal, heartbeat, drain=lambda: stop.drain)
+        return driving(live, journal, heartbeat, garbage, drain=lambda: stop.drain)
 
     reloading = asyncio.create_task(keep_going("reload", lambda: reload_on_hup(live)), name="reload")
     try:

@@ -36,6 +36,7 @@ from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
 from migrator.hosts.ssh_config import SshConfig
+from migrator.service.garbage import GarbageCollection
 from migrator.service.serve import Stop, _running
 from migrator.settings import REPEATED, SECTIONS, LiveSettings, load
 from migrator.settings.models import HostDefaults
@@ -106,7 +107,7 @@ async def serving(directory: Path) -> AsyncIterator[Service]:
     (directory / "state").mkdir()
     live = LiveSettings(load(path, environ={}), path)
     live.subscribe(lambda new: new.site, lambda site: lambda: log_as(site))
-    async with _running(live, Stop(drain=False)) as engine:
+    async with _running(live, Stop(drain=False), GarbageCollection()) as engine:
         yield Service(directory, live, engine)
         await engine.stop(timeout=1.0)
 

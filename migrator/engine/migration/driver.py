@@ -405,7 +405,9 @@ class MigrationDriver(DriverState):
                 self._guarding.note_distance(far)
                 self._observer.far_seconds = far
                 intent = self._intent_log.intent
-                await self._observer.pause(interval(intent, source, far_seconds=far, near_seconds=near))
+                stretch = self._look_stretch()
+                pause = interval(intent, source, far_seconds=far, near_seconds=near, stretch=stretch)
+                await self._observer.pause(pause)
                 continue
             if await self._steps.take(answer):
                 return await self._end(replace(answer, step=Step.END))

@@ -73,6 +73,7 @@ class DriverState:
     :param new_images: disks whose images were made at the destination for this migration.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
     :param return_path: see :func:`migrator.engine.migration.prepare.prepare`.
+    :param look_stretch: so many times as long as usual is waited for the next look where there is nothing to decide.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
     """
@@ -102,6 +103,7 @@ class DriverState:
         moved_with: str = "",
         to_send_bytes: int | None = None,
         about: Mapping[str, Any] | None = None,
+        look_stretch: Callable[[], float] = lambda: 1.0,
         on_status: Callable[[MigrationProgress], None] = lambda status: None,
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
@@ -118,6 +120,7 @@ class DriverState:
         #: Once its disks are copied.
         self._mirror_forecast: MirrorForecast | None = None
         self._on_status = on_status
+        self._look_stretch = look_stretch
         self._log = logs.logger(migration=name)
         self.requests = requests or MigrationRequests()
         self.result = outcome or MigrationOutcome(id=name, state=State.PREPARING)

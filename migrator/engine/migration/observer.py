@@ -239,12 +239,18 @@ def wanted_to_run(run: RunState) -> bool | None:
 
 
 def interval(
-    intent: Intent, source: View, *, far_seconds: float = 0.0, near_seconds: float | None = None
+    intent: Intent,
+    source: View,
+    *,
+    far_seconds: float = 0.0,
+    near_seconds: float | None = None,
+    stretch: float = 1.0,
 ) -> float:
     """Return the seconds after which to look again even if no event says so.
 
     :param far_seconds: while the source copies: for so long there is nothing to be done but by an event.
     :param near_seconds: while the source copies: as the switch is near there may be something to be done then.
+    :param stretch: so many times as long as usual may be waited where the switch is far.
     """
     if intent.postcopy and intent.milestone is Milestone.SWITCHING:
         return (
@@ -254,7 +260,7 @@ def interval(
     if copies and near_seconds is not None:
         return min(_COPIES_SECONDS, near_seconds)
     if copies:
-        return max(_COPIES_SECONDS, min(_FAR_MOST_SECONDS, _FAR_RATIO * far_seconds))
+        return max(_COPIES_SECONDS, stretch * min(_FAR_MOST_SECONDS, _FAR_RATIO * far_seconds))
     if intent.milestone >= Milestone.HANDED_OVER:
         return 0.1
     return 0.02

@@ -168,6 +168,8 @@ class SessionServices:
     hooks: Hooks | None = None
     #: Guests whose state is in files.
     saved: SavedGuests | None = None
+    #: So many times as long as usual is waited for the next look at a migration that is far from its switch.
+    look_stretch: Callable[[], float] = lambda: 1.0
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

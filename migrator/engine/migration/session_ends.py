@@ -316,6 +316,7 @@ class SessionEnds(SessionState):
             return_path=self._return_path,
             moved_with=self.moved_with,
             to_send_bytes=self._to_send_bytes,
+            look_stretch=self.services.look_stretch,
             on_status=self._show,
             on_decision=self._note_decision,
         )

@@ -144,6 +144,11 @@ class SessionState:
         )
 
     @property
+    def switches(self) -> bool:
+        """Return whether its guest stands still, or needs to be steered within moments."""
+        return self.state in (State.SWITCHOVER, State.POSTCOPY, State.RECOVERING)
+
+    @property
     def refused(self) -> bool:
         """Return whether preflight refused it; nothing was changed then."""
         return self.refusal is not None

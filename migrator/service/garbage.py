@@ -1,0 +1,62 @@
+"""Collection of cyclic garbage in short pauses: nobody is steered while Python looks through a gigabyte of objects.
+
+By itself Python looks at all objects that there are whenever their number has grown by a quarter, which takes a second
+with a thousand migrations. Here what has lived for a moment is looked at once, and then left out. All objects are
+looked at again once enough of them may have become garbage since, and while no guest is being switched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+
+#: New objects are looked at so often.
+_EVERY_SECONDS = 1.0
+#: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
+_YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
+#: All objects are looked at when there are so many more than after the last time, in ratio and in number, and so much
+#: later; while a guest is being switched only once there are far more.
+_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.5, 2.0, 100_000
+_ALL_SECONDS = 60.0
+
+
+class GarbageCollection:
+    """Collects the garbage of this process; one for all that runs in it.
+
+    :ivar switching: each tells whether a guest is being switched now: then all objects are not looked at.
+    """
+
+    def __init__(self) -> None:
+        self.switching: list[Callable[[], bool]] = []
+        self._after_last = 0
+        self._last_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Collect until cancelled; then Python does it by itself again, as before."""
+        before = gc.get_threshold()
+        gc.set_threshold(_YOUNG, _ONCE, _NEVER)
+        try:
+            self._collect_all()
+            while True:
+                await asyncio.sleep(_EVERY_SECONDS)
+                gc.collect()
+                gc.freeze()
+                if self._all_due(gc.get_freeze_count(), time.monotonic()):
+                    self._collect_all()
+        finally:
+            gc.set_threshold(*before)
+            gc.unfreeze()
+
+    def _all_due(self, objects: int, now: float) -> bool:
+        more = objects - self._after_last
+        if more < _MORE or more < _MORE_RATIO * self._after_last or now - self._last_at < _ALL_SECONDS:
+            return False
+        return more > _FAR_MORE_RATIO * self._after_last or not any(each() for each in self.switching)
+
+    def _collect_all(self) -> None:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        self._after_last, self._last_at = gc.get_freeze_count(), time.monotonic()
