@@ -6,10 +6,12 @@ BIN := .build/venv/bin
 WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 3 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
+
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall clean
+.PHONY: help setup demo test test-all lint types rules layers generated lab collected docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -37,13 +39,11 @@ setup:
 demo: setup
 	$(BIN)/migrator demo $(DEMO_ARGS)
 
-# Each test process reads all tests: what they compile is compiled once before, while mypy leaves a core free. What fails
-# among many, on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass without.
+# Beside each other: mypy takes one core for most of the time that everything else takes together. What fails among many,
+# on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass without.
 test:
 	@scripts/setup lint
-	@scripts/setup test
-	@$(BIN)/python -m pytest --collect-only -qq $(PYTEST_ARGS) >/dev/null 2>&1 & \
-	$(MAKE) --no-print-directory lint && wait
+	@$(TOGETHER) types rules layers generated lab collected
 	$(PYTEST) $(PYTEST_ARGS) || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 test-all: lint
@@ -52,12 +52,28 @@ test-all: lint
 
 lint:
 	@scripts/setup lint
+	@$(TOGETHER) types rules layers generated
+
+types:
+	$(BIN)/mypy
+
+rules:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+
+layers:
 	$(BIN)/lint-imports --no-logo --cache-dir .build/import-linter
+
+generated:
 	$(BIN)/python scripts/docs --check
 	$(BIN)/python -m dashboards.build --check
+
+lab:
+	@scripts/setup test
+
+# Each test process reads all tests: what they compile is compiled once before.
+collected:
+	@$(BIN)/python -m pytest --collect-only -qq $(PYTEST_ARGS) >/dev/null 2>&1 || true
 
 docs:
 	@scripts/setup lint

@@ -49,7 +49,7 @@ async def rounds(server: Postgres, hows: list[str], seed: int, *, figures: Path 
         return table
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_once(
     postgresql: Postgres, how: str
