@@ -41,9 +41,7 @@ def _emulated(state: Path) -> Iterator[tuple[str, ...]]:
         process.wait()
 
 
-async def test_tpm_has_at_the_destination_the_state_that_it_had(
-    lab: Lab, each_crossing: tuple[Path, Path]
-) -> None:
+async def test_tpm_has_at_the_destination_the_state_that_it_had(lab: Lab, across: tuple[Path, Path]) -> None:
     here, there = lab.directory / "tpm-here", lab.directory / "tpm-there"
     with ExitStack() as stack:
         options = [stack.enter_context(_emulated(state)) for state in (here, there)]
@@ -52,8 +50,8 @@ async def test_tpm_has_at_the_destination_the_state_that_it_had(
         pair = await lab.pair(
             machine,
             destination_machine=replace(machine, extra=options[1]),
-            source=each_crossing[0],
-            destination=each_crossing[1],
+            source=across[0],
+            destination=across[1],
         )
         permanent = here / "tpm2-00.permall"
         await until(permanent.exists, what="a TPM that was switched on")
