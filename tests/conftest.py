@@ -39,7 +39,7 @@ _UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "accepta
 #: Files there whose tests take a moment each; those of the others have a whole service.
 _SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
 #: Of the short tests, how many stand between long ones.
-_MIXED_RATIO = 0.8
+_MIXED_RATIO = 0.6
 _PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)
 _GIVES_WAY = min(19, _PRIORITY + 5)
 
