@@ -7,6 +7,7 @@ each look at it, everything else a few documents at a time. A portion takes a mi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections import deque
@@ -20,8 +21,8 @@ from migrator.ports.queries import Events
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 from migrator.replica.channel import MessageKind
 
-#: Changes that no event tells are looked for so often.
-_TICK_SECONDS = 0.05
+#: Documents are compared so often; whether hosts were looked at, which may be many, is seen every so many times.
+_TICK_SECONDS, _TICKS_A_LOOK = 0.05, 4
 #: A portion takes so long, and then others have their turn for as long. Of a tick so much is spent on comparing.
 _PORTION_SECONDS = 0.001
 _STATUS_SECONDS = 1.0
@@ -130,10 +131,11 @@ class Publisher:
 
     async def run(self) -> None:
         """Look for what no event tells, until cancelled."""
-        while True:
+        for tick in itertools.count():
             await asyncio.sleep(_TICK_SECONDS)
             if self._channel is not None:
-                self._look_for_changes()
+                if tick % _TICKS_A_LOOK == 0:
+                    self._look_for_changes()
                 self._compare()
 
     async def flush(self) -> None:

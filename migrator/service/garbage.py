@@ -16,10 +16,10 @@ from collections.abc import Callable
 _EVERY_SECONDS = 1.0
 #: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
-#: All objects are looked at when there are so many more than after the last time, in ratio and in number, and so much
-#: later; while a guest is being switched only once there are far more.
-_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.5, 2.0, 100_000
-_ALL_SECONDS = 60.0
+#: All objects are looked at when there are so many more than after the last time, in ratio and in number; not sooner
+#: than so much later, nor than so many times what that took; while a guest is being switched only once far more.
+_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.05, 2.0, 10_000
+_ALL_SECONDS, _REST_RATIO = 10.0, 200.0
 
 
 class GarbageCollection:
@@ -30,8 +30,9 @@ class GarbageCollection:
 
     def __init__(self) -> None:
         self.switching: list[Callable[[], bool]] = []
+        #: How many objects were left the last time that all were looked at, when that was, and what it took.
         self._after_last = 0
-        self._last_at = time.monotonic()
+        self._last_at, self._took = time.monotonic(), 0.0
 
     async def run(self) -> None:
         """Collect until cancelled; then Python does it by itself again, as before."""
@@ -51,12 +52,16 @@ class GarbageCollection:
 
     def _all_due(self, objects: int, now: float) -> bool:
         more = objects - self._after_last
-        if more < _MORE or more < _MORE_RATIO * self._after_last or now - self._last_at < _ALL_SECONDS:
+        if more < max(_MORE, _MORE_RATIO * self._after_last):
+            return False
+        if now - self._last_at < max(_ALL_SECONDS, _REST_RATIO * self._took):
             return False
         return more > _FAR_MORE_RATIO * self._after_last or not any(each() for each in self.switching)
 
     def _collect_all(self) -> None:
+        began = time.monotonic()
         gc.unfreeze()
         gc.collect()
         gc.freeze()
         self._after_last, self._last_at = gc.get_freeze_count(), time.monotonic()
+        self._took = self._last_at - began
