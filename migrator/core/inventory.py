@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -211,7 +212,7 @@ class Guest:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Guest:
-        """Return the guest that :meth:`fields` described.
+        """Return the guest that :meth:`fields` described; what only a newer version knows of it is left out.
 
         :raise KeyError: a field is missing.
         :raise ValueError: a word is not known.
@@ -225,7 +226,8 @@ class Guest:
             "accept": tuple(fields.get("accept", ())),
             "network": network,
         }
-        return cls(**{**fields, **made})
+        known = {each.name for each in dataclass_fields(cls)}
+        return cls(**{name: value for name, value in {**fields, **made}.items() if name in known})
 
 
 class Findable(Protocol):

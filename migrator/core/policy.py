@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from enum import StrEnum
 from typing import Any
 
@@ -232,9 +233,27 @@ class Policy:
         return replace(self, **given)
 
 
-def from_fields(fields: Mapping[str, Any]) -> Policy:
-    """Return the policy whose :func:`dataclasses.asdict` went through JSON.
+#: Every version wants these.
+_ALWAYS_WRITTEN = frozenset({"name", "postcopy", "last_resort"})
 
+
+def to_fields(policy: Policy) -> dict[str, Any]:
+    """Return the policy for :func:`from_fields`, without what is as by default.
+
+    So a version that does not know a field yet can read every policy that does not use it.
+    """
+    defaults = {each.name: each.default for each in dataclass_fields(Policy)}
+    return {
+        name: value
+        for name, value in asdict(policy).items()
+        if name in _ALWAYS_WRITTEN or value != defaults[name]
+    }
+
+
+def from_fields(fields: Mapping[str, Any]) -> Policy:
+    """Return the policy whose fields went through JSON.
+
+    :raise TypeError: it has a field that this version does not know: what it allows is not known either.
     :raise UsageError: when it contradicts itself.
     """
     enums = {

@@ -300,6 +300,11 @@ class Engine:
         self.held.wake()
         self.announcer.changed_hosts()
 
+    @property
+    def unread(self) -> list[str]:
+        """Migrations and evacuations that were left by a newer version, so that they cannot be read."""
+        return self._recovery.unread
+
     async def recover(self) -> None:
         """Read the journal; begin to go on with everything that was left. Guests that stand still come first.
 

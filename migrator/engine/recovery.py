@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from migrator import logs
@@ -64,6 +64,8 @@ class Recovery:
     unreadable: set[tuple[str, str]]
     left_records: list[str]
     spreading: Spreading | None = None
+    #: Migrations and evacuations that are under way and cannot be read.
+    unread: list[str] = field(default_factory=list)
 
     async def run(self) -> None:
         """Begin to go on with everything that was left. Guests that stand still come first.
@@ -135,6 +137,7 @@ class Recovery:
             with self._left_out("evacuation", saved):
                 run = evacuation_documents.from_journal(saved)
                 self.registry.evacuations[run.id] = run
+        self.unread += [name for kind, name in sorted(self.unreadable) if kind in ("migration", "evacuation")]
         return left
 
     @contextmanager

@@ -272,6 +272,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             listeners, entrances = turn.listeners, turn.entrances
             turn.lead(publisher, RequestServer(requests))
             turn.count_driven(engine.registry.busy_here)
+            turn.give_way(engine.unread, stop.ask)
             if turn.sole_use.taken_from:
                 metrics.takeover("planner-gone")
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from migrator.settings.models import HttpSettings
 from migrator.store import schema
 from migrator.store.journal import SqlJournal
 from migrator.store.kept_token import KeptToken
-from migrator.store.presence import Heartbeat
+from migrator.store.presence import Heartbeat, Presence
 from migrator.store.sole_use import SoleUse
 from migrator.store.step_records import controller_id
 
@@ -52,6 +52,22 @@ class Turn:
     def count_driven(self, planned: Callable[[], int]) -> None:
         """Have it said how many migrations this controller drives: of its own, besides those it was given."""
         self.heartbeat.driven = lambda: self.driving.migrations.count + planned()
+
+    def give_way(self, unread: Sequence[str], stop: Callable[[], None]) -> None:
+        """Stop in order as soon as a controller of a newer version is there, where this one cannot read everything.
+
+        :param unread: what it cannot read of the journal.
+        """
+        said: list[str] = []
+
+        def look(_: Presence) -> None:
+            if (newer := self.heartbeat.newer()) and not said:
+                said.append(newer)
+                logs.logger().warning("ends, so that a newer version acts", newer=newer, unread=list(unread))
+                stop()
+
+        if unread:
+            self.heartbeat.subscribe(look)
 
     def lead(self, publisher: Publisher, requests: RequestServer) -> None:
         """From here on this controller answers as the one that acts."""
@@ -123,7 +139,13 @@ async def wait_turn(
             notify(f"READY=1\nSTATUS=stands by: {who}\nWATCHDOG=1")
 
     sole_use = await SoleUse.begin(
-        journal, owner=name, seconds=seconds, stop=stop, standing_by=standing_by, may=heartbeat.holds
+        journal,
+        owner=name,
+        seconds=seconds,
+        stop=stop,
+        standing_by=standing_by,
+        may=heartbeat.holds,
+        newer=heartbeat.newer,
     )
     if sole_use is None:
         raise NotNeeded

@@ -126,6 +126,23 @@ class Heartbeat:
             and each.token > self._gone.get(each.info.name, -1)
         }
 
+    def newer(self) -> str:
+        """Return a controller of a newer version that is there, and acts or stands by; empty where there is none.
+
+        It reads all that this one writes, but not the other way round.
+        """
+        live, own = self.live(), _numbers(self.info.version)
+        return next(
+            (
+                f"{each.info.instance} ({each.info.version})"
+                for each in self.now.controllers
+                if live.get(each.info.name) == each.token
+                and each.info.role in ("standby", "acting")
+                and _numbers(each.info.version) > own
+            ),
+            "",
+        )
+
     def describe(self, *, role: str | None = None, detail: str | None = None) -> None:
         """Say something else of this controller, at once."""
         self.info = replace(

@@ -49,6 +49,7 @@ class SoleUse:
         stop: Callable[[], Awaitable[None]],
         standing_by: Callable[[], None],
         may: Callable[[], bool] = lambda: True,
+        newer: Callable[[], str] = lambda: "",
     ) -> Self | None:
         """Take it; while another controller has it, stand by, however long that is.
 
@@ -57,6 +58,7 @@ class SoleUse:
         :param stop: returns when nobody wants it any more.
         :param standing_by: called each time that another was found to have it.
         :param may: whether the id is this process's own: otherwise nothing of that id is taken.
+        :param newer: a controller of a newer version that is there: it goes first, as it reads what older ones wrote.
         :return: ``None`` when `stop` returned first.
         """
         log = logs.logger()
@@ -65,12 +67,14 @@ class SoleUse:
         try:
             while not stopped.done():
                 try:
-                    lease = (
-                        await journal.leases.acquire(NAME, owner=owner, seconds=seconds) if may() else None
-                    )
-                    if lease is not None:
-                        return await cls._first(journal, owner, seconds, lease)
-                    why = "another controller has the journal" if may() else "its own lease does not hold"
+                    why = "" if may() else "its own lease does not hold"
+                    if not why and (first := newer()):
+                        why = f"{first} is of a newer version and goes first"
+                    if not why:
+                        lease = await journal.leases.acquire(NAME, owner=owner, seconds=seconds)
+                        if lease is not None:
+                            return await cls._first(journal, owner, seconds, lease)
+                        why = "another controller has the journal"
                 except JournalError as error:
                     why = str(error)
                 if why != said:

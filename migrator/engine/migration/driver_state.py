@@ -23,7 +23,7 @@ from migrator.core.model import (
     State,
     View,
 )
-from migrator.core.policy import Policy
+from migrator.core.policy import Policy, to_fields
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.disk_following import DiskFollowing
@@ -352,7 +352,7 @@ class DriverState:
             "guest": facts.guest_name,
             "run_state": facts.run,
             "status": facts.status,
-            "policy": asdict(self._policy),
+            "policy": to_fields(self._policy),
             "settings": plain(settings),
             "abilities": asdict(self._abilities),
             "tls": self._security.tls is not None,

@@ -23,7 +23,7 @@ from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.migration.lifecycle import Step
 from migrator.core.model import Decision, Finding, State
-from migrator.core.policy import Policy, from_fields
+from migrator.core.policy import Policy, from_fields, to_fields
 from migrator.core.preflight.disk_room import CopiedDisk, copied_bytes
 from migrator.engine import clock
 from migrator.engine.migration import preflight
@@ -336,7 +336,7 @@ class JournalledSession(FileSession):
             "_private": {
                 "command": self.key,
                 "guest": self.guest.fields(),
-                "policy": asdict(self.policy),
+                "policy": to_fields(self.policy),
                 "places": {side: asdict(place) for side, place in self.places.items()},
                 "attempt": self.attempt.number,
                 "recorded": self.attempt.recorded,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from migrator.api.documents import ResolutionDocument
@@ -17,6 +17,7 @@ from migrator.core.migration.answer_review import AnswerReview, OperatorAction
 from migrator.core.migration.lifecycle import Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import ProcessState, State, View
+from migrator.core.policy import to_fields
 from migrator.engine.migration import missing_record
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
@@ -282,7 +283,7 @@ async def _begin(
         "destination": {"address": destination.address_text, "identity": dict(destination.identity)},
         "uuid": session.guest.uuid,
         "guest": session.guest.name,
-        "policy": asdict(session.policy),
+        "policy": to_fields(session.policy),
         "settings": settings,
         "abilities": {"postcopy": intent.postcopy, "throttle": False},
         **session.about(),

@@ -27,6 +27,8 @@ async def sort_out(
 ) -> tuple[list[JournalledSession], list[str]]:
     """Put away the records of migrations that have ended by the journal; those of unknown ones become held migrations.
 
+    Those of migrations that the journal has, and this version cannot read, are left as they are.
+
     :return: these, and one line for each record that is too damaged for that.
     :raise JournalError: the journal cannot be read.
     """
@@ -34,6 +36,12 @@ async def sort_out(
     held, complaints = [], []
     for stray in strays:
         document = await journal.find("migration", stray.migration)
+        if document is not None and document.get("ended_at") is None:
+            complaints.append(
+                f"migration {stray.migration} is under way, and this version cannot read it: nothing is done about it, "
+                "nor about its guest, until a newer one acts"
+            )
+            continue
         if document is not None:
             log.warning("record of an ended migration put away", migration=stray.migration, record=stray.path)
             try:
