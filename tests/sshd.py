@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import getpass
 import os
 import select
@@ -18,7 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -173,22 +172,6 @@ class Sshd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-@contextlib.contextmanager
-def inside(namespace: str | None) -> Iterator[None]:
-    """This thread, and what it starts, is in that network namespace for the length of the block."""
-    if namespace is None:
-        yield
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/thread-self/ns/net").open() as before, Path("/run/netns", namespace).open() as there:
-        if libc.setns(there.fileno(), 0):
-            raise OSError(ctypes.get_errno(), f"setns {namespace}")
-        try:
-            yield
-        finally:
-            libc.setns(before.fileno(), 0)
 
 
 def _free_port(address: str) -> int:

@@ -95,7 +95,8 @@ class MigrationDocument(Document):
     #: With ``failed``: preflight refused it, and nothing was changed; see ``findings``.
     refused: bool = False
     #: With ``waiting``: what has to end first; with ``preparing``: what it waits for, where that takes longer than a
-    #: second; with ``recovering``: what keeps the stream from going on; with ``precopy``: the others of its group.
+    #: second; with ``precopy``: the card that the guest has to let go of first, or the others of its group; with
+    #: ``recovering``: what keeps the stream from going on.
     waiting_for: str = ""
     #: Whether it may be cancelled, or told to go to postcopy, as of now.
     can_cancel: bool = False

@@ -60,7 +60,17 @@ ACTIONS = (
                 "resolve",
             ),
             *("postcopy-stall-exceeded", "postcopy-stall-forecast", "quiet-start"),
-            *("copy-disk", "run-state", "stream-broken", "stream-recovered", "take-up", "too-late", "undo"),
+            *(
+                "copy-disk",
+                "run-state",
+                "stream-broken",
+                "stream-recovered",
+                "take-up",
+                "too-late",
+                "tunnel",
+                "undo",
+                "unplug",
+            ),
             VIOLATED,
         }
     ),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import itertools
 import os
@@ -335,6 +336,22 @@ def reap_stale() -> list[str]:
     for name in names:
         _remove(name)
     return names
+
+
+@contextlib.contextmanager
+def inside(namespace: str | None) -> Iterator[None]:
+    """This thread, and what it starts, is in that network namespace for the length of the block."""
+    if namespace is None:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as before, Path("/run/netns", namespace).open() as there:
+        if libc.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"setns {namespace}")
+        try:
+            yield
+        finally:
+            libc.setns(before.fileno(), 0)
 
 
 def _inside(namespace: str) -> tuple[str, ...]:

@@ -32,11 +32,11 @@ _NOTICED_PERIODS = 4
 _PORT = 6379
 _WAIT_SECONDS = 120.0
 
-# Arguments: address, port, seconds between two requests. At each line of its input it says when the last ping was
-# answered; at the end of it, all that it saw.
+# Arguments: address, port, seconds between two requests, and `asks` where it asks Redis too. At each line of its input
+# it says when the last ping was answered; at the end of it, all that it saw.
 _PROGRAM = """
 import json, os, select, socket, struct, sys, time
-address, port, period = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+address, port, period, asks = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "asks"
 answers, pings, late, work = [], [], [], []
 
 def connected():
@@ -95,8 +95,9 @@ while True:
             icmp.sendto(header + data, (address, 0))
         except OSError:
             pass
-        unsent += b"SET key:%d %s\\r\\n" % (number % 1000, b"v" * 100)
-        if number % 50 == 0:
+        if asks:
+            unsent += b"SET key:%d %s\\r\\n" % (number % 1000, b"v" * 100)
+        if asks and number % 50 == 0:
             unsent += b"INCRBY work 0\\r\\n"
         try:
             unsent = unsent[redis.send(unsent):]
@@ -160,16 +161,22 @@ def _longest(times: Sequence[float], since: float, until: float) -> float:
 
 
 class Client:
-    """A client that runs at a host. A context manager, ``async``."""
+    """A client that runs at a host. A context manager, ``async``.
 
-    def __init__(self, host: LabHost, address: str, *, period_seconds: float = PERIOD_SECONDS) -> None:
+    :param asks: it asks Redis too; else it only pings.
+    """
+
+    def __init__(
+        self, host: LabHost, address: str, *, period_seconds: float = PERIOD_SECONDS, asks: bool = True
+    ) -> None:
         self._host, self._address, self._period = host, address, period_seconds
+        self._asks = "asks" if asks else "pings"
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         program = [*self._host.prefix, sys.executable, "-c", _PROGRAM]
         self._process = await asyncio.create_subprocess_exec(
-            *(*program, self._address, str(_PORT), str(self._period)),
+            *(*program, self._address, str(_PORT), str(self._period), self._asks),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             limit=64 << 20,

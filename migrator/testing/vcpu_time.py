@@ -24,12 +24,19 @@ class VcpuTime:
 
     def nanoseconds(self) -> int:
         """Return the time of all vCPUs together; 0 where the process has ended."""
+        return self._total(0)
+
+    def waited_nanoseconds(self) -> int:
+        """Return the time in which they had work and no CPU, all together; 0 where the process has ended."""
+        return self._total(1)
+
+    def _total(self, field: int) -> int:
         total = 0
         try:
             if not self._vcpus:
                 self._vcpus = [task / "schedstat" for task in self._tasks.iterdir() if _is_vcpu(task)]
             for each in self._vcpus:
-                total += int(each.read_text(encoding="ascii").split()[0])
+                total += int(each.read_text(encoding="ascii").split()[field])
         except (FileNotFoundError, ProcessLookupError):
             return 0
         return total

@@ -18,9 +18,9 @@ from migrator.hosts.ssh import SshAccess
 from migrator.machine import LocalProcess
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Lab
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.conftest import missing
-from tests.sshd import Sshd, inside
+from tests.sshd import Sshd
 
 HOLDS = """
 import os, signal, socket, sys

@@ -30,9 +30,9 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord
 from migrator.testing import network
 from migrator.testing.lab import Habit, Lab, LabQemu, Pair, RawMonitor, until
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.conftest import MakePair, missing
-from tests.sshd import Sshd, inside
+from tests.sshd import Sshd
 
 DRIVER = {"qom-type": "authz-simple", "id": "migrator-driver", "identity": json.dumps({"token": "ours"})}
 #: The source was not told to switch yet.

@@ -26,9 +26,9 @@ from migrator.hosts.ssh import SshAccess
 from migrator.machine import LocalProcess, boot_id
 from migrator.testing import network
 from migrator.testing.lab import Lab, until
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.conftest import missing
-from tests.sshd import Sshd, ended, inside
+from tests.sshd import Sshd, ended
 
 AWKWARD = [
     "plain",

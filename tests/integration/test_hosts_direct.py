@@ -22,13 +22,13 @@ from migrator.qemu.process_handle import ProcessHandle
 from migrator.store.records import unfinished
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.command import SLOWLY, Ended, started
 from tests.conftest import missing
 from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, CaughtEnd, Drive, Phase, catch, hurry, reaches
 from tests.guards import WITHOUT_END, comes_to_its_switch, guarded, runs_on
 from tests.invariants import records, witness
-from tests.sshd import Sshd, inside
+from tests.sshd import Sshd
 
 BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=4 * MIB), image_locking="off")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,41 +15,14 @@ from migrator.core.policy import Policy, PostcopyMode
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing import linux_guest, network
 from migrator.testing.lab import Lab, Pair, binaries, until
-from migrator.testing.network import LabHost, LabHosts
+from migrator.testing.network import LabHosts
 from migrator.testing.outside_client import Client
+from migrator.testing.tap_frames import Frame, TapFrames
 from tests.conftest import missing
 from tests.driven import PLAIN, driven
-from tests.sshd import inside
 
 #: What a client may notice beyond what is reported, seconds.
 _UNTOLD_SECONDS = 0.05
-_SO_TIMESTAMPNS = 35
-#: All protocols: a bridge takes the frames of its ports away from those who want one only.
-_ALL, _IPV4 = 3, b"\x08\x00"
-_ICMP_REPLY = b"\x00"
-
-
-class Frames:
-    """Frames at a tap, with the kernel's time of each: however late this process is, they are not."""
-
-    def __init__(self, host: LabHost, interface: str) -> None:
-        with inside(host.namespace):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
-        self._socket.bind((interface, _ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
-        self._socket.setblocking(False)
-
-    def first_reply(self) -> float:
-        """When the guest answered a ping here for the first time, by the machine's real-time clock."""
-        while True:
-            frame, said, _, _ = self._socket.recvmsg(2000, 100)
-            if frame[12:14] == _IPV4 and frame[23] == socket.IPPROTO_ICMP and frame[34:35] == _ICMP_REPLY:
-                (seconds, nanoseconds) = struct.unpack("qq", said[0][2])
-                return float(seconds + nanoseconds / 1e9)
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +38,9 @@ class Felt:
     computed: float
     #: How late the client itself was, at the worst.
     late: float
+    #: Pings went to the guest's tap at the source until it was announced at the target, and from then on only there,
+    #: the first of them before it had said anything: whatever the clock says, nothing was waited for but the guest.
+    followed: bool
 
 
 class ScheduledTime:
@@ -89,6 +64,10 @@ class ScheduledTime:
         return after[0] - before[-1]
 
 
+def _first(frames: Sequence[Frame], kind: str) -> float:
+    return next(each.at for each in frames if each.kind == kind)
+
+
 async def moved(policy: Policy, *, bytes_per_second: float | None = None) -> Felt:
     """Move a Linux guest that a client pings."""
     if reason := network.possible():
@@ -109,7 +88,7 @@ async def moved(policy: Policy, *, bytes_per_second: float | None = None) -> Fel
             (vcpu,) = await waiting.query("query-cpus-fast")
             spent = ScheduledTime(waiting.pid, vcpu["thread-id"])
             reading = asyncio.create_task(spent.run())
-            frames = Frames(beta, linux_guest.TAP)
+            frames, left = TapFrames(beta, linux_guest.TAP), TapFrames(alpha, linux_guest.TAP)
             try:
                 async with Client(client_host, linux_guest.GUEST_ADDRESS) as client:
                     await client.wait_connected()
@@ -128,12 +107,16 @@ async def moved(policy: Policy, *, bytes_per_second: float | None = None) -> Fel
 
                     await until(answers, what="an answer of the guest where it is now", within=60.0)
                     seen, ended = await client.end(), time.monotonic()
-                replied = frames.first_reply()
+                here, there = left.read(), frames.read()
             finally:
                 frames.close()
+                left.close()
                 reading.cancel()
+    replied = _first(there, "reply")
     return Felt(
         result=result,
+        followed=_first(there, "announcement") < _first(there, "request") < replied
+        and max(each.at for each in here if each.kind == "request") < _first(there, "request"),
         silence=seen.silence_at(runs_since),
         first_reply=max(0.0, replied - stamp),
         computed=spent.between(stamp, replied),
@@ -146,6 +129,7 @@ async def test_client_is_not_kept_waiting_for_longer_than_is_reported() -> None:
     felt = await moved(PLAIN)
     assert felt.result.mode is Mode.PRECOPY
     assert felt.result.downtime_seconds is not None
+    assert felt.followed
     # A guest under TCG is slow at first: the QEMU that it has come to has translated nothing of it yet.
     assert felt.silence <= felt.result.downtime_seconds + felt.first_reply + _UNTOLD_SECONDS + felt.late
 

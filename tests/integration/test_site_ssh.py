@@ -28,9 +28,9 @@ from migrator.site.connections import HostConnections
 from migrator.site.hosts import SiteHosts
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Lab, until
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.conftest import missing
-from tests.sshd import Sshd, inside
+from tests.sshd import Sshd
 
 EVIL = "a 'b' \"c\" $(touch EVIL) `touch EVIL`\n; touch EVIL"
 

@@ -24,10 +24,10 @@ from migrator.site.from_settings import make_site
 from migrator.store.step_records import StepRecords
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Lab
-from migrator.testing.network import LabHosts
+from migrator.testing.network import LabHosts, inside
 from tests.command import ACCEPTED_CODES
 from tests.conftest import missing
-from tests.sshd import Sshd, inside
+from tests.sshd import Sshd
 
 #: For the first guest between two hosts, from the moment that it was found until nothing of it is left at its source;
 #: with what is asked once of each host, and the guard, which goes on for all guests that leave it.

@@ -55,6 +55,21 @@ def test_ends_that_fit_raise_nothing() -> None:
         assert codes(policy=policy) == {}
 
 
+@pytest.mark.parametrize(("run", "policy"), [(RunState.PAUSED, "default"), (RunState.RUNNING, "offline")])
+def test_guest_that_stands_still_cannot_let_go_of_a_card(run: RunState, policy: str) -> None:
+    standby = Device(name="standby", driver="virtio-net-pci")
+    fast = Device(name="fast", driver="vfio-pci", standby="standby")
+    here = replace(SOURCE, run=run, devices=(*SOURCE.devices, standby, fast))
+    there = replace(DESTINATION, devices=(*DESTINATION.devices, standby))
+    (said,) = compare(here, there, builtin(policy))
+    assert (said.code, said.severity) == ("card-stays", Severity.ERROR)
+    assert "fast" in said.message
+    running = replace(here, run=RunState.RUNNING)
+    assert not compare(running, there, DEFAULT)
+    # Unplugged, or never asked for by the guest's system: there is nothing to let go of.
+    assert not compare(replace(here, devices=(*SOURCE.devices, standby)), there, builtin(policy))
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

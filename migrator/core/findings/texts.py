@@ -281,6 +281,11 @@ PAIR: Texts = {
         "the destination has a device that the guest has not, which QEMU accepts silently",
         "remove it, or plug it in at the source first",
     ),
+    "card-stays": (
+        "error",
+        "the guest stands still, so that it cannot let go of a card that QEMU unplugs for the migration",
+        "let the guest run, with another policy than offline, or unplug the card first",
+    ),
     "device-property": (
         "error",
         "a device that was plugged in later could not be made the same at the destination",

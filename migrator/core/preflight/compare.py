@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from migrator.core.findings import errors_first, finding
-from migrator.core.model import Finding, MigrationStatus, RunState
+from migrator.core.model import RUNNING_STATES, Finding, MigrationStatus, RunState
 from migrator.core.policy import BlockJobs, Policy, PostcopyMode
 from migrator.core.preflight import non_migrated_state
 from migrator.core.preflight.facts import Disk, Facts
@@ -89,6 +89,13 @@ def source_ready(source: Facts, policy: Policy | None = None) -> Iterator[Findin
             "wait for it, or cancel it with the tool that began it; if nobody drives it: migrator direct --rescue",
         )
     runs_on = policy is None or not policy.offline
+    if source.run not in (*RUNNING_STATES, RunState.INMIGRATE) or not runs_on:
+        for card in source.unplugged_to_move:
+            yield finding(
+                "card-stays",
+                f"the guest stands still, so that it cannot let go of {card.name}, which QEMU unplugs for the migration"
+                f" ({card.standby} takes over)",
+            )
     old = int(source.version.partition(".")[0]) < _TCG_SEES_WRITES_SINCE
     if source.accelerator == "tcg" and old and runs_on:
         yield finding(

@@ -188,6 +188,7 @@ _PAIR = {
     "device-missing": "devices of both by id, those without one by driver and place (QOM, query-pci)",
     "device-differs": "driver, bus and slot of each device of both",
     "device-extra": "devices of both by id, those without one by driver and place",
+    "card-stays": "cards of the source with failover_pair_id that the guest has, with its run state and the policy",
     "device-property": "every property of a device that was plugged in later, of both",
     "disk-missing": "media of the source's drives, with those of the destination's (query-block)",
     "medium-extra": "media of the destination's drives, with those of the source's (query-block)",

@@ -101,3 +101,8 @@ class Facts:
     pid: int | None = None
     #: Another controller that has marked it and may not be followed, for a person; empty where there is none.
     driven_by: str = ""
+
+    @property
+    def unplugged_to_move(self) -> tuple[Device, ...]:
+        """Cards that the guest has, and QEMU unplugs for a migration because another one takes over."""
+        return tuple(device for device in self.devices if device.standby)

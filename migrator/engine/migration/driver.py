@@ -85,6 +85,7 @@ class MigrationDriver(DriverState):
             *disk_copies.findings(facts, there, self._mirrors.copies),
         )
         self._facts = facts
+        self._unplug_wait.expect(facts)
         self._pair = f"{facts.accelerator} {facts.version} to {there.version}"
         overhead = self._experience.overhead_seconds(self._pair) if self._experience is not None else None
         if self._mirrors.copies:
@@ -377,6 +378,8 @@ class MigrationDriver(DriverState):
                 continue
             intent = self._intent_log.intent
             self._recovery.note(source, destination)
+            if overdue and self._unplug_wait.waiting_for:
+                self._observer.complain(f"QEMU waited in vain for {self._unplug_wait.waiting_for}")
             expired = self._observer.expired
             answer = lifecycle.decide(intent, source, destination, overdue=overdue, expired=expired)
             answer = invariants.guarded(answer, intent, source, destination)
@@ -415,6 +418,7 @@ class MigrationDriver(DriverState):
     def _note(self, source: View, destination: View) -> None:
         """Note what a look has shown."""
         self._last_source, self._last = source, (source, destination)
+        self._unplug_wait.note(source)
         if self._intent_log.intent.milestone is Milestone.HANDED_OVER and destination.run in RUNNING_STATES:
             self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
             self._shared_path.end_turn()

@@ -45,6 +45,7 @@ from migrator.engine.migration.stream_recovery import StreamRecovery
 from migrator.engine.migration.stream_routing import StreamRouting
 from migrator.engine.migration.stream_security import StreamSecurity
 from migrator.engine.migration.stream_shaper import StreamShaper
+from migrator.engine.migration.unplug_wait import UnplugWait
 from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath, StreamTunnel
 
 #: A stream that gives way sends this share of what the path carries, and so many bytes per second at the least.
@@ -186,6 +187,7 @@ class DriverState:
             steering=self._steering,
             intent_log=self._intent_log,
         )
+        self._unplug_wait = UnplugWait(tell=self._intent_log.decide)
         self._steps = Steps(
             source,
             destination,
@@ -400,7 +402,9 @@ class DriverState:
                 if copies or state is State.WAITING
                 else None,
                 at_seconds=self._intent_log.elapsed,
-                waiting_for=self._recovery.waiting_for if state is State.RECOVERING else "",
+                waiting_for=self._recovery.waiting_for
+                if state is State.RECOVERING
+                else self._unplug_wait.waiting_for,
             )
         )
 

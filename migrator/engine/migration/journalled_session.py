@@ -320,7 +320,7 @@ class JournalledSession(FileSession):
     def _waits_for(self) -> str:
         if self.waits_for_group:
             return f"the others of its group {self.moved_with}"
-        if self.state is State.RECOVERING and self.status is not None:
+        if self.state in (State.PRECOPY, State.RECOVERING) and self.status is not None:
             return self.status.waiting_for
         if self.state is State.PREPARING:
             return self._slow_step.waiting_for
