@@ -32,6 +32,8 @@ class HostConfig:
     others: tuple[str, ...] = ()
     #: The QEMU to start there; empty: what is found in its PATH.
     qemu: str = ""
+    #: It can make volumes for disks that are block devices.
+    volumes: bool = False
     #: Put before every command; for hosts on this machine.
     prefix: tuple[str, ...] = ()
     #: Directory there of the certificates for QEMU.
@@ -104,6 +106,7 @@ def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: Limit
             for pattern in _sockets(other, hosts)
         ),
         qemu=host.qemu,
+        volumes=host.image_template is not None,
         tls_dir=host.tls_dir,
         prefix=host.prefix,
         ssh=ssh,

@@ -16,6 +16,7 @@ from migrator.hosts import launch_scripts
 from migrator.hosts.access import HostAccess, Output, read_besides
 from migrator.hosts.customary_places import customary_places
 from migrator.hosts.new_files import remove_files, remove_images, remove_memory
+from migrator.hosts.new_volumes import remove_volumes
 from migrator.ports import GuestProcess
 from migrator.settings.models import HostDefaults
 
@@ -332,6 +333,7 @@ class Launcher:
         await remove_files(self.host, run_dir.path)
         if images:
             await remove_images(self.host, run_dir.path)
+            await remove_volumes(self.host, run_dir.path)
         await self.remove(run_dir)
 
     async def _find_processes(self, run_dir: RunDirectory, *, end: bool = False) -> list[GuestProcess]:

@@ -164,13 +164,16 @@ class EndpointMirroring:
         if tls is not None:
             node |= stream_tls.nbd_client_options(encrypted_for, tls)
         await self._claim.execute("blockdev-add", node)
+        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+        # A volume that was made for it has what was there before, where a new file has nothing.
+        volume = any(node["drv"] == "host_device" and node["file"] == inserted["file"] for node in nodes)
         arguments = {
             "job-id": name,
             "device": inserted["node-name"],
             "target": name,
             "auto-dismiss": False,
             # A whole copy begins with zeroes for all of the target; without anything beneath it the top is the same.
-            "sync": "full" if whole or "backing-image" in inserted["image"] else "top",
+            "sync": "full" if whole or volume or "backing-image" in inserted["image"] else "top",
             # Never write-blocking: there a target that cannot be written to any more corrupted the heap of QEMU 7.2 and
             # 10.0 now and then, and the source died of it; and a silent network holds up the guest's writes.
             "copy-mode": "background",

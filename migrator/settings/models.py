@@ -299,6 +299,41 @@ RUN_DIRECTORY = "/run/migrator/guests"
 TLS_DIRECTORY = "/etc/pki/qemu"
 
 
+class ImageTemplate(Section):
+    """``image_template`` of a host: how a volume is made there for a disk that is one at the source.
+
+    Commands with ``{path}``, ``{name}`` and ``{group}`` (the last part of the path and the one before it), and
+    ``{size}`` in bytes.
+    """
+
+    make: Arguments
+    remove: Arguments
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for key, words, needed in (("make", self.make, "{size}"), ("remove", self.remove, "")):
+            if not words:
+                raise wrong(f"{key} is empty: give the command and its arguments")
+            try:
+                filled = self.filled(words, path="/dev/group/name", size_bytes=1)
+            except (KeyError, IndexError, ValueError):
+                raise wrong(
+                    f"{key} names what does not exist; there are {{path}}, {{name}}, {{group}}, {{size}}"
+                ) from None
+            if filled == words or not any(needed in word for word in words):
+                raise wrong(
+                    f"{key} does not say which volume, or of what size: use {{path}} or {{name}}, and {{size}}"
+                )
+        return self
+
+    @staticmethod
+    def filled(words: Arguments, *, path: str, size_bytes: int) -> tuple[str, ...]:
+        """Return a command for one volume."""
+        parent, _, name = path.rpartition("/")
+        about = {"path": path, "name": name, "group": parent.rpartition("/")[2], "size": str(size_bytes)}
+        return tuple(word.format(**about) for word in words)
+
+
 class HostDefaults(Section):
     """``[host_defaults]``: what :class:`HostSettings` take that say nothing else."""
 
@@ -325,6 +360,8 @@ class HostDefaults(Section):
     ports: Literal["keep", "any"] = "keep"
     #: Directory of certificates for QEMU, as QEMU names its files.
     tls_dir: HostPath = TLS_DIRECTORY
+    #: ``None``: disks that are block devices are not copied to there.
+    image_template: ImageTemplate | None = None
 
 
 class HostSettings(HostDefaults):

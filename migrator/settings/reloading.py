@@ -45,6 +45,7 @@ _HOST = {
     "max_outgoing": _NEXT_PLAN,
     "ports": f"{_NEXT_PLAN}; {_NEXT_START}",
     "tls_dir": _NEXT_LOOK,
+    "image_template": f"{_NEXT_LOOK}; {_NEXT_START}",
 }
 _GUEST_KEYS = (
     "match",

@@ -30,6 +30,7 @@ from migrator.hosts.new_files import (
     note_memory,
     put_aside,
 )
+from migrator.hosts.new_volumes import NewVolume, forget_volumes, make_volumes
 from migrator.hosts.stale_directories import remove_stale
 from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.ports import IncomingDestination, SourceQemu
@@ -142,6 +143,7 @@ class Destinations:
         like = LaunchProfile()
         replica: Replica | None = None
         new: Mapping[str, NewFile] = {}
+        volumes: Mapping[str, NewVolume] = {}
         if not template:
             base = await launcher.base()
             replica = await self._replication.replicate(guest, source, target, config, run_dir, process, base)
@@ -159,12 +161,10 @@ class Destinations:
             else:
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
                 # In the order of the guest's disks; their contents are copied to them.
-                new = {
-                    disk.device: await self._like(disk, path, guest.host)
-                    for path, disk in images.items()
-                    if path in missing
-                }
+                lacking = {path: disk for path, disk in images.items() if path in missing}
+                new, volumes = await self._new_disks(lacking, guest.host, config)
                 await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
+                await make_volumes(launcher.host, run_dir.path, list(volumes.values()))
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
@@ -202,13 +202,37 @@ class Destinations:
             run_dir=run_dir,
             rescue=functools.partial(self._rescue, target, run_dir),
             notes=notes,
-            new_images=tuple(new),
+            new_images=(*new, *volumes),
         )
 
     async def _writable_images(self, source: SourceQemu) -> Mapping[str, Disk]:
         """Return the disks that are images which the guest writes to, by path."""
         disks = [disk for disk in (await source.facts()).disks if not (disk.is_flash or disk.read_only)]
         return {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
+
+    async def _new_disks(
+        self, lacking: Mapping[str, Disk], host: str, config: LaunchConfig
+    ) -> tuple[Mapping[str, NewFile], Mapping[str, NewVolume]]:
+        """Return what has to be made for disks of this host: files, and volumes for those that are block devices."""
+        files, volumes, template = {}, {}, config.section.image_template
+        for path, disk in lacking.items():
+            like = await self._like(disk, path, host)
+            device = await self._connections.access(host).run(["test", "-b", path], timeout=_SHORT)
+            if device.status:
+                files[disk.device] = like
+                continue
+            if template is None:
+                raise HostError(host, f"{path} is a block device, and the target has no image_template")
+            size = disk.virtual_bytes
+            volumes[disk.device] = NewVolume(
+                path=path,
+                size_bytes=size,
+                owner=like.owner,
+                mode=like.mode,
+                make=template.filled(template.make, path=path, size_bytes=size),
+                remove=template.filled(template.remove, path=path, size_bytes=size),
+            )
+        return files, volumes
 
     async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
         """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
@@ -252,6 +276,7 @@ class Destinations:
         launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
         for run_dir in await launcher.run_directories_of(migration):
             await forget_images(launcher.host, run_dir.path)
+            await forget_volumes(launcher.host, run_dir.path)
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """See :meth:`migrator.ports.Site.put_aside`."""

@@ -58,6 +58,7 @@ class HostChecks:
         here: HostFacts,
         there: HostFacts,
         qemu: str = "",
+        volumes: bool = False,
         policy: Policy | None = None,
         replicated: bool = True,
         newer: Callable[[], Awaitable[tuple[HostFacts, HostFacts]]] | None = None,
@@ -67,6 +68,7 @@ class HostChecks:
         :param here: what was read of the source's host.
         :param there: what was read of the target.
         :param qemu: the QEMU that is configured to be started there; empty: the one that corresponds to the source's.
+        :param volumes: the target can make volumes for disks that are block devices.
         :param policy: without it nothing is said about what policies need.
         :param replicated: the destination is started like the source, not by a command of the configuration.
         :param newer: returns `here` and `there` as they are now: an error is reported only where it holds for these.
@@ -78,7 +80,7 @@ class HostChecks:
             case = await self._read(
                 guest, source, source_access, target_access, here, there, qemu, replicated=replicated
             )
-            return replace(case, policy=policy)
+            return replace(case, policy=policy, volumes=volumes)
 
         remembered = target_access.name in self._offers
         try:
@@ -212,6 +214,7 @@ class SiteChecks:
             here=here,
             there=there,
             qemu=self._connections.config(target).qemu,
+            volumes=self._connections.config(target).volumes,
             policy=policy,
             replicated=self._replicated(guest, target),
             newer=lambda: _both(

@@ -170,6 +170,11 @@ def settled(section: str, name: str) -> Probe:
 
 #: Of a key of a host, wherever it is written: another value, and what then is in force.
 HOST: dict[str, tuple[str, Probe, Any]] = {
+    "image_template": (
+        '{ make = ["m", "{path}", "{size}"], remove = ["r", "{path}"] }',
+        lambda service: service.site.connections.config("a").volumes,
+        True,
+    ),
     "tls_dir": ('"/t"', lambda service: service.site.connections.config("a").tls_dir, "/t"),
     "key_file": ('"/k"', lambda service: service.ssh().key, Path("/k")),
     "known_hosts": ('"/h"', lambda service: service.ssh().known_hosts, Path("/h")),

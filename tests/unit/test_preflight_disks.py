@@ -33,6 +33,9 @@ def node(text: str) -> list[str]:
     return [text.replace("'", '"').replace("IMAGE", IMAGE)]
 
 
+GIB = 1 << 30
+
+
 class TestDisks:
     @pytest.mark.parametrize(
         ("there", "found"),
@@ -93,6 +96,24 @@ class TestDisks:
             kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
         )
         assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): place})) == [found]
+
+    @pytest.mark.parametrize(
+        ("volumes", "form", "size", "found"),
+        [
+            (True, "raw", GIB, "disk-copied"),
+            (False, "raw", GIB, "disk-not-copied"),
+            (True, "qcow2", GIB, "disk-not-copied"),
+            (True, "raw", 2 * GIB, "disk-not-copied"),
+        ],
+    )
+    def test_block_device_is_copied_where_the_target_can_make_one(
+        self, volumes: bool, form: str, size: int, found: str
+    ) -> None:
+        case = with_source(disks=(replace(DISK, format=form),))
+        case = replace(case, volumes=volumes)
+        device = replace(FILE, kind=FileKind.BLOCK, filesystem="devtmpfs", size_bytes=size)
+        case = with_files(case, {IMAGE: device}, here=True)
+        assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): FileFacts()})) == [found]
 
     def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
         case = with_source(disks=(replace(DISK, read_only=True),))

@@ -21,6 +21,8 @@ from migrator.units import show_bytes
 #: guest can write a header into a raw disk that names any file of the host.
 CHAINED = frozenset({"qcow2", "qed", "vmdk", "qcow", "vhdx", "vpc"})
 _FDSET = "/dev/fdset/"
+#: Room that is not known.
+_ANY_ROOM = 1 << 62
 #: Protocols behind which there is nothing to reach.
 _NOWHERE = ("null-co:", "null-aio:", "blkdebug:", "fat:", "vvfat:")
 
@@ -192,6 +194,9 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
     if disk.read_only or refused or not replicated:
         yield finding("disk-file-missing", missing)
         return
+    if pair.files_here.file(path).kind is FileKind.BLOCK:
+        yield from _new_volume(pair, disk, path, use)
+        return
     where = pair.files_there.file(parent(path))
     if not path.startswith("/") or not where.exists:
         yield finding(
@@ -235,9 +240,38 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
     )
 
 
+def _new_volume(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
+    """Yield findings about a block device that is not there at the target: the target's own commands make it."""
+    missing = f"{path} of disk {disk.device} does not exist at {pair.target}"
+    why = _why_not_made(pair, disk, path, use)
+    if not why and disk.format != "raw":
+        why = f"it is a block device with {disk.format} in it"
+    if not why and pair.files_here.file(path).size_bytes != disk.virtual_bytes:
+        why = "the guest sees a part of the block device alone"
+    if not why and pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE:
+        why = "the policy would have its source removed (source_images = remove), which is not done"
+    if not why and not pair.volumes:
+        yield finding(
+            "disk-not-copied",
+            f"{missing}, and is a block device: {pair.target} has no command that makes one",
+            "give that host an image_template, as in config/migrator.toml; or make the disk reachable there",
+        )
+    elif why:
+        yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why}")
+    else:
+        # What a volume group or a pool has left is not known: whoever makes it refuses where that is too little.
+        yield copied_disk(
+            f"{missing}: a volume is made there, and it is copied first ({show_bytes(disk.virtual_bytes)})",
+            copied_bytes=disk.virtual_bytes,
+            directory=parent(path),
+            file_system=f"volumes of {parent(path)}",
+            free_bytes=_ANY_ROOM,
+        )
+
+
 def _why_not_made(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> str:
     here = pair.files_here.file(path)
-    if here.kind is not FileKind.REGULAR:
+    if here.kind not in (FileKind.REGULAR, FileKind.BLOCK):
         return f"it is no regular file at the source ({here.kind})"
     if any(
         option.name == "chroot" or "chroot=" in option.text
@@ -260,7 +294,8 @@ def _room(pair: HostPair) -> Iterator[Finding]:
     for disk in pair.source.disks:
         path = path_of(disk.file)
         there = pair.files_there.file(path)
-        if disk.read_only or disk.is_flash or not path or there.exists:
+        volume = pair.files_here.file(path).kind is FileKind.BLOCK
+        if disk.read_only or disk.is_flash or not path or there.exists or volume:
             continue
         allocated = disk.image.allocated_bytes or disk.virtual_bytes
         wanted[parent(path)] += min(allocated, disk.virtual_bytes)

@@ -34,6 +34,8 @@ class HostPair:
     #: The source's process beside what it would be there; ``None``: it is not known which process it is.
     process: ProcessPair | None = None
     policy: Policy | None = None
+    #: The target can make volumes for disks that are block devices.
+    volumes: bool = False
 
     @property
     def one_machine(self) -> bool:
