@@ -94,10 +94,9 @@ SSH = ("--stream", "ssh")
 @pytest.mark.parametrize(
     "options",
     [
-        ("--postcopy", "never", "--streams", "3"),
-        ("--policy", "postcopy-first"),
+        pytest.param(("--postcopy", "never", "--streams", "3"), id="channels", marks=pytest.mark.matrix),
+        pytest.param(("--policy", "postcopy-first"), id="postcopy"),
     ],
-    ids=["channels", "postcopy"],
 )
 async def test_guest_moves_through_a_tunnel_of_which_nothing_is_left(
     lab: Lab, one_crossing: tuple[Path, Path], site: Site, options: tuple[str, ...]

@@ -145,6 +145,7 @@ class DriverState:
             intent_log=self._intent_log,
             result=self.result,
             shared_path=self._shared_path,
+            tunnelled=self._route.tunnelled,
         )
         self._steering = Steering(
             source,

@@ -32,6 +32,8 @@ _FIND_SECONDS, _FIRST_PAUSE_SECONDS = 2.0, 0.005
 _FIRST_LOOKS, _ADDRESSES_SECONDS, _FIRST_ADDRESSES_SECONDS = 10, 5.0, 0.1
 #: Nearer to the end than this, seconds, what is queued is looked at with every sample.
 _NEAR_SECONDS = 1.5
+#: OpenSSH's window, and what the sockets before and behind its client hold of a path that is slower than they.
+_TUNNEL_BYTES = 8 << 20
 #: Seconds that a look may hold the steering up; over a network it goes on beside it.
 _LOOK_SECONDS = 0.005
 #: What waited in sockets that could not be reached is told where it cost more than this.
@@ -51,6 +53,7 @@ class StreamShaper:
         intent_log: IntentLog,
         result: MigrationOutcome,
         shared_path: SharedPath | None = None,
+        tunnelled: bool = False,
     ) -> None:
         self._source, self._destination = source, destination
         self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
@@ -71,6 +74,7 @@ class StreamShaper:
         #: Another controller may have had it paced.
         self._may_be_paced = False
         self._end = EndPace()
+        self._tunnelled = tunnelled
         #: The pace but for the end's; 0: none.
         self._steady = 0
         #: Of the last sample, bytes per second.
@@ -143,8 +147,11 @@ class StreamShaper:
             await self._look(None, within=_LOOK_SECONDS)
         self._speed = sample.bandwidth_bytes_per_second or self._speed
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
-        if not self._postcopy and (self._seen.refused or traffic_shaping.is_narrow(self._fastest)):
-            self._end = traffic_shaping.pace_end(self._end, sample)
+        held = self._seen.refused or self._tunnelled
+        if not self._postcopy and (held or traffic_shaping.is_narrow(self._fastest)):
+            # Nobody can ask what waits in a tunnel: near the end it is always taken to be much.
+            hidden = replace(sample, queued_bytes=_TUNNEL_BYTES) if self._tunnelled else sample
+            self._end = traffic_shaping.pace_end(self._end, hidden)
         elif self._end.limit is not None:
             self._end = traffic_shaping.lift_end_pace(self._end, sample)
         return sample
