@@ -74,7 +74,9 @@ async def _one(lab: Lab, crossing: tuple[Path, Path], seed: int) -> str:
     elif fault == "source" and not guest.pair.source.alive:
         assert ended.state in ("held", "failed"), told
     elif ended.state in ("failed", "cancelled"):
-        await _left_nothing(guest, guest.pair.source)
+        # One that was killed as it ended had moved the guest.
+        moved = fault == "controller" and not guest.pair.source.alive
+        await _left_nothing(guest, guest.pair.destination if moved else guest.pair.source)
     else:
         # Only where the process that had the guest was killed.
         assert (ended.state, fault) == ("held", "destination"), told
