@@ -73,6 +73,16 @@ class TestDisksThatAreNotShared:
         assert await guest.pair.destination.run_state() == "paused"
         assert await guest.check(guest.pair.destination) > 0
 
+    async def test_travel_with_a_guest_that_is_stopped_for_its_move(
+        self, lab: Lab, one_crossing: tuple[Path, Path]
+    ) -> None:
+        guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+        await guest.goes_on(guest.pair.source)
+        ended = await direct(guest.pair, "--policy", "offline")
+        assert (ended.code, ended.document["mode"]) == (0, "offline"), ended.error
+        await guest.goes_on(guest.pair.destination)
+        assert await guest.check(guest.pair.destination) > 0
+
     async def test_travel_in_postcopy_too(self, lab: Lab, one_crossing: tuple[Path, Path]) -> None:
         guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
         ended = await direct(guest.pair, "--policy", "postcopy-first")
