@@ -31,6 +31,8 @@ from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, made
 
 #: Which of their guests moves how.
 POLICIES = {"pre": "default", "post": "postcopy-first", "off": "offline"}
+#: What befalls one of them.
+HOWS = ("killed", "frozen")
 #: For both; another takes over after it, and the time that looking at migrations takes.
 LEASE_SECONDS = 3.0
 _SPEED = 60 * MIB
@@ -90,9 +92,10 @@ class Standstills:
 class Measured:
     """Figures of many take-overs, in seconds."""
 
-    #: Until another had the lease, and until it had begun to go on with what was left.
-    leased: list[float] = field(default_factory=list)
-    went_on: list[float] = field(default_factory=list)
+    rounds: int = 0
+    #: Until another had the lease, and until it had begun to go on with what was left, by what befell the one before.
+    leased: dict[str, list[float]] = field(default_factory=lambda: {how: [] for how in HOWS})
+    went_on: dict[str, list[float]] = field(default_factory=lambda: {how: [] for how in HOWS})
     #: The longest that each guest was not seen running, in rounds in which it moved, by its kind.
     stood: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in POLICIES})
 
@@ -100,16 +103,17 @@ class Measured:
         """Add the figures of earlier portions, which are kept there, and keep all of them."""
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
-            self.leased[:0], self.went_on[:0] = before["leased"], before["went_on"]
-            for kind, stood in before["stood"].items():
-                self.stood[kind][:0] = stood
+            self.rounds += before["rounds"]
+            for name in ("leased", "went_on", "stood"):
+                for kind, seconds in before[name].items():
+                    getattr(self, name)[kind][:0] = seconds
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def table(self) -> str:
         """Return the distribution as a table of a document."""
         rows = {
-            "until another has the lease": self.leased,
-            "until it goes on with what was left": self.went_on,
+            **{f"{how}: until another has the lease": self.leased[how] for how in HOWS},
+            **{f"{how}: until it goes on with what was left": self.went_on[how] for how in HOWS},
             **{f"standstill, {POLICIES[kind]}": stood for kind, stood in self.stood.items()},
         }
         lines = [
@@ -227,7 +231,7 @@ class TwoControllers:
         os.killpg(self._processes[gone].pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         at = time.monotonic()
         if plans:
-            await self._taken_over(gone, last, at)
+            await self._taken_over(gone, last, at, how)
         again = await self._ask_again(f"hosts/{here}/evacuate", key=f"round-{number}", gone=gone)
         assert again["id"] == run["id"]
         await site.ended(run["id"], "completed", within=120)
@@ -238,6 +242,7 @@ class TwoControllers:
         await self._moved_once(run["id"])
         for machine in self.guests:
             self.measured.stood[machine.name.partition("-")[0]].append(watch.longest[machine.name])
+        self.measured.rounds += 1
         await site.post(f"hosts/{here}/activate", key=f"activate-{number}")
 
     async def evacuation(
@@ -294,11 +299,11 @@ class TwoControllers:
         await eventually(is_taken, f"{path} is taken", self.site, within=30)
         return taken
 
-    async def _taken_over(self, gone: str, last: int, at: float) -> None:
+    async def _taken_over(self, gone: str, last: int, at: float, how: str) -> None:
         while await self.acting() in ("", gone):
             assert time.monotonic() - at < 20, self.site.log()[-8000:]
             await asyncio.sleep(0.05)
-        self.measured.leased.append(time.monotonic() - at)
+        self.measured.leased[how].append(time.monotonic() - at)
         while not await self._found("SELECT 1 FROM events WHERE event_id > :last LIMIT 1", last=last):
             if not await self._found(
                 "SELECT 1 FROM documents WHERE kind = 'evacuation' AND ended_at IS NULL"
@@ -306,7 +311,7 @@ class TwoControllers:
                 return  # all was done before
             assert time.monotonic() - at < 30, self.site.log()[-8000:]
             await asyncio.sleep(0.05)
-        self.measured.went_on.append(time.monotonic() - at)
+        self.measured.went_on[how].append(time.monotonic() - at)
 
     async def _bring_back(self, gone: str, how: str, *, ends: bool) -> None:
         process = self._processes[gone]
