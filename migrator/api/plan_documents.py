@@ -46,6 +46,8 @@ class PlannedGuest(Document):
     verdict: str = ""
     #: The group whose guests are switched together, at the end of the last of them; empty: it goes alone.
     moved_with: str = ""
+    #: The file on its host that an evacuation of that id (``ID``) would save it into, as it cannot move; empty: none.
+    saved_into: str = ""
     #: False: no host can take it, an error is among its findings, or its policy is not expected to let it end.
     possible: bool = True
     findings: list[FindingDocument] = Field(default_factory=list)

@@ -166,6 +166,9 @@ def plan_lines(found: Document) -> list[str]:
     """Return the lines below a plan's table: the guests that would stay and why, and how long it would take."""
     guests, lines, awaited = found["guests"], [], False
     for guest in guests:
+        if guest.get("saved_into"):
+            lines.append(f"{label(guest)} would be saved into {guest['saved_into']}: {guest['reason']}")
+            continue
         told = [each for each in guest["findings"] if each["severity"] == "error" or each["code"] in _STAYS]
         if not guest["possible"] and not told:
             lines.append(f"{label(guest)} would stay: {guest['reason']}")

@@ -108,6 +108,8 @@ class Host:
     #: Streams at a time, where there shall be a limit beside the link's speed.
     max_incoming: int | None = None
     max_outgoing: int | None = None
+    #: Directory for guests that are saved as a last resort; empty: none.
+    saved_dir: str = ""
     #: Guests that come here may be given other ports for those that are taken.
     spare_ports: bool = False
 

@@ -131,6 +131,8 @@ class Policy:
     last_resort: LastResort = LastResort.ABORT
     #: Stop the guest first, then copy: no convergence needed, the downtime is the duration.
     offline: bool = False
+    #: In an evacuation: a guest that cannot leave otherwise is saved into a file, and runs nowhere until it is loaded.
+    saves: bool = False
     block_jobs: BlockJobs = BlockJobs.WAIT
     prefer: Preference = Preference.DOWNTIME
     start: Start = Start.NOW
@@ -282,6 +284,13 @@ _BUILTIN = (
         last_resort=LastResort.PAUSE,
     ),
     Policy(name="postcopy-first", max_downtime_seconds=0.3, postcopy=PostcopyMode.IMMEDIATE),
+    Policy(
+        name="save",
+        max_downtime_seconds=0.3,
+        max_throttle_ratio=0.5,
+        postcopy=PostcopyMode.ALLOW,
+        saves=True,
+    ),
     Policy(name="offline", max_downtime_seconds=0.3, offline=True, last_resort=LastResort.PAUSE),
 )
 

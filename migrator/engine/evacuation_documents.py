@@ -131,6 +131,7 @@ def _private(entry: Entry) -> dict[str, Any]:
         "migration": entry.migration,
         "excluded": dict(entry.excluded),
         "exceeded": entry.exceeded,
+        **({"saving": True} if entry.saving else {}),  # a controller of before does not know it
     }
 
 

@@ -12,6 +12,7 @@ from migrator.api.documents import FindingDocument
 from migrator.api.plan_documents import PlanDocument, PlannedGuest, PlannedGuestExperience, PlannedPath
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.saving import saved_into
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.findings import errors_first
 from migrator.core.guest_experience import GuestExperience
@@ -90,10 +91,14 @@ class Preview:
         guests = []
         for number, (key, entry) in enumerate(run.entries.items()):
             target, reason = targets[key]
-            own = snapshot.policies.of(entry.guest, run.policy).name
+            own = snapshot.policies.of(entry.guest, run.policy)
             known = _experience(self._experiences.of(key))
             its = (found.guests.get(key), findings.get(key, ()), known)
-            guests.append(_guest(entry.guest, target, reason, own, *its))
+            planned = _guest(entry.guest, target, reason, own.name, *its)
+            if not planned.possible:
+                path = saved_into(entry.guest, snapshot.hosts.get(host), own, "ID")
+                planned = planned.model_copy(update={"saved_into": path})
+            guests.append(planned)
             if number % _DOCUMENTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._planned[host] = (clock.now(), {each.guest: each.target for each in guests if each.target})
@@ -103,7 +108,7 @@ class Preview:
             host=host,
             paths=[_path(*ends, each) for ends, each in found.paths.items()],
             guests=guests,
-            cannot_move=sum(not each.possible for each in guests),
+            cannot_move=sum(not (each.possible or each.saved_into) for each in guests),
             takes_p10_seconds=found.takes.p10,
             takes_p50_seconds=found.takes.p50,
             takes_p90_seconds=found.takes.p90,

@@ -18,17 +18,20 @@ from migrator.core.drain.actions import (
     Drive,
     End,
     LookAgain,
+    SaveGuest,
     SetShare,
     StartPostcopy,
 )
 from migrator.core.drain.forecast import DrainForecast, foretell_portions, question_portions, told
 from migrator.core.drain.plan import DrainPlan, ManyPlaces, make_plan
-from migrator.core.drain.snapshot import SiteSnapshot
+from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.model import State
 from migrator.engine import clock
 from migrator.engine.announcer import Announcer
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.inventory import Inventory
+from migrator.engine.migration.file_move import POLICY as FILE_POLICY
+from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.registry import Registry
 from migrator.engine.reservations import Reservations
@@ -143,6 +146,9 @@ class Reconciler:
                     self._look(host)
                 case LookAgain(host=host):
                     self._inventory.look_soon(host)
+                case SaveGuest():
+                    if not await self._save(action):
+                        break
                 case Begin():
                     if not await self._begin(action):
                         break
@@ -182,7 +188,6 @@ class Reconciler:
 
     async def _begin(self, action: Begin) -> bool:
         """False: the journal cannot be written."""
-        key = action.guest.key
         run = self._registry.evacuations.get(action.evacuation)
         if run is None or not self._may_begin(action):
             return True  # a command came between; the next turn sees what it did
@@ -196,11 +201,37 @@ class Reconciler:
             trace=trace_context.of(run.traceparent, run.tracestate),
             moved_with=action.moved_with,
         )
+        return await self._journal_and_drive(session, action.reason)
+
+    async def _save(self, action: SaveGuest) -> bool:
+        """False: the journal cannot be written."""
+        key, registry = action.guest.key, self._registry
+        run = registry.evacuations.get(action.evacuation)
+        if run is None or run.ended or run.closing is not None or not registry.may_begin:
+            return True
+        entry = run.entries.get(key)
+        taken = self._reservations.taken(("evacuation", run.id), ("guest", key))
+        if taken or entry is None or entry.done or entry.saving or registry.of_guest(key) is not None:
+            return True
+        session = self._sessions.make(
+            action.guest,
+            run.host,
+            FILE_POLICY,
+            accept=run.accept,
+            run=run.id,
+            by=run.requested_by,
+            trace=trace_context.of(run.traceparent, run.tracestate),
+            file=FileMove(use=FileUse.SAVE, path=action.path),
+        )
+        return await self._journal_and_drive(session, action.reason)
+
+    async def _journal_and_drive(self, session: JournalledSession, reason: str) -> bool:
+        names: list[Name] = [("evacuation", session.evacuation or ""), ("guest", session.guest.key)]
         try:
-            async with self._reservations.hold(("evacuation", run.id), ("guest", key)):
-                await self._sessions.journal(session, reason=action.reason)
+            async with self._reservations.hold(*names):
+                await self._sessions.journal(session, reason=reason)
         except JournalError as error:
-            self._log.warning("not begun", guest=key, error=str(error))
+            self._log.warning("not begun", guest=session.guest.key, error=str(error))
             return False
         self._sessions.drive(session)
         return True

@@ -198,12 +198,21 @@ class Recovery:
             if place < known:
                 continue
             if place > known:
-                run = run.begun(key, row["id"], row["destination"], "begun before the service started again")
+                run = run.begun(
+                    key,
+                    row["id"],
+                    row["destination"],
+                    "begun before the service started again",
+                    saving=bool(row.get("file")),
+                )
             elif entry.standing not in (GuestStanding.MIGRATING, GuestStanding.HELD):
                 continue
             if row.get("ended_at"):
                 how = Ended(
-                    state=State(row["state"]), error=row.get("error") or "", refused=bool(row.get("refused"))
+                    state=State(row["state"]),
+                    error=row.get("error") or "",
+                    refused=bool(row.get("refused")),
+                    saved=str(row.get("file") or ""),
                 )
                 run = run.one_ended(key, how, now=clock.now(), limits=self.rules().site_limits)
         return run

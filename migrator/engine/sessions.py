@@ -118,7 +118,9 @@ class Sessions:
             if session.evacuation is not None:
                 self._registry.change(
                     session.evacuation,
-                    lambda run: run.begun(session.guest.key, session.id, session.target, reason),
+                    lambda run: run.begun(
+                        session.guest.key, session.id, session.target, reason, saving=session.saves
+                    ),
                 )
                 self._announcer.evacuation(session.evacuation)
             self._registry.add(session)
@@ -272,4 +274,5 @@ def _how_it_ended(session: JournalledSession) -> Ended:
         everywhere=session.refused_everywhere,
         awaited=session.unreachable,
         exceeded=session.result.ceiling_exceeded,
+        saved=session.file.path if session.saves and session.file is not None else "",
     )

@@ -362,6 +362,8 @@ class HostDefaults(Section):
     tls_dir: HostPath = TLS_DIRECTORY
     #: ``None``: disks that are block devices are not copied to there.
     image_template: ImageTemplate | None = None
+    #: Directory for guests that an evacuation saves as a last resort.
+    saved_dir: HostPath = ""
 
 
 class HostSettings(HostDefaults):
@@ -402,6 +404,7 @@ class HostSettings(HostDefaults):
             max_incoming=self.max_incoming,
             max_outgoing=self.max_outgoing,
             spare_ports=self.ports == "any",
+            saved_dir=self.saved_dir,
         )
 
 

@@ -10,7 +10,7 @@ from migrator.errors import UsageError
 from migrator.settings import words
 from migrator.settings.models import PolicySettings
 
-BUILTIN = ("default", "gentle", "must-finish", "postcopy-first", "offline")
+BUILTIN = ("default", "gentle", "must-finish", "postcopy-first", "save", "offline")
 #: As a person writes it, and as :class:`~migrator.core.policy.Policy` has it.
 _FIELDS = {
     "max_downtime": "max_downtime_seconds",

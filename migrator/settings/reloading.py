@@ -46,6 +46,7 @@ _HOST = {
     "ports": f"{_NEXT_PLAN}; {_NEXT_START}",
     "tls_dir": _NEXT_LOOK,
     "image_template": f"{_NEXT_LOOK}; {_NEXT_START}",
+    "saved_dir": _NEXT_PLAN,
 }
 _GUEST_KEYS = (
     "match",

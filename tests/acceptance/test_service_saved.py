@@ -263,3 +263,30 @@ async def program(mode: str, file: Path) -> int:
 
     await at_once(there)
     return found[0]
+
+
+async def test_a_host_that_has_to_be_empty_leaves_on_disk_whom_no_other_takes(tmp_path: Path) -> None:
+    web = guest("web")
+    nowhere = '[[guests]]\nmatch = "*"\nrequires = { rack = "none has it" }\n'
+
+    def directory(site: LiveSite) -> None:
+        site.change_config(("[[hosts]]\n", f'[[hosts]]\nsaved_dir = "{tmp_path}"\n'))
+
+    async with served([web], "a", "b", prepare=directory, extra=nowhere) as site:
+        plan = await site.post("plans", host="a", policy="save")
+        (planned,) = plan["guests"]
+        assert planned["saved_into"] == str(tmp_path / f"{web.uuid}-ID.state")
+        assert plan["cannot_move"] == 0
+        asked = await site.post("hosts/a/evacuate", policy="save")
+        run = await site.ended(asked["id"], "completed")
+        (left,) = run["guests"]
+        file = tmp_path / f"{web.uuid}-{asked['id']}.state"
+        assert left["standing"] == "saved"
+        assert f"saved into {file}" in left["reason"]
+        assert run["guests_left"] == 0
+        assert site.instances(web) == []
+        assert beside(file)["state"] == "saved"
+        (host,) = [each for each in (await site.get("hosts"))["items"] if each["host"] == "a"]
+        assert host["state"] == "maintenance"
+        await loaded(site, file, "b")
+        assert site.where(await site.runs_once(web)) == "b"

@@ -16,6 +16,7 @@ PROMISED = {
     "must-finish": (2.0, 0.9, PostcopyMode.ALLOW, LastResort.PAUSE, False),
     "postcopy-first": (0.3, 0.0, PostcopyMode.IMMEDIATE, LastResort.ABORT, False),
     "offline": (0.3, 0.0, PostcopyMode.NEVER, LastResort.PAUSE, True),
+    "save": (0.3, 0.5, PostcopyMode.ALLOW, LastResort.ABORT, False),
 }
 
 

@@ -42,6 +42,16 @@ class Begin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveGuest:
+    """A guest of an evacuation is to be saved into a file on its host: it cannot leave otherwise."""
+
+    evacuation: str
+    guest: Guest
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drive:
     """A migration that waits in its queue is to be prepared."""
 
@@ -101,6 +111,7 @@ Action = (
     Change
     | End
     | Begin
+    | SaveGuest
     | Drive
     | Admit
     | SetShare

@@ -40,6 +40,8 @@ class Entry:
     exceeded: bool = False
     #: Its migration is held and will be taken up again once a host answers that does not now.
     awaited: bool = False
+    #: It is, or was, to be saved into a file, as nothing else was left.
+    saving: bool = False
     #: Not tried before, on the snapshot's clock.
     not_before: float = 0.0
 
@@ -56,7 +58,7 @@ class Entry:
     @property
     def done(self) -> bool:
         """Whether it has left, or is home, or has ended."""
-        return self.standing in (GuestStanding.MOVED, GuestStanding.GONE)
+        return self.standing in (GuestStanding.MOVED, GuestStanding.GONE, GuestStanding.SAVED)
 
     @property
     def aside(self) -> bool:

@@ -22,7 +22,7 @@ from migrator.core.model import State
 ARRIVING = "arriving"
 
 _LEFT_ALONE = (GuestStanding.SET_ASIDE, GuestStanding.HELD)
-_DONE = (GuestStanding.MOVED, GuestStanding.GONE)
+_DONE = (GuestStanding.MOVED, GuestStanding.GONE, GuestStanding.SAVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class Ended:
     awaited: bool = False
     #: The guest stood still for longer than its policy allows.
     exceeded: bool = False
+    #: The file that it was saved into, instead of being moved.
+    saved: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +219,13 @@ class Evacuation:
 
     # --- what becomes of them ----------------------------------------------------------------------------------------
 
-    def begun(self, key: str, migration: str, target: str, reason: str) -> Evacuation:
-        """Return it with a migration begun for that guest."""
+    def begun(
+        self, key: str, migration: str, target: str, reason: str, *, saving: bool = False
+    ) -> Evacuation:
+        """Return it with a migration begun for that guest.
+
+        :param saving: into a file.
+        """
         entry = self.entries[key]
         begun = replace(
             entry,
@@ -227,6 +234,7 @@ class Evacuation:
             target=target,
             reason=reason,
             attempts=entry.attempts + 1,
+            saving=saving,
         )
         return self.marked({key: begun})
 
@@ -244,6 +252,9 @@ class Evacuation:
         """
         entry = replace(self.entries[key], exceeded=how.exceeded)
         match how.state:
+            case State.COMPLETED if how.saved:
+                reason = f"saved into {how.saved}: migrator load {how.saved} --to HOST has it go on"
+                entry = replace(entry, standing=GuestStanding.SAVED, reason=reason)
             case State.COMPLETED:
                 reason = f"runs on {entry.target}"
                 if how.exceeded:
@@ -255,6 +266,9 @@ class Evacuation:
                 entry = replace(entry, standing=GuestStanding.HELD, reason=how.error, awaited=how.awaited)
             case State.CANCELLED:
                 entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason="its migration was cancelled")
+            case _ if entry.saving:
+                reason = f"it cannot be saved either: {how.error}"
+                entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason)
             case _:
                 entry = _failed(entry, how, now, limits)
         return self if entry == self.entries[key] else self.marked({key: entry})
@@ -262,12 +276,13 @@ class Evacuation:
     # --- its end -----------------------------------------------------------------------------------------------------
 
     def settled(
-        self, now: float, *, host_empty: bool, host_up: bool = True
+        self, now: float, *, host_empty: bool, host_up: bool = True, saves: bool = False
     ) -> tuple[Evacuation, EvacuationState | None]:
         """What it ends with, when it is time for that; and how long nothing has happened, noted in it.
 
         :param now: on the snapshot's clock.
         :param host_empty: a look at the host after the last guest had left showed none.
+        :param saves: there are guests that may be saved instead, so less is waited for.
         """
         if self.ended or self.entries.count(GuestStanding.MIGRATING):
             return self._idle(None), None
@@ -281,7 +296,7 @@ class Evacuation:
         if any(entry.guest.obstacle_code == ARRIVING for entry in left):
             return self._idle(None), None
         awaited = any(entry.awaited for entry in self.entries.at(GuestStanding.HELD))
-        longest = NO_TARGET_SECONDS
+        longest = LOST_SECONDS if saves else NO_TARGET_SECONDS
         if not self.entries.count(GuestStanding.NO_TARGET) and host_up and not awaited:
             if not self.waits_for_contact:
                 return self, EvacuationState.INCOMPLETE

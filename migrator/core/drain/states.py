@@ -16,6 +16,8 @@ class GuestStanding(StrEnum):
     MOVED = "moved"
     #: No host can take it now; tried again when the inventory changes.
     NO_TARGET = "no-target"
+    #: Its state is in a file, and it runs nowhere until it is loaded.
+    SAVED = "saved"
     #: Failed so often that it is left; its reason is said.
     SET_ASIDE = "set-aside"
     #: Its migration is held for a person.

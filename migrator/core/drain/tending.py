@@ -9,6 +9,7 @@ from operator import is_
 from migrator.core.drain.actions import Action, CancelMigration, Change, End, LookAgain
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
+from migrator.core.drain.saving import guests_to_save
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Guest
@@ -55,7 +56,11 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
         after, empty = _emptied(after, snapshot, up, actions)
         if after.waits_for_contact and not after.under_way:
             actions.append(LookAgain(host=run.host))
-    after, state = after.settled(snapshot.clock, host_empty=empty, host_up=up)
+    to_save = list(guests_to_save(after, snapshot)) if up else []
+    after, state = after.settled(snapshot.clock, host_empty=empty, host_up=up, saves=bool(to_save))
+    if to_save and state is EvacuationState.INCOMPLETE:
+        state = None
+        actions += to_save
     if after is not run:
         actions.insert(0, Change(before=run, after=after, announce=announce and state is None))
     if state is not None:
