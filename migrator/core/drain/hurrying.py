@@ -23,7 +23,7 @@ from migrator.units import show_seconds
 #: the guest's memory takes.
 _WORTH_SECONDS, _WORTH_RATIO = 0.3, 0.15
 #: The end of a first pass is looked for so much later than it is forecast; after it, so often.
-_SOON_SECONDS, _AGAIN_SECONDS = 0.05, 0.2
+_SOON_SECONDS, _AGAIN_SECONDS = 0.02, 0.1
 
 
 def hurried(snapshot: SiteSnapshot, decided: ScheduleDecision) -> Iterator[StartPostcopy]:
