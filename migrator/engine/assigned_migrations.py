@@ -154,6 +154,8 @@ class AssignedMigrations:
             # With drain too: there may be nobody any more who gives turns, and who waits for one would wait for ever.
             if not drain or each.session.started_at is None:
                 each.session.park()
+            elif each.session.moved_with:
+                each.session.allow_switch("the service stops: nobody says any more when its group is due")
         try:
             async with asyncio.timeout(None if drain else timeout):
                 while self._driven:

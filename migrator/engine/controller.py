@@ -352,6 +352,9 @@ class Engine:
         True when nothing is under way any more.
         """
         self.registry.stopping = True
+        for session in self.registry.live():
+            if drain and session.moved_with:
+                session.allow_switch("the service stops: nobody says any more when its group is due")
         for session in self.registry.migrations.values():
             # With drain too: nobody is given a turn any more, so whoever still waits for one would wait for ever.
             if not drain or session.started_at is None:

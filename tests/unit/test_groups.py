@@ -12,14 +12,19 @@ import pytest
 
 from migrator.api import received
 from migrator.api.commands import Caller, Cancel, Envelope, Evacuate, Migrate, Refusal, Role
+from migrator.core.drain.actions import AllowSwitch
 from migrator.core.drain.groups import TOGETHER_SECONDS, Member, Verdict, judge
 from migrator.core.drain.limits import GroupRules, Otherwise
+from migrator.core.drain.plan import make_plan
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.model import State
 from migrator.core.policy import builtin
 from migrator.engine.migration.group_hold import GROUP
 from migrator.engine.rules import Rules
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, Workload, idle, steady
+from tests.unit.test_drain_plan import guest, migration, site
+from tests.unit.test_drain_plan import of as of_kind
 
 OPERATOR = Caller(user="unix:0", role=Role.OPERATOR, interface="http")
 NOT_YET = Member(guest="")
@@ -259,3 +264,21 @@ def test_a_command_takes_a_guest_or_a_group(body: dict[str, str]) -> None:
     envelope = Envelope(verb="migrate", body=body, caller=OPERATOR)
     with pytest.raises(Refusal, match="the command takes either guest or group"):
         received.parse(envelope)
+
+
+async def test_a_service_that_finishes_what_moves_before_it_stops_waits_for_no_group(tmp_path: Path) -> None:
+    service = group_site(tmp_path, {"db": THREE["db"], "greedy": GREEDY}, link=FAST)
+    async with service.running(killed=True) as running:
+        await running.ask(Evacuate(host="a", policy="narrow"))
+        await running.until(lambda: any(each.waits_for_group for each in running.sessions()), seconds=60)
+        async with asyncio.timeout(120):
+            await running.engine.stop(drain=True)
+        assert service.site.running("db") == ["b"]
+
+
+def test_nobody_waits_for_a_group_whose_evacuation_is_gone() -> None:
+    alone = replace(
+        migration(guest("vm", group="shop"), State.PRECOPY), evacuation="other", moved_with="shop"
+    )
+    plan = make_plan(site(alone.guest, migrations=(alone,)))
+    assert [each.migration for each in of_kind(plan, AllowSwitch)] == [alone.id]

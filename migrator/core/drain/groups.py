@@ -125,11 +125,14 @@ def tend_groups(
 ) -> tuple[dict[str, Evacuation], list[Action]]:
     """Return the evacuations with what became of the groups that are under way in them, and what is to be done."""
     after, actions = dict(running), list[Action]()
-    groups = {
-        (each.evacuation, each.moved_with): None
-        for each in snapshot.live.values()
-        if each.moved_with and each.evacuation in running
-    }
+    groups: dict[tuple[str | None, str], None] = {}
+    for each in snapshot.live.values():
+        if each.moved_with and each.evacuation in running:
+            groups[each.evacuation, each.moved_with] = None
+        elif each.moved_with and not each.switch_allowed:
+            # What moved them together has ended, or cannot be read: nobody is to wait for ever.
+            reason = f"nobody moves its group {each.moved_with} together any more"
+            actions.append(AllowSwitch(migration=each.id, reason=reason))
     for identifier, group in groups:
         assert identifier is not None
         run = after[identifier]

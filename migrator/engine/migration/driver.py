@@ -267,7 +267,7 @@ class MigrationDriver(MigrationLoop):
         quick = held_switch.quick_seconds(to_send, speed)
         if self._policy.offline or self._policy.postcopy is PostcopyMode.IMMEDIATE or quick is not None:
             await self._await_group(quick or 0.0)
-        if self._policy.offline and self._intent_log.intent.guest_runs:
+        if self._policy.offline and self._intent_log.intent.guest_runs and not self.requests.unwanted():
             await self._steering.stop_guest(
                 "the policy is offline: the guest stands still while its memory is copied"
             )
