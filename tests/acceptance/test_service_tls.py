@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -10,8 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from migrator.testing.lab import GuestMachine
-from tests.acceptance.service_site import LiveSite, eventually, guest, made
+from tests.acceptance.service_site import MIB, LiveSite, Witness, eventually, guest, made
 from tests.certificates import self_made, write_directory
 from tests.command import Ended, run
 
@@ -123,3 +126,31 @@ async def test_guest_stays_where_another_authority_made_its_targets_certificates
         assert "signed by another authority than those that b trusts" in refused["error"]
         document = await moved(site, accept=["tls-certificate"])
         assert (document["state"], document["tls"]) == ("completed", False)
+
+
+@pytest.mark.matrix
+async def test_certificates_that_are_renewed_in_the_middle_of_an_evacuation_cost_no_guest(
+    tmp_path: Path,
+) -> None:
+    machines = [guest(name, region=8 * MIB) for name in ("web", "db", "mail", "dns")]
+    async with site_with_authority(tmp_path, *machines, tls="require") as site:
+        assert (await pki(site, "init")).code == (await pki(site, "issue", "a", "b")).code == 0
+        site.serve()
+        await site.until_served()
+        await site.known(len(machines))
+
+        async def renew() -> None:
+            while True:
+                renewed = await pki(site, "renew", "a", "b", "--within", "1000d")
+                assert renewed.code == 0, renewed.err
+
+        async with Witness(site, machines):
+            for here, there in (("a", "b"), ("b", "a")):
+                renewing = asyncio.create_task(renew(), name="renewing certificates")
+                begun = await site.post(f"hosts/{here}/evacuate")
+                await site.ended(begun["id"], "completed", within=120)
+                renewing.cancel()
+                await asyncio.wait({renewing})
+                await site.everyone_at(machines, there)
+                await site.post(f"hosts/{here}/activate")
+        assert {each["tls"] for each in await site.migrations("completed")} == {True}
