@@ -174,20 +174,16 @@ class DiskMirrors:
                 break
             if now.phase in (MirrorPhase.BROKEN, MirrorPhase.COPYING):
                 return now.problem or "the disks are not the same yet"
-            for job in jobs:
-                if (
-                    job.status in ("ready", "standby")
-                    and job.id in self._names()
-                    and job.id not in self._asked
-                ):
-                    self._asked.add(job.id)
-                    await self._source.mirroring.end(job.id)
+            due = [job.id for job in jobs if job.status in ("ready", "standby") and job.id in self._names()]
+            due = [name for name in due if name not in self._asked]
+            self._asked.update(due)
+            await _all(*(self._source.mirroring.end(name) for name in due))
             if clock.now() - began > within:
                 left = show_bytes(now.remaining_bytes)
                 return f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
             await asyncio.sleep(_END_LOOK_SECONDS)
-        await self._source.mirroring.remove_targets(MIRRORS)
-        await self._destination.mirroring.stop_serving()
+        # Nothing is on its way any more: which end closes first does not matter.
+        await _all(self._source.mirroring.remove_targets(MIRRORS), self._destination.mirroring.stop_serving())
         self.end_seconds = clock.now() - began
         return ""
 
@@ -198,6 +194,13 @@ class DiskMirrors:
         """
         if self.copies:
             await self._source.mirroring.give_up(MIRRORS)
+
+
+async def _all(*commands: Awaitable[None]) -> None:
+    """Await all of them, at the same time, and raise the first error once each has ended."""
+    for outcome in await asyncio.gather(*commands, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 def _beside(uri: str) -> str:
