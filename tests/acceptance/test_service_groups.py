@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from migrator.testing.lab import until
 from tests.acceptance.service_site import MIB, LiveSite, guest, served
 
 pytestmark = pytest.mark.timeout(180)
@@ -45,4 +46,19 @@ async def test_guests_of_a_group_that_leave_a_host_are_switched_together() -> No
         for each in migrations:
             assert each["downtime_seconds"] < _TOGETHER_SECONDS, each["decisions"]
             assert each["mode"] == "precopy"
+        await site.everyone_at(MACHINES, "b")
+
+
+async def test_a_controller_that_is_killed_leaves_guests_that_wait_in_one_place_each() -> None:
+    async with served(MACHINES, "a", "b", speed=60 * MIB, extra=GROUP) as site:
+        asked = await site.post("migrations", group="shop", to="b")
+        assert (asked["kind"], asked["group"]) == ("group", "shop")
+
+        async def one_waits() -> bool:
+            return any(each["switch_in_seconds"] is not None for each in await site.migrations())
+
+        await until(one_waits, what="a guest that waits for its group", within=60)
+        await site.restart()
+        run = await site.ended(asked["id"], "completed", within=90)
+        assert {each["standing"] for each in run["guests"]} == {"moved"}
         await site.everyone_at(MACHINES, "b")
