@@ -28,6 +28,17 @@ def test_card_is_named_while_it_is_waited_for_and_told_once() -> None:
     assert told == [("unplug", "QEMU waits for the guest to let go of fast (standby takes over)")]
 
 
+def test_wait_goes_on_where_it_is_cancelled_and_has_ended_with_it() -> None:
+    wait = UnplugWait(tell=lambda action, reason: None)
+    wait.note(replace(WAITS, status=MigrationStatus.CANCELLING))
+    assert wait.waiting_for == ""
+    wait.note(WAITS)
+    wait.note(replace(WAITS, status=MigrationStatus.CANCELLING))
+    assert wait.waiting_for == "the guest to let go of a card"
+    wait.note(replace(WAITS, status=MigrationStatus.CANCELLED))
+    assert wait.waiting_for == ""
+
+
 def test_controller_that_has_not_read_the_guest_says_it_without_a_name() -> None:
     wait = UnplugWait(tell=lambda action, reason: None)
     wait.note(WAITS)

@@ -106,7 +106,7 @@ class MigrationLoop(DriverState):
                     await self._shaper.tend_postcopy(limit=self._postcopy_steering.limit)
                     self._postcopy_steering.expect(self._shared_path.bytes_per_second or 0.0)
                     await self._postcopy_steering.step(source, destination)
-                self._intent_updates.slow_cancel(source)
+                self._intent_updates.slow_cancel(source, waits_for=self._unplug_wait.waiting_for)
                 # What the guest writes to disks that are copied is to be seen soon, however far the switch is.
                 far = 0.0 if self._mirrors.copies else self._steering.far_seconds
                 near = self._steering.look_in_seconds

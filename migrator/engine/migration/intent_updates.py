@@ -89,15 +89,18 @@ class IntentUpdates:
                 "run-state", f"somebody {'resumed' if wanted else 'stopped'} the guest ({run}): so it stays"
             )
 
-    def slow_cancel(self, source: View) -> None:
-        """Say once why a cancel takes so long."""
+    def slow_cancel(self, source: View, *, waits_for: str = "") -> None:
+        """Say once why a cancel takes so long.
+
+        :param waits_for: what QEMU waited for when it was cancelled; empty: nothing that is known.
+        """
         if source.status is not MigrationStatus.CANCELLING or not source.answers:
             return
         if self._cancelling_since is None:
             self._cancelling_since = self._intent_log.elapsed
         elif self._intent_log.elapsed - self._cancelling_since > _SLOW_CANCEL_SECONDS:
             self._cancelling_since = math.inf
-            self._intent_log.decide(
-                "wait",
-                "QEMU still tries to connect and ends only when that fails, in up to two minutes; the guest runs",
-            )
+            why = "QEMU still tries to connect and ends only when that fails, in up to two minutes; the guest runs"
+            if waits_for:
+                why = f"QEMU still waits for {waits_for}, for half a minute at the most"
+            self._intent_log.decide("wait", why)

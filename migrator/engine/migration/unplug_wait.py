@@ -33,7 +33,10 @@ class UnplugWait:
         """Note what a look has shown."""
         if not source.answers:
             return
-        self.waiting_for = ""
+        if (
+            source.status is not MigrationStatus.CANCELLING
+        ):  # QEMU goes on waiting where it is cancelled meanwhile
+            self.waiting_for = ""
         if source.status is MigrationStatus.WAIT_UNPLUG:
             self.waiting_for = f"the guest to let go of {self._cards}"
             if not self._told:
