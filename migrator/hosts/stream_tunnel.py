@@ -82,7 +82,14 @@ class TunnelEnd:
         if self.ssh is None:
             return self.login()
         key = ["-i", str(self.ssh.key), "-o", "IdentitiesOnly=yes"] if self.ssh.key else []
-        hosts = ["-o", f"UserKnownHostsFile={self.ssh.known_hosts}"] if self.ssh.known_hosts else []
+        hosts = []
+        if self.ssh.known_hosts:  # that file and no other, as for the controller's own connections
+            hosts = [
+                "-o",
+                f'UserKnownHostsFile="{self.ssh.known_hosts}"',
+                "-o",
+                "GlobalKnownHostsFile=/dev/null",
+            ]
         return [*key, *hosts, *self.login()]
 
 
