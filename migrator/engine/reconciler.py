@@ -45,7 +45,7 @@ from migrator.ports import Computing
 _TOGETHER_SECONDS = 0.02
 #: ... and for so many times as long as its plan took, up to a bound: where many are under way the loop is for those who
 #: drive them. Nothing that a plan says is more urgent than that; a cancellation or a lost lease does not wait for it.
-_REST_RATIO, _REST_MOST_SECONDS = 4.0, 0.1
+_REST_RATIO, _REST_MOST_SECONDS = 4.0, 0.5
 #: While something is under way the forecast is made anew so often.
 _FORECAST_SECONDS = 1.0
 #: ... and so much more seldom where there are many, up to a bound: it takes the longer, and changes the less.
