@@ -138,6 +138,8 @@ class Recovery:
                 run = evacuation_documents.from_journal(saved)
                 self.registry.evacuations[run.id] = run
         self.unread += [name for kind, name in sorted(self.unreadable) if kind in ("migration", "evacuation")]
+        if self.spreading is not None:
+            self.spreading.leave_alone(self.unread)
         return left
 
     @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from migrator.core.policy import Start, builtin
 from migrator.engine import guest_experiences, handing_over, pair_overheads
 from migrator.engine.assigned_migrations import AssignedMigrations
+from migrator.engine.spreading import Spreading
 from migrator.errors import JournalError
 from migrator.ports import Assignment
 from migrator.qemu.claim import DriverClaim
@@ -207,7 +208,7 @@ def test_a_driver_that_drains_does_not_wait_for_a_turn_that_nobody_gives(
         """Tell the driver nothing."""
 
     monkeypatch.setattr(
-        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+        handing_over, "choose_driver", lambda own, loads, hosts, needs, **how: next(iter(hosts), own)
     )
     stopped: list[bool] = []
 
@@ -284,7 +285,7 @@ def test_what_was_accepted_outlives_the_planner_that_could_do_nothing_about_it_a
     monkeypatch.setattr(journal_view._Assignments, "request", tell_nobody)
     if spread:
         monkeypatch.setattr(
-            handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+            handing_over, "choose_driver", lambda own, loads, hosts, needs, **how: next(iter(hosts), own)
         )
     # The next one plans while it is still copied.
     monkeypatch.setattr(three_controllers, "LEASE_SECONDS", 1.5)
@@ -345,7 +346,7 @@ def test_what_a_driver_said_last_counts_whatever_befalls_the_planner_that_takes_
 
     monkeypatch.setattr(journal_view.JournalView, "save", save_slowly)
     monkeypatch.setattr(
-        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+        handing_over, "choose_driver", lambda own, loads, hosts, needs, **how: next(iter(hosts), own)
     )
     world = ThreeControllers(seed=8, guests=2, misfortunes=[Misfortune(what="kill", command=8, driver=True)])
     befallen = spoil(monkeypatch, world, call, how)
@@ -385,7 +386,7 @@ def test_what_was_given_unheard_and_is_then_refused_is_not_left_behind(
     monkeypatch.setattr(journal_view._Assignments, "give", give_unheard)
     monkeypatch.setattr(journal_view._Assignments, "find", find_later)
     monkeypatch.setattr(
-        handing_over, "choose_driver", lambda own, loads, hosts, needs: next(iter(hosts), own)
+        handing_over, "choose_driver", lambda own, loads, hosts, needs, **how: next(iter(hosts), own)
     )
 
     async def scenario(world: ThreeControllers) -> None:
@@ -429,6 +430,50 @@ def test_what_a_driver_cannot_read_another_drives(
     assert len(refused) == 1, "nothing more is given to the one that could not read it"
     assert begun
     assert ended == ["completed"] * 4
+
+
+def test_what_a_planner_cannot_read_its_driver_goes_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        handing_over, "choose_driver", lambda own, loads, hosts, needs, **how: next(iter(hosts), own)
+    )
+    monkeypatch.setattr(three_controllers, "LEASE_SECONDS", 1.5)
+    adopt, fence = Spreading.adopt, journal_view._Assignments.fence
+    unread: list[str] = []
+    fenced: list[str] = []
+    ended: list[str] = []
+
+    def adopt_what_it_knows(self: Spreading, saved: Any, assignment: Assignment) -> Any:
+        if not unread:
+            unread.append(saved["id"])
+            raise TypeError("Policy.__init__() got an unexpected keyword argument")
+        return adopt(self, saved, assignment)
+
+    async def fence_and_note(self: journal_view._Assignments, migration: str, number: int) -> Any:
+        fenced.append(migration)
+        return await fence(self, migration, number)
+
+    monkeypatch.setattr(Spreading, "adopt", adopt_what_it_knows)
+    monkeypatch.setattr(journal_view._Assignments, "fence", fence_and_note)
+
+    def acting(world: ThreeControllers) -> three_controllers.Controller:
+        return next(each for each in world.controllers if each.sole_use and not each.process.dead)
+
+    async def scenario(world: ThreeControllers) -> None:
+        await world.ask("migrate", "k-second", guest="vm-1", to="b")
+        while await state_of_second(world) != "precopy":
+            await asyncio.sleep(0.01)
+        world.kill(acting(world))
+        while not unread:
+            await asyncio.sleep(0.05)
+        assert world.drivers()
+        await asyncio.sleep(1.5)
+        world.kill(acting(world))  # the next one can read it
+        await world.quiet()
+        ended.append(await state_of_second(world))
+
+    ThreeControllers(seed=1, guests=2).run(scenario)
+    assert fenced == []
+    assert ended == ["completed"]
 
 
 @pytest.mark.soak
