@@ -303,7 +303,7 @@ class Engine:
     @property
     def unread(self) -> list[str]:
         """Migrations and evacuations that were left by a newer version, so that they cannot be read."""
-        return self._recovery.unread
+        return sorted(self.registry.unread)
 
     async def recover(self) -> None:
         """Read the journal; begin to go on with everything that was left. Guests that stand still come first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from migrator import logs
@@ -64,8 +64,6 @@ class Recovery:
     unreadable: set[tuple[str, str]]
     left_records: list[str]
     spreading: Spreading | None = None
-    #: Migrations and evacuations that are under way and cannot be read.
-    unread: list[str] = field(default_factory=list)
 
     async def run(self) -> None:
         """Begin to go on with everything that was left. Guests that stand still come first.
@@ -137,9 +135,8 @@ class Recovery:
             with self._left_out("evacuation", saved):
                 run = evacuation_documents.from_journal(saved)
                 self.registry.evacuations[run.id] = run
-        self.unread += [name for kind, name in sorted(self.unreadable) if kind in ("migration", "evacuation")]
-        if self.spreading is not None:
-            self.spreading.leave_alone(self.unread)
+        unread = {name for kind, name in self.unreadable if kind in ("migration", "evacuation")}
+        self.registry.unread = frozenset(unread)
         return left
 
     @contextmanager

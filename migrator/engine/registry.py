@@ -28,6 +28,8 @@ class Registry:
     def __init__(self) -> None:
         self.migrations: dict[str, JournalledSession] = {}
         self.evacuations: dict[str, Evacuation] = {}
+        #: Migrations and evacuations that were under way at the start and cannot be read: nothing of them is touched.
+        self.unread: frozenset[str] = frozenset()
         #: The service stops.
         self.stopping = False
         #: Another controller may have the right to act.
@@ -80,7 +82,7 @@ class Registry:
     def is_under_way(self, migration: str) -> bool:
         """Whether a migration of that id has not ended."""
         session = self.migrations.get(migration)
-        return session is not None and not session.ended
+        return migration in self.unread or (session is not None and not session.ended)
 
     def expect(self, session: JournalledSession) -> None:
         """Keep its target for a migration that is being journalled, until :meth:`expect_no_more`."""

@@ -102,8 +102,6 @@ class Spreading:
         self._reported: set[str] = set()
         self._look_at_all = True
         self._looking = asyncio.Event()
-        #: Migrations that are under way and that this version cannot read: whoever drives them goes on.
-        self._left_alone: frozenset[str] = frozenset()
         #: Hosts that streams of other controllers leave, and that they enter.
         self._left: set[str] = set()
         self._entered: set[str] = set()
@@ -150,10 +148,6 @@ class Spreading:
         )
 
     # --- following ---------------------------------------------------------------------------------------------------
-
-    def leave_alone(self, migrations: Collection[str]) -> None:
-        """Do nothing about migrations that are under way and cannot be read."""
-        self._left_alone = frozenset(migrations)
 
     async def left(self) -> dict[str, Assignment]:
         """Return what the planner before this one gave away, by migration.
@@ -246,11 +240,7 @@ class Spreading:
 
     async def _clean(self, rows: Collection[Assignment]) -> None:
         """Remove what is left of migrations that have ended."""
-        left = [
-            row
-            for row in rows
-            if not self._registry.is_under_way(row.migration) and row.migration not in self._left_alone
-        ]
+        left = [row for row in rows if not self._registry.is_under_way(row.migration)]
         for row in left:
             if not row.over:
                 await self._assignments.fence(row.migration, row.number)

@@ -111,6 +111,9 @@ async def test_migration_that_cannot_be_read_is_left_as_it_is_with_its_record(tm
     async with service.running() as running:
         assert running.engine.unread == [asked.id]
         assert running.sessions() == []
+        assert running.engine.registry.is_under_way(asked.id), (
+            "nothing of it is swept, or taken from its driver"
+        )
         [left] = running.engine.left_records
         assert "this version cannot read it" in left
     assert json.loads(documents[key]) == newer
