@@ -1,4 +1,4 @@
-"""What the service tells without changing anything: hosts and guests, plans and checks, what is under way, events."""
+"""Commands that change nothing: hosts and guests, plans and checks, what is under way, events."""
 
 from __future__ import annotations
 

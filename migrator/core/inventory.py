@@ -185,7 +185,7 @@ class Guest:
 
     @property
     def to_send_bytes(self) -> int:
-        """What of its memory is not empty, as far as is known."""
+        """Return how much of its memory is not empty, as far as is known."""
         if self.resident_bytes is None:
             return self.memory_bytes
         return min(self.memory_bytes, max(0, self.resident_bytes - _QEMUS_OWN_BYTES))

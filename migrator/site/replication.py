@@ -61,7 +61,7 @@ class Replication:
         return same
 
     def note_start(self, target: str) -> None:
-        """What was seen of a target is not so any more once a QEMU is started there."""
+        """Forget what was seen of a target: it is not so any more once a QEMU is started there."""
         self._starts[target] += 1
 
     async def read_process(self, guest: Guest, source: SourceQemu) -> SourceProcess | None:

@@ -1,4 +1,4 @@
-"""What a guest's disks still lack at the target while its memory is copied, and when its switch can bear that. Pure.
+"""Backlog of a guest's disks: what the target still lacks while memory is copied, and when the switch can bear it.
 
 A mirror follows what the guest writes; what it has not sent when the guest is stopped for the switch is sent then, with
 the guest standing still. So that counts as downtime: the switch waits until it fits under the policy's ceiling, and
@@ -44,7 +44,7 @@ _LEAST_BYTES_PER_SECOND = 64 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class Backlog:
-    """What the disks of one guest lack at the target at one moment."""
+    """Backlog of one guest: what its disks lack at the target at one moment."""
 
     #: What the switch would have to send with the guest standing still, and how long that takes, besides their end.
     expected_bytes: float = 0.0

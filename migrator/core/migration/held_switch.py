@@ -47,7 +47,7 @@ _WAITING_SECONDS, _LAST_SECONDS = 86400.0, 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class HeldPace:
-    """What the stream may send while the switch is held."""
+    """Bandwidth that the stream may use while the switch is held."""
 
     #: ``None``: whatever it likes.
     bytes_per_second: int | None = None
@@ -57,7 +57,7 @@ class HeldPace:
 
     @property
     def trickles(self) -> bool:
-        """Whether the end of a pass is kept back, and next to nothing is sent."""
+        """Tell whether the end of a pass is kept back, and next to nothing is sent."""
         return self.bytes_per_second == TRICKLE_BYTES_PER_SECOND
 
     def after(self, sample: Sample, model: Model) -> HeldPace:
