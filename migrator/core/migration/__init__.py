@@ -11,7 +11,8 @@ While memory is copied:
 
 - `convergence` decides (`convergence_state` goes from one sample to the next, `convergence_rungs` are the rungs of the
   ladder), `throttling` how much CPU time is taken, `switch_timing` when QEMU gets its real downtime limit
-  (`objective` is what that is chosen by), `halted_stream` when a target is given up.
+  (`objective` is what that is chosen by), `halted_stream` when a target is given up,
+  `held_switch` how a copy goes on while the guest waits for its group.
 - `stream_layout` is how many channels memory has and what is compressed, `traffic_shaping` what may wait in the
   stream's sockets and how fast they send, `postcopy_bandwidth` what a postcopy sends unasked.
 
