@@ -4,8 +4,7 @@ It knows nothing of other migrations.
 
 - `session` takes it from its request to its end (`journalled_session` for the service, with its document);
   `session_phase` says how far it is and what may follow, `requests` what others want of it, `services` what it works
-  with, `session_ends` opens both ends and lets them go. `preflight` finds what speaks against it, `cleanup` clears
-  the
+  with, `session_ends` opens both ends and lets them go. `preflight` finds what speaks against it, `cleanup` clears the
   hosts up, `guest_network` looks at what carries the guest's network, `session_hooks` runs the site's hooks,
   `file_move` says that one end is a file.
 - `driver` begins it, or takes it up, and `driver_loop` drives it through the ports; `driver_state` has its parts, and
@@ -15,7 +14,6 @@ It knows nothing of other migrations.
   `disk_mirrors` the disks that both ends do not share,
   `stream_recovery` a postcopy whose network broke, `unplug_wait` the cards that the guest has to let go of;
   `intent_log` writes the record, `ending` says what is said at the end.
-- `take_over` goes on with what another controller left: `missing_record` without its record, `stray_records` where
-  the
+- `take_over` goes on with what another controller left: `missing_record` without its record, `stray_records` where the
   journal does not know it. `held_migrations` judges what is held again, `resolution` ends it as a person says.
 """
