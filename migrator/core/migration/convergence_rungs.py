@@ -164,10 +164,9 @@ def believed(state: ConvergenceState, sample: Sample, rung: str, left: float) ->
 
 def _quiet_wait(sample: Sample, model: Model, rung: str, left: float) -> float:
     """Return the seconds, from the first bad round on, for which a quiet moment of the guest is waited for."""
-    copy_seconds = sample.total_bytes / model.bandwidth_bytes_per_second
-    if model.first_pass_seconds is not None:
-        copy_seconds = min(copy_seconds, model.first_pass_seconds)  # less where much of its memory is zeros
-    wait = max(_QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * copy_seconds)
+    wait = max(
+        _QUIET_WAIT_SECONDS, _QUIET_WAIT_COPIES * sample.total_bytes / model.bandwidth_bytes_per_second
+    )
     if math.isfinite(left) and rung == ActionKind.PAUSE:
         wait = min(wait, left - 2.0 * sample.remaining_bytes / model.bandwidth_bytes_per_second)
     return wait
