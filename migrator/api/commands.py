@@ -86,10 +86,8 @@ class Migrate(Command):
     def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a group that is not given: one guest is asked for as it always was, also of older controllers."""
         fields: dict[str, Any] = serialize(self)
-        if self.group is None:
-            del fields["group"]
-        else:
-            del fields["guest"]
+        # Where unset fields are left out it is not there.
+        fields.pop("group" if self.group is None else "guest", None)
         return fields
 
 
