@@ -1,4 +1,4 @@
-"""What a move is felt as from outside: a Linux guest on bridges in network namespaces, pinged every 5 ms.
+"""A move as it is felt from outside: a Linux guest on bridges in network namespaces, pinged every 5 ms.
 
 The target has a CPU of its own, as in a real move: the QEMU that the guest comes to shares none with the one that it
 leaves, nor with the client or migrator.

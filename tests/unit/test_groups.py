@@ -13,7 +13,7 @@ import pytest
 from migrator.api import received
 from migrator.api.commands import Caller, Cancel, Envelope, Evacuate, Migrate, Refusal, Role
 from migrator.core.drain.actions import AllowSwitch
-from migrator.core.drain.groups import TOGETHER_SECONDS, Member, Verdict, judge
+from migrator.core.drain.groups import TOGETHER_SECONDS, GroupDecision, Member, judge
 from migrator.core.drain.limits import GroupRules, Otherwise
 from migrator.core.drain.plan import make_plan
 from migrator.core.drain.states import EvacuationState, GuestStanding
@@ -49,7 +49,7 @@ class TestRule:
             verdict = judge("shop", members, rules, now=now)
             self.check(members, verdict, rules, late=now > 60.0)
 
-    def check(self, members: list[Member], verdict: Verdict, rules: GroupRules, *, late: bool) -> None:
+    def check(self, members: list[Member], verdict: GroupDecision, rules: GroupRules, *, late: bool) -> None:
         held = {each.guest: each for each in members if not (each.allowed or each.switched or each.stays)}
         switched = any(each.switched for each in members)
         begun = switched or any(each.allowed for each in members)

@@ -56,8 +56,8 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What is to be done with a group now."""
+class GroupDecision:
+    """The decision on a group for now."""
 
     #: The guests that may be switched now, each with the reason; those that may already are not among them.
     switch: Mapping[str, str]
@@ -65,10 +65,10 @@ class Verdict:
     stay: str = ""
 
 
-_WAIT = Verdict(switch={})
+_WAIT = GroupDecision(switch={})
 
 
-def judge(group: str, members: Sequence[Member], rules: GroupRules, *, now: float) -> Verdict:
+def judge(group: str, members: Sequence[Member], rules: GroupRules, *, now: float) -> GroupDecision:
     """Return who of a group may be switched now, or why all of them stay."""
     going = [each for each in members if not each.stays]
     held = [each for each in going if not (each.switched or each.allowed)]
@@ -76,22 +76,22 @@ def judge(group: str, members: Sequence[Member], rules: GroupRules, *, now: floa
         return _WAIT
     if first := next((each for each in going if each.switched), None):
         reason = f"{first} of its group {group} has been switched"
-        return Verdict(switch={each.guest: reason for each in held})
+        return GroupDecision(switch={each.guest: reason for each in held})
     may_stay = rules.otherwise is Otherwise.STAY and not any(each.allowed for each in going)
     out = next((each for each in members if each.stays), None)
     if out is not None and may_stay:
-        return Verdict(switch={}, stay=f"its group {group} stays: {out} does not move: {out.stays}")
+        return GroupDecision(switch={}, stay=f"its group {group} stays: {out} does not move: {out.stays}")
     late = [each for each in held if each.switch_in_seconds is None]
     since = min((each.since for each in held if each.since is not None), default=now)
     if now - since < rules.wait_seconds:
-        return _WAIT if late else Verdict(switch=_due(group, going, held))
+        return _WAIT if late else GroupDecision(switch=_due(group, going, held))
     awaited = (late or [each for each in going if each.allowed] or held)[0]
     waited = (
         f"{awaited} was not switched in the {show_seconds(rules.wait_seconds)} that its group {group} waits"
     )
     if may_stay and late:
-        return Verdict(switch={}, stay=waited)
-    return Verdict(
+        return GroupDecision(switch={}, stay=waited)
+    return GroupDecision(
         switch={
             each.guest: f"{waited}: it is moved all the same"
             for each in held

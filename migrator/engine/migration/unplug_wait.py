@@ -9,7 +9,7 @@ from migrator.core.preflight.facts import Facts
 
 
 class UnplugWait:
-    """What is known of that wait, by looks at the source.
+    """The wait for a card, as looks at the source show it.
 
     QEMU asks the guest before it copies memory, waits for as long as that takes, and plugs the cards in again: at the
     destination once the guest runs there, at the source where the migration fails.
