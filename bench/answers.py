@@ -30,7 +30,7 @@ from bench.options import Options
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.broker import USERS, Broker, mosquitto
-from tests.mqtt_fakes import Peer, peer
+from tests.mqtt_peer import Peer, peer
 
 _PAIRS = 100
 COMMANDS = 200

@@ -36,7 +36,7 @@ from bench.options import Options
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 from tests.broker import USERS, Broker, mosquitto
-from tests.mqtt_fakes import PREFIX
+from tests.mqtt_peer import PREFIX
 
 _HOSTS, _GUESTS_EACH, _MOVING = 100, 10, 50
 _SECONDS = 15.0

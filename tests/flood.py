@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 import aiomqtt
 
-from tests.mqtt_fakes import PREFIX
+from tests.mqtt_peer import PREFIX
 
 
 async def _silent(host: str, port: int, _what: str, _pause: float) -> None:

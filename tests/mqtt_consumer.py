@@ -12,7 +12,8 @@ from typing import Any
 from migrator.api.commands import Caller, Command, Envelope, Reply
 from migrator.api.documents import MigrationDocument
 from migrator.ports import Claim
-from tests.mqtt_fakes import FakeLog, Service, settings
+from tests.mqtt_fakes import FakeLog, Service
+from tests.mqtt_peer import settings
 
 
 async def serve(port: int, directory: Path, where: str) -> None:

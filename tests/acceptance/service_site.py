@@ -23,7 +23,7 @@ from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine, Habit, LabQemu, until
 from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker
-from tests.mqtt_fakes import PREFIX, Got
+from tests.mqtt_peer import PREFIX, Got
 
 MIB = 1 << 20
 FAST, SLOW = 400 * MIB, 40 * MIB
@@ -267,7 +267,7 @@ def guest(name: str, *, region: int = 32 * MIB, speed: int = 4 * MIB, **how: Any
 
 
 def at_broker(broker: Broker) -> str:
-    """For ``extra``: the service at this broker, as tests/mqtt_fakes.py expects it."""
+    """For ``extra``: the service at this broker, as tests/mqtt_peer.py expects it."""
     return (
         '[site]\nname = "site"\ninstance = "one"\n'
         f'[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\nusername = "migrator"\n'

@@ -20,7 +20,7 @@ from migrator.testing.lab import GuestMachine, Habit, until
 from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import peer
+from tests.mqtt_peer import peer
 
 MIB = 1 << 20
 PASSWORD = USERS["migrator"]

@@ -21,7 +21,7 @@ from tests.acceptance.service_site import MIB, SLOW, Board, LiveSite, Witness, a
 from tests.acceptance.test_service_entrances import entrance_there
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Peer, peer
+from tests.mqtt_peer import Peer, peer
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tests.acceptance.service_site import LiveSite, at_broker, made
 from tests.acceptance.test_service_entrances import answers, entrance_there, gone
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX
+from tests.mqtt_peer import PREFIX
 
 HOSTS = ("a", "b", "c")
 SOAK = (pytest.mark.soak, pytest.mark.timeout(3600))

@@ -21,7 +21,7 @@ from tests.acceptance.test_service_mqtt import until_reply
 from tests.broker import Broker, mosquitto
 from tests.collector import Collector, Got
 from tests.conftest import missing
-from tests.mqtt_fakes import peer
+from tests.mqtt_peer import peer
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GIVEN = f"00-{TRACE}-{CALLER}-01"

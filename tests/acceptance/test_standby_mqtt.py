@@ -17,7 +17,7 @@ from tests.acceptance.service_site import eventually, made
 from tests.acceptance.test_takeover import ask_second, standing_by
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import peer
+from tests.mqtt_peer import peer
 
 HOSTS = ("a", "b", "c")
 

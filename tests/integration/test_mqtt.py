@@ -19,7 +19,8 @@ from migrator.core.model import State
 from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, FakeLog, FakeQueries, Peer, Service, peer, settings
+from tests.mqtt_fakes import FakeLog, FakeQueries, Service
+from tests.mqtt_peer import PREFIX, Peer, peer, settings
 
 
 @pytest.fixture

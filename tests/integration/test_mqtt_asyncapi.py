@@ -18,7 +18,8 @@ from migrator.mqtt import asyncapi
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service, peer, settings
+from tests.mqtt_fakes import Service
+from tests.mqtt_peer import peer, settings
 
 WRITTEN = Path(__file__).parents[2] / "docs" / "asyncapi.json"
 

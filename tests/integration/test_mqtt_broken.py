@@ -16,7 +16,8 @@ from migrator.core.model import State
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, FakeLog, Peer, Service, peer, settings
+from tests.mqtt_fakes import FakeLog, Service
+from tests.mqtt_peer import PREFIX, Peer, peer, settings
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from migrator.testing.lab import until
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_fakes import Service
-from tests.mqtt_fakes import settings as settings_of
+from tests.mqtt_peer import settings as settings_of
 
 TEXT = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
 

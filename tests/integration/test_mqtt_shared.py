@@ -11,7 +11,8 @@ import pytest
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, Service, peer, settings
+from tests.mqtt_fakes import Service
+from tests.mqtt_peer import PREFIX, peer, settings
 
 
 @pytest.fixture

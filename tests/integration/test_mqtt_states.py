@@ -18,7 +18,8 @@ from migrator.engine.event_bus import EventBus
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import PREFIX, FakeController, FakeQueries, Peer, Service, peer, settings
+from tests.mqtt_fakes import FakeController, FakeQueries, Service
+from tests.mqtt_peer import PREFIX, Peer, peer, settings
 
 DAY = timedelta(days=1)
 

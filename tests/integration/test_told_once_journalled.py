@@ -24,7 +24,7 @@ from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.http_service import Place
-from tests.mqtt_fakes import Peer, peer, settings
+from tests.mqtt_peer import Peer, peer, settings
 from tests.service_fakes import ScriptedService, serving
 from tests.some_events import migration_state, progress
 
