@@ -7,7 +7,8 @@ import statistics
 import time
 
 from migrator.metrics import Metrics
-from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration
+from tests.documents import a_guest, a_host, a_migration
+from tests.fake_queries import FakeQueries
 
 #: Aim for a scrape with a thousand active migrations.
 _AIM_SECONDS = 0.2

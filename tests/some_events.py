@@ -18,7 +18,7 @@ from migrator.api.events import (
     read_event,
 )
 from migrator.api.queries import EventBatch
-from tests.fake_queries import a_host, a_migration, an_evacuation
+from tests.documents import a_host, a_migration, an_evacuation
 
 
 def migration_state(identifier: str = "m1", **fields: Any) -> MigrationStateChanged:

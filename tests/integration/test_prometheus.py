@@ -26,7 +26,8 @@ from migrator.metrics import Metrics, Probes
 from migrator.metrics.catalogue import BY_NAME
 from migrator.metrics.gauges import BrokerGauges
 from migrator.testing.process import until
-from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
+from tests.documents import a_guest, a_host, a_migration, an_evacuation
+from tests.fake_queries import FakeQueries
 from tests.panels import BOARDS, panel_queries
 from tests.prometheus import INTERVAL_SECONDS, RULES, Prometheus, Target, running
 

@@ -11,7 +11,7 @@ import pytest
 from migrator.api.commands import CommandKey
 from migrator.api.documents import DecisionDocument
 from migrator.api.events import Event, EventDocument, MigrationStateChanged, read_event
-from tests.fake_queries import a_migration
+from tests.documents import a_migration
 from tests.some_events import command, decision, evacuation_state, host_state, migration_state, progress
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -29,7 +29,8 @@ from migrator.metrics import Metrics, catalogue, document, label_values
 from migrator.metrics.catalogue import BY_NAME, CATALOGUE
 from migrator.metrics.definition import Kind
 from migrator.ports.queries import Queries
-from tests.fake_queries import FakeQueries, a_guest, a_host, a_migration, an_evacuation
+from tests.documents import a_guest, a_host, a_migration, an_evacuation
+from tests.fake_queries import FakeQueries
 from tests.metered import Service
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

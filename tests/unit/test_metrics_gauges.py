@@ -11,7 +11,7 @@ from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.metrics import catalogue
-from tests.fake_queries import a_guest, a_host, a_migration, an_evacuation
+from tests.documents import a_guest, a_host, a_migration, an_evacuation
 from tests.metered import Service
 
 

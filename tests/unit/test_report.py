@@ -21,7 +21,7 @@ from migrator.core.model import Decision, Mode, Sample, State
 from migrator.core.policy import builtin
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.errors import UsageError
-from tests.fake_queries import a_migration
+from tests.documents import a_migration
 
 SVG = "{http://www.w3.org/2000/svg}"
 

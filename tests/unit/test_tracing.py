@@ -47,7 +47,8 @@ from migrator.tracing.spans import (
     recorded,
     span_id,
 )
-from tests.fake_queries import FakeQueries, a_migration, an_evacuation
+from tests.documents import a_migration, an_evacuation
+from tests.fake_queries import FakeQueries
 from tests.some_events import evacuation_state, host_state
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
