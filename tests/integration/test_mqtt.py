@@ -152,10 +152,10 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
         "an unknown field",
         "migrate",
         {"id": "x", "guest": "g", "by": 1},
-        "by: there is no such field (there are guest, to, policy, accept)",
+        "by: there is no such field (there are guest, group, to, policy, accept)",
         "x",
     ),
-    ("a missing field", "migrate", {"id": "x"}, "guest: is missing", "x"),
+    ("a missing field", "migrate", {"id": "x"}, "the command takes either guest or group", "x"),
     (
         "two wrong fields",
         "migrate",

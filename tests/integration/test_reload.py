@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from migrator import logs
+from migrator.core.drain.limits import Otherwise
 from migrator.core.hooks import HookPlace, HookPoint
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
@@ -91,7 +92,13 @@ def write(directory: Path, changes: dict[str, str]) -> Path:
     for dotted, text in changes.items():
         section, _, key = dotted.partition(".")
         tables.setdefault(section, {})[key] = text
-    heads = {"policies": "[policies.p]", "guests": "[[guests]]", "hooks": "[[hooks]]", "hosts": "[[hosts]]"}
+    heads = {
+        "policies": "[policies.p]",
+        "groups": "[groups.g]",
+        "guests": "[[guests]]",
+        "hooks": "[[hooks]]",
+        "hosts": "[[hosts]]",
+    }
     lines = []
     for section, table in tables.items():
         lines += [heads.get(section, f"[{section}]"), *(f"{key} = {text}" for key, text in table.items())]
@@ -163,6 +170,10 @@ def of_policy(name: str) -> Probe:
     return lambda service: getattr(service.engine.rules.policy("p"), name)
 
 
+def of_group(name: str) -> Probe:
+    return lambda service: getattr(service.engine.rules.groups.get("g"), name, None)
+
+
 def settled(section: str, name: str) -> Probe:
     """Of what is read from the configuration in force each time that it is needed."""
     return lambda service: getattr(getattr(service.live.settings, section), name)
@@ -199,6 +210,7 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
     "labels": ('{ rack = "7" }', of_host("labels"), {"rack": "7"}),
     "max_incoming": ("2", of_host("max_incoming"), 2),
     "max_outgoing": ("3", of_host("max_outgoing"), 3),
+    "saved_dir": ('"/s"', of_host("saved_dir"), "/s"),
     "ports": ('"any"', of_launch("ports"), "any"),
 }
 #: Keys of a host that only one reached over SSH has.
@@ -246,6 +258,9 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "guests.movable": ("false", of_guest("obstacle_code"), "not-movable"),
     "guests.ports": ('"any"', of_guest("ports"), "any"),
     "guests.accept": ('["tcg-loses-writes"]', of_guest("accept"), ("tcg-loses-writes",)),
+    "groups.together": ("false", of_group("together"), False),
+    "groups.wait": ('"3s"', of_group("wait_seconds"), 3.0),
+    "groups.otherwise": ('"stay"', of_group("otherwise"), Otherwise.STAY),
     "hooks.point": ('"after"', of_hook("point", point=HookPoint.AFTER), HookPoint.AFTER),
     "hooks.command": ('["/bin/y", "1"]', of_hook("command"), ("/bin/y", "1")),
     "hooks.name": ('"it"', of_hook("name"), "it"),
@@ -394,6 +409,7 @@ class TestEveryKey:
                     "host_defaults": "hosts[",
                     "hosts": "hosts[",
                     "policies": "policies.p",
+                    "groups": "groups.g",
                     "guests": "guests",
                     "hooks": "hooks",
                 }

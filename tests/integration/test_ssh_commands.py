@@ -19,7 +19,7 @@ from migrator.engine.migration.session import MigrationSession
 from migrator.hosts.ssh import SshAccess
 from migrator.settings.configuration import Settings
 from migrator.settings.models import HostSettings
-from migrator.site import destinations, recent_facts, recent_processes
+from migrator.site import recent_facts, recent_processes, replication
 from migrator.site.from_settings import make_site
 from migrator.store.step_records import StepRecords
 from migrator.testing import network
@@ -62,7 +62,7 @@ async def test_moving_a_guest_takes_few_commands(
     # However busy this machine is, what was found a moment ago is not read again.
     monkeypatch.setattr(recent_facts, "_SECONDS", 60.0)
     monkeypatch.setattr(recent_processes, "_SECONDS", 60.0)
-    monkeypatch.setattr(destinations, "_RECENT_SECONDS", 60.0)
+    monkeypatch.setattr(replication, "_RECENT_SECONDS", 60.0)
     settings = Settings(
         hosts=tuple(
             HostSettings.model_validate(
