@@ -119,9 +119,9 @@ class RemoteSession(JournalledSession):
             setattr(self.result, name, getattr(document, name))
         self.result.findings = [Finding(**each.model_dump()) for each in last.findings]
         self.status = _progress(document)
-        if document.switch_in_seconds is None or self.requests.switch:
+        if self.requests.switch:
             self.switchable_since = None
-        elif self.switchable_since is None:
+        elif document.switch_in_seconds is not None and self.switchable_since is None:
             self.switchable_since = clock.now()
         known = len(self.result.decisions)
         for each in last.decisions[known:]:

@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterable, Mapping
 
 #: Defines a shell function that prints of a directory what each migration's images there will take yet: ``ID:BYTES``
-#: each, separated by spaces. A note of an image that is not there any more counts nothing.
+#: each, separated by spaces. A note of an image that is not there any more counts nothing, and one of an image that
+#: nobody has written to for two days, or that is itself a month old, neither: nobody is left who fills it.
 HELD_ROOM = rb"""
 held() {
   for r in "${1%/}"/.migrator-room-*; do
     [ -f "$r" ] && read -r m w f <"$r" && [ -f "${1%/}/$f" ] || continue
-    l=$((w - $(stat -c %b -- "${1%/}/$f") * 512))
+    b=$(stat -c %b -- "${1%/}/$f")
+    case $w:$b in :*|*:|0[0-9]*|*[!0-9:]*) continue ;; esac
+    [ -z "$(find "$r" -mtime +30)" ] && [ -z "$(find "${1%/}/$f" -mtime +1)" ] || continue
+    l=$((w - b * 512))
     [ "$l" -le 0 ] || printf ' %s:%s' "$m" "$l"
   done
 } 2>/dev/null

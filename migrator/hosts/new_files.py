@@ -41,6 +41,10 @@ while [ $# -ge 7 ]; do
   rm -f -- "$t"
   [ -n "$new" ] && [ "$w" -gt 0 ] || continue
   d=${p%/*}/ r=${p%/*}/.migrator-room-$mark-$k
+  # A note of this image is of one that was here before: nobody fills that one any more.
+  for old in "$d".migrator-room-*; do
+    [ -f "$old" ] && read -r _ _ of <"$old" && [ "$of" = "${p##*/}" ] && rm -f -- "$old"
+  done 2>/dev/null
   env printf -- '- %s\\0' "$r" >>"$list" && (umask 022; echo "$new $w ${p##*/}" >"$r") || exit
   mine=0 others=0
   for each in $(held "$d"); do

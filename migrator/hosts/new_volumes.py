@@ -22,7 +22,11 @@ while [ "$n" -gt 0 ]; do
   env printf '%s\0' "$1" >>"$d/$k.words" || exit
   n=$((n - 1)); shift
 done
-"$@" </dev/null >/dev/null || exit
+"$@" </dev/null >/dev/null || {
+  n=$?
+  [ ! -e "$p" ] || echo "$p is there now, and is left: it may be somebody else's; remove it by hand if not" >&2
+  exit $n
+}
 i=0
 while [ ! -b "$p" ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done
 [ -b "$p" ] || { echo "$1 has made no block device at $p" >&2; exit 1; }

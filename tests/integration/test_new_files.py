@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +103,23 @@ async def test_room_that_an_image_will_take_is_held_until_its_guest_has_arrived(
     assert await held(tmp_path) == {"m-2": 1 << 20}
     await remove_images(HOST, str(runs[1]))
     assert [each.name for each in tmp_path.iterdir() if not each.is_dir()] == ["one.img"]
+
+
+async def test_room_that_nobody_fills_any_more_is_not_held_for_ever(tmp_path: Path) -> None:
+    image, run = tmp_path / "one.img", tmp_path / "run"
+    run.mkdir()
+    filled = replace(like(image), expected_bytes=1 << 50)
+    await make_images(HOST, str(run), [filled], migration="m-1")
+    for broken in ("", "m", "m 08 one.img\n", "m x one.img\n", "m  one.img\n"):
+        (tmp_path / ".migrator-room-broken").write_text(broken)
+        assert await held(tmp_path) == {"m-1": 1 << 50}
+    (run / "images").unlink()  # the host was restarted
+    image.unlink()
+    await make_images(HOST, str(run), [replace(filled, expected_bytes=1 << 20)], migration="m-2")
+    assert await held(tmp_path) == {"m-2": 1 << 20}
+    long_ago = time.time() - 3 * 86_400
+    os.utime(image, (long_ago, long_ago))
+    assert await held(tmp_path) == {}
 
 
 async def held(directory: Path) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,11 +20,15 @@ from migrator.core.drain.plan import make_plan
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State
 from migrator.core.policy import builtin
-from migrator.engine.migration.group_hold import GROUP
+from migrator.engine.migration.group_hold import GROUP, GroupHold
+from migrator.engine.migration.intent_log import IntentLog
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.rules import Rules
+from migrator.ports import Record
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, Workload, idle, steady
-from tests.unit.test_drain_plan import guest, migration, site
+from tests.unit.test_drain_plan import emptying, guest, migration, site
 from tests.unit.test_drain_plan import of as of_kind
 
 OPERATOR = Caller(user="unix:0", role=Role.OPERATOR, interface="http")
@@ -282,3 +287,41 @@ def test_nobody_waits_for_a_group_whose_evacuation_is_gone() -> None:
     )
     plan = make_plan(site(alone.guest, migrations=(alone,)))
     assert [each.migration for each in of_kind(plan, AllowSwitch)] == [alone.id]
+
+
+def test_time_that_a_guest_waited_is_not_its_own_when_it_cannot_be_switched_any_more() -> None:
+    log = IntentLog(
+        cast(Record, None),
+        result=MigrationOutcome(id="m", state=State.PRECOPY),
+        on_decision=lambda decision: None,
+    )
+    hold = GroupHold("shop", requests=MigrationRequests(), intent_log=log)
+    policy = builtin("gentle").but(max_duration_seconds=60.0)
+    assert hold.policy(policy).max_duration_seconds == 60.0
+    hold.note(0.1)
+    log.began -= 100.0
+    hold.note(0.1)
+    assert (hold.policy(policy).max_duration_seconds or 0.0) > 1000.0
+    hold.note(None)
+    log.began -= 10.0
+    hold.note(None)
+    assert hold.policy(policy).max_duration_seconds == pytest.approx(160.0, abs=1.0)
+
+
+def test_the_others_are_waited_for_only_so_long_by_one_that_can_be_switched_now_and_then() -> None:
+    flaps = Member(guest="", since=0.0)
+    rules = GroupRules(wait_seconds=60.0)
+    assert judge("shop", of(flaps, NOT_YET), rules, now=70.0).switch == {}
+    again = replace(flaps, switch_in_seconds=0.1)
+    assert judge("shop", of(again, NOT_YET), rules, now=71.0).switch.keys() == {"vm-0"}
+
+
+def test_nobody_waits_for_one_whose_state_is_in_a_file() -> None:
+    gone, vm = guest("gone", group="shop"), guest("vm", group="shop")
+    under_way = replace(
+        migration(vm, State.PRECOPY), evacuation="e1", moved_with="shop", switch_in_seconds=0.1
+    )
+    run = emptying(gone, vm).begun("vm", under_way.id, "b", "")
+    run = run.marked({"gone": replace(run.entries["gone"], standing=GuestStanding.SAVED)})
+    plan = make_plan(site(vm, evacuations=(run,), migrations=(under_way,)))
+    assert [each.migration for each in of_kind(plan, AllowSwitch)] == [under_way.id]

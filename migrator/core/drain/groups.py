@@ -41,7 +41,7 @@ class Member:
     label: str = ""
     #: It could be stopped in so many seconds; ``None``: not yet.
     switch_in_seconds: float | None = None
-    #: Since when, on the snapshot's clock.
+    #: When it could be for the first time, on the snapshot's clock; it may not be able to at the moment.
     since: float | None = None
     #: It was told that it may be switched.
     allowed: bool = False
@@ -164,7 +164,7 @@ def _member(entry: Entry, run: Evacuation, rules: GroupRules, snapshot: SiteSnap
             return Member(guest=key, label=label, stays=entry.reason or "it was set aside")
         case GuestStanding.NO_TARGET if rules.otherwise is Otherwise.GO:
             return Member(guest=key, label=label, stays=entry.reason or "no host can take it")
-        case GuestStanding.GONE:
+        case GuestStanding.GONE | GuestStanding.SAVED:
             return None
         case GuestStanding.MIGRATING:
             migration = snapshot.live.get(key)

@@ -72,7 +72,7 @@ class MigrationSnapshot:
     moved_with: str = ""
     #: It could be stopped in so many seconds; ``None``: not yet, or nobody waits for it.
     switch_in_seconds: float | None = None
-    #: Since when, on the snapshot's clock.
+    #: When it could be for the first time, on the snapshot's clock.
     switchable_since: float | None = None
     #: Its group is due.
     switch_allowed: bool = False

@@ -150,6 +150,14 @@ def policy_while_held(policy: Policy, *, at_seconds: float) -> Policy:
     return replace(policy, max_duration_seconds=at_seconds + _WAITING_SECONDS)
 
 
+def policy_after_waiting(policy: Policy, *, waited_seconds: float) -> Policy:
+    """Return the policy of a guest that could be switched and waited for so long, and cannot be now."""
+    limit = policy.max_duration_seconds
+    if limit is None or not waited_seconds:
+        return policy
+    return replace(policy, max_duration_seconds=limit + waited_seconds)
+
+
 def policy_when_due(policy: Policy, *, due_at_seconds: float, switchable_at_seconds: float | None) -> Policy:
     """Return the policy of a guest whose group is due: it ends as soon as it can.
 

@@ -31,6 +31,9 @@ class GroupHold:
         self._pace = HeldPace()
         self.switch_in_seconds: float | None = None
         self._switchable_at: float | None = None
+        #: Since when it has been waiting, ``None`` while it could not be switched; and for how long before that.
+        self._waiting_since: float | None = None
+        self._waited_seconds = 0.0
         self._due_at: float | None = None
 
     @property
@@ -86,8 +89,9 @@ class GroupHold:
             return policy
         at = self._intent_log.elapsed
         if self.holds:
-            waits = self.switch_in_seconds is not None
-            return held_switch.policy_while_held(policy, at_seconds=at) if waits else policy
+            if self._waiting_since is not None:
+                return held_switch.policy_while_held(policy, at_seconds=at)
+            return held_switch.policy_after_waiting(policy, waited_seconds=self._waited_seconds)
         if self._due_at is None:
             self._due_at = at
             self._intent_log.decide(GROUP, self._requests.switch)
@@ -124,4 +128,9 @@ class GroupHold:
                 f"it could be switched, and runs on until the others of its group {self.group} can be too"
             )
             self._intent_log.decide(GROUP, reason)
+        at, since = self._intent_log.elapsed, self._waiting_since
+        if switch_in_seconds is None and since is not None:
+            self._waited_seconds, self._waiting_since = self._waited_seconds + at - since, None
+        elif switch_in_seconds is not None and since is None:
+            self._waiting_since = at
         self.switch_in_seconds = switch_in_seconds

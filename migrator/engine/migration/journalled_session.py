@@ -134,9 +134,9 @@ class JournalledSession(FileSession):
         self._decide(Decision(at_seconds=round(self.began_ago(), 6), action=GROUP, reason=reason))
 
     def _show(self, status: MigrationProgress) -> None:
-        if status.switch_in_seconds is None or self.requests.switch:
+        if self.requests.switch:
             self.switchable_since = None
-        elif self.switchable_since is None:
+        elif status.switch_in_seconds is not None and self.switchable_since is None:
             self.switchable_since = clock.now()
         super()._show(status)
 
