@@ -14,21 +14,23 @@ import subprocess
 import termios
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from migrator.api.commands import Migrate
 from tests.command import MIGRATOR
-from tests.service_fakes import InThread, ScriptedService, in_thread
+from tests.service_thread import ServiceThread, in_thread
 
 _PATIENCE_SECONDS = 20.0
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[InThread]:
-    with in_thread(tmp_path, lambda: ScriptedService(steps=None)) as service:
+def service(tmp_path: Path) -> Iterator[ServiceThread]:
+    with in_thread(tmp_path) as service:
+        service.move_slowly("web", "db")
         yield service
 
 
@@ -70,7 +72,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(service: InThread, *arguments: str, terminal: tuple[int, int] | None = None) -> Iterator[Running]:
+def running(
+    service: ServiceThread, *arguments: str, terminal: tuple[int, int] | None = None
+) -> Iterator[Running]:
     """A command by a pipe, or on a terminal of so many columns and lines."""
     if terminal is None:
         ours, theirs = os.pipe()
@@ -102,105 +106,99 @@ def running(service: InThread, *arguments: str, terminal: tuple[int, int] | None
         os.close(ours)
 
 
-def begun(service: InThread) -> None:
-    service.do(lambda world: world.progress("m1", 0.25))
+def begin(service: ServiceThread) -> str:
+    """Begin to move a guest; the migration's id."""
+    identifier: str = service.ask(Migrate(guest="db", to="beta")).id
+    return identifier
 
 
-def test_ctrl_c_detaches_and_cancels_nothing(service: InThread):
+def test_ctrl_c_detaches_and_cancels_nothing(service: ServiceThread):
     with running(service, "migrate", "db", "--wait") as command:
         command.until("preparing")
-        begun(service)
         command.until("precopy")
         command.process.send_signal(signal.SIGINT)
         assert command.ended() == 130
-        assert "detached; migration m1 goes on. migrator watch m1 shows it again" in command.said
+        [one] = service.active()
+        assert f"detached; migration {one.id} goes on. migrator watch {one.id} shows it again" in command.said
         assert "Traceback" not in command.said
-    assert service.do(lambda world: [one.id for one in world.active_migrations()]) == ["m1"]
 
 
 @pytest.mark.parametrize("terminal", [None, (100, 30)], ids=["piped", "terminal"])
-def test_a_wait_goes_on_when_the_service_restarts(service: InThread, terminal: tuple[int, int] | None):
+def test_a_wait_goes_on_when_the_service_restarts(service: ServiceThread, terminal: tuple[int, int] | None):
     with running(service, "migrate", "db", "--wait", terminal=terminal) as command:
-        command.until("preparing")
-        begun(service)
+        command.until("precopy")
+        [one] = service.active()
         service.stop()
         command.until("trying again")
         service.start()
         command.until("the service is back")
-        service.do(lambda world: world.decide("m1", "throttle", "it dirties faster than it is sent"))
-        command.until("throttle: it dirties faster than it is sent")
-        service.do(lambda world: world.finish("m1"))
+        service.let_move()
         assert command.ended() == 0, command.said
-        assert command.said.count("throttle: it dirties") == 1
+        decisions = service.migration(one.id).decisions
+        assert {each.action for each in decisions} >= {"take-up", "hand-over"}
+        made = Counter(f"{each.action}: {each.reason}" for each in decisions)
+        assert {text: command.said.count(text) for text in made} == made
         assert "completed" in command.said
 
 
-def test_what_happened_while_the_service_was_away_is_shown(service: InThread):
+def test_what_happened_while_the_service_was_away_is_shown(service: ServiceThread):
     with running(service, "migrate", "db", "--wait") as command:
-        command.until("preparing")
-        begun(service)
-        command.until("begin: the stream")
+        command.until("precopy")
         service.stop()
         command.until("trying again")
-        service.world.finish("m1")
+        service.let_move()
         service.start()
         assert command.ended() == 0, command.said
+        assert "hand-over: " in command.said
 
 
-def test_an_evacuation_watched_over_a_restart(service: InThread):
+def test_an_evacuation_watched_over_a_restart(service: ServiceThread):
+    # Of three one is away at once.
     with running(service, "evacuate", "alpha", "--wait") as command:
         command.until("3 of 3 guests left")
-        service.do(lambda world: world.finish("m1"))
         command.until("2 of 3 guests left")
         service.stop()
         command.until("trying again")
         service.start()
         command.until("the service is back")
-        service.do(lambda world: world.finish("m2"))
-        service.do(lambda world: world.finish("m3"))
+        service.let_move()
         assert command.ended() == 0, command.said
         assert "evacuation of alpha, completed" in command.said
 
 
-def test_ctrl_c_leaves_an_evacuation_running(service: InThread):
+def test_ctrl_c_leaves_an_evacuation_running(service: ServiceThread):
     with running(service, "evacuate", "alpha", "--wait", terminal=(90, 30)) as command:
         command.until(lambda said: "running" in said)
         command.process.send_signal(signal.SIGINT)
         assert command.ended() == 130
-        assert "evacuation e1 goes on" in command.said
-    assert len(service.do(lambda world: world.active_evacuations())) == 1
+        [one] = service.do(lambda world: world.queries.active_evacuations())
+        assert f"evacuation {one.id} goes on" in command.said
 
 
 @pytest.mark.parametrize("columns", [60, pytest.param(160, marks=pytest.mark.matrix)])
-def test_tables_fit_the_terminal(service: InThread, columns: int):
+def test_tables_fit_the_terminal(service: ServiceThread, columns: int):
     for arguments in (("hosts",), ("guests",), ("plan", "alpha"), ("status",)):
         with running(service, *arguments, terminal=(columns, 24)) as command:
             assert command.ended() == 0, command.said
             lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in command.said.splitlines()]
-            assert max(map(len, lines)) <= columns, arguments
+            table = [
+                line for line in lines if not line.startswith("alpha would be empty")
+            ]  # a sentence wraps
+            assert max(map(len, table)) <= columns, arguments
             assert "\x1b[31m'" not in command.said
 
 
-def test_the_time_left_is_seen_on_a_usual_terminal(service: InThread):
+def test_the_time_left_is_seen_on_a_usual_terminal(service: ServiceThread):
     with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
-        command.until("preparing")
-
-        def seen(said: str) -> bool:
-            begun(service)  # again, as what comes too soon after the last is not drawn
-            return "2.0 s to go" in said
-
-        command.until(seen)
-        service.do(lambda world: world.finish("m1"))
+        command.until(lambda said: re.search(r"\d (s|min) to go", said) is not None)
+        service.let_move()
         assert command.ended() == 0
 
 
-def test_bars_stay_on_their_line(service: InThread):
+def test_bars_stay_on_their_line(service: ServiceThread):
     with running(service, "migrate", "db", "--wait", terminal=(80, 24)) as command:
-        command.until("preparing")
-        for step in range(10):
-            service.do(partial(ScriptedService.progress, identifier="m1", ratio=step / 10))
-        command.until("precopy")
-        service.do(lambda world: world.finish("m1"))
+        command.until(lambda said: "precopy" in said and "to go" in said)
+        service.let_move()
         assert command.ended() == 0
         shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", command.said)
         assert max(len(line) for piece in shown.split("\n") for line in piece.split("\r")) <= 160
@@ -208,42 +206,41 @@ def test_bars_stay_on_their_line(service: InThread):
 
 
 class TestScreen:
-    def test_on_a_terminal(self, service: InThread):
+    def test_on_a_terminal(self, service: ServiceThread):
         with running(service, "watch", terminal=(120, 40)) as command:
             command.until("no guest is moving")
-            service.do(lambda world: world.migrate(world.guests()[1]))
-            begun(service)
-            command.until(lambda said: "precopy" in said and "25%" in said)
+            begin(service)
+            command.until(lambda said: "precopy" in said and re.search(r"\b[1-9]%", said) is not None)
             service.stop()
             command.until("does not answer")
             service.start()
-            service.do(lambda world: world.finish("m1"))
+            service.let_move()
             command.until("completed")
             command.process.send_signal(signal.SIGINT)
             assert command.ended() == 0
             assert "Traceback" not in command.said
 
-    def test_piped_it_is_lines_of_events(self, service: InThread):
+    def test_piped_it_is_lines_of_events(self, service: ServiceThread):
         with running(service, "watch") as command:
             service_listens(service)
-            service.do(lambda world: world.migrate(world.guests()[1]))
-            begun(service)
-            said = command.until("begin: the stream")
-            assert "migration m1  preparing" in said
+            one = begin(service)
+            service.let_move()
+            said = command.until("hand-over: ")
+            assert f"migration {one}  preparing" in said
             assert "\x1b" not in said
             command.process.send_signal(signal.SIGINT)
             assert command.ended() == 0
 
-    def test_events_are_followed(self, service: InThread):
+    def test_events_are_followed(self, service: ServiceThread):
         with running(service, "events", "--follow", "--json") as command:
             service_listens(service)
-            service.do(lambda world: world.migrate(world.guests()[1]))
+            begin(service)
             command.until('"kind": "state"')
             command.process.send_signal(signal.SIGINT)
             assert command.ended() == 130
 
 
-def service_listens(service: InThread) -> None:
+def service_listens(service: ServiceThread) -> None:
     """Somebody follows its events."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while service.do(lambda world: world.bus.listening()) == 0:

@@ -12,24 +12,52 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.core.model import State
-from migrator.errors import JournalError
+from migrator.api.commands import Migrate
 from migrator.http.limits import Limits
 from migrator.testing.lab import until
-from tests.http_service import OPERATOR, VIEWER, MemoryTokens, Place
-from tests.service_fakes import ScriptedService, serving
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
+from migrator.testing.workload import MIB, steady
+from tests.http_service import OPERATOR, VIEWER, MemoryTokens, Place, serving, two_hosts
 from tests.some_events import decision, migration_state, progress
 
 
 @pytest.fixture
-async def world() -> ScriptedService:
-    return ScriptedService(steps=None)
+def service(tmp_path: Path) -> SimulatedService:
+    return two_hosts(tmp_path / "records")
 
 
 @pytest.fixture
-async def place(world: ScriptedService, tmp_path: Path) -> AsyncIterator[Place]:
-    async with serving(world, tmp_path) as place:
+async def running(service: SimulatedService) -> AsyncIterator[RunningEngine]:
+    async with service.running(killed=True) as running:
+        await journalled(running)
+        yield running
+
+
+@pytest.fixture
+async def place(running: RunningEngine, tmp_path: Path) -> AsyncIterator[Place]:
+    async with serving(running.dispatcher, running.queries, tmp_path) as place:
         yield place
+
+
+async def journalled(running: RunningEngine) -> int:
+    """Wait until the journal has all that was published; return the number of the last event."""
+    await until(lambda: running.bus.last_event_id == running.bus.place, what="events in the journal")
+    return running.bus.last_event_id
+
+
+async def streams(running: RunningEngine, count: int) -> None:
+    """Wait until so many listen."""
+    await until(lambda: running.bus.listening() == count, what=f"{count} streams")
+
+
+def write_slowly(service: SimulatedService, seconds: float) -> None:
+    """Have the journal take so long for what it writes."""
+    pause = service.journal.pause
+
+    async def slow(call: str) -> None:
+        await (asyncio.sleep(seconds) if call == "save" else pause(call))
+
+    service.journal.pause = slow
 
 
 def client_of(place: Place) -> httpx2.AsyncClient:
@@ -81,24 +109,27 @@ async def take(
     return found
 
 
-def say(world: ScriptedService, count: int, *, subject_id: str = "m1") -> None:
+def say(running: RunningEngine, count: int) -> None:
     for _ in range(count):
-        world.bus.publish(migration_state(subject_id))
+        running.bus.publish(migration_state("m1"))
 
 
-async def test_without_a_place_to_begin_only_what_comes(place: Place, world: ScriptedService):
-    say(world, 5)
+async def test_without_a_place_to_begin_only_what_comes(place: Place, running: RunningEngine):
+    say(running, 5)
+    past = await journalled(running)
     coming = asyncio.create_task(take(2, place))
-    await until(lambda: world.bus.listening() == 1, what="1 streams")
-    say(world, 2)
-    assert [event["event_id"] for event in await coming] == [6, 7]
+    await streams(running, 1)
+    say(running, 2)
+    assert [event["event_id"] for event in await coming] == [past + 1, past + 2]
 
 
 @pytest.mark.parametrize("by", ["token", "session"])
-async def test_a_stream_ends_soon_after_its_token_was_revoked(tmp_path: Path, by: str):
-    tokens, world = MemoryTokens(), ScriptedService(steps=None)
+async def test_a_stream_ends_soon_after_its_token_was_revoked(
+    running: RunningEngine, tmp_path: Path, by: str
+):
+    tokens = MemoryTokens()
     async with (
-        serving(world, tmp_path, tokens=tokens) as place,
+        serving(running.dispatcher, running.queries, tmp_path, tokens=tokens) as place,
         httpx2.AsyncClient(base_url=f"{place.url}/api/v1/") as client,
     ):
         headers = {"Origin": place.url}
@@ -112,13 +143,13 @@ async def test_a_stream_ends_soon_after_its_token_was_revoked(tmp_path: Path, by
                 httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=viewers) as other,
                 other.stream("GET", "events") as goes_on,
             ):
-                await until(lambda: world.bus.listening() == 2, what="2 streams")
+                await streams(running, 2)
                 tokens.revoked.add("olga")
                 async with asyncio.timeout(10):
                     async for _ in revoked.aiter_lines():
                         pass
-                await until(lambda: world.bus.listening() == 1, what="1 stream")
-                say(world, 1)
+                await streams(running, 1)
+                say(running, 1)
                 async with asyncio.timeout(10):
                     async for line in goes_on.aiter_lines():
                         if line.startswith("data"):
@@ -126,52 +157,59 @@ async def test_a_stream_ends_soon_after_its_token_was_revoked(tmp_path: Path, by
         assert (await client.get("hosts", headers=headers)).status_code == 401
 
 
-async def test_the_journal_first_and_then_what_comes(place: Place, world: ScriptedService):
-    say(world, 5)
-    coming = asyncio.create_task(take(5, place, "events?after=2"))
-    await until(lambda: world.bus.listening() == 1, what="1 streams")
-    say(world, 2)
-    assert [event["event_id"] for event in await coming] == [3, 4, 5, 6, 7]
+async def test_the_journal_first_and_then_what_comes(place: Place, running: RunningEngine):
+    say(running, 5)
+    past = await journalled(running)
+    coming = asyncio.create_task(take(5, place, f"events?after={past - 3}"))
+    await streams(running, 1)
+    say(running, 2)
+    assert [event["event_id"] for event in await coming] == list(range(past - 2, past + 3))
 
 
-async def test_what_a_browser_saw_last_counts_more_than_the_address(place: Place, world: ScriptedService):
-    say(world, 6)
-    assert [e["event_id"] for e in await take(2, place, "events?after=1", last="4")] == [5, 6]
+async def test_what_a_browser_saw_last_counts_more_than_the_address(place: Place, running: RunningEngine):
+    say(running, 6)
+    past = await journalled(running)
+    found = await take(2, place, f"events?after={past - 5}", last=str(past - 2))
+    assert [event["event_id"] for event in found] == [past - 1, past]
 
 
-async def test_ids_of_another_journal(place: Place, world: ScriptedService):
+async def test_ids_of_another_journal(place: Place, running: RunningEngine):
     """After its journal was lost a service counts from 1 again; who listens must not be deaf until it caught up."""
-    say(world, 2)
+    say(running, 2)
+    past = await journalled(running)
     coming = asyncio.create_task(take(1, place, "events?after=5000"))
-    await until(lambda: world.bus.listening() == 1, what="1 streams")
-    say(world, 1)
-    assert [event["event_id"] for event in await coming] == [3]
+    await streams(running, 1)
+    say(running, 1)
+    assert [event["event_id"] for event in await coming] == [past + 1]
 
 
-@pytest.mark.parametrize("lag", [0.0, 0.15], ids=["journal at once", "journal late"])
-async def test_no_gap_and_none_twice_while_much_is_published(tmp_path: Path, lag: float):
-    world = ScriptedService(steps=None, journal_lag=lag)
-    async with serving(world, tmp_path) as place:
-        say(world, 100)
-        # Nobody has heard of an event that the journal does not have.
-        await until(lambda: world.bus.last_event_id == 100, what="a hundred in the journal")
-        published = asyncio.Event()
+@pytest.mark.parametrize("lag", [0.002, 0.05], ids=["journal at once", "journal late"])
+async def test_no_gap_and_none_twice_while_much_is_published(
+    service: SimulatedService, running: RunningEngine, place: Place, lag: float
+):
+    write_slowly(service, lag)
+    first = running.bus.last_event_id
+    say(running, 100)
+    # Nobody has heard of an event that the journal does not have.
+    assert await journalled(running) == first + 100
+    published = asyncio.Event()
 
-        async def publish() -> None:
-            for _ in range(300):
-                say(world, 3)
-                world.bus.publish(progress())
-                await asyncio.sleep(0)
-                if world.bus.last_event_id % 60 == 0:
-                    await asyncio.sleep(0.01)
-            published.set()
+    async def publish() -> None:
+        for _ in range(300):
+            say(running, 3)
+            running.bus.publish(progress())
+            await asyncio.sleep(0)
+            if running.bus.last_event_id % 60 == 0:
+                await asyncio.sleep(0.01)
+        published.set()
 
-        publishing = asyncio.create_task(publish())
-        streams = [asyncio.create_task(_all_of(place, 1000, after=10 * n)) for n in range(8)]
-        for n, stream in enumerate(streams):
-            assert await stream == list(range(10 * n + 1, 1001))
-        await publishing
-        assert published.is_set()
+    publishing = asyncio.create_task(publish())
+    places = [first + 10 * n for n in range(8)]
+    found = [asyncio.create_task(_all_of(place, first + 1000, after=after)) for after in places]
+    for after, stream in zip(places, found, strict=True):
+        assert await stream == list(range(after + 1, first + 1001))
+    await publishing
+    assert published.is_set()
 
 
 async def _all_of(place: Place, upto: int, *, after: int) -> list[int]:
@@ -193,125 +231,145 @@ async def _all_of(place: Place, upto: int, *, after: int) -> list[int]:
     return seen
 
 
-async def test_events_of_one_migration_from_its_first(place: Place, world: ScriptedService):
-    guest = world.guest("db")
-    assert guest is not None
-    one, other = world.migrate(guest), world.migrate(guest)
-    coming = asyncio.create_task(take(6, place, f"migrations/{one.id}/events"))
-    await until(lambda: world.bus.listening() == 1, what="1 streams")
-    world.progress(other.id, 0.5)
-    world.progress(one.id, 0.5)
-    world.finish(other.id)
-    world.finish(one.id, State.COMPLETED)
-    world.decide(one.id, "note", "after the end")
-    found = await coming
+async def test_events_of_one_migration_from_its_first(
+    service: SimulatedService, running: RunningEngine, place: Place
+):
+    # One that writes nothing is at its switch at once, however slow its link: its memory is not sent.
+    for machine in service.site.machines.values():
+        machine.workload = steady(128 * MIB, 0.1 * MIB)
+    out = service.site.hosts["alpha"].out
+    out.bytes_per_second = 1.0 * MIB
+    one, other = [await running.ask(Migrate(guest=name, to="beta")) for name in ("db", "alpha/web")]
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(20), aclosing(events(place, f"migrations/{one.id}/events")) as coming:  # type: ignore[type-var]
+        async for event in coming:
+            found.append(event)
+            if event["kind"] == "progress":
+                out.bytes_per_second = 1000.0 * MIB
+            if event["kind"] == "state" and event["body"]["state"] == "completed":
+                break
+    await until(lambda: not running.queries.active_migrations(), what=f"the end of {other.id}")
     assert {event["subject_id"] for event in found} == {one.id}
-    assert [event["kind"] for event in found] == [
-        "state",
-        "state",
-        "decision",
-        "progress",
-        "state",
-        "decision",
-    ]
+    assert {event["kind"] for event in found} == {"state", "decision", "progress"}
+    assert found[0]["kind"] == "state"
     counted = [event["sequence"] for event in found if event["kind"] != "progress"]
-    assert counted == [1, 2, 3, 4, 5]
+    assert counted == list(range(1, len(counted) + 1))
 
 
-async def test_a_page_of_past_events(place: Place, world: ScriptedService):
-    say(world, 7)
+async def test_a_page_of_past_events(place: Place, running: RunningEngine):
+    say(running, 7)
+    past = await journalled(running)
     async with client_of(place) as client:
         ask = {"Accept": "application/json"}
-        page = (await client.get("events?after=2&limit=3", headers=ask)).json()
-        assert [event["event_id"] for event in page["items"]] == [3, 4, 5]
+        page = (await client.get(f"events?after={past - 5}&limit=3", headers=ask)).json()
+        assert [event["event_id"] for event in page["items"]] == [past - 4, past - 3, past - 2]
         rest = (await client.get(f"events?after={page['next']}&limit=3", headers=ask)).json()
-        assert ([event["event_id"] for event in rest["items"]], rest["next"]) == ([6, 7], None)
+        assert [event["event_id"] for event in rest["items"]] == [past - 1, past]
+        assert rest["next"] is None
         none = await client.get("migrations/nobody/events", headers=ask)
         assert none.status_code == 404
 
 
-async def test_a_stream_that_has_nothing_to_say_says_that_it_lives(world: ScriptedService, tmp_path: Path):
+async def test_a_stream_that_has_nothing_to_say_says_that_it_lives(running: RunningEngine, tmp_path: Path):
     comments = 0
-    async with asyncio.timeout(5), serving(world, tmp_path, limits=Limits(heartbeat_seconds=0.05)) as place:
+    limits = Limits(heartbeat_seconds=0.05)
+    async with (
+        asyncio.timeout(5),
+        serving(running.dispatcher, running.queries, tmp_path, limits=limits) as place,
+    ):
         async for frame in frames(place):
             comments += "comment" in frame
             if comments == 2:
                 break
 
 
-async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(world: ScriptedService, tmp_path: Path):
-    async with serving(world, tmp_path, limits=Limits(send_seconds=0.3)) as place:
+async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(running: RunningEngine, tmp_path: Path):
+    limits = Limits(send_seconds=0.3)
+    async with serving(running.dispatcher, running.queries, tmp_path, limits=limits) as place:
         reader, writer = await asyncio.open_unix_connection(str(place.socket), limit=1024)
         writer.write(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
-        coming = asyncio.create_task(_all_of(place, 4000, after=0))
-        await until(lambda: world.bus.listening() == 2, what="2 streams")
+        first = running.bus.last_event_id
+        coming = asyncio.create_task(_all_of(place, first + 4000, after=first))
+        await streams(running, 2)
         for _ in range(40):
             for _ in range(100):
-                world.bus.publish(decision(reason="x" * 1000))
+                running.bus.publish(decision(reason="x" * 1000))
             await asyncio.sleep(0)
-        assert await coming == list(range(1, 4001))
-        await until(lambda: world.bus.listening() == 0, what="0 streams")
+        assert await coming == list(range(first + 1, first + 4001))
+        await streams(running, 0)
         writer.close()
 
 
 async def test_more_than_the_queue_holds_is_read_back_from_the_journal(
-    world: ScriptedService, place: Place, monkeypatch: pytest.MonkeyPatch
+    running: RunningEngine, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    coming = asyncio.create_task(take(12_000, place, within=90))
-    await until(lambda: world.bus.listening() == 1, what="1 streams")
-    say(world, 12_000)  # at once: the queue keeps the last 10,000
-    assert [event["event_id"] for event in await coming] == list(range(1, 12_001))
+    monkeypatch.setattr("migrator.engine.event_bus._QUEUE_EVENTS", 500)
+    first = running.bus.last_event_id
+    seen: list[int] = []
+    async with asyncio.timeout(90), aclosing(events(place, f"events?after={first}")) as coming:  # type: ignore[type-var]
+        say(running, 1)
+        seen.append((await anext(coming))["event_id"])
+        say(running, 3000)  # while it is not read: the queue keeps the last of them
+        await journalled(running)
+        async for event in coming:
+            seen.append(event["event_id"])
+            if len(seen) == 3001:
+                break
+    assert seen == list(range(first + 1, first + 3002))
 
 
 async def test_a_journal_that_cannot_be_read_ends_the_stream(
-    world: ScriptedService, place: Place, monkeypatch: pytest.MonkeyPatch
+    service: SimulatedService, running: RunningEngine, place: Place
 ):
-    say(world, 3)
-
-    async def unreadable(**_: Any) -> list[dict[str, Any]]:
-        raise JournalError("the disk is gone")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(world, "_rows", unreadable)
-        seen: list[int] = []
-        async with asyncio.timeout(10):
-            await _to_its_end(place, seen)
-        assert seen == []
-        async with client_of(place) as client:
-            answer = await client.get("events", headers={"Accept": "application/json"})
-        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
-    assert [event["event_id"] for event in await take(3, place, "events?after=0")] == [1, 2, 3]
+    say(running, 3)
+    past = await journalled(running)
+    service.journal.unreadable = "the disk is gone"
+    seen: list[int] = []
+    async with asyncio.timeout(10):
+        await _to_its_end(place, seen, after=past - 3)
+    assert seen == []
+    async with client_of(place) as client:
+        answer = await client.get("events", headers={"Accept": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    service.journal.unreadable = ""
+    found = await take(3, place, f"events?after={past - 3}")
+    assert [event["event_id"] for event in found] == [past - 2, past - 1, past]
 
 
-async def test_streams_end_with_the_service(world: ScriptedService, tmp_path: Path):
+async def test_streams_end_with_the_service(running: RunningEngine, tmp_path: Path):
     loop = asyncio.get_running_loop()
+    first = running.bus.last_event_id
     seen: list[list[int]] = [[], [], []]
-    async with serving(world, tmp_path, timeout_seconds=5) as place:
-        say(world, 1)
-        streams = [asyncio.create_task(_to_its_end(place, mine)) for mine in seen]
-        await until(lambda: seen == [[1]] * 3, what="3 streams that have the past")
-        say(world, 2)
+    async with serving(running.dispatcher, running.queries, tmp_path, timeout_seconds=5) as place:
+        say(running, 1)
+        open_streams = [asyncio.create_task(_to_its_end(place, mine, after=first)) for mine in seen]
+        await until(lambda: seen == [[first + 1]] * 3, what="3 streams that have the past")
+        say(running, 2)
+        await journalled(running)
         began = loop.time()
     assert loop.time() - began < 2
-    await asyncio.gather(*streams)
-    assert seen == [[1, 2, 3]] * 3
-    assert world.bus.listening() == 0
+    await asyncio.gather(*open_streams)
+    assert seen == [[first + 1, first + 2, first + 3]] * 3
+    assert running.bus.listening() == 0
 
 
-async def test_a_stream_that_ends_amid_the_past_leaves_no_gap_behind(tmp_path: Path):
-    world = ScriptedService(steps=None, journal_lag=0.3)
+async def test_a_stream_that_ends_amid_the_past_leaves_no_gap_behind(
+    service: SimulatedService, running: RunningEngine, tmp_path: Path
+):
+    write_slowly(service, 0.3)
+    first = running.bus.last_event_id
     seen: list[int] = []
-    async with serving(world, tmp_path) as place:
-        say(world, 5)
-        stream = asyncio.create_task(_to_its_end(place, seen))
-        await until(lambda: world.bus.listening() == 1, what="1 stream")
-        say(world, 5)
+    async with serving(running.dispatcher, running.queries, tmp_path) as place:
+        say(running, 5)
+        stream = asyncio.create_task(_to_its_end(place, seen, after=first))
+        await streams(running, 1)
+        say(running, 5)
     await stream
-    assert seen == list(range(1, len(seen) + 1))
+    assert seen == list(range(first + 1, first + len(seen) + 1))
 
 
-async def _to_its_end(place: Place, seen: list[int]) -> None:
-    async with aclosing(events(place, "events?after=0")) as coming:  # type: ignore[type-var]
+async def _to_its_end(place: Place, seen: list[int], *, after: int) -> None:
+    async with aclosing(events(place, f"events?after={after}")) as coming:  # type: ignore[type-var]
         async for event in coming:
             seen.append(event["event_id"])  # noqa: PERF401 - looked at while it grows

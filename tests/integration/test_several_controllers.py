@@ -19,7 +19,7 @@ from migrator.api.service_documents import ControllerDocument, LeaseDocument, Se
 from tests.command import MIGRATOR
 from tests.conftest import missing
 from tests.http_service import OPERATOR
-from tests.service_fakes import InThread, ScriptedService, in_thread
+from tests.service_thread import ServiceThread, in_thread
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -64,13 +64,13 @@ STANDBY = ServiceDocument(
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[InThread]:
-    with in_thread(tmp_path, lambda: ScriptedService(steps=None)) as service:
+def service(tmp_path: Path) -> Iterator[ServiceThread]:
+    with in_thread(tmp_path) as service:
         service.place.app.state.dependencies.service = lambda: STANDBY
         yield service
 
 
-def status(service: InThread, *words: str) -> subprocess.CompletedProcess[str]:
+def status(service: ServiceThread, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*MIGRATOR, "status", *words],
         capture_output=True,
@@ -82,7 +82,7 @@ def status(service: InThread, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: InThread) -> None:
+def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: ServiceThread) -> None:
     ended = status(service, "--service")
     assert ended.returncode == 0, ended.stderr
     header, *rows = [line.split("\t") for line in ended.stdout.splitlines() if "\t" in line]
@@ -101,7 +101,7 @@ def test_the_command_line_shows_controllers_roles_leases_and_who_plans(service: 
     assert status(service, "some-id", "--service").returncode == 2
 
 
-def test_one_that_acted_and_has_lost_its_lease_is_not_shown_as_acting(service: InThread) -> None:
+def test_one_that_acted_and_has_lost_its_lease_is_not_shown_as_acting(service: ServiceThread) -> None:
     told = service.place.app.state.dependencies.service()
     controllers = [controller("a", "replaced"), *told.controllers[1:]]
     told = told.model_copy(update={"controllers": controllers})
@@ -110,7 +110,7 @@ def test_one_that_acted_and_has_lost_its_lease_is_not_shown_as_acting(service: I
     assert rows[1][:2] == ["machine-a", "replaced"]
 
 
-def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service: InThread) -> None:
+def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service: ServiceThread) -> None:
     nobody = STANDBY.model_copy(update={"acting": None, "complaints": ["no controller acts"]})
     service.place.app.state.dependencies.service = lambda: nobody
     said = status(service, "--service").stdout
@@ -121,7 +121,7 @@ def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service:
     assert "one is alone" in status(service, "--service").stdout
 
 
-def test_the_page_shows_them(service: InThread) -> None:
+def test_the_page_shows_them(service: ServiceThread) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         missing("there is no chromium here")
