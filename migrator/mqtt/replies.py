@@ -56,6 +56,8 @@ class _End:
     subject_id: str
     #: As its last event had it; empty where there was none.
     body: Mapping[str, Any]
+    #: Of that event; the bus does not know it any more.
+    sequence: int = 0
 
     @property
     def key(self) -> Key:
@@ -97,14 +99,20 @@ class Replies:
         self._telling: set[Key] = set()
         self._told: asyncio.Queue[tuple[Key, CommandKey, Reply]] = asyncio.Queue()
 
-    def give(self, reply: Reply, to: ReplyTo, *, then: Callable[[], None] | None = None) -> None:
-        """Queue a reply; `then` is called once the broker has it."""
+    def give(
+        self, reply: Reply, to: ReplyTo, *, then: Callable[[], None] | None = None, sequence: int = 0
+    ) -> None:
+        """Queue a reply; `then` is called once the broker has it.
+
+        :param sequence: of the last event of its subject, where the bus may have forgotten that.
+        """
         bus = self._queries.bus
         subject = Subject(reply.subject) if reply.subject in STATEFUL else None
         message = ReplyMessage(
             **dict(reply),
             event_id=bus.last_event_id,
-            sequence=bus.sequence(subject, reply.subject_id) if subject and reply.subject_id else 0,
+            sequence=sequence
+            or (bus.sequence(subject, reply.subject_id) if subject and reply.subject_id else 0),
             time=self._now(),
         )
         payload = message.model_dump_json().encode()
@@ -139,7 +147,12 @@ class Replies:
         if isinstance(event, MigrationStateChanged) and event.migration.evacuation:
             return  # no command of its own began it
         self._ends.put_nowait(
-            _End(subject=event.subject, subject_id=event.subject_id, body=event.payload["body"])
+            _End(
+                subject=event.subject,
+                subject_id=event.subject_id,
+                body=event.payload["body"],
+                sequence=event.sequence,
+            )
         )
 
     async def recall(self) -> None:
@@ -210,7 +223,12 @@ class Replies:
         except (JournalError, Unavailable) as error:
             _log.warning("outcome not journalled", command=begun.key.id, error=str(error))
         self._telling.add(end.key)
-        self.give(reply, begun.reply_to, then=lambda: self._told.put_nowait((end.key, begun.key, reply)))
+        self.give(
+            reply,
+            begun.reply_to,
+            then=lambda: self._told.put_nowait((end.key, begun.key, reply)),
+            sequence=end.sequence,
+        )
 
     async def _initiating_command(self, end: _End) -> _InitiatingCommand | None:
         """Return the command by MQTT whose outcome is to be told."""

@@ -14,13 +14,13 @@ import aiomqtt
 import pytest
 
 from migrator.api.commands import Command
-from migrator.core.drain.states import EvacuationState
-from migrator.core.model import State
+from migrator.api.events import Subject
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import FakeLog, FakeQueries, Service
 from tests.mqtt_peer import PREFIX, Peer, peer, settings
+from tests.mqtt_service import FAST, SLOW, a_site, serving, set_link
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         print(broker.log.read_text(errors="replace")[-5000:])  # noqa: T201 - pytest shows it with a failed test
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> SimulatedService:
+    """Nothing that is begun there ends while a test lasts."""
+    return a_site(tmp_path / "service", link=SLOW)
+
+
 async def answer(client: Peer, identifier: str, count: int = 1) -> Any:
     """The last of so many replies."""
     await until(lambda: len(client.replies(identifier)) >= count, what=f"reply {count} to {identifier}")
@@ -39,23 +45,27 @@ async def answer(client: Peer, identifier: str, count: int = 1) -> Any:
     return client.replies(identifier)[-1]
 
 
-async def test_command_is_carried_out_and_answered(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+async def test_command_is_carried_out_and_answered(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         await scheduler.command("migrate", id="c1", guest="web")
         reply = await answer(scheduler, "c1")
     assert (reply["kind"], reply["id"], reply["verb"]) == ("accepted", "c1", "migrate")
-    assert (reply["subject"], reply["subject_id"], reply["body"]["guest"]) == ("migration", "m0", "web")
-    assert (reply["event_id"], reply["sequence"]) == (1, 1)
+    assert (reply["subject"], reply["body"]["guest_name"]) == ("migration", "web")
+    assert reply["subject_id"] == reply["body"]["id"]
+    events = await site.journal.events(subject="migration", subject_id=reply["subject_id"])
+    assert reply["sequence"] in [each["sequence"] for each in events if each["event_id"] <= reply["event_id"]]
     assert datetime.fromisoformat(reply["time"]).tzinfo is not None
-    ((command, caller, _),) = service.controller.begun
+    ((command, caller, _),) = service.begun
     assert (command.verb, caller.user, caller.role) == ("migrate", "scheduler", "operator")
     assert caller.interface == "mqtt"
     assert caller.origin.startswith(f"{PREFIX}/command/scheduler/migrate")
-    assert service.heard == [("mqtt", "migrate", "accepted")]
+    assert service.counted == [("mqtt", "migrate", "accepted")]
 
 
-async def test_same_id_again_does_nothing_and_gets_the_same_answer(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+async def test_same_id_again_does_nothing_and_gets_the_same_answer(
+    broker: Broker, site: SimulatedService
+) -> None:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         await scheduler.command("migrate", id="c1", guest="web")
         first = await answer(scheduler, "c1")
         await scheduler.command("migrate", id="c1", guest="web")
@@ -64,40 +74,44 @@ async def test_same_id_again_does_nothing_and_gets_the_same_answer(broker: Broke
         other = await answer(scheduler, "c1", 3)
     assert {**again, "time": 0} == {**first, "time": 0}
     assert (other["kind"], other["code"]) == ("refused", "id-reused")
-    assert len(service.controller.begun) == 1
+    assert len(service.begun) == 1
 
 
-async def test_what_the_controller_refuses_is_told(broker: Broker) -> None:
-    async with Service(settings(broker)).running(), peer(broker) as scheduler:
-        await scheduler.command("migrate", id="c1", guest="busy")
+async def test_what_the_controller_refuses_is_told(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker)), peer(broker) as scheduler:
+        await scheduler.command("migrate", id="c0", guest="web")
+        begun = await answer(scheduler, "c0")
+        await scheduler.command("migrate", id="c1", guest="web")
         reply = await answer(scheduler, "c1")
     assert (reply["kind"], reply["code"]) == ("refused", "conflict")
-    assert reply["message"] == "busy is being migrated already"
+    assert reply["message"].endswith(f"already: migration {begun['subject_id']}")
     assert reply["body"] is None
 
 
-async def test_expired_command_is_refused(broker: Broker) -> None:
+async def test_expired_command_is_refused(broker: Broker, site: SimulatedService) -> None:
     long_ago = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
     recently = (datetime.now(UTC) - timedelta(minutes=9)).isoformat()
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     later = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         await scheduler.command("migrate", id="old", guest="g", sent_at=long_ago)
         await scheduler.command("migrate", id="past", guest="g", expires_at=past)
         assert (await answer(scheduler, "old"))["code"] == "expired"
         assert (await answer(scheduler, "past"))["code"] == "expired"
-        assert service.controller.begun == []
-        await scheduler.command("migrate", id="recent", guest="g", sent_at=recently)
-        await scheduler.command("migrate", id="longer", guest="g", sent_at=long_ago, expires_at=later)
+        assert service.begun == []
+        await scheduler.command("migrate", id="recent", guest="web", sent_at=recently)
+        await scheduler.command("migrate", id="longer", guest="db", sent_at=long_ago, expires_at=later)
         assert (await answer(scheduler, "recent"))["kind"] == "accepted"
         assert (await answer(scheduler, "longer"))["kind"] == "accepted"
 
 
 @pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
-async def test_retained_command_is_never_carried_out(broker: Broker, protocol: Any) -> None:
+async def test_retained_command_is_never_carried_out(
+    broker: Broker, site: SimulatedService, protocol: Any
+) -> None:
     async with peer(broker) as scheduler:
         await scheduler.command("migrate", id="before", guest="g", retain=True)
-        async with Service(settings(broker, protocol=protocol)).running() as service:
+        async with serving(site, settings(broker, protocol=protocol)) as service:
             if protocol == "3.1.1":  # version 5 is not given what was retained before
                 assert (await answer(scheduler, "before"))["code"] == "invalid"
             else:
@@ -107,7 +121,7 @@ async def test_retained_command_is_never_carried_out(broker: Broker, protocol: A
                 assert "retain" in reply["message"]
             await scheduler.command("plan", id="last", host="a")
             await answer(scheduler, "last")
-            assert [command.verb for command, _, _ in service.controller.begun] == ["plan"]
+            assert [command.verb for command, _, _ in service.begun] == ["plan"]
 
 
 BAD: list[tuple[str, str, Any, str, str | None]] = [
@@ -170,26 +184,26 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
     ("verb", "payload", "complaint", "identifier"), [each[1:] for each in BAD], ids=[each[0] for each in BAD]
 )
 async def test_what_is_no_command_is_refused_and_answered_where_that_can_be(
-    broker: Broker, verb: str, payload: Any, complaint: str, identifier: str | None
+    broker: Broker, site: SimulatedService, verb: str, payload: Any, complaint: str, identifier: str | None
 ) -> None:
     if isinstance(payload, dict):
         payload = {"sent_at": datetime.now(UTC).isoformat(), **payload}
         payload = json.dumps({k: v for k, v in payload.items() if v is not None}).encode()
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         await scheduler.client.publish(f"{PREFIX}/command/scheduler/{verb}", payload, qos=1)
         if identifier is not None:
             reply = await answer(scheduler, identifier)
             assert (reply["kind"], reply["code"]) == ("refused", "invalid")
             assert complaint in reply["message"]
-        await until(lambda: service.heard, what="counted")
+        await until(lambda: service.counted, what="counted")
         # Where there is no id, a response topic of the sender's own serves.
         properties = {"response": f"{PREFIX}/reply/scheduler/here"}
         await _raw(scheduler, verb, payload, **properties)
         reply = await answer(scheduler, "here")
         assert complaint in reply["message"]
-    assert service.controller.begun == []
-    assert {result for _, _, result in service.heard} == {"refused"}
-    assert service.heard[0][1] == (verb if verb != "destroy" else "unknown")
+    assert service.begun == []
+    assert {result for _, _, result in service.counted} == {"refused"}
+    assert service.counted[0][1] == (verb if verb != "destroy" else "unknown")
 
 
 async def _raw(scheduler: Peer, verb: str, payload: bytes, *, response: str) -> None:
@@ -203,8 +217,10 @@ async def _raw(scheduler: Peer, verb: str, payload: bytes, *, response: str) -> 
     )
 
 
-async def test_reply_goes_to_the_callers_own_response_topic_with_its_correlation(broker: Broker) -> None:
-    async with Service(settings(broker)).running(), peer(broker) as scheduler:
+async def test_reply_goes_to_the_callers_own_response_topic_with_its_correlation(
+    broker: Broker, site: SimulatedService
+) -> None:
+    async with serving(site, settings(broker)), peer(broker) as scheduler:
         await scheduler.command(
             "plan", id="c1", host="a", response=f"{PREFIX}/reply/scheduler/inbox/7", correlation=b"\x00\xff"
         )
@@ -219,22 +235,24 @@ async def test_reply_goes_to_the_callers_own_response_topic_with_its_correlation
     "response",
     ["migrator/v1/site/reply/other/c1", "migrator/v1/site/reply/scheduler/", "migrator/v1/site/service/one"],
 )
-async def test_another_response_topic_is_refused(broker: Broker, response: str) -> None:
+async def test_another_response_topic_is_refused(
+    broker: Broker, site: SimulatedService, response: str
+) -> None:
     async with (
-        Service(settings(broker)).running() as service,
+        serving(site, settings(broker)) as service,
         peer(broker) as scheduler,
         peer(broker, "other") as other,
     ):
         await scheduler.command("migrate", id="c1", guest="g", response=response)
         reply = await answer(scheduler, "c1")
-        assert (reply["code"], service.controller.begun) == ("invalid", [])
+        assert (reply["code"], service.begun) == ("invalid", [])
         assert "response topic must lie below migrator/v1/site/reply/scheduler/" in reply["message"]
         assert [got for got in other.got if "/reply/" in got.topic] == []
 
 
-async def test_role_decides(broker: Broker) -> None:
+async def test_role_decides(broker: Broker, site: SimulatedService) -> None:
     configured = settings(broker, operators=frozenset(), viewers=frozenset({"other"}))
-    async with Service(configured).running() as service, peer(broker, "other") as viewer:
+    async with serving(site, configured) as service, peer(broker, "other") as viewer:
         await viewer.command("plan", id="look", host="a")
         assert (await answer(viewer, "look"))["kind"] == "accepted"
         await viewer.command("evacuate", id="act", host="a")
@@ -242,19 +260,19 @@ async def test_role_decides(broker: Broker) -> None:
         async with peer(broker) as stranger:
             await stranger.command("plan", id="look", host="a")
             assert (await answer(stranger, "look"))["code"] == "forbidden"
-    assert [command.verb for command, _, _ in service.controller.begun] == ["plan"]
+    assert [command.verb for command, _, _ in service.begun] == ["plan"]
 
 
-async def test_commands_do_not_wait_for_a_slow_one(broker: Broker) -> None:
+async def test_commands_do_not_wait_for_a_slow_one(broker: Broker, site: SimulatedService) -> None:
     free = asyncio.Event()
 
     async def slow(command: Command) -> None:
         if command.verb == "check":
             await free.wait()
 
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
-        service.controller.before = slow
-        await scheduler.command("check", id="slow", guest="g", to="b")
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
+        service.before = slow
+        await scheduler.command("check", id="slow", guest="web", to="b")
         await scheduler.command("plan", id="quick", host="a")
         await answer(scheduler, "quick")
         assert scheduler.replies("slow") == []
@@ -262,57 +280,71 @@ async def test_commands_do_not_wait_for_a_slow_one(broker: Broker) -> None:
         await answer(scheduler, "slow")
 
 
-async def test_client_of_version_3_1_1_takes_part(broker: Broker) -> None:
+async def test_client_of_version_3_1_1_takes_part(broker: Broker, site: SimulatedService) -> None:
     async with (
-        Service(settings(broker)).running(),
+        serving(site, settings(broker)),
         peer(broker, protocol=aiomqtt.ProtocolVersion.V311) as scheduler,
     ):
         await scheduler.command("migrate", id="c1", guest="web")
         assert (await answer(scheduler, "c1"))["kind"] == "accepted"
 
 
-async def test_service_of_version_3_1_1_takes_part(broker: Broker) -> None:
-    async with Service(settings(broker, protocol="3.1.1")).running(), peer(broker) as scheduler:
+async def test_service_of_version_3_1_1_takes_part(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker, protocol="3.1.1")), peer(broker) as scheduler:
         await scheduler.command("migrate", id="c1", guest="web")
         assert (await answer(scheduler, "c1"))["kind"] == "accepted"
 
 
-async def test_reply_that_is_too_large_goes_without_its_document(broker: Broker) -> None:
-    async with Service(settings(broker, max_reply_size=600)).running(), peer(broker) as scheduler:
-        await scheduler.command("migrate", id="c1", guest="g" * 500)
+async def test_reply_that_is_too_large_goes_without_its_document(
+    broker: Broker, site: SimulatedService
+) -> None:
+    async with (
+        serving(site, settings(broker, max_reply_size=600)) as service,
+        peer(broker) as scheduler,
+    ):
+        await scheduler.command("migrate", id="c1", guest="web")
         reply = await answer(scheduler, "c1")
-    assert (reply["kind"], reply["subject_id"], reply["body"]) == ("accepted", "m0", None)
+        (begun,) = service.queries.active_migrations()
+    assert len(begun.model_dump_json()) > 600
+    assert (reply["kind"], reply["subject_id"], reply["body"]) == ("accepted", begun.id, None)
 
 
 # outcomes
 
 
-async def test_outcome_follows_when_what_was_begun_has_ended(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+async def test_outcome_follows_when_what_was_begun_has_ended(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         await scheduler.command("migrate", id="c1", guest="web")
-        await answer(scheduler, "c1")
-        service.controller.change("m0", state=State.PRECOPY)
-        service.controller.end("m0")
+        begun = await answer(scheduler, "c1")
+        set_link(site, FAST)
         outcome = await answer(scheduler, "c1", 2)
-        assert (outcome["kind"], outcome["verb"], outcome["subject_id"]) == ("outcome", "migrate", "m0")
-        assert (outcome["body"]["state"], outcome["sequence"]) == ("completed", 3)
+        identifier = begun["subject_id"]
+        assert (outcome["kind"], outcome["verb"], outcome["subject_id"]) == ("outcome", "migrate", identifier)
+        last = await service.queries.last_state(Subject.MIGRATION, identifier)
+        told = json.loads(last.text)["body"]
+        assert {name: outcome["body"][name] for name in told} == told
+        assert (outcome["body"]["state"], outcome["sequence"]) == ("completed", last.sequence)
         # From now on the same id gets that.
         await scheduler.command("migrate", id="c1", guest="web")
         again = await answer(scheduler, "c1", 3)
         assert (again["kind"], again["body"]["state"]) == ("outcome", "completed")
-        assert len(service.controller.begun) == 1
+        assert len(service.begun) == 1
+    assert site.site.running("web") == ["b"]
 
 
-async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+async def test_outcome_follows_the_reply_where_all_was_over_before_it(
+    broker: Broker, site: SimulatedService
+) -> None:
+    set_link(site, FAST)
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
+        pause = site.journal.pause
 
-        async def at_once(command: Command) -> None:
-            service.controller.migration("quick")
-            service.controller.end("quick")
-            service.controller.by_key["scheduler\nc1"] = service.queries.all_migrations["quick"]
-            await asyncio.sleep(0.05)
+        async def until_all_is_over(call: str) -> None:
+            if call == "answer_command":
+                await until(lambda: not service.queries.active_migrations(), what="the end")
+            await pause(call)
 
-        service.controller.before = at_once
+        site.journal.pause = until_all_is_over
         await scheduler.command("migrate", id="c1", guest="web")
         outcome = await answer(scheduler, "c1", 2)
     assert [each["kind"] for each in scheduler.replies("c1")] == ["accepted", "outcome"]
@@ -320,11 +352,11 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(broker: Br
 
 
 @pytest.mark.parametrize("ends", ["after the restart", "while nobody is there"])
-async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broker, ends: str) -> None:
-    log, queries = FakeLog(), FakeQueries()
+async def test_outcome_after_a_restart_goes_where_the_journal_says(
+    broker: Broker, site: SimulatedService, ends: str
+) -> None:
     async with peer(broker) as scheduler:
-        before = Service(settings(broker), log=log, queries=queries)
-        async with before.running():
+        async with serving(site, settings(broker)):
             await scheduler.command(
                 "evacuate",
                 id="c1",
@@ -333,39 +365,38 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(broker: Broke
                 correlation=b"\x00 7",
             )
             await until(lambda: scheduler.on("/inbox"), what="the reply")
-        again = Service(settings(broker), log=log, queries=queries)
-        again.controller.by_key = before.controller.by_key
-        evacuation = queries.all_evacuations["e0"].model_copy(
-            update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
-        )
+        identifier = scheduler.on("/inbox")[0].json["subject_id"]
         if ends == "while nobody is there":
-            queries.all_evacuations["e0"] = evacuation
-        async with again.running():
-            if ends == "after the restart":
-                again.controller.say_evacuation(evacuation)
+            set_link(site, FAST)
+            async with site.running() as engine:
+                await until(lambda: not engine.queries.active_evacuations(), what="the end")
+        async with serving(site, settings(broker)):
+            set_link(site, FAST)
             await until(lambda: len(scheduler.on("/inbox")) == 2, what="the outcome")
-            await until(
-                lambda: log.commands["scheduler\nc1"]["settled"], what="the journal knows that it was told"
-            )
-        third = Service(settings(broker), log=log, queries=queries)
-        third.controller.by_key = before.controller.by_key
-        async with third.running():
+
+            async def settled() -> bool:
+                behind = await site.journal.command_behind("evacuation", identifier)
+                return behind is not None and bool(behind["settled"])
+
+            await until(settled, what="the journal knows that it was told")
+        async with serving(site, settings(broker)):
             await scheduler.command("plan", id="c2", host="a")
             await answer(scheduler, "c2")
     assert len(scheduler.on("/inbox")) == 2, "it is told once"
     got = scheduler.on("/inbox")[1]
     assert (got.json["kind"], got.json["id"], got.json["verb"]) == ("outcome", "c1", "evacuate")
-    assert got.json["body"]["guests"] == []
+    assert got.json["body"]["state"] == "completed"
+    assert {guest["guest"] for guest in got.json["body"]["guests"]} == set(site.site.machines)
     assert got.properties.CorrelationData == b"\x00 7"
 
 
-async def test_session_that_another_takes_is_noticed_and_the_next_commands_come(broker: Broker) -> None:
+async def test_session_that_another_takes_is_noticed_and_the_next_commands_come(
+    broker: Broker, site: SimulatedService
+) -> None:
     kept: list[str] = []
     taken: list[None] = []
     own = f"migrator-site-one-{'a' * 32}"
-    service = Service(
-        settings(broker), client_id=own, keep_client_id=kept.append, taken=lambda: taken.append(None)
-    )
+    fields: dict[str, Any] = {"client_id": own, "keep_client_id": kept.append}
 
     async def take() -> None:
         """A mere reader that has learned the id, and comes again whenever it is thrown out."""
@@ -383,7 +414,10 @@ async def test_session_that_another_takes_is_noticed_and_the_next_commands_come(
                     async for _ in reader.messages:
                         pass
 
-    async with service.running(), peer(broker) as scheduler:
+    async with (
+        serving(site, settings(broker), **fields, taken=lambda: taken.append(None)) as service,
+        peer(broker) as scheduler,
+    ):
         taking = asyncio.create_task(take())
         try:
             await until(lambda: len(taken) == 1, what="notice of it", within=60)
@@ -397,27 +431,29 @@ async def test_session_that_another_takes_is_noticed_and_the_next_commands_come(
     assert kept[0] != own
 
 
-async def test_operator_does_not_wait_behind_the_plans_of_a_viewer(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service:
+async def test_operator_does_not_wait_behind_the_plans_of_a_viewer(
+    broker: Broker, site: SimulatedService
+) -> None:
+    async with serving(site, settings(broker, max_waiting_commands=8)) as service:
         going_on = asyncio.Event()
 
         async def slow(command: Command) -> None:
             if command.verb == "plan":
                 await going_on.wait()
 
-        service.controller.before = slow
+        service.before = slow
         async with peer(broker, "other") as viewer, peer(broker) as scheduler:
-            for number in range(400):
+            for number in range(20):
                 await viewer.command("plan", id=f"p{number}", host="a")
             await scheduler.command("migrate", id="c1", guest="web")
             # Not one plan has been made, nor can be.
             assert (await answer(scheduler, "c1"))["kind"] == "accepted"
-            refused = [each for number in range(400) for each in viewer.replies(f"p{number}")]
+            refused = [each for number in range(20) for each in viewer.replies(f"p{number}")]
             assert {(each["kind"], each["code"]) for each in refused} == {("refused", "not-now")}
             assert "wait already" in refused[0]["message"]
             going_on.set()
             await until(
-                lambda: all(viewer.replies(f"p{number}") for number in range(400)), what="an answer to each"
+                lambda: all(viewer.replies(f"p{number}") for number in range(20)), what="an answer to each"
             )
 
 
@@ -433,15 +469,15 @@ async def test_operator_does_not_wait_behind_the_plans_of_a_viewer(broker: Broke
     ids=["blank", "number", "null", "long", "large"],
 )
 async def test_command_whose_id_cannot_be_answered_to_is_answered_all_the_same(
-    broker: Broker, body: dict[str, Any], words: str
+    broker: Broker, site: SimulatedService, body: dict[str, Any], words: str
 ) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         sent = {"sent_at": datetime.now(UTC).isoformat(), "host": "a", **body}
         await scheduler.client.publish(f"{PREFIX}/command/scheduler/plan", json.dumps(sent), qos=1)
         reply = await answer(scheduler, "unknown")
         assert (reply["kind"], reply["code"]) == ("refused", "invalid")
         assert words in reply["message"]
-        assert service.controller.begun == []
+        assert service.begun == []
 
 
 @pytest.mark.parametrize(
@@ -455,12 +491,12 @@ async def test_command_whose_id_cannot_be_answered_to_is_answered_all_the_same(
     ],
 )
 async def test_time_is_one_with_a_zone_and_within_reason(
-    broker: Broker, times: dict[str, Any], words: str
+    broker: Broker, site: SimulatedService, times: dict[str, Any], words: str
 ) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         sent = {"id": "c1", "sent_at": datetime.now(UTC).isoformat(), "host": "a", **times}
         await scheduler.client.publish(f"{PREFIX}/command/scheduler/evacuate", json.dumps(sent), qos=1)
         reply = await answer(scheduler, "c1")
         assert (reply["kind"], reply["code"]) == ("refused", "invalid")
         assert words in reply["message"]
-        assert service.controller.begun == []
+        assert service.begun == []

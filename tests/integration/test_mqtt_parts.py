@@ -18,10 +18,12 @@ from migrator.mqtt.inbound import ReplyTo
 from migrator.mqtt.outbox import Outbox, Outgoing, Priority
 from migrator.mqtt.topics import Topics
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service
 from tests.mqtt_peer import PREFIX, peer, settings
+from tests.mqtt_service import a_site, serving
+from tests.some_events import migration_state, progress
 
 TOPICS = Topics("site", "one")
 
@@ -155,6 +157,11 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> SimulatedService:
+    return a_site(tmp_path / "service")
+
+
 def delays(port: int) -> list[bool]:
     """Of every connection of this process to that port: whether a packet waits until the one before is confirmed."""
     found = []
@@ -165,20 +172,24 @@ def delays(port: int) -> list[bool]:
     return found
 
 
-async def test_answer_does_not_wait_for_a_delayed_confirmation(broker: Broker) -> None:
-    async with Service(settings(broker)).running():
+async def test_answer_does_not_wait_for_a_delayed_confirmation(
+    broker: Broker, site: SimulatedService
+) -> None:
+    async with serving(site, settings(broker)):
         assert delays(broker.port) == [False]
 
 
-async def test_answer_comes_amid_the_progress_of_a_hundred_migrations(broker: Broker) -> None:
+async def test_answer_comes_amid_the_progress_of_a_hundred_migrations(
+    broker: Broker, site: SimulatedService
+) -> None:
     async with (
-        Service(settings(broker)).running() as service,
+        serving(site, settings(broker)) as service,
         peer(broker, topics=(f"{PREFIX}/reply/scheduler/#",)) as scheduler,
     ):
         for number in range(100):
-            service.controller.migration(f"x{number}")
+            service.bus.publish(migration_state(f"x{number}"))
         for number in range(3):
             for each in range(100):
-                service.controller.progress(f"x{each}", 0.5)
+                service.bus.publish(progress(f"x{each}"))
             await scheduler.command("plan", id=f"c{number}", host="a")
             await until(lambda: len(scheduler.got) > number, what="a reply")  # noqa: B023 - awaited here

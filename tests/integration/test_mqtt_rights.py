@@ -17,10 +17,11 @@ from migrator.mqtt import MqttConfig
 from migrator.mqtt.connection import BrokerConnection, BrokerError, Version
 from migrator.settings import load
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service
 from tests.mqtt_peer import PREFIX, peer, settings
+from tests.mqtt_service import FAST, SLOW, a_site, serving, set_link
 
 
 @pytest.fixture
@@ -31,6 +32,12 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     with Broker(tmp_path / "broker", tls=True) as broker:
         yield broker
         print(broker.log.read_text(errors="replace")[-5000:])  # noqa: T201 - pytest shows it with a failed test
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SimulatedService:
+    """Nothing that is begun there ends while a test lasts."""
+    return a_site(tmp_path / "service", link=SLOW)
 
 
 def certificates(directory: Path) -> None:
@@ -96,29 +103,31 @@ async def test_nobody_forges_what_only_the_service_says(broker: Broker) -> None:
         assert [got.payload for got in dashboard.got] == [b"true"]
 
 
-async def test_command_in_anothers_name_does_not_arrive(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
+async def test_command_in_anothers_name_does_not_arrive(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
         async with peer(broker, "dashboard", topics=()) as dashboard:
             await dashboard.command("migrate", id="forged", user="scheduler", guest="g")
             await dashboard.command("migrate", id="own", guest="g")
         await scheduler.command("plan", id="after", host="a")
         await until(lambda: scheduler.replies("after"), what="a reply")
-        assert [command.verb for command, _, _ in service.controller.begun] == ["plan"]
-        assert [verb for _, verb, _ in service.heard] == ["plan"]
+        assert [command.verb for command, _, _ in service.begun] == ["plan"]
+        assert [verb for _, verb, _ in service.counted] == ["plan"]
 
 
-async def test_nobody_reads_anothers_commands_and_replies(broker: Broker) -> None:
+async def test_nobody_reads_anothers_commands_and_replies(broker: Broker, site: SimulatedService) -> None:
     everything = ("#", f"{PREFIX}/reply/scheduler/#", f"{PREFIX}/command/#", f"{PREFIX}/reply/+/+")
     async with (
-        Service(settings(broker)).running() as service,
+        serving(site, settings(broker)),
         peer(broker, "dashboard", topics=everything) as dashboard,
         peer(broker, "other", topics=everything) as other,
         peer(broker) as scheduler,
     ):
-        await scheduler.command("migrate", id="c1", guest="g")
+        await scheduler.command("migrate", id="c1", guest="web")
         await until(lambda: scheduler.replies("c1"), what="its own")
-        service.controller.end("m0")
-        await until(lambda: dashboard.on("m0/state")[1:], what="states, which a dashboard may read")
+        begun = scheduler.replies("c1")[0]["subject_id"]
+        set_link(site, FAST)
+        await until(lambda: len(scheduler.replies("c1")) == 2, what="the outcome, its own too")
+        await until(lambda: dashboard.on(f"{begun}/state")[1:], what="states, which a dashboard may read")
         await other.command("plan", id="c2", host="a")
         await until(lambda: other.replies("c2"), what="its own")
     for client in (dashboard, other, scheduler):
@@ -162,7 +171,9 @@ def over_tls(broker: Broker, **fields: Any) -> MqttConfig:
 
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.parametrize("with_certificate", [False, True])
-async def test_tls_with_password_and_with_certificate(broker: Broker, with_certificate: bool) -> None:
+async def test_tls_with_password_and_with_certificate(
+    broker: Broker, site: SimulatedService, with_certificate: bool
+) -> None:
     fields: dict[str, Any] = {}
     if with_certificate:
         path = broker.directory / "mosquitto.conf"
@@ -174,7 +185,7 @@ async def test_tls_with_password_and_with_certificate(broker: Broker, with_certi
             "tls_certificate": broker.directory / "service.pem",
             "tls_key": broker.directory / "service.key",
         }
-    async with Service(over_tls(broker, **fields)).running(), peer(broker) as scheduler:
+    async with serving(site, over_tls(broker, **fields)), peer(broker) as scheduler:
         await scheduler.command("plan", id="c1", host="a")
         await until(lambda: scheduler.replies("c1"), what="a reply")
     if with_certificate:
