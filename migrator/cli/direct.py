@@ -53,7 +53,6 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.store.experience import FileExperience
 from migrator.store.records import Unfinished, unfinished
 from migrator.text import clean_lines
-from migrator.tls import File, client_context
 
 _EXITS = {
     State.COMPLETED: Exit.DONE,
@@ -379,6 +378,8 @@ def _tls(request: Request, *addresses: address.Address) -> ssl.SSLContext | None
         return None
     if (request.tls_cert is None) != (request.tls_key is None):
         raise UsageError("--tls-cert and --tls-key belong together: give both or neither")
+    from migrator.tls import File, client_context  # noqa: PLC0415 - seldom needed
+
     ca, certificate, key = (
         File(name=flag, path=path) if path is not None else None for flag, path in given.items()
     )

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from migrator.addresses import host_port
 from migrator.cli.direct_network import is_loopback
-from migrator.core.migration.traffic_shaping import is_narrow
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
-from migrator.engine.path_speeds import PathSpeeds
 from migrator.qemu.address import Address
-from migrator.store.learned_paths import LearnedPaths
 
 #: Name of this machine among the sources.
 _HERE = "localhost"
@@ -26,6 +23,10 @@ def direct_path(source: Address, listen: str) -> SharedPath:
     target = host_port(where, least=0)[0] if kind == "tcp" else ""
     if not target or is_loopback(target):
         return OwnPath()
+    from migrator.core.migration.traffic_shaping import is_narrow  # noqa: PLC0415 - not within one machine
+    from migrator.engine.path_speeds import PathSpeeds  # noqa: PLC0415 - likewise
+    from migrator.store.learned_paths import LearnedPaths  # noqa: PLC0415 - likewise
+
     name, kept = source.host or _HERE, LearnedPaths()
     speeds = PathSpeeds(
         tell=lambda host, learned: None,

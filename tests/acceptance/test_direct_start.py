@@ -55,6 +55,9 @@ async def test_loads_nothing_that_it_does_not_use(lab: Lab, output: tuple[str, .
     others = (
         *("http", "mqtt", "service", "settings", "metrics", "tracing"),
         *("cli.remote", "cli.service_commands", "core.inventory"),
+        # Nor what other policies, hosts and monitors need.
+        *("core.guest_experience", "core.link_learning", "core.migration.quiet_start", "engine.path_speeds"),
+        *("engine.migration.quiet_wait", "store.learned_paths", "tls"),
     )
     assert not {name for name in ours if name.startswith(tuple(f"migrator.{other}" for other in others))}
 

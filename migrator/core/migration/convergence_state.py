@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Forecast, Model, Verdict
 from migrator.core.migration.halted_stream import StreamHistory
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS, SwitchPlan
 from migrator.core.migration.throttling import Throttling
 from migrator.core.policy import Policy
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: Left of the ceiling for what the bandwidth may fall by during the switch.
 _CEILING_MARGIN_RATIO = 0.1

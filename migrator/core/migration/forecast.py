@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.model import Sample
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: The part of downtime that is not memory over the network, until it was learned: device state, the look at the
 #: destination, the hand-over. Idle guests show 10 to 50 ms of it on one machine.

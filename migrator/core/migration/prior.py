@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration.forecast import PROBE_TRUST_RATIO, Model, Round
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: Memory that one page stands for that a probe looks at.
 _PROBED_PAGE_STANDS_FOR_BYTES = 2 * 2**20

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator import logs
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import lifecycle
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors, as_fields
@@ -47,6 +46,9 @@ from migrator.engine.migration.stream_security import StreamSecurity
 from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.engine.migration.unplug_wait import UnplugWait
 from migrator.ports import Experience, MigrationSettings, Qemu, Record, StreamPath, StreamTunnel
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: A stream that gives way sends this share of what the path carries, and so many bytes per second at the least.
 _YIELDED_RATIO, _LEAST_YIELDED = 1 / 20, 64 << 10

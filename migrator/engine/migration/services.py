@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
-from migrator.engine.migration.quiet_wait import GuestHistory
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.ports import (
     EndedRecord,
@@ -27,6 +26,9 @@ from migrator.ports import (
     StreamPath,
     StreamTunnel,
 )
+
+if TYPE_CHECKING:
+    from migrator.engine.migration.quiet_wait import GuestHistory
 
 
 class MovedGuest(Protocol):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from migrator.core.findings import errors_first
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.hooks import HookPoint
-from migrator.core.migration import quiet_start
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.migration.guest_clock import LONG_STANDSTILL_SECONDS
 from migrator.core.model import Decision, Finding, State
@@ -21,13 +20,15 @@ from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
-from migrator.engine.migration.quiet_wait import QuietWait
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session_state import SessionState
 from migrator.engine.migration.shared_path import OwnPath
 from migrator.engine.migration.slow_step import SlowStep
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu, Record, StreamPath, StreamTunnel
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
 QUIET_START = "quiet-start"
@@ -130,6 +131,8 @@ class SessionEnds(SessionState):
         """Wait until the guest writes little, where the policy says so; whether there was anything to wait for."""
         if self.policy.start is not Start.QUIET or self._source is None:
             return False
+        from migrator.engine.migration.quiet_wait import QuietWait  # noqa: PLC0415 - seldom needed
+
         memory_bytes = await self._memory_bytes()
         wait = QuietWait(
             self._source,
@@ -149,6 +152,8 @@ class SessionEnds(SessionState):
 
     def _last_start(self, memory_bytes: int) -> float:
         """Return when the guest has to begin to move at the latest, seconds since the epoch."""
+        from migrator.core.migration import quiet_start  # noqa: PLC0415 - seldom needed
+
         asked, limit, history = (
             self.created_at.timestamp(),
             self.policy.max_duration_seconds,

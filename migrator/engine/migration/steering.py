@@ -6,10 +6,9 @@ import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator import logs
-from migrator.core.guest_experience import GuestPrior
 from migrator.core.migration import convergence, convergence_state
 from migrator.core.migration.convergence_state import Abilities, Action, ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
@@ -24,6 +23,9 @@ from migrator.engine.migration.stream_shaper import StreamShaper
 from migrator.errors import CommandFailed, QemuError
 from migrator.ports import Qemu, StreamPath, Tuning
 from migrator.units import show_seconds
+
+if TYPE_CHECKING:
+    from migrator.core.guest_experience import GuestPrior
 
 #: A decision: more than the policy allows is forecast.
 STALL_FORECAST = "postcopy-stall-forecast"
