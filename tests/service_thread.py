@@ -173,12 +173,15 @@ class ServiceThread:
         for host in self.service.site.hosts.values():
             host.into.bytes_per_second = bytes_per_second
 
-    def kill_source(self, name: str) -> None:
-        """End the process at the source while its guest moves: nobody can say what became of it."""
+    def kill_source(self, name: str, *, ended: bool = False) -> None:
+        """End the process at the source while its guest moves: nobody can say what became of it.
+
+        :param ended: it exits because its guest ends.
+        """
 
         def kill(_: RunningEngine) -> None:
             stream = self.service.site.streams[self.guest(name).socket]
-            next(end for end in stream.listeners if not end.is_destination).die()
+            next(end for end in stream.listeners if not end.is_destination).die(ended=ended)
 
         self.do(kill)
 

@@ -164,6 +164,8 @@ class SimulatedQemu(WithoutDevices):
         self.machine = machine
         self.is_destination = socket != machine.socket
         self.dead = False
+        #: It is dead because its guest ended.
+        self.ended = False
         self.gone = False  # it let go
         self.stream: SimulatedStream | None = None
         self._site = site
@@ -196,7 +198,7 @@ class SimulatedQemu(WithoutDevices):
             self.round_trip_seconds
         )  # without it a loop that waits for time to pass never ends
         if self.dead:
-            return View(process=ProcessState.DEAD, can_fence=True)
+            return View(process=ProcessState.DEAD, ended=self.ended, can_fence=True)
         if self._site.hosts[self.host].down:
             return View(process=ProcessState.UNKNOWN)
         self._reach()
@@ -428,9 +430,12 @@ class SimulatedQemu(WithoutDevices):
         self.die()
         return True
 
-    def die(self) -> None:
-        """The process ends."""
-        self.dead = True
+    def die(self, *, ended: bool = False) -> None:
+        """Be a process that is no more, of whatever it died.
+
+        :param ended: it exited because its guest ended.
+        """
+        self.dead, self.ended = True, ended
         self._site.waiting.pop((self.host, self.socket), None)
         if self.stream is not None and not self.stream.simulator.ended:
             self.stream.advance()

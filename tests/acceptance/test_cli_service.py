@@ -151,21 +151,22 @@ def test_a_wait_for_what_preflight_refuses(service: ServiceThread):
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [(State.FAILED, 1), (State.CANCELLED, 4), (State.HELD, 5)],
+    [(State.FAILED, 1), (State.CANCELLED, 4), (State.HELD, 5), (State.GUEST_ENDED, 6)],
 )
 def test_exit_codes_of_a_wait(service: ServiceThread, end: State, code: int):
-    if end is State.FAILED:
-        service.service.site.hosts["beta"].refuses = "no space left on device"
+    site = service.service.site
     service.move_slowly()
     with ThreadPoolExecutor(1) as beside:
         waiting = beside.submit(typed, service, "migrate", "db", "--to", "beta", "--wait")
-        if end is not State.FAILED:
-            [one] = service.until(lambda running: running.queries.active_migrations(), "a migration")
-            service.reaches(one.id, State.PRECOPY)
-            if end is State.CANCELLED:
+        [one] = service.until(lambda running: running.queries.active_migrations(), "a migration")
+        service.reaches(one.id, State.PRECOPY)
+        match end:
+            case State.FAILED:
+                service.do(lambda _: next(iter(site.waiting.values())).die())
+            case State.CANCELLED:
                 service.ask(Cancel(target=one.id))
-            else:
-                service.kill_source("db")
+            case _:
+                service.kill_source("db", ended=end is State.GUEST_ENDED)
         ended = waiting.result()
     assert ended.returncode == code, (ended.stdout, ended.stderr)
     assert str(end) in ended.stdout
