@@ -31,7 +31,9 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
 from migrator.errors import LeaseLost, MigratorError
 from migrator.faults import keep_going
-from migrator.ports import Assignment, AvailableDriver, ControllerInfo, Lease, assignment_number
+from migrator.ports import Lease
+from migrator.ports.assignments import Assignment, AvailableDriver, assignment_number
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.presence import Drivers, Heartbeat
 from migrator.store.sole_use import SoleUse
 from migrator.testing.endpoint_view import EndpointView

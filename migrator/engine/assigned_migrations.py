@@ -23,7 +23,8 @@ from migrator.engine.migration.outcome import LEARNED
 from migrator.engine.migration.services import MigrationSite, SessionServices
 from migrator.errors import JournalError, LeaseLost, MigratorError
 from migrator.faults import contained
-from migrator.ports import ASSIGNMENTS_CHANNEL, Assignment, Assignments, Lease, Signals
+from migrator.ports import Lease, Signals
+from migrator.ports.assignments import ASSIGNMENTS_CHANNEL, Assignment, Assignments
 from migrator.ports.unreadable import UNREADABLE
 
 _POLL_SECONDS = 1.0
@@ -66,7 +67,7 @@ class DriverLease(Protocol):
         """Return the lease as it was renewed last."""
 
     def note_gone(self, name: str, token: int) -> None:
-        """See :meth:`migrator.ports.DriverPool.note_gone`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.note_gone`."""
 
 
 @dataclass(eq=False)

@@ -42,7 +42,8 @@ from migrator.engine.spreading import Spreading, SpreadingJournal
 from migrator.engine.sweeper import Sweeper
 from migrator.engine.thread_computing import ThreadComputing
 from migrator.faults import keep_going
-from migrator.ports import Computing, DriverPool
+from migrator.ports.assignments import DriverPool
+from migrator.ports.computing import Computing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.registry import Registry
 from migrator.engine.remote_sessions import RemoteSession, wanted_of
 from migrator.errors import JournalError
-from migrator.ports import Assignment, Assignments, AvailableDriver, DriverPool
+from migrator.ports.assignments import Assignment, Assignments, AvailableDriver, DriverPool
 
 _RETRY_SECONDS = 0.5
 #: A driver that could not ask a guest, or its target's host, gets none of those two hosts for so long.

@@ -25,7 +25,7 @@ from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.migration import preflight
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
-from migrator.ports import Computing
+from migrator.ports.computing import Computing
 
 #: An evacuation holds to a plan that is no older, as far as it still can.
 _PLAN_HOLDS_SECONDS = 3600.0

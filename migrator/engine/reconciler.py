@@ -39,7 +39,7 @@ from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
 from migrator.errors import JournalError, Unavailable
 from migrator.faults import contained
-from migrator.ports import Computing
+from migrator.ports.computing import Computing
 
 #: What changes together is seen together: after a turn no other is taken for so long, ...
 _TOGETHER_SECONDS = 0.02

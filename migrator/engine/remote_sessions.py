@@ -15,7 +15,7 @@ from migrator.engine.migration.outcome import LEARNED, MigrationProgress
 from migrator.engine.migration.requests import MigrationRequests
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_phase import Hold, Phase, PreflightRefusal
-from migrator.ports import Assignment
+from migrator.ports.assignments import Assignment
 
 #: Of the outcome, as the document has it.
 _OUTCOME = (

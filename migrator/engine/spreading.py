@@ -24,14 +24,8 @@ from migrator.engine.registry import Registry
 from migrator.engine.remote_sessions import RemoteSession, wanted_of
 from migrator.errors import JournalError
 from migrator.faults import contained
-from migrator.ports import (
-    REPORTS_CHANNEL,
-    Assignment,
-    Assignments,
-    AvailableDriver,
-    DriverPool,
-    Signals,
-)
+from migrator.ports import Signals
+from migrator.ports.assignments import REPORTS_CHANNEL, Assignment, Assignments, AvailableDriver, DriverPool
 
 #: It is looked without a signal so often: one may be missed.
 _POLL_SECONDS = 1.0

@@ -10,7 +10,7 @@ _Result = TypeVar("_Result")
 
 
 class ThreadComputing:
-    """Implements :class:`migrator.ports.Computing`; everything is computed at once, and takes as long as it takes."""
+    """Implements :class:`migrator.ports.computing.Computing`; all is computed at once, and takes its time."""
 
     async def compute(self, function: Callable[[Sequence[Any]], _Result], portions: Iterable[Any]) -> _Result:
         return await asyncio.to_thread(function, list(portions))

@@ -1,34 +1,9 @@
 """The interfaces between the engine and what it drives, with their contracts.
 
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
+What only a service has is not loaded with the rest: ``assignments``, ``computing`` and ``controllers``.
 """
 
-from migrator.ports.assignments import (
-    ASSIGNMENTS_CHANNEL,
-    REPORTS_CHANNEL,
-    Assignment,
-    Assignments,
-    AvailableDriver,
-    DriverPool,
-    assignment_lease,
-    assignment_number,
-)
-from migrator.ports.computing import Computing
-from migrator.ports.controllers import (
-    ANSWERS_CHANNEL,
-    COMMANDS_CHANNEL,
-    EVENTS_CHANNEL,
-    LIVE_CHANNEL,
-    REPLIES_CHANNEL,
-    ControllerInfo,
-    Controllers,
-    LiveDocument,
-    LiveDocuments,
-    PresentController,
-    WaitingCommand,
-    WaitingCommands,
-    controller_lease,
-)
 from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.hooks import Hooks
 from migrator.ports.qemu import (
@@ -67,23 +42,9 @@ from migrator.ports.stream_path import PathHealth, StreamPath, UnprobedPath
 from migrator.ports.stream_tunnel import StreamTunnel
 
 __all__ = [
-    "ANSWERS_CHANNEL",
-    "ASSIGNMENTS_CHANNEL",
-    "COMMANDS_CHANNEL",
-    "EVENTS_CHANNEL",
-    "LIVE_CHANNEL",
-    "REPLIES_CHANNEL",
-    "REPORTS_CHANNEL",
-    "Assignment",
-    "Assignments",
-    "AvailableDriver",
     "Claim",
     "CommandLog",
-    "Computing",
-    "ControllerInfo",
-    "Controllers",
     "DiskMirroring",
-    "DriverPool",
     "EndedRecord",
     "Experience",
     "Grant",
@@ -97,12 +58,9 @@ __all__ = [
     "Journal",
     "Lease",
     "Leases",
-    "LiveDocument",
-    "LiveDocuments",
     "MigrationSettings",
     "OpenImages",
     "PathHealth",
-    "PresentController",
     "Qemu",
     "QemuEvent",
     "Record",
@@ -121,10 +79,5 @@ __all__ = [
     "Tuning",
     "Unguarded",
     "UnprobedPath",
-    "WaitingCommand",
-    "WaitingCommands",
-    "assignment_lease",
-    "assignment_number",
-    "controller_lease",
     "lease_margin",
 ]

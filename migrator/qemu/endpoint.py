@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator import logs
 from migrator.core.migration.drivers import Driver
@@ -25,7 +25,6 @@ from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
 from migrator.qemu.fence_command import run_fence_command
-from migrator.qemu.identify import GuestIdentity, identify
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.naming import pass_on_name
 from migrator.qemu.non_migrated_state import read_disk_users
@@ -38,6 +37,9 @@ from migrator.qemu.source_guard import EndpointGuard, GuardProcess
 from migrator.qemu.status_query import StatusQuery
 from migrator.qemu.stream_sockets import stream_sockets
 from migrator.qemu.transport import MonitorTransport
+
+if TYPE_CHECKING:
+    from migrator.qemu.identify import GuestIdentity
 
 #: Name of the mark at a destination that was told to run its guest.
 _RAN = "ran"
@@ -202,6 +204,8 @@ class Endpoint:
 
         :raise QemuError: when it cannot be asked.
         """
+        from migrator.qemu.identify import identify  # noqa: PLC0415 - for who looks for guests
+
         return await identify(self._monitor)
 
     async def pass_on_name(self, destination: Endpoint) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from migrator import faults, logs
 from migrator.api.events import read_event
 from migrator.errors import JournalError, MigratorError
-from migrator.ports import EVENTS_CHANNEL, LIVE_CHANNEL, LiveDocument, LiveDocuments, Signals
+from migrator.ports import Signals
+from migrator.ports.controllers import EVENTS_CHANNEL, LIVE_CHANNEL, LiveDocument, LiveDocuments
 from migrator.replica.state import ReplicaState
 
 #: It is looked without a signal so often: one may be missed.

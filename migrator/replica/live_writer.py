@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from migrator import logs
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import Lease, LiveDocument, LiveDocuments
+from migrator.ports import Lease
+from migrator.ports.controllers import LiveDocument, LiveDocuments
 from migrator.replica.state import DocumentKey, ReplicaState
 
 #: From the beginning of one batch to that of the next.

@@ -22,7 +22,7 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
-from migrator.ports import LiveDocument
+from migrator.ports.controllers import LiveDocument
 from migrator.replica.channel import MessageKind
 
 #: More than this that nobody takes: the oldest go, and whoever listens finds them in the journal.

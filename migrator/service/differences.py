@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from migrator import logs
-from migrator.ports import ControllerInfo
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.presence import Heartbeat, Presence
 
 _NAMESAKE = "another controller has the same [site] instance: give each its own"

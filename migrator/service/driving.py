@@ -15,7 +15,7 @@ from migrator.engine.look_pace import LookPace
 from migrator.engine.migration.services import SessionServices
 from migrator.faults import keep_going
 from migrator.machine import this_driver
-from migrator.ports import Assignment
+from migrator.ports.assignments import Assignment
 from migrator.service.garbage import GarbageCollection
 from migrator.settings import LiveSettings
 from migrator.site.from_settings import ConfiguredSite, make_site

@@ -20,7 +20,8 @@ from migrator import logs
 from migrator.api import received
 from migrator.api.commands import Command, Envelope, Refusal, Reply, Role
 from migrator.errors import JournalError
-from migrator.ports import ANSWERS_CHANNEL, REPLIES_CHANNEL, Claim, Signals, WaitingCommands
+from migrator.ports import Claim, Signals
+from migrator.ports.controllers import ANSWERS_CHANNEL, REPLIES_CHANNEL, WaitingCommands
 
 #: What a takeover may take at most, with the time to look at every host.
 PATIENCE_SECONDS = 20.0

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from migrator import __version__
 from migrator.api.service_documents import ControllerDocument, LeaseDocument, ServiceDocument
-from migrator.ports import HeldLease, Lease, PresentController, controller_lease
+from migrator.ports import HeldLease, Lease
+from migrator.ports.controllers import PresentController, controller_lease
 from migrator.store.presence import Heartbeat, Presence
 from migrator.store.sole_use import NAME as SITE
 

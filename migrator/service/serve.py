@@ -36,7 +36,7 @@ from migrator.http.admission import raise_descriptor_limit
 from migrator.machine import this_driver
 from migrator.metrics import Metrics, Probes
 from migrator.mqtt import MqttConfig
-from migrator.ports import assignment_number
+from migrator.ports.assignments import assignment_number
 from migrator.qemu import monitor
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer

@@ -13,7 +13,8 @@ from migrator.errors import JournalError
 from migrator.http import from_settings as http_settings
 from migrator.http.listeners import Listeners
 from migrator.metrics import Metrics, Probes
-from migrator.ports import ControllerInfo, Lease
+from migrator.ports import Lease
+from migrator.ports.controllers import ControllerInfo
 from migrator.replica.publisher import Publisher
 from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import RequestServer, SteeringRequests

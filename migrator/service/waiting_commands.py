@@ -12,7 +12,8 @@ from migrator.api.commands import Envelope, Reply
 from migrator.api.received import ENVELOPE
 from migrator.errors import JournalError, MigratorError
 from migrator.faults import contained
-from migrator.ports import COMMANDS_CHANNEL, Signals, WaitingCommands
+from migrator.ports import Signals
+from migrator.ports.controllers import COMMANDS_CHANNEL, WaitingCommands
 
 #: It is looked without a signal so often: one may be missed.
 _POLL_SECONDS = 1.0

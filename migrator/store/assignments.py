@@ -9,14 +9,9 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.ports import (
-    ASSIGNMENTS_CHANNEL,
-    REPORTS_CHANNEL,
-    Assignment,
-    Lease,
-    assignment_lease,
-    controller_lease,
-)
+from migrator.ports import Lease
+from migrator.ports.assignments import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment, assignment_lease
+from migrator.ports.controllers import controller_lease
 from migrator.store.database import Database
 from migrator.store.leases import UNTIL_WITHDRAWN, holding
 from migrator.store.schema import assignments, leases
@@ -31,13 +26,13 @@ _RIGHTS, _ROWS = "1", "2"
 
 
 class SqlAssignments:
-    """See :class:`migrator.ports.Assignments`."""
+    """See :class:`migrator.ports.assignments.Assignments`."""
 
     def __init__(self, database: Database, signals: LocalSignals) -> None:
         self._database, self._signals = database, signals
 
     async def give(self, assignment: Assignment) -> bool:
-        """See :meth:`migrator.ports.Assignments.give`."""
+        """See :meth:`migrator.ports.assignments.Assignments.give`."""
         row = {
             "migration": assignment.migration,
             "driver": assignment.driver,
@@ -78,7 +73,7 @@ class SqlAssignments:
         return given
 
     async def fence(self, migration: str, number: int) -> Assignment | None:
-        """See :meth:`migrator.ports.Assignments.fence`."""
+        """See :meth:`migrator.ports.assignments.Assignments.fence`."""
         its = assignments.c.migration == migration, assignments.c.number == number
         right = leases.c.name == assignment_lease(migration)
 
@@ -102,7 +97,7 @@ class SqlAssignments:
         return await self._database.write(write, order=_order(_RIGHTS, migration))
 
     async def remove(self, migration: str, number: int) -> None:
-        """See :meth:`migrator.ports.Assignments.remove`."""
+        """See :meth:`migrator.ports.assignments.Assignments.remove`."""
         its = assignments.c.migration == migration, assignments.c.number == number
         right = leases.c.name == assignment_lease(migration), leases.c.token == number
         over = delete(assignments).where(*its, assignments.c.released != 0).returning(assignments.c.number)
@@ -116,7 +111,7 @@ class SqlAssignments:
         await self._database.write(write, order=_order(_RIGHTS, migration))
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.ports.Assignments.request`."""
+        """See :meth:`migrator.ports.assignments.Assignments.request`."""
         statement = (
             update(assignments)
             .where(assignments.c.migration == migration, assignments.c.number == number)
@@ -136,7 +131,7 @@ class SqlAssignments:
     async def report(
         self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
     ) -> None:
-        """See :meth:`migrator.ports.Assignments.report`."""
+        """See :meth:`migrator.ports.assignments.Assignments.report`."""
         statement = (
             update(assignments)
             .where(assignments.c.migration == assignment.migration, assignments.c.number == assignment.number)
@@ -155,7 +150,7 @@ class SqlAssignments:
             await self._signals.notify(REPORTS_CHANNEL, assignment.migration)
 
     async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
-        """See :meth:`migrator.ports.Assignments.find`."""
+        """See :meth:`migrator.ports.assignments.Assignments.find`."""
         query = select(assignments).order_by(assignments.c.number)
         if migrations is not None:
             query = query.where(assignments.c.migration.in_(migrations))
@@ -166,7 +161,7 @@ class SqlAssignments:
         return await self._database.read(read)
 
     async def of(self, driver: str) -> Sequence[Assignment]:
-        """See :meth:`migrator.ports.Assignments.of`."""
+        """See :meth:`migrator.ports.assignments.Assignments.of`."""
         columns = [each for each in assignments.c if each.name != "report"]
         query = select(*columns).where(assignments.c.driver == driver, assignments.c.released == 0)
 

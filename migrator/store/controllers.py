@@ -9,7 +9,8 @@ from sqlalchemy import delete, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.ports import ControllerInfo, Lease, PresentController, controller_lease
+from migrator.ports import Lease
+from migrator.ports.controllers import ControllerInfo, PresentController, controller_lease
 from migrator.store import schema
 from migrator.store.database import Database
 from migrator.store.leases import SqlLeases
@@ -24,13 +25,13 @@ _FIRST_OF_THEM = "0009"
 
 
 class SqlControllers:
-    """See :class:`migrator.ports.Controllers`."""
+    """See :class:`migrator.ports.controllers.Controllers`."""
 
     def __init__(self, database: Database, held: SqlLeases) -> None:
         self._database, self._leases = database, held
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
-        """See :meth:`migrator.ports.Controllers.join`."""
+        """See :meth:`migrator.ports.controllers.Controllers.join`."""
         name = controller_lease(info.name)
         lease = await self._leases.acquire(name, owner=info.name, seconds=seconds, known=known)
         if lease is not None:
@@ -38,14 +39,14 @@ class SqlControllers:
         return lease
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
-        """See :meth:`migrator.ports.Controllers.beat`."""
+        """See :meth:`migrator.ports.controllers.Controllers.beat`."""
         [renewed] = await self._leases.renew([lease], seconds=seconds)
         if renewed is not None:
             await self._describe(info, seconds, began=False)
         return renewed
 
     async def leave(self, lease: Lease) -> None:
-        """See :meth:`migrator.ports.Controllers.leave`."""
+        """See :meth:`migrator.ports.controllers.Controllers.leave`."""
         statement = delete(controllers).where(controllers.c.name == lease.owner)
 
         async def write(connection: AsyncConnection) -> None:
@@ -83,7 +84,7 @@ class SqlControllers:
         await self._database.write_unleased(write)
 
     async def all(self) -> list[PresentController]:
-        """See :meth:`migrator.ports.Controllers.all`."""
+        """See :meth:`migrator.ports.controllers.Controllers.all`."""
         its = leases.c.name == literal(controller_lease("")) + controllers.c.name
         query = (
             select(controllers, leases.c.owner, leases.c.token, leases.c.ends_at)

@@ -13,7 +13,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrator.errors import JournalError
-from migrator.ports import ANSWERS_CHANNEL, EVENTS_CHANNEL, REPLIES_CHANNEL, Claim, Lease
+from migrator.ports import Claim, Lease
+from migrator.ports.controllers import ANSWERS_CHANNEL, EVENTS_CHANNEL, REPLIES_CHANNEL
 from migrator.store import retention, rows
 from migrator.store.assignments import SqlAssignments
 from migrator.store.backend import Place

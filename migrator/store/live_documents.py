@@ -8,7 +8,8 @@ from sqlalchemy import BigInteger, Text, bindparam, cast, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.ports import LIVE_CHANNEL, Lease, LiveDocument
+from migrator.ports import Lease
+from migrator.ports.controllers import LIVE_CHANNEL, LiveDocument
 from migrator.store.database import Database
 from migrator.store.rows import text as column_text
 from migrator.store.schema import LIVE_VERSION, live_documents, meta
@@ -37,7 +38,7 @@ _WRITE_ONE = _one.on_conflict_do_update(
 
 
 class SqlLiveDocuments:
-    """See :class:`migrator.ports.LiveDocuments`."""
+    """See :class:`migrator.ports.controllers.LiveDocuments`."""
 
     def __init__(self, database: Database, signals: LocalSignals) -> None:
         self._database, self._signals = database, signals
@@ -45,7 +46,7 @@ class SqlLiveDocuments:
     async def write(
         self, documents: Sequence[LiveDocument], *, writer: str, lease: Lease | None = None
     ) -> int:
-        """See :meth:`migrator.ports.LiveDocuments.write`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.write`."""
         rows = [
             {
                 "kind": each.kind,
@@ -74,7 +75,7 @@ class SqlLiveDocuments:
         return version
 
     async def since(self, version: int, kinds: Collection[str] = ()) -> list[LiveDocument]:
-        """See :meth:`migrator.ports.LiveDocuments.since`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.since`."""
         query = select(live_documents).where(live_documents.c.version > version)
         if kinds:
             query = query.where(live_documents.c.kind.in_(kinds))
@@ -96,7 +97,7 @@ class SqlLiveDocuments:
         return await self._database.read(read)
 
     async def version(self) -> int:
-        """See :meth:`migrator.ports.LiveDocuments.version`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.version`."""
 
         async def read(connection: AsyncConnection) -> int:
             query = select(meta.c.value).where(meta.c.key == LIVE_VERSION)

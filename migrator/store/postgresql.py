@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from migrator.errors import JournalError, UpgradeWaits, UsageError
-from migrator.ports import controller_lease
+from migrator.ports.controllers import controller_lease
 from migrator.store import schema
 from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
 from migrator.store.lock import locked

@@ -11,7 +11,9 @@ from typing import Self
 
 from migrator import logs
 from migrator.errors import JournalError
-from migrator.ports import AvailableDriver, ControllerInfo, HeldLease, Lease, PresentController
+from migrator.ports import HeldLease, Lease
+from migrator.ports.assignments import AvailableDriver
+from migrator.ports.controllers import ControllerInfo, PresentController
 from migrator.store.journal import SqlJournal
 from migrator.store.kept_token import KeptToken
 from migrator.store.sole_use import NAME as SITE
@@ -234,18 +236,18 @@ class Heartbeat:
 
 
 class Drivers:
-    """See :class:`migrator.ports.DriverPool`."""
+    """See :class:`migrator.ports.assignments.DriverPool`."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
 
     @property
     def name(self) -> str:
-        """See :attr:`migrator.ports.DriverPool.name`."""
+        """See :attr:`migrator.ports.assignments.DriverPool.name`."""
         return self._heartbeat.name
 
     def available(self) -> Sequence[AvailableDriver]:
-        """See :meth:`migrator.ports.DriverPool.available`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.available`."""
         live = self._heartbeat.live()
         return [
             AvailableDriver(
@@ -263,20 +265,20 @@ class Drivers:
         ]
 
     def lives(self, name: str, token: int) -> bool:
-        """See :meth:`migrator.ports.DriverPool.lives`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.lives`."""
         return self._heartbeat.live().get(name) == token
 
     def instance(self, name: str) -> str:
-        """See :meth:`migrator.ports.DriverPool.instance`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.instance`."""
         found = (each.info.instance for each in self._heartbeat.now.controllers if each.info.name == name)
         return next(found, name)
 
     def note_gone(self, name: str, token: int) -> None:
-        """See :meth:`migrator.ports.DriverPool.note_gone`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.note_gone`."""
         self._heartbeat.note_gone(name, token)
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """See :meth:`migrator.ports.DriverPool.subscribe`."""
+        """See :meth:`migrator.ports.assignments.DriverPool.subscribe`."""
         self._heartbeat.subscribe(lambda _: callback())
 
 

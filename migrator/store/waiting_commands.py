@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.ports import COMMANDS_CHANNEL, Claim, WaitingCommand
+from migrator.ports import Claim
+from migrator.ports.controllers import COMMANDS_CHANNEL, WaitingCommand
 from migrator.store import rows
 from migrator.store.database import Database
 from migrator.store.schema import commands
@@ -20,7 +21,7 @@ _AT_ONCE = 200
 
 
 class SqlWaitingCommands:
-    """See :class:`migrator.ports.WaitingCommands`."""
+    """See :class:`migrator.ports.controllers.WaitingCommands`."""
 
     def __init__(self, database: Database, signals: LocalSignals) -> None:
         self._database, self._signals = database, signals
@@ -36,7 +37,7 @@ class SqlWaitingCommands:
         caller: Mapping[str, str],
         envelope: str,
     ) -> Claim:
-        """See :meth:`migrator.ports.WaitingCommands.leave`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.leave`."""
         name = rows.text(key)
 
         async def write(connection: AsyncConnection) -> tuple[Claim, bool]:
@@ -65,7 +66,7 @@ class SqlWaitingCommands:
         return claim
 
     async def waiting(self) -> list[WaitingCommand]:
-        """See :meth:`migrator.ports.WaitingCommands.waiting`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.waiting`."""
         query = (
             select(commands.c.key, commands.c.envelope, commands.c.taken_by)
             .where(commands.c.waiting == 1)
@@ -82,7 +83,7 @@ class SqlWaitingCommands:
         return await self._database.read(read)
 
     async def take(self, key: str, *, by: str) -> WaitingCommand | None:
-        """See :meth:`migrator.ports.WaitingCommands.take`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.take`."""
         its = (commands.c.key == rows.text(key), commands.c.waiting == 1)
         there = select(commands.c.envelope, commands.c.taken_by).where(*its).with_for_update()
         statement = update(commands).where(*its).values(taken_by=by)
@@ -97,7 +98,7 @@ class SqlWaitingCommands:
         return await self._database.write(write)
 
     async def take_back(self, key: str) -> bool:
-        """See :meth:`migrator.ports.WaitingCommands.take_back`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.take_back`."""
         its = (commands.c.key == rows.text(key), commands.c.waiting == 1, commands.c.taken_by.is_(None))
 
         async def write(connection: AsyncConnection) -> bool:
@@ -106,7 +107,7 @@ class SqlWaitingCommands:
         return await self._database.write(write)
 
     async def replies(self, keys: Collection[str]) -> dict[str, Mapping[str, Any]]:
-        """See :meth:`migrator.ports.WaitingCommands.replies`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.replies`."""
         names = {rows.text(key): key for key in keys}
         query = select(commands.c.key, commands.c.reply).where(
             commands.c.key.in_(list(names)), commands.c.reply.is_not(None)
@@ -118,7 +119,7 @@ class SqlWaitingCommands:
         return await self._database.read(read)
 
     async def forget(self, key: str) -> None:
-        """See :meth:`migrator.ports.WaitingCommands.forget`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.forget`."""
         statement = delete(commands).where(commands.c.key == rows.text(key), commands.c.waiting == 0)
 
         async def write(connection: AsyncConnection) -> None:

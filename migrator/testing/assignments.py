@@ -1,4 +1,4 @@
-"""Assignments in memory: the contract of :class:`migrator.ports.Assignments`."""
+"""Assignments in memory: the contract of :class:`migrator.ports.assignments.Assignments`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment, Lease, controller_lease
+from migrator.ports import Lease
+from migrator.ports.assignments import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment
+from migrator.ports.controllers import controller_lease
 
 if TYPE_CHECKING:
     from migrator.testing.journal import MemoryJournal
 
 
 class MemoryAssignments:
-    """See :class:`migrator.ports.Assignments`."""
+    """See :class:`migrator.ports.assignments.Assignments`."""
 
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
@@ -29,7 +31,7 @@ class MemoryAssignments:
         return (row.driver, row.number) == (right.owner, right.token)
 
     async def give(self, assignment: Assignment) -> bool:
-        """See :meth:`migrator.ports.Assignments.give`."""
+        """See :meth:`migrator.ports.assignments.Assignments.give`."""
         await self._journal.write("give")
         if not self._drives(assignment):
             return False
@@ -40,7 +42,7 @@ class MemoryAssignments:
         return True
 
     async def fence(self, migration: str, number: int) -> Assignment | None:
-        """See :meth:`migrator.ports.Assignments.fence`."""
+        """See :meth:`migrator.ports.assignments.Assignments.fence`."""
         await self._journal.write("fence")
         row = self._rows.get(migration)
         if row is None or row.number != number or (not row.over and self._drives(row)):
@@ -50,14 +52,14 @@ class MemoryAssignments:
         return row
 
     async def remove(self, migration: str, number: int) -> None:
-        """See :meth:`migrator.ports.Assignments.remove`."""
+        """See :meth:`migrator.ports.assignments.Assignments.remove`."""
         await self._journal.write("remove")
         row = self._rows.get(migration)
         if row is not None and row.number == number and row.over:
             del self._rows[migration]
 
     async def request(self, migration: str, number: int, requests: Mapping[str, Any]) -> None:
-        """See :meth:`migrator.ports.Assignments.request`."""
+        """See :meth:`migrator.ports.assignments.Assignments.request`."""
         await self._journal.write("request")
         row = self._rows.get(migration)
         if row is not None and row.number == number:
@@ -67,7 +69,7 @@ class MemoryAssignments:
     async def report(
         self, assignment: Assignment, report: Mapping[str, Any] | None, *, released: bool
     ) -> None:
-        """See :meth:`migrator.ports.Assignments.report`."""
+        """See :meth:`migrator.ports.assignments.Assignments.report`."""
         await self._journal.write("report")
         if not self.holds(assignment.right(lambda: True)):
             raise LeaseLost(f"migration {assignment.migration} was given to another")
@@ -82,12 +84,12 @@ class MemoryAssignments:
             await self._journal.signals.notify(REPORTS_CHANNEL, assignment.migration)
 
     async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
-        """See :meth:`migrator.ports.Assignments.find`."""
+        """See :meth:`migrator.ports.assignments.Assignments.find`."""
         await self._journal.read("assignments")
         return [row for row in self._rows.values() if migrations is None or row.migration in migrations]
 
     async def of(self, driver: str) -> Sequence[Assignment]:
-        """See :meth:`migrator.ports.Assignments.of`."""
+        """See :meth:`migrator.ports.assignments.Assignments.of`."""
         await self._journal.read("assignments")
         rows = [row for row in self._rows.values() if row.driver == driver and not row.over]
         return [replace(row, report=None) for row in rows]

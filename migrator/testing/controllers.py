@@ -8,12 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from migrator.errors import LeaseLost
-from migrator.ports import (
+from migrator.ports import Claim, Lease
+from migrator.ports.controllers import (
     COMMANDS_CHANNEL,
     LIVE_CHANNEL,
-    Claim,
     ControllerInfo,
-    Lease,
     LiveDocument,
     PresentController,
     WaitingCommand,
@@ -28,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MemoryLiveDocuments:
-    """See :class:`migrator.ports.LiveDocuments`."""
+    """See :class:`migrator.ports.controllers.LiveDocuments`."""
 
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
@@ -38,7 +37,7 @@ class MemoryLiveDocuments:
     async def write(
         self, documents: Sequence[LiveDocument], *, writer: str, lease: Lease | None = None
     ) -> int:
-        """See :meth:`migrator.ports.LiveDocuments.write`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.write`."""
         await self._journal.write("live")
         if lease is not None and not self._journal.leases.holds(lease):
             raise LeaseLost(f"the lease {lease.name} of {lease.owner} does not hold any more")
@@ -51,7 +50,7 @@ class MemoryLiveDocuments:
         return self._version
 
     async def since(self, version: int, kinds: Collection[str] = ()) -> list[LiveDocument]:
-        """See :meth:`migrator.ports.LiveDocuments.since`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.since`."""
         await self._journal.read("live")
         return [
             each
@@ -60,13 +59,13 @@ class MemoryLiveDocuments:
         ]
 
     async def version(self) -> int:
-        """See :meth:`migrator.ports.LiveDocuments.version`."""
+        """See :meth:`migrator.ports.controllers.LiveDocuments.version`."""
         await self._journal.read("live")
         return self._version
 
 
 class MemoryWaitingCommands:
-    """See :class:`migrator.ports.WaitingCommands`."""
+    """See :class:`migrator.ports.controllers.WaitingCommands`."""
 
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
@@ -83,7 +82,7 @@ class MemoryWaitingCommands:
         caller: Mapping[str, str],
         envelope: str,
     ) -> Claim:
-        """See :meth:`migrator.ports.WaitingCommands.leave`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.leave`."""
         claim = await self._journal.claim_command(
             key=key, verb=verb, body_hash=body_hash, body=body, caller=caller
         )
@@ -93,7 +92,7 @@ class MemoryWaitingCommands:
         return claim
 
     async def waiting(self) -> list[WaitingCommand]:
-        """See :meth:`migrator.ports.WaitingCommands.waiting`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.waiting`."""
         await self._journal.read("waiting")
         return [
             WaitingCommand(key=key, envelope=envelope, taken=bool(by))
@@ -102,7 +101,7 @@ class MemoryWaitingCommands:
         ]
 
     async def take(self, key: str, *, by: str) -> WaitingCommand | None:
-        """See :meth:`migrator.ports.WaitingCommands.take`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.take`."""
         await self._journal.write("take")
         if key not in self._waiting or self._journal.commands[key]["reply"] is not None:
             return None
@@ -111,7 +110,7 @@ class MemoryWaitingCommands:
         return WaitingCommand(key=key, envelope=envelope, taken=bool(before))
 
     async def take_back(self, key: str) -> bool:
-        """See :meth:`migrator.ports.WaitingCommands.take_back`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.take_back`."""
         await self._journal.write("take_back")
         if self._waiting.get(key, ("", "x"))[1] or self._journal.commands[key]["reply"] is not None:
             return False
@@ -119,13 +118,13 @@ class MemoryWaitingCommands:
         return True
 
     async def replies(self, keys: Collection[str]) -> dict[str, Mapping[str, Any]]:
-        """See :meth:`migrator.ports.WaitingCommands.replies`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.replies`."""
         await self._journal.read("replies")
         found = {key: self._journal.commands[key]["reply"] for key in keys if key in self._journal.commands}
         return {key: reply for key, reply in found.items() if reply is not None}
 
     async def forget(self, key: str) -> None:
-        """See :meth:`migrator.ports.WaitingCommands.forget`."""
+        """See :meth:`migrator.ports.controllers.WaitingCommands.forget`."""
         await self._journal.write("forget")
         if (self._journal.commands.get(key) or {}).get("reply") is not None:
             del self._journal.commands[key]
@@ -141,14 +140,14 @@ class _Row:
 
 
 class MemoryControllers:
-    """See :class:`migrator.ports.Controllers`."""
+    """See :class:`migrator.ports.controllers.Controllers`."""
 
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
         self._rows: dict[str, _Row] = {}
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
-        """See :meth:`migrator.ports.Controllers.join`."""
+        """See :meth:`migrator.ports.controllers.Controllers.join`."""
         lease = await self._journal.leases.acquire(
             controller_lease(info.name), owner=info.name, seconds=seconds, known=known
         )
@@ -158,7 +157,7 @@ class MemoryControllers:
         return lease
 
     async def beat(self, info: ControllerInfo, lease: Lease, *, seconds: float) -> Lease | None:
-        """See :meth:`migrator.ports.Controllers.beat`."""
+        """See :meth:`migrator.ports.controllers.Controllers.beat`."""
         [renewed] = await self._journal.leases.renew([lease], seconds=seconds)
         if renewed is not None:
             now = self._journal.leases.now()
@@ -167,12 +166,12 @@ class MemoryControllers:
         return renewed
 
     async def leave(self, lease: Lease) -> None:
-        """See :meth:`migrator.ports.Controllers.leave`."""
+        """See :meth:`migrator.ports.controllers.Controllers.leave`."""
         await self._journal.leases.release(lease)
         self._rows.pop(lease.owner, None)
 
     async def all(self) -> list[PresentController]:
-        """See :meth:`migrator.ports.Controllers.all`."""
+        """See :meth:`migrator.ports.controllers.Controllers.all`."""
         held = {each.name: each for each in await self._journal.leases.all()}
         now = self._journal.leases.now()
         found = []

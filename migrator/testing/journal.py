@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from migrator.api.queries import EventTexts
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import REPLIES_CHANNEL, Claim, Lease, Signals
+from migrator.ports import Claim, Lease, Signals
+from migrator.ports.controllers import REPLIES_CHANNEL
 from migrator.store.signals import LocalSignals
 from migrator.testing.assignments import MemoryAssignments
 from migrator.testing.controllers import MemoryControllers, MemoryLiveDocuments, MemoryWaitingCommands

@@ -14,14 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from migrator.errors import JournalError
-from migrator.ports import (
-    Assignment,
-    ControllerInfo,
-    HeldLease,
-    Lease,
-    PresentController,
-    lease_margin,
-)
+from migrator.ports import HeldLease, Lease, lease_margin
+from migrator.ports.assignments import Assignment
+from migrator.ports.controllers import ControllerInfo, PresentController
 from migrator.testing.memory_step_records import MemoryStepRecords
 from migrator.testing.shared_store import PLACE, SharedStore
 from migrator.testing.wire import Lost, Wire
@@ -221,7 +216,7 @@ class _Leases:
 
 
 class _Controllers:
-    """See :class:`migrator.ports.Controllers`."""
+    """See :class:`migrator.ports.controllers.Controllers`."""
 
     def __init__(self, view: JournalView) -> None:
         self._view = view
@@ -249,7 +244,7 @@ class _Controllers:
 
 
 class _Assignments:
-    """See :class:`migrator.ports.Assignments`."""
+    """See :class:`migrator.ports.assignments.Assignments`."""
 
     def __init__(self, view: JournalView) -> None:
         self._view, self._assignments = view, view.shared.journal.assignments

@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 
 class Worker:
-    """Implements :class:`migrator.ports.Computing` with a process of its own, which ends with this one.
+    """Implements :class:`migrator.ports.computing.Computing` with a process of its own, which ends with this one.
 
     The process is started with the first computation. One that takes too long is ended with its process, and the next
     computation starts another.
@@ -50,7 +50,7 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     async def compute(self, function: Callable[[Sequence[Any]], _Result], portions: Iterable[Any]) -> _Result:
-        """See :meth:`migrator.ports.Computing.compute`."""
+        """See :meth:`migrator.ports.computing.Computing.compute`."""
         if len(self._tasks) >= self._most:
             raise Unavailable(f"{len(self._tasks)} plans and forecasts are computed already: try again soon")
         name = f"{function.__module__}:{function.__qualname__}"

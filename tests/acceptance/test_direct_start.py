@@ -58,6 +58,7 @@ async def test_loads_nothing_that_it_does_not_use(lab: Lab, output: tuple[str, .
         # Nor what other policies, hosts and monitors need.
         *("core.guest_experience", "core.link_learning", "core.migration.quiet_start", "engine.path_speeds"),
         *("engine.migration.quiet_wait", "store.learned_paths", "tls"),
+        *("ports.assignments", "ports.computing", "ports.controllers", "qemu.identify"),
     )
     assert not {name for name in ours if name.startswith(tuple(f"migrator.{other}" for other in others))}
 

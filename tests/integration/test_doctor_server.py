@@ -7,7 +7,7 @@ from pathlib import Path
 
 from migrator.cli.diagnosis import Level
 from migrator.cli.doctor_server import journal_server
-from migrator.ports import ControllerInfo
+from migrator.ports.controllers import ControllerInfo
 from migrator.settings.models import SiteSettings
 from migrator.store import schema
 from migrator.store.backend import Server

@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Sample, State
 from migrator.errors import JournalError, UpgradeWaits
-from migrator.ports import ControllerInfo
+from migrator.ports.controllers import ControllerInfo
 from migrator.service.waiting_upgrade import NotNeeded, open_journal
 from migrator.settings.models import HttpSettings
 from migrator.settings.values import Listen

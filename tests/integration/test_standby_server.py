@@ -12,7 +12,7 @@ import pytest
 
 from migrator.api.commands import Command, Envelope, Evacuate, Reply
 from migrator.errors import JournalError
-from migrator.ports import ControllerInfo, LiveDocument
+from migrator.ports.controllers import ControllerInfo, LiveDocument
 from migrator.replica.follower import JournalFollower
 from migrator.replica.state import ReplicaState
 from migrator.service import forwarded_commands, waiting_commands

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from migrator.errors import LeaseLost
-from migrator.ports import Assignment, Assignments, ControllerInfo, Lease, assignment_number
+from migrator.ports import Lease
+from migrator.ports.assignments import Assignment, Assignments, assignment_number
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.backend import Place
 from migrator.store.journal import SqlJournal
 from migrator.testing.journal import MemoryJournal

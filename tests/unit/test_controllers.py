@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from migrator.errors import JournalError, LeaseLost
-from migrator.ports import (
+from migrator.ports import Leases
+from migrator.ports.controllers import (
     LIVE_CHANNEL,
     ControllerInfo,
     Controllers,
-    Leases,
     LiveDocument,
     LiveDocuments,
     PresentController,

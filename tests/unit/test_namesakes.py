@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.ports import ControllerInfo
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.journal import SqlJournal
 from migrator.store.kept_token import KeptToken
 from migrator.store.presence import Heartbeat

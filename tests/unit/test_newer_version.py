@@ -15,7 +15,7 @@ from migrator.api.commands import Migrate
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 from migrator.core.policy import builtin, from_fields, to_fields
-from migrator.ports import ControllerInfo
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.journal import SqlJournal
 from migrator.store.presence import Heartbeat
 from migrator.store.sole_use import SoleUse

@@ -11,7 +11,8 @@ import pytest
 
 from migrator import logs
 from migrator.api.service_documents import ServiceDocument
-from migrator.ports import ControllerInfo, Lease
+from migrator.ports import Lease
+from migrator.ports.controllers import ControllerInfo
 from migrator.service import differences
 from migrator.service.reports import Reporter
 from migrator.store.journal import SqlJournal

@@ -16,7 +16,7 @@ from migrator.engine import guest_experiences, handing_over, pair_overheads
 from migrator.engine.assigned_migrations import AssignedMigrations
 from migrator.engine.spreading import Spreading
 from migrator.errors import JournalError
-from migrator.ports import Assignment
+from migrator.ports.assignments import Assignment
 from migrator.qemu.claim import DriverClaim
 from migrator.testing import journal_view, memory_step_records, shared_store
 from tests import three_controllers

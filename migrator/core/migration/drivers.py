@@ -27,7 +27,7 @@ class Driver:
     #: Tells its process from any other, for ever; see :func:`migrator.machine.own_process`.
     process: Mapping[str, Any] = field(default_factory=dict)
     #: Where several controllers share a journal: whoever was given the right later has a larger one
-    #: (:func:`migrator.ports.assignment_number`). 0: it has the journal for itself.
+    #: (:func:`migrator.ports.assignments.assignment_number`). 0: it has the journal for itself.
     lease: int = 0
     #: The migration that it drives; empty where it only looks after what another has left.
     migration: str = ""
