@@ -18,27 +18,35 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from starlette.types import Message, Receive, Scope, Send
 
 from migrator.api.commands import Command
 from migrator.core.model import State
+from migrator.http.limits import Limits
 from migrator.testing.simulated_qemu import SimulatedGuest
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 from tests.http_service import MemoryTokens, Place, serving, two_hosts
 
+_T = TypeVar("_T")
 #: For a machine that does much else meanwhile.
 LIMIT_SECONDS = 30.0
+
+
+async def _awaited(what: Awaitable[_T]) -> _T:
+    return await what
 
 
 class ServiceThread:
     """A simulated service in a thread, so that a test may block; hosts and journal outlive a :meth:`stop`."""
 
-    def __init__(self, directory: Path, make: Callable[[Path], SimulatedService] = two_hosts) -> None:
+    def __init__(self, directory: Path, *, limits: Limits | None = None) -> None:
         self._directory = directory
-        self._make = make
+        self._limits = limits
         self.service: SimulatedService
         self.running: RunningEngine
         self.place: Place
@@ -54,7 +62,7 @@ class ServiceThread:
         self._thread.start()
 
         async def make() -> None:
-            self.service = self._make(self._directory / "records")
+            self.service = two_hosts(self._directory / "records")
 
         self._do(make(), 10)
         self.start()
@@ -93,6 +101,7 @@ class ServiceThread:
                 self.running.dispatcher,
                 self.running.queries,
                 self._directory,
+                limits=self._limits,
                 port=port,
                 tokens=self.tokens,
             ) as self.place,
@@ -102,6 +111,19 @@ class ServiceThread:
 
     def _do(self, what: Any, seconds: float) -> Any:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(seconds)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Be an application for a client that has a loop of its own, in another thread."""
+        here = asyncio.get_running_loop()
+
+        async def received() -> Message:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(receive()), here))
+
+        async def sent(message: Message) -> None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(send(message)), here))
+
+        answered = self.place.app(scope, received, sent)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answered, self._loop))
 
     def do(self, action: Callable[[RunningEngine], Any]) -> Any:
         """Return what `action` does on the loop of the service, or what the coroutine that it returns does."""
@@ -187,11 +209,9 @@ class ServiceThread:
 
 
 @contextlib.contextmanager
-def in_thread(
-    directory: Path, make: Callable[[Path], SimulatedService] = two_hosts
-) -> Iterator[ServiceThread]:
+def in_thread(directory: Path, *, limits: Limits | None = None) -> Iterator[ServiceThread]:
     """Serve while the block lasts; the service may be stopped and started in it."""
-    service = ServiceThread(directory, make)
+    service = ServiceThread(directory, limits=limits)
     service.open()
     try:
         yield service

@@ -9,7 +9,6 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -19,14 +18,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from starlette.types import Receive, Scope, Send
 
-from migrator.api.commands import COMMANDS
-from migrator.engine.commands.dispatcher import Dispatcher
+from migrator.api.commands import COMMANDS, Migrate
 from migrator.http import openapi
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from tests.http_service import OPERATOR, MemoryTokens
-from tests.service_fakes import ScriptedService
+from tests.service_thread import ServiceThread, in_thread
 
 _CHECKS = [
     content_type_conformance,
@@ -39,17 +38,35 @@ _CHECKS = [
 ]
 
 
-def _app() -> FastAPI:
-    world = ScriptedService(steps=None)
+class _Entrance:
+    """The entrance of the service of this module, while there is one; before that, what it says of itself."""
+
+    def __init__(self) -> None:
+        nobody: Any = None
+        limits = Limits(hosts=frozenset({"testserver"}))
+        self._description = create_app(nobody, nobody, MemoryTokens(), limits=limits)
+        self.service: ServiceThread | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.service is None or scope["type"] == "lifespan":
+            await self._description(scope, receive, send)
+        else:
+            await self.service.answer(scope, receive, send)
+
+
+_ENTRANCE = _Entrance()
+schema = schemathesis.openapi.from_asgi("/openapi.json", _ENTRANCE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     limits = Limits(requests_per_second=1e9, burst=10**9, hosts=frozenset({"testserver"}))
-    app = create_app(Dispatcher(controller=world, log=world.log), world, MemoryTokens(), limits=limits)
-    guest = world.guest("db")
-    assert guest is not None
-    world.migrate(guest)
-    return app
-
-
-schema = schemathesis.openapi.from_asgi("/openapi.json", _app())
+    with in_thread(tmp_path_factory.mktemp("service"), limits=limits) as service:
+        service.prepare_slowly()
+        service.ask(Migrate(guest="db", to="beta"))
+        _ENTRANCE.service = service
+        yield
+        _ENTRANCE.service = None
 
 
 # A stream never ends, so what is generated for it would be waited for; tests of its own are beside this.
