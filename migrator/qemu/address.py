@@ -63,9 +63,8 @@ def parse(text: str) -> Address:
 
 
 def _parse_ssh(text: str, rest: str) -> Address:
-    match = re.fullmatch(
-        r"(?:([^@:\[\]\s]+)@)?(\[[0-9A-Fa-f:.%\w]+\]|[^-@:\[\]\s][^@:\[\]\s]*):(/.*)", rest, re.DOTALL
-    )
+    word = r"[^-@:\[\]\s][^@:\[\]\s]*"
+    match = re.fullmatch(rf"(?:({word})@)?(\[[0-9A-Fa-f:.%\w]+\]|{word}):(/.*)", rest, re.DOTALL)
     if match is None:
         raise UsageError(f"{text!r} is not an SSH address: write ssh:HOST:/PATH or ssh:USER@HOST:/PATH")
     if len(os.fsencode(match[3])) > 107:

@@ -436,8 +436,14 @@ def test_address_is_read_and_shown_as_it_is_written(text: str, read: str) -> Non
         "unix:/" + 107 * "x",
         *("tcp:10.66.0.999:1", "tls:[10.0.0.1]:1", "tcp:10.0.0.1/24:1", "tcp:a b:1", "tcp:fd00::1:4444"),
         *("tcp:[fd00::1]", "tcp:[fd00::g]:1"),
+        *(
+            "ssh:-oProxyCommand=x:/run/a",
+            "ssh:-oProxyCommand=x@h:/run/a",
+            "ssh:a b@h:/run/a",
+            "ssh:$(x):/run/a",
+        ),
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(MigratorError, match=r"(is not a QMP address|at most 107 bytes)"):
+    with pytest.raises(MigratorError, match=r"(is not an? (QMP|SSH) address|at most 107 bytes)"):
         parse(text)
