@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
 from migrator.testing.simulated_service import MemorySamples, RunningEngine, SimulatedService
-from migrator.testing.workload import MIB
+from migrator.testing.workload import MIB, idle
 
 #: Links over which a guest arrives at once, and over which it does not while a test lasts.
 FAST, SLOW = 1000 * MIB, 2 * MIB
@@ -42,13 +43,14 @@ def a_site(
     service = SimulatedService(directory)
     for name in hosts:
         service.site.add_host(name, link=link, start_seconds=0.0)
+    full = replace(idle(), constant_bytes=112 * MIB)  # what is zero takes no time on the way
     for name in guests:
-        service.site.add_guest(name, host=hosts[0], memory_bytes=128 * MIB)
+        service.site.add_guest(name, host=hosts[0], memory_bytes=128 * MIB, workload=full)
     return service
 
 
 def set_link(service: SimulatedService, bytes_per_second: float) -> None:
-    """Give every host's link that speed from now on."""
+    """Give every host's link that speed; an engine that is started later knows it."""
     for host in service.site.hosts.values():
         for link in (host.out, host.into):
             link.bytes_per_second = bytes_per_second

@@ -191,5 +191,5 @@ async def test_answer_comes_amid_the_progress_of_a_hundred_migrations(
         for number in range(3):
             for each in range(100):
                 service.bus.publish(progress(f"x{each}"))
-            await scheduler.command("plan", id=f"c{number}", host="a")
+            await scheduler.command("check", id=f"c{number}", guest="web", to="b")
             await until(lambda: len(scheduler.got) > number, what="a reply")  # noqa: B023 - awaited here

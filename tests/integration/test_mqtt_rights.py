@@ -115,6 +115,7 @@ async def test_command_in_anothers_name_does_not_arrive(broker: Broker, site: Si
 
 
 async def test_nobody_reads_anothers_commands_and_replies(broker: Broker, site: SimulatedService) -> None:
+    set_link(site, FAST)
     everything = ("#", f"{PREFIX}/reply/scheduler/#", f"{PREFIX}/command/#", f"{PREFIX}/reply/+/+")
     async with (
         serving(site, settings(broker)),
@@ -125,7 +126,6 @@ async def test_nobody_reads_anothers_commands_and_replies(broker: Broker, site: 
         await scheduler.command("migrate", id="c1", guest="web")
         await until(lambda: scheduler.replies("c1"), what="its own")
         begun = scheduler.replies("c1")[0]["subject_id"]
-        set_link(site, FAST)
         await until(lambda: len(scheduler.replies("c1")) == 2, what="the outcome, its own too")
         await until(lambda: dashboard.on(f"{begun}/state")[1:], what="states, which a dashboard may read")
         await other.command("plan", id="c2", host="a")
