@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate, Refusal
+from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate
 from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
@@ -208,8 +208,6 @@ class FakeController:
 
     def _answer(self, command: Command) -> Answer:
         match command:
-            case Migrate(guest="busy"):
-                raise Refusal("conflict", "busy is being migrated already")
             case Migrate():
                 return self.migration(f"m{len(self.begun)}", guest=command.guest)
             case Evacuate():
@@ -289,11 +287,10 @@ class Service:
         *,
         log: FakeLog | None = None,
         queries: FakeQueries | None = None,
-        controller: FakeController | None = None,
         **fields: Any,
     ) -> None:
         self.queries = queries or FakeQueries()
-        self.controller = controller or FakeController(self.queries)
+        self.controller = FakeController(self.queries)
         self.log = log or FakeLog()
         self.heard: list[tuple[str, str, str]] = []
         self.dispatcher = Dispatcher(
