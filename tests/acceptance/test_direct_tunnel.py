@@ -125,7 +125,7 @@ async def test_neither_memory_nor_disks_are_on_the_wire_but_where_it_is_plain(
         ended = await site.direct(guest.pair, *use)
         assert (ended.code, ended.document["tls"]) == (0, secret == "tls"), ended.err
         shown = await wire.content()
-    assert len(shown) > 4 * MIB
+    assert len(shown) > 2 * MIB  # what goes by while the capture is busy is not in it
     assert (DISK in shown) is (secret == "plain")
     assert (STREAM in shown) is (secret == "plain")
     assert await guest.check(guest.pair.destination) > 0
