@@ -142,6 +142,20 @@ class Activate(Command):
     host: Name
 
 
+class Cordon(Command):
+    """Have no new guests come to a host; nobody is moved, and nothing else changes. The same again does nothing."""
+
+    verb: ClassVar[str] = "cordon"
+    host: Name
+
+
+class Uncordon(Command):
+    """Let new guests come to a host again. The same again does nothing."""
+
+    verb: ClassVar[str] = "uncordon"
+    host: Name
+
+
 class Cancel(Command):
     """Stop a migration or an evacuation as far as that is safe."""
 
@@ -197,7 +211,21 @@ class Check(Command):
 #: By verb.
 COMMANDS: Mapping[str, type[Command]] = {
     command.verb: command
-    for command in (Migrate, Save, Load, Evacuate, Restore, Activate, Cancel, Postcopy, Resolve, Plan, Check)
+    for command in (
+        Migrate,
+        Save,
+        Load,
+        Evacuate,
+        Restore,
+        Activate,
+        Cordon,
+        Uncordon,
+        Cancel,
+        Postcopy,
+        Resolve,
+        Plan,
+        Check,
+    )
 }
 
 #: What a command's outcome is about.

@@ -288,6 +288,8 @@ class HostDocument(Document):
 
     host: str
     state: HostState
+    #: No new guests come here, whatever its state; those that are here stay.
+    cordoned: bool = False
     up: bool
     error: str = ""
     address: str = ""

@@ -228,6 +228,7 @@ def _ask(socket: Path, about: str) -> RunningService:
         ready = client.get("/readyz").json()
         took = time.monotonic() - began
         guests = client.get("/api/v1/guests").raise_for_status().json()["items"]
+        hosts = client.get("/api/v1/hosts").raise_for_status().json()["items"]
         metrics = client.get("/metrics").raise_for_status().text
     known: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for guest in guests:
@@ -242,6 +243,9 @@ def _ask(socket: Path, about: str) -> RunningService:
     if not checks:
         which = f"version {version[1]}" if version else "of unknown version"
         checks.append(ok(about, f"answers at {socket} within {took * 1e3:.0f} ms, {which}"))
+    if cordoned := [host["host"] for host in hosts if host.get("cordoned")]:
+        text = f"no new guests come to {', '.join(cordoned[:10])}{', …' * (len(cordoned) > 10)}: cordoned"
+        checks.append(warn("hosts", text, "once they may come again: migrator uncordon HOST"))
     return RunningService(
         answers=True, guests=known, mqtt=None if connected is None else connected[1] == "1", checks=checks
     )

@@ -183,7 +183,23 @@ def _emptying(client: ServiceClient, begun: Document, *, wait: bool, json_output
 def activate(client: ServiceClient, host: str, *, json_output: bool) -> None:
     """End a host's maintenance."""
     found = client.post(f"hosts/{segment(host)}/activate")
-    print_document(found, json_output=json_output, lines=lambda: [f"{found['host']} is {found['state']}"])
+    print_document(found, json_output=json_output, lines=lambda: [_use(found)])
+
+
+def cordon(client: ServiceClient, host: str, *, cordoned: bool, json_output: bool) -> None:
+    """Say whether new guests may come to a host."""
+    found = client.post(f"hosts/{segment(host)}/{'cordon' if cordoned else 'uncordon'}")
+    print_document(found, json_output=json_output, lines=lambda: [_use(found)])
+
+
+def _use(host: Document) -> str:
+    """Say what a host may be used for."""
+    if host.get("cordoned"):
+        return (
+            f"{host['host']} is {host['state']}, and cordoned: its guests stay, no others come; "
+            f"migrator uncordon {host['host']} ends that"
+        )
+    return f"{host['host']} is {host['state']}{' and takes guests' if host['state'] == 'active' else ''}"
 
 
 def find(client: ServiceClient, which: str) -> tuple[str, Document]:

@@ -325,6 +325,29 @@ def activate(host: _Host, server: _Server = None, json: Json = False) -> None:
     remote.run(lambda client: remote.activate(client, host, json_output=json), server, json_output=json)
 
 
+@app.command(short_help="Have no new guests come to a host; nobody is moved.")
+def cordon(host: _Host, server: _Server = None, json: Json = False) -> None:
+    """Have no new guests come to a host; those that are there stay, and nothing else changes.
+
+    It holds until uncordon, also over restarts of the service. The host may be evacuated; restore is refused.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.cordon(client, host, cordoned=True, json_output=json), server, json_output=json
+    )
+
+
+@app.command()
+def uncordon(host: _Host, server: _Server = None, json: Json = False) -> None:
+    """Let new guests come to a host again."""
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.cordon(client, host, cordoned=False, json_output=json), server, json_output=json
+    )
+
+
 @app.command(short_help="Show what is under way, or all about one of it.")
 def status(
     identifier: _PerhapsUnderWay = None,

@@ -38,7 +38,7 @@ def host_row(host: Document) -> Row:
     note = "; ".join(each for each in notes if each)
     return (
         host["host"],
-        host["state"],
+        f"{host['state']}, cordoned" if host.get("cordoned") else host["state"],
         "up" if host["up"] else "down",
         str(host["guests"]),
         show_bytes(host["memory_free_bytes"]),

@@ -87,6 +87,8 @@ class Host:
     #: Where other hosts reach it with a migration's stream: an IP address or a name.
     address: str = "127.0.0.1"
     state: HostState = HostState.ACTIVE
+    #: No guest is brought here, whatever its state; those that are here stay.
+    cordoned: bool = False
     #: The host answered when it was last asked.
     up: bool = True
     #: Why it did not, in one line; empty while it is up.

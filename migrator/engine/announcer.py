@@ -144,7 +144,7 @@ class Announcer:
                 for guest in guests
                 if guest.obstacle and guest.obstacle_code in _LOUD
             )
-            told = (host.state, host.up, host.error, len(guests), *trouble)
+            told = (host.state, host.cordoned, host.up, host.error, len(guests), *trouble)
             if self._told_hosts.get(host.name) != told:
                 self._told_hosts[host.name] = told
                 self.host(host.name)
@@ -170,6 +170,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
     return HostDocument(
         host=host.name,
         state=host.state,
+        cordoned=host.cordoned,
         up=host.up,
         error=host.error,
         address=host.address,

@@ -102,15 +102,31 @@ class Evacuations:
     def set_host(self, name: str, state: HostState) -> None:
         """Say what a host may be used for; announced, and journalled soon."""
         self._inventory.set_state(name, state)
-        self._journal_writer.schedule("host", host_saved(name, state))
+        self._host_changed(name)
+
+    def set_cordoned(self, name: str, cordoned: bool) -> None:
+        """Say whether new guests may come to a host; announced, and journalled soon."""
+        self._inventory.set_cordoned(name, cordoned)
+        self._host_changed(name)
+
+    def host_saved(
+        self, name: str, *, state: HostState | None = None, cordoned: bool | None = None
+    ) -> dict[str, Any]:
+        """Return what a host may be used for as the journal keeps it, with what is to become different of it."""
+        host = self._inventory.host(name)
+        return {
+            "id": name,
+            "state": str(state if state is not None else host.state if host else HostState.ACTIVE),
+            "cordoned": cordoned if cordoned is not None else host is not None and host.cordoned,
+            "ended_at": None,
+        }
+
+    def _host_changed(self, name: str) -> None:
+        # Made when it is written: what is committed meanwhile is in it.
+        self._journal_writer.schedule_latest("host", name, lambda: self.host_saved(name))
         self._announcer.host(name)
 
     def stop(self) -> None:
         """Measure nothing more."""
         for task in self._measuring:
             task.cancel()
-
-
-def host_saved(name: str, state: HostState) -> dict[str, Any]:
-    """Return a host's state as the journal keeps it."""
-    return {"id": name, "state": str(state), "ended_at": None}

@@ -148,6 +148,13 @@ class Inventory:
             known.host = replace(known.host, state=state)
             self._changed()
 
+    def set_cordoned(self, name: str, cordoned: bool) -> None:
+        """Say whether new guests may come there."""
+        known = self._known[name]
+        if known.host.cordoned is not cordoned:
+            known.host = replace(known.host, cordoned=cordoned)
+            self._changed()
+
     def learn(self, name: str, learned: LearnedSpeeds) -> None:
         """Note what a host's link and the paths from it carry; of one that is not known nothing is."""
         known = self._known.get(name)
@@ -177,6 +184,7 @@ class Inventory:
                 kept = replace(
                     host,
                     state=old.host.state,
+                    cordoned=old.host.cordoned,
                     up=old.host.up,
                     error=old.host.error,
                     facts=old.host.facts,

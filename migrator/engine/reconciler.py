@@ -243,6 +243,9 @@ class Reconciler:
             return False
         if self._reservations.taken(("evacuation", run.id), ("guest", key), ("host", action.target)):
             return False
+        target = self._inventory.host(action.target)
+        if target is None or target.cordoned:
+            return False
         return run.entries[key].wants_place and registry.of_guest(key) is None
 
     def _look(self, host: str) -> None:

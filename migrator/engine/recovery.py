@@ -123,6 +123,7 @@ class Recovery:
             with self._left_out("host", saved):
                 if self.inventory.host(saved["id"]):
                     self.inventory.set_state(saved["id"], HostState(saved["state"]))
+                    self.inventory.set_cordoned(saved["id"], bool(saved.get("cordoned")))
         left: list[JournalledSession] = []
         for saved in await journal.unfinished("migration"):
             with self._left_out("migration", saved):

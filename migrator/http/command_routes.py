@@ -171,6 +171,18 @@ async def activate(request: Request, host: query_routes.Identifier, caller: Know
     return await _ask(request, caller, "activate", {"host": host})
 
 
+@_command("/hosts/{host}/cordon", "cordon", "host", answer=HostDocument, tag="hosts", status_code=200)
+async def cordon(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
+    """Have no new guests come to a host; nobody is moved."""
+    return await _ask(request, caller, "cordon", {"host": host})
+
+
+@_command("/hosts/{host}/uncordon", "uncordon", "host", answer=HostDocument, tag="hosts", status_code=200)
+async def uncordon(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
+    """Let new guests come to a host again."""
+    return await _ask(request, caller, "uncordon", {"host": host})
+
+
 @_command("/plans", "plan", answer=PlanDocument, tag="hosts", status_code=200)
 async def plan(request: Request, caller: KnownCaller) -> Response:
     """Return what an evacuation would do; changes nothing."""

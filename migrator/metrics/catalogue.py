@@ -262,6 +262,7 @@ INVENTORY = (
         "state",
         series="3 H",
     ),
+    gauge("migrator_host_cordoned", "1 where no new guests come to the host.", "host", series="H"),
     gauge("migrator_host_guests", "Guests on the host.", "host", series="H"),
     gauge(
         "migrator_guest_unmonitored",

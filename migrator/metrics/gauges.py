@@ -152,6 +152,7 @@ class Gauges:
         for host in self._snapshot.hosts:
             for state in HOST_STATES:
                 families["host_state"].set((host.host, state), state == host.state)
+            families["host_cordoned"].set((host.host,), host.cordoned)
             families["host_guests"].set((host.host,), host.guests)
             families["guest_unmonitored"].set((host.host,), host.guests_unmonitored)
             families["guest_undriven"].set((host.host,), host.guests_undriven)

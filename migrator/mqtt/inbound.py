@@ -19,8 +19,8 @@ from migrator.mqtt.topics import Topics
 from migrator.settings.values import NAME
 from migrator.units import show_seconds
 
-#: ``resolve`` is not among them: it is for a person who has looked.
-VERBS = tuple(verb for verb in COMMANDS if verb != "resolve")
+#: What may be asked for by MQTT.
+VERBS = tuple(COMMANDS)
 
 _MAX_CORRELATION_BYTES = 1024
 #: Stands for correlation data that there was none; it is no base64.
@@ -205,6 +205,9 @@ def _allowed(received: Received, user: str, verb: str, topics: Topics, config: M
         raise Refusal("forbidden", f"{user} may ask for nothing here")
     if verb not in VERBS:
         raise Refusal("invalid", f"there is no command {verb[:64]!r} here; there are {', '.join(VERBS)}")
+    if verb == "resolve" and user not in config.section.resolvers:
+        # It is for a person who has looked: a scheduler that may move guests must not say where one is.
+        raise Refusal("forbidden", f"{user} may not resolve by MQTT: [mqtt] resolvers has who may")
     return role
 
 

@@ -100,10 +100,11 @@ class EventLogger:
         say("evacuation", evacuation=evacuation.id, host=evacuation.host, **kept | _trace(evacuation))
 
     def _host(self, host: HostDocument) -> None:
-        if self._new(Subject.HOST, host.host, (host.state, host.up, host.error), ended=False):
+        if self._new(Subject.HOST, host.host, (host.state, host.cordoned, host.up, host.error), ended=False):
             say = self._log.info if host.up or host.error == NOT_LOOKED_AT else self._log.warning
             error = {"error": host.error} if host.error else {}
-            say("host", host=host.host, state=str(host.state), up=host.up, **error)
+            cordoned = {"cordoned": True} if host.cordoned else {}
+            say("host", host=host.host, state=str(host.state), up=host.up, **cordoned, **error)
 
     def _new(self, subject: Subject, identifier: str, told: tuple[Any, ...], *, ended: bool) -> bool:
         key = (subject, identifier)

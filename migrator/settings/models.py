@@ -156,6 +156,8 @@ class MqttSettings(Section):
     password_file: OptionalPath = None
     operators: tuple[Name, ...] = ()
     viewers: tuple[Name, ...] = ()
+    #: Of the operators those who may say where the guest of a held migration is.
+    resolvers: tuple[Name, ...] = ()
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     #: Seconds; a broker that says nothing is given up after at most twice as long.
     keepalive: Annotated[Seconds, Field(ge=1, le=65535)] = 15.0
@@ -194,6 +196,8 @@ class MqttSettings(Section):
             raise wrong(
                 f"{', '.join(sorted(both))} is in operators and in viewers: operators may look anyway"
             )
+        if strange := set(self.resolvers) - set(self.operators):
+            raise wrong(f"{', '.join(sorted(strange))} is in resolvers and not in operators: put it in both")
         return self
 
     @property

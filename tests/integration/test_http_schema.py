@@ -123,6 +123,8 @@ def test_the_description_is_whole():
         "/api/v1/hosts/{host}/evacuate",
         "/api/v1/hosts/{host}/restore",
         "/api/v1/hosts/{host}/activate",
+        "/api/v1/hosts/{host}/cordon",
+        "/api/v1/hosts/{host}/uncordon",
         "/api/v1/guests",
         "/api/v1/guests/{guest}",
         "/api/v1/plans",
@@ -149,7 +151,7 @@ def test_the_description_is_whole():
 
 def test_every_command_has_a_way_in_by_http():
     ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
-    ways |= {"save", "load"}
+    ways |= {"save", "load", "cordon", "uncordon"}
     assert ways == set(COMMANDS)
 
 

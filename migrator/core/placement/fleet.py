@@ -26,6 +26,8 @@ class Constraint(StrEnum):
     DOWN = "down"
     DRAINING = "draining"
     MAINTENANCE = "maintenance"
+    #: Somebody wants no new guests there.
+    CORDONED = "cordoned"
     #: The host is emptied in the same plan.
     LEAVING = "leaving"
     #: Somebody named the one host it shall go to, and this is another.
@@ -195,6 +197,8 @@ def _barred(host: Host, leaving: Collection[str]) -> Constraint | None:
         return Constraint.DRAINING
     if host.state is HostState.MAINTENANCE:
         return Constraint.MAINTENANCE
+    if host.cordoned:
+        return Constraint.CORDONED
     return Constraint.LEAVING if host.name in leaving else None
 
 
@@ -253,12 +257,13 @@ def _check_ports(fleet: Fleet, ports: tuple[ListeningPort, ...], place: int) -> 
 
 def _check_state(host: Host, bar: Constraint | None) -> ConstraintCheck:
     if bar is None:
-        # Any of the four would do; it is open.
+        # Any of the five would do; it is open.
         return ConstraintCheck(constraint=Constraint.DOWN, fits=True, text="it is up and takes guests")
     words = {
         Constraint.DOWN: f"it does not answer{f': {host.error}' if host.error else ''}",
         Constraint.DRAINING: "it is being emptied",
         Constraint.MAINTENANCE: "it is in maintenance",
+        Constraint.CORDONED: f"it is cordoned: migrator uncordon {host.name} lets guests come",
         Constraint.LEAVING: "it is emptied in the same plan",
     }
     return ConstraintCheck(constraint=bar, fits=False, text=words[bar])

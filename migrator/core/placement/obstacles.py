@@ -15,6 +15,7 @@ _WORDS: Mapping[Constraint, tuple[str, str]] = {
     Constraint.DOWN: ("does not answer", "do not answer"),
     Constraint.DRAINING: ("drains", "drain"),
     Constraint.MAINTENANCE: ("is in maintenance", "are in maintenance"),
+    Constraint.CORDONED: ("is cordoned", "are cordoned"),
     Constraint.LEAVING: ("is emptied in the same plan", "are emptied in the same plan"),
     Constraint.EXCLUDED: ("is ruled out", "are ruled out"),
     Constraint.KVM: ("has no KVM", "have no KVM"),

@@ -19,7 +19,7 @@ from migrator.core.inventory import Guest, HostState
 from migrator.engine.announcer import Announcer, host_document
 from migrator.engine.commands.lookups import Lookups
 from migrator.engine.evacuation_documents import evacuation_document, from_journal, journalled
-from migrator.engine.evacuations import Evacuations, host_saved
+from migrator.engine.evacuations import Evacuations
 from migrator.engine.inventory import Inventory
 from migrator.engine.preview import Preview
 from migrator.engine.registry import Registry, new_id
@@ -101,6 +101,7 @@ class EvacuationCommands:
             self._lookups.unoccupied(host)
             if command.policy is not None:
                 self._lookups.policy(command.policy)
+            self._lookups.takes_guests(host)
             if not host.up:
                 raise Refusal("not-now", f"guests cannot come home: {host.error}")
             guests = await self._guests_of_last_evacuation(host.name)
@@ -153,7 +154,9 @@ class EvacuationCommands:
             return await self._begin(run)
 
     async def _begin(self, run: Evacuation, state: HostState | None = None) -> EvacuationDocument:
-        host = [] if state is None else [("host", host_saved(run.host, state))]
+        host = (
+            [] if state is None else [("host", lambda: self._evacuations.host_saved(run.host, state=state))]
+        )
         await self._lookups.commit(
             ("evacuation", lambda: journalled(run)),
             *host,
@@ -188,10 +191,23 @@ class EvacuationCommands:
         async with self._reservations.hold(("host", host.name)):
             self._lookups.unoccupied(host)
             await self._lookups.commit(
-                ("host", host_saved(host.name, HostState.ACTIVE)),
+                ("host", lambda: self._evacuations.host_saved(host.name, state=HostState.ACTIVE)),
                 then=lambda: self._evacuations.set_host(host.name, HostState.ACTIVE),
             )
         host = self._lookups.host(command.host)
+        return host_document(host, inventory=self._inventory, registry=self._registry)
+
+    async def cordon(self, name: str, *, cordoned: bool) -> HostDocument:
+        """Say whether new guests may come to a host; whatever else goes on there goes on."""
+        host = self._lookups.host(name)
+        async with self._reservations.hold(("host", host.name)):
+            host = self._lookups.host(name)
+            if host.cordoned is not cordoned:
+                await self._lookups.commit(
+                    ("host", lambda: self._evacuations.host_saved(host.name, cordoned=cordoned)),
+                    then=lambda: self._evacuations.set_cordoned(host.name, cordoned),
+                )
+        host = self._lookups.host(name)
         return host_document(host, inventory=self._inventory, registry=self._registry)
 
     async def cancel(self, identifier: str) -> EvacuationDocument:

@@ -9,6 +9,7 @@ from migrator.api.commands import (
     Cancel,
     Check,
     Command,
+    Cordon,
     Evacuate,
     Load,
     Migrate,
@@ -18,6 +19,7 @@ from migrator.api.commands import (
     Resolve,
     Restore,
     Save,
+    Uncordon,
 )
 from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.engine.commands.evacuations import EvacuationCommands
@@ -70,6 +72,8 @@ class CommandHandlers:
 
     async def _change(self, command: Command, caller: Caller, key: str) -> Answer:
         match command:
+            case Evacuate() | Restore() | Activate() | Cordon() | Uncordon():
+                return await self._change_host(command, caller, key)
             case Migrate(group=str() as group):
                 return await self._evacuations.move_group(group, command, caller, key)
             case Migrate():
@@ -78,12 +82,6 @@ class CommandHandlers:
                 return await self._saving.save(command, caller, key)
             case Load():
                 return await self._saving.load(command, caller, key)
-            case Evacuate():
-                return await self._evacuations.evacuate(command, caller, key)
-            case Restore():
-                return await self._evacuations.restore(command, caller, key)
-            case Activate():
-                return await self._evacuations.activate(command)
             case Cancel() if (session := self._registry.migrations.get(command.target)) is not None:
                 return await self._migrations.cancel(session)
             case Cancel():
@@ -93,6 +91,19 @@ class CommandHandlers:
             case Resolve():
                 return await self._migrations.resolve(command)
         raise Refusal("invalid", f"there is no command {command.verb}")
+
+    async def _change_host(
+        self, command: Evacuate | Restore | Activate | Cordon | Uncordon, caller: Caller, key: str
+    ) -> Answer:
+        match command:
+            case Evacuate():
+                return await self._evacuations.evacuate(command, caller, key)
+            case Restore():
+                return await self._evacuations.restore(command, caller, key)
+            case Activate():
+                return await self._evacuations.activate(command)
+            case Cordon() | Uncordon():
+                return await self._evacuations.cordon(command.host, cordoned=isinstance(command, Cordon))
 
     async def _begun_by(self, key: str) -> Answer | None:
         """Return what a command of that key began, if it was carried out before."""

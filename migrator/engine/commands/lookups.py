@@ -101,6 +101,14 @@ class Lookups:
                 verb = "emptied by evacuation" if run.kind == "evacuate" else "filled again by restore"
                 raise Refusal("conflict", f"{host.name} is being {verb} {run.id}; cancel that first")
 
+    def takes_guests(self, host: Host) -> None:
+        """Refuse a host that somebody wants no new guests on."""
+        if host.cordoned:
+            raise Refusal(
+                "conflict",
+                f"{host.name} is cordoned, so no guest comes there: migrator uncordon {host.name} first",
+            )
+
     def policy(self, name: str) -> Policy:
         """Return the policy of that name."""
         try:

@@ -60,6 +60,7 @@ class SavingCommands:
     async def load(self, command: Load, caller: Caller, key: str) -> MigrationDocument:
         """Begin to load a guest."""
         host = self._lookups.host(command.to)
+        self._lookups.takes_guests(host)
         self._lookups.known_codes(command.accept)
         saved = await self._read(host.name, command.file)
         uuid, name = saved.guest.get("uuid", ""), saved.guest.get("name", "")
