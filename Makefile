@@ -30,7 +30,7 @@ help:
 	@echo 'make soak      the tests that run for long   [PYTEST_ARGS=]'
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'
-	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=, TRACES=1]'
+	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=, TRACES=1, LIBVIRT=1]'
 	@echo 'make uninstall removes it; configuration and journal stay'
 	@echo 'make clean     removes .build and caches'
 

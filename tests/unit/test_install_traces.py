@@ -1,4 +1,4 @@
-"""Which libraries ``make install`` takes: with those for traces where that was asked for, or was so before."""
+"""Which libraries ``make install`` takes: with those for traces and for libvirt where they were asked for."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def test_libraries_for_traces_are_asked_for_once_and_stay(tmp_path: Path) -> Non
     assert version(tmp_path, TRACES="0") == plain
 
 
+def test_the_binding_of_libvirt_is_asked_for_once_and_stays(tmp_path: Path) -> None:
+    plain, bound = version(tmp_path), version(tmp_path, LIBVIRT="1")
+    assert len({plain, bound, version(tmp_path, TRACES="1"), version(tmp_path, TRACES="1", LIBVIRT="1")}) == 4
+    packages = tmp_path / "opt/migrator/current/lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "libvirt.py").touch()
+    assert version(tmp_path) == bound
+    assert version(tmp_path, LIBVIRT="0") == plain
+
+
 def test_locks_name_the_same_versions_and_only_one_has_the_libraries() -> None:
     def pinned(name: str) -> set[str]:
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
@@ -44,6 +54,7 @@ def test_locks_name_the_same_versions_and_only_one_has_the_libraries() -> None:
     )
     assert small < traces < large
     assert build < large
+    assert [line.split("==")[0] for line in pinned("requirements-libvirt.lock")] == ["libvirt-python"]
     assert any(line.startswith("opentelemetry-sdk==") for line in traces - small)
 
 

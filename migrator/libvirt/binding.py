@@ -1,0 +1,56 @@
+"""libvirt's Python binding, where it is installed."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from migrator.errors import UsageError
+
+#: Tells what to install where it is missing.
+MISSING = (
+    "guests of libvirt take its Python binding, which is not installed: pip install 'migrator[libvirt]', or "
+    "make install LIBVIRT=1 (docs/libvirt.md)"
+)
+#: Levels of an error, which share their prefix with the codes.
+_LEVELS = {"VIR_ERR_NONE", "VIR_ERR_WARNING", "VIR_ERR_ERROR"}
+
+
+@cache
+def load() -> Any:
+    """Return the binding's module; its errors are raised and not printed.
+
+    :raise UsageError: it is not installed; says what to install.
+    """
+    try:
+        import libvirt  # noqa: PLC0415 - only where a host has guests of libvirt
+    except ImportError as error:
+        raise UsageError(MISSING) from error
+    libvirt.registerErrorHandler(lambda context, error: None, None)
+    return libvirt
+
+
+def is_installed() -> bool:
+    """Return whether the binding is there."""
+    try:
+        load()
+    except UsageError:
+        return False
+    return True
+
+
+@cache
+def _codes() -> dict[int, str]:
+    module = load()
+    names = [name for name in dir(module) if name.startswith("VIR_ERR_") and name not in _LEVELS]
+    return {getattr(module, name): name for name in names}
+
+
+def error_code(error: Any) -> str:
+    """Return the name of an error's code (``VIR_ERR_NO_DOMAIN``)."""
+    return _codes().get(error.get_error_code(), "VIR_ERR_UNKNOWN")
+
+
+def error_text(error: Any) -> str:
+    """Return what libvirt says of an error, in one line."""
+    return " ".join(str(error.get_error_message() or error).split())
