@@ -168,8 +168,9 @@ class Sessions:
         return True
 
     def call_off(self, session: JournalledSession) -> None:
-        """End one that is cancelled and that nobody drives; hooks that know of it are told first."""
-        if session.hooks_owed:
+        """End one that is cancelled and that nobody drives; hooks that know of it are told, and what may be frozen
+        in its guest is thawed first."""
+        if session.hooks_owed or session.thaw_owed:
             self._registry.start(session, session.drive())  # which finds that it is unwanted
             return
         session.call_off()

@@ -41,6 +41,12 @@ class SavedGuests(Protocol):
         Bounded in time; never raises. What came of it in one line; empty where the guest has no agent.
         """
 
+    async def thaw(self, guest: Guest, source: SourceQemu) -> bool:
+        """Thaw a guest's filesystems, which a controller may have left frozen when it died in :meth:`flush`.
+
+        Bounded in time; never raises. False: nobody says that they are thawed.
+        """
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:

@@ -454,6 +454,12 @@ class Endpoint:
 
         return await flush_disks(self._monitor, local)
 
+    async def thaw_disks(self, local: Callable[[str], Awaitable[str]]) -> bool:
+        """See :func:`migrator.qemu.guest_agent.thaw_disks`."""
+        from migrator.qemu.guest_agent import thaw_disks  # noqa: PLC0415 - as above
+
+        return await thaw_disks(self._monitor, local)
+
     async def quit(self, *, timeout: float = 5.0) -> bool:
         await self._claim.refuse_another()
         self._events.quitting = True

@@ -221,6 +221,26 @@ async def flush_disks(
     return await freeze_and_thaw(path, timeout)
 
 
+async def thaw_disks(
+    monitor: Monitor, local: Callable[[str], Awaitable[str]], *, timeout: float = 5.0
+) -> bool:
+    """Thaw a guest's filesystems that a controller may have left frozen; False: nobody says that they are thawed.
+
+    Never raises for what the guest or its agent does, and takes no longer than four times `timeout`.
+
+    :param local: as with :func:`mend_clock`.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            channel = await find_channel(monitor)
+            if channel is None:
+                return True  # it never had an agent that could have frozen them
+            path = await local(channel.path)
+    except (QemuError, HostError, TimeoutError):
+        return False
+    return await _thaw(path, timeout)
+
+
 async def freeze_and_thaw(path: str, timeout: float) -> str:
     """See :func:`flush_disks`.
 

@@ -414,6 +414,12 @@ class SavedGuestFiles:
             return ""
         return await source.flush_disks(self._connections.access(guest.host).forward)
 
+    async def thaw(self, guest: Guest, source: SourceQemu) -> bool:
+        """See :meth:`migrator.ports.SavedGuests.thaw`."""
+        if not isinstance(source, SourceEndpoint):
+            return True
+        return await source.thaw_disks(self._connections.access(guest.host).forward)
+
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str
     ) -> IncomingDestination:

@@ -16,6 +16,7 @@ from typing import Any
 from migrator.testing.lab import until
 from tests.acceptance.service_site import MIB, LiveSite, guest, made, served
 from tests.conftest import missing
+from tests.integration.test_guest_agent import ScriptedAgent, listening
 
 
 async def saved(site: LiveSite, machine: Any, file: Path, state: str = "completed") -> Any:
@@ -224,6 +225,37 @@ async def test_a_file_that_is_removed_before_its_qemu_has_ended_leaves_the_guest
         await site.migration_ended(begun["id"], "failed")
         assert site.where(await site.runs_once(web)) == "a"
         assert list(tmp_path.iterdir()) == []
+
+
+async def test_filesystems_that_a_killed_controller_left_frozen_are_thawed_by_the_next(tmp_path: Path) -> None:
+    socket = tmp_path / "ga.sock"
+    web = guest(
+        "web",
+        extra=(
+            *("-device", "virtio-serial,addr=0x6"),
+            *("-chardev", f"socket,id=ga,path={socket},server=on,wait=off"),
+            *("-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0"),
+        ),
+    )
+    agent, file = ScriptedAgent(), tmp_path / "saved" / "web.state"
+    file.parent.mkdir()
+    agent.freezes, agent.hangs = True, {"guest-fsfreeze-freeze"}
+    async with served([web], "a", "b") as site:
+        socket.unlink()  # the guest has no agent: this one takes its place
+        async with listening(socket, agent):
+            begun = await site.post("saves", guest=str(web.uuid), file=str(file))
+            await at_once(lambda: "guest-fsfreeze-freeze" in agent.asked)
+            site.kill()
+            agent.frozen, agent.hangs = True, set()
+            told = len(agent.asked)
+            site.serve()
+            await site.until_served()
+            document = await site.migration_ended(begun["id"], "completed")
+            asked = [each for each in agent.asked[told:] if each.startswith("guest-fsfreeze")]
+            assert asked == ["guest-fsfreeze-thaw", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+            assert not agent.frozen
+            said = [each["reason"] for each in document["decisions"] if each["action"] == "guest-flush"]
+            assert any("left frozen, are thawed" in each for each in said), said
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from migrator.core.findings import finding
 from migrator.core.inventory import Guest
-from migrator.core.model import Decision, Finding
+from migrator.core.model import Decision, Finding, State
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
@@ -24,6 +24,8 @@ class FileSession(MigrationSession):
 
     guest: Guest
     file: FileMove | None = None
+    #: The guest's filesystems may be frozen: whoever takes it up thaws them.
+    thaw_owed = False
 
     def use_file(self, file: FileMove | None) -> None:
         """Say which file it is about, before anything is begun."""
@@ -70,10 +72,50 @@ class FileSession(MigrationSession):
         runs = self._driver is not None and self._driver.guest_runs
         if not self.saves or not runs or self.services.saved is None or self._source is None:
             return
+        self.thaw_owed = True
+        try:
+            await self.services.keep(self)  # a controller that comes after this one thaws them
+        except MigratorError as error:
+            self.thaw_owed = False
+            self._tell_flush(f"the guest's disks were not flushed: {error}")
+            return
         what = await self.services.saved.flush(self.guest, cast(Any, self._source))
+        self.thaw_owed = False
+        self._tell_flush(what)
+
+    def _tell_flush(self, what: str) -> None:
         if what:
             at = clock.now() - self.preparing_since
             self._decide(Decision(at_seconds=round(at, 6), action=GUEST_FLUSH, reason=what))
+
+    async def thaw(self) -> None:
+        """Thaw the guest's filesystems where a controller may have left them frozen; bounded, and nothing of it fails.
+
+        It stays owed where its host or QEMU cannot be asked.
+        """
+        if not self.thaw_owed or self.services.saved is None:
+            return
+        source = self._source
+        try:
+            if source is None:
+                source = await self.services.site.open(self.guest.host, self.guest.socket, role="source")
+            thawed = await self.services.saved.thaw(self.guest, cast(Any, source))
+        except MigratorError:
+            return
+        finally:
+            if source is not None and source is not self._source:
+                await source.close()
+        self.thaw_owed = False
+        self._tell_flush(
+            "the guest's filesystems, which its last controller may have left frozen, are thawed"
+            if thawed
+            else "its last controller may have left the guest's filesystems frozen: run fsfreeze --unfreeze in it"
+        )
+
+    async def _fall_back(self, state: State, error: str) -> bool:
+        """See :meth:`MigrationSession._fall_back`; a guest that stays where it is has nothing frozen."""
+        await self.thaw()
+        return await super()._fall_back(state, error)
 
     def _listen(self, incoming: IncomingDestination) -> str:
         if self.file is None or self.saves:

@@ -342,6 +342,7 @@ class JournalledSession(FileSession):
                 "recorded": self.attempt.recorded,
                 "cancelled": self.requests.cancel,
                 "hooks_owed": self.hooks_owed,
+                "thaw_owed": self.thaw_owed,
                 "file": asdict(self.file) if self.file is not None else None,
                 "postcopy": self.requests.postcopy_reason if self.requests.postcopy else None,
             }
@@ -406,6 +407,7 @@ class JournalledSession(FileSession):
         )
         self.requests.cancel = private.get("cancelled", False)
         self.hooks_owed = private.get("hooks_owed", False)
+        self.thaw_owed = private.get("thaw_owed", False)
         if (reason := private.get("postcopy")) is not None:
             self.requests.postcopy, self.requests.postcopy_reason = True, reason
         if (prior := private.get("prior")) is not None:

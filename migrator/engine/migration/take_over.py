@@ -31,6 +31,7 @@ async def take_up(session: JournalledSession) -> None:
     """
     if session.result.held_code == missing_record.ORPHANED or session.result.held_code in set(Invariant):
         return  # only a person knows what it was, or may say that it goes on
+    await session.thaw()
     records = session.services.records
     try:
         left = await records.take_up(session.id)
