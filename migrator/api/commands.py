@@ -28,6 +28,7 @@ from migrator.api.documents import (
     HostDocument,
     MigrationDocument,
     ResolutionDocument,
+    SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TraceContext
@@ -114,6 +115,15 @@ class Load(Command):
     to: Name
     #: Codes of findings that are accepted.
     accept: Annotated[list[Name], Field(max_length=64)] = []
+
+
+class Saved(Command):
+    """List the guests that are saved in files: where, whether each is still there, and where it can be loaded."""
+
+    verb: ClassVar[str] = "saved"
+    role: ClassVar[Role] = Role.VIEWER
+    #: Only files of this host.
+    host: Name | None = None
 
 
 class Evacuate(Command):
@@ -215,6 +225,7 @@ COMMANDS: Mapping[str, type[Command]] = {
         Migrate,
         Save,
         Load,
+        Saved,
         Evacuate,
         Restore,
         Activate,
@@ -230,7 +241,13 @@ COMMANDS: Mapping[str, type[Command]] = {
 
 #: What a command's outcome is about.
 Answer = (
-    MigrationDocument | EvacuationDocument | HostDocument | PlanDocument | CheckDocument | ResolutionDocument
+    MigrationDocument
+    | EvacuationDocument
+    | HostDocument
+    | PlanDocument
+    | CheckDocument
+    | ResolutionDocument
+    | SavedGuestsDocument
 )
 
 
@@ -326,7 +343,7 @@ class Reply(BaseModel):
     message: str | None = None
     findings: list[dict[str, Any]] = []
     #: What was begun or found, as its document.
-    subject: Literal["migration", "evacuation", "host", "plan", "check", "resolution"] | None = None
+    subject: Literal["migration", "evacuation", "host", "plan", "check", "resolution", "saved"] | None = None
     subject_id: str | None = None
     body: dict[str, Any] | None = None
 

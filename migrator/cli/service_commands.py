@@ -250,6 +250,24 @@ def load(
     )
 
 
+@app.command(short_help="Show the guests that are saved in files, and where they can be loaded.")
+def saved(
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Only files of this host.", autocompletion=completion.hosts),
+    ] = None,
+    server: _Server = None,
+    json: Json = False,
+) -> None:
+    """Show the guests that are saved in files: where, when, how large, by which QEMU, and where they can be loaded.
+
+    Every host that is up is asked. A file that is not there any more is said so.
+    """
+    from migrator.cli import remote, saved_guests  # noqa: PLC0415 - quick --help
+
+    remote.run(lambda client: saved_guests.show(client, host, json_output=json), server, json_output=json)
+
+
 @app.command()
 def evacuate(
     host: _Host,

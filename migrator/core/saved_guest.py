@@ -63,7 +63,7 @@ class SavedGuest:
     loaded_at: str = ""
 
 
-def why_not(saved: SavedGuest, path: str, *, completed: bool) -> str:
+def why_not(saved: SavedGuest | SavedSummary, path: str, *, completed: bool) -> str:
     """Return why a file cannot be loaded; empty where it can.
 
     :param completed: the journal says that the migration which saved it has completed.
@@ -81,4 +81,61 @@ def why_not(saved: SavedGuest, path: str, *, completed: bool) -> str:
                 f"migration {saved.migration}, which saved {path}, has not completed as far as the journal knows: its "
                 "guest may have gone on where it was"
             )
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedSummary:
+    """Short description of a saved guest, as a survey of files tells it."""
+
+    migration: str
+    state: SavedState
+    format: int
+    saved_at: float
+    machine: str
+    #: Path of the QEMU that saved it, and its version.
+    binary: str
+    version: str
+    bytes: int
+    loaded_by: str = ""
+    loaded_at: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyedFile:
+    """A file as a survey of its host has found it."""
+
+    #: ``None``: there is no description of a saved guest.
+    saved: SavedSummary | None = None
+    #: Size of the file; ``None``: it is not there.
+    size: int | None = None
+    #: Images of its disks that are not there, or not as they were when it was saved.
+    changed: Sequence[str] = ()
+    #: Why what is there cannot be read.
+    problem: str = ""
+
+
+def why_not_there(seen: SurveyedFile, migration: str, *, completed: bool, qemus: Mapping[str, str]) -> str:
+    """Return why a file cannot be loaded on a host that was asked about it; empty where nothing is known against it.
+
+    :param migration: the one that saved it.
+    :param completed: see :func:`why_not`.
+    :param qemus: the QEMUs of that host: path and version.
+    """
+    saved = seen.saved
+    if seen.problem:
+        return seen.problem
+    if saved is None or seen.size is None:
+        return "the file is not there"
+    if saved.migration != migration:
+        return f"another saved guest is there, of migration {saved.migration}"
+    if why := why_not(saved, "it", completed=completed):
+        return why
+    if seen.size != saved.bytes:
+        return f"it has {seen.size} bytes, and had {saved.bytes} when it was saved"
+    if seen.changed:
+        return f"not there, or changed since it was saved: {', '.join(seen.changed[:5])}"
+    program = saved.binary.rpartition("/")[2]
+    if qemus and not any(path.rpartition("/")[2] == program for path in qemus):
+        return f"there is no {program}"
     return ""

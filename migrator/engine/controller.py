@@ -14,6 +14,7 @@ from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.lookups import Lookups
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.disk_room import DiskRoom
@@ -260,9 +261,16 @@ class Engine:
             journal=journal,
             saved=self.services.saved,
         )
+        saved_list = SavedList(
+            registry=self.registry,
+            inventory=self.inventory,
+            journal_writer=self.journal_writer,
+            saved=self.services.saved,
+        )
         return CommandHandlers(
             migrations=migrations,
             saving=saving,
+            saved_list=saved_list,
             evacuations=evacuations,
             registry=self.registry,
             inventory=self.inventory,

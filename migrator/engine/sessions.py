@@ -21,6 +21,7 @@ from migrator.engine.migration import take_over
 from migrator.engine.migration.file_move import FileMove
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.leftovers import Leftovers
+from migrator.engine.migration.saved_entry import SAVED_ENTRY, saved_entry
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session_phase import Phase
 from migrator.engine.pair_overheads import PairOverheads
@@ -129,7 +130,8 @@ class Sessions:
 
         self._registry.expect(session)
         try:
-            await self._journal_writer.commit(("migration", session.journalled), then=written)
+            entry = [(SAVED_ENTRY, saved_entry(session))] if session.saves else []
+            await self._journal_writer.commit(("migration", session.journalled), *entry, then=written)
         finally:
             self._registry.expect_no_more(session)
 
@@ -211,6 +213,8 @@ class Sessions:
             self._learn(session)
         elif session.ended and session.state is State.GUEST_ENDED:
             self._inventory.gone(session.guest, session.guest.host, session.target)
+        if session.ended and session.saves:
+            self._journal_writer.schedule(SAVED_ENTRY, saved_entry(session))
         if session.ended or session.state is State.HELD:
             how, limits = _how_it_ended(session), self._rules().site_limits
             self._change_run(

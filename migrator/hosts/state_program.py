@@ -36,6 +36,18 @@ _MOST_DOCUMENT = 8 << 20
 _END, _DESCRIPTION = b"\x00", b"\x06"
 #: What of a description changes with the use that is made of the file; all else is covered by its checksum.
 _CHANGES = frozenset({"state", "loaded_by", "loaded_at", "checksum"})
+#: What a survey tells of a description.
+_IN_SHORT = (
+    "format",
+    "migration",
+    "state",
+    "saved_at",
+    "guest",
+    "machine",
+    "bytes",
+    "loaded_by",
+    "loaded_at",
+)
 #: Seconds in which somebody who only looks has let go of a lock.
 _LOOK_SECONDS = 2.0
 
@@ -380,6 +392,27 @@ def look(path: str, migration: str = "") -> None:
     )
 
 
+def survey(*paths: str) -> None:
+    """Say of each file what its description says of it in short, and what is there; one line for each."""
+    for path in paths:
+        found: dict[str, Any] = {"path": path, "document": None, "problem": ""}
+        try:
+            document = read_document(path)
+            found["size"] = os.lstat(path).st_size if is_regular(path) else None
+            if document is not None:
+                found["document"] = {name: document.get(name) for name in _IN_SHORT} | {
+                    "binary": (document.get("arguments") or [""])[0],
+                    "version": (document.get("facts") or {}).get("version", ""),
+                }
+                images = document.get("images", {})
+                found["changed"] = [image for image, seen in images.items() if seen and stamp(image) != seen]
+        except OSError as error:
+            found["problem"] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (ValueError, KeyError, TypeError) as error:
+            found["problem"] = str(error)
+        say(**found)
+
+
 def mark(path: str, change: str) -> None:
     """Change what PATH.json says of its use, where it says so now; what it says afterwards is printed."""
     wanted = json.loads(change)
@@ -442,6 +475,8 @@ def main(arguments: list[str]) -> int:
                 look(path, *rest)
             case "mark":
                 mark(path, *rest)
+            case "survey":
+                survey(path, *rest)
             case "remove":
                 say(done=remove(path, *rest))
     except Gone:

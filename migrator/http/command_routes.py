@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from migrator import logs
@@ -17,6 +17,7 @@ from migrator.api.commands import (
     COMMANDS,
     Caller,
     Envelope,
+    Name,
     Reply,
 )
 from migrator.api.documents import (
@@ -25,6 +26,7 @@ from migrator.api.documents import (
     HostDocument,
     MigrationDocument,
     ResolutionDocument,
+    SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
@@ -121,6 +123,20 @@ async def save(request: Request, caller: KnownCaller) -> Response:
 async def load(request: Request, caller: KnownCaller) -> Response:
     """Have a guest that was saved go on, out of its file."""
     return await _ask(request, caller, "load", {})
+
+
+@router.get("/saved", response_model=SavedGuestsDocument, tags=["guests"])
+async def saved(
+    request: Request,
+    caller: KnownCaller,
+    host: Annotated[Name | None, Query(description="Only files of this host.")] = None,
+) -> Response:
+    """Guests that are saved in files: where, whether each is still there, and where it can be loaded.
+
+    Every host that is up is asked.
+    """
+    envelope = Envelope(verb="saved", body={} if host is None else {"host": host}, caller=caller)
+    return _said(request, await dependencies(request).execute(envelope))
 
 
 @_command("/migrations/{id}/cancel", "cancel", "target", answer=MigrationDocument, tag="migrations")

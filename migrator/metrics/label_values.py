@@ -22,6 +22,7 @@ VERBS = (
     "migrate",
     "save",
     "load",
+    "saved",
     "evacuate",
     "restore",
     "activate",

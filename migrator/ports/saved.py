@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from migrator.core.model import Finding
@@ -10,7 +11,10 @@ from migrator.ports.site import IncomingDestination
 
 if TYPE_CHECKING:
     from migrator.core.inventory import Guest
-    from migrator.core.saved_guest import SavedGuest  # of what `migrator direct` does not need, nor loads
+    from migrator.core.saved_guest import (  # of what `migrator direct` does not need, nor loads
+        SavedGuest,
+        SurveyedFile,
+    )
 
 
 class SavedGuests(Protocol):
@@ -25,6 +29,9 @@ class SavedGuests(Protocol):
 
         :raise UsageError: it is no saved guest.
         """
+
+    async def survey(self, host: str, paths: Sequence[str]) -> Mapping[str, SurveyedFile]:
+        """Return what there is of each of these files on a host, in one question for all."""
 
     async def check(self, guest: Guest, source: SourceQemu, path: str) -> tuple[Finding, ...]:
         """Return what speaks against saving a guest into a file of its host; changes nothing.

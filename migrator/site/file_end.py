@@ -16,7 +16,7 @@ from migrator.core.model import Finding, MigrationStatus, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
-from migrator.core.saved_guest import PREFIX, SavedGuest
+from migrator.core.saved_guest import PREFIX, SavedGuest, SurveyedFile
 from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Coprocess, HostAccess
 from migrator.ports import (
@@ -37,6 +37,9 @@ _PROGRAM = inspect.getsource(migrator.hosts.state_program)
 #: Seconds that a small question about a file may take.
 _SHORT = 15.0
 SAVED = TypeAdapter(SavedGuest)
+_SURVEYED = TypeAdapter(SurveyedFile)
+#: Of a command line's length.
+_PATHS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,23 @@ class StateFile:
             raise HostError(self.access.name, f"{self.path}: {said.get('why', 'no answer')}")
         return said
 
+    @staticmethod
+    async def survey(access: HostAccess, paths: Sequence[str]) -> Mapping[str, SurveyedFile]:
+        """Return what there is of each of these files on a host.
+
+        :raise HostError: it cannot be asked.
+        """
+        found: dict[str, SurveyedFile] = {}
+        for start in range(0, len(paths), _PATHS_AT_ONCE):
+            argv = ["python3", "-I", "-c", _PROGRAM, "survey", *paths[start : start + _PATHS_AT_ONCE]]
+            done = await access.run(argv, timeout=_SHORT)
+            try:
+                lines = [json.loads(line) for line in done.stdout.splitlines()]
+                found |= {str(said["path"]): _SURVEYED.validate_python(_in_short(said)) for said in lines}
+            except (ValueError, KeyError, TypeError):
+                raise HostError(access.name, done.complaint or "what its files are is no answer") from None
+        return found
+
     async def begin(self, mode: str, *arguments: str) -> Coprocess:
         """Begin what goes on beside us, and ends with us."""
         return await self.access.coprocess(["python3", "-I", "-c", _PROGRAM, mode, self.path, *arguments])
@@ -113,6 +133,16 @@ class StateFile:
         """Change what its description says of its use, where it says one of these now; False: it does not."""
         wanted = json.dumps({"where": where, "set": change})
         return bool((await self.ask("mark", wanted))["done"])
+
+
+def _in_short(said: Mapping[str, Any]) -> dict[str, Any]:
+    document = said.get("document")
+    return {
+        "saved": {key: each for key, each in document.items() if key != "guest"} if document else None,
+        "size": said.get("size"),
+        "changed": said.get("changed", ()),
+        "problem": said.get("problem", ""),
+    }
 
 
 def parse(document: Any, host: str, path: str) -> SavedGuest:

@@ -18,7 +18,7 @@ from migrator.core.model import RUNNING_STATES, Finding, MigrationStatus, Proces
 from migrator.core.preflight.non_migrated_state import NonMigratedState
 from migrator.core.process.command_line import path_of
 from migrator.core.process.replica import TargetEnvironment
-from migrator.core.saved_guest import FORMAT, PREFIX, SavedGuest, SavedState
+from migrator.core.saved_guest import FORMAT, PREFIX, SavedGuest, SavedState, SurveyedFile
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, UsageError
 from migrator.hosts.access import Coprocess
 from migrator.ports import GuestConfiguration, IncomingDestination, SourceQemu
@@ -349,6 +349,10 @@ class SavedGuestFiles:
         if saved is None:
             raise UsageError(f"{path} on {host} is no saved guest: there is no {path}.json")
         return saved
+
+    async def survey(self, host: str, paths: Sequence[str]) -> Mapping[str, SurveyedFile]:
+        """See :meth:`migrator.ports.SavedGuests.survey`."""
+        return await StateFile.survey(self._connections.access(host), paths)
 
     async def check(self, guest: Guest, source: SourceQemu, path: str) -> tuple[Finding, ...]:
         """See :meth:`migrator.ports.SavedGuests.check`."""

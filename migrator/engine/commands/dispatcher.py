@@ -29,6 +29,7 @@ from migrator.api.documents import (
     HostDocument,
     MigrationDocument,
     ResolutionDocument,
+    SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
 from migrator.errors import JournalError
@@ -204,5 +205,7 @@ def _subject(answer: Answer) -> tuple[str, str]:
             return "plan", answer.host
         case ResolutionDocument():
             return "resolution", answer.migration
+        case SavedGuestsDocument():
+            return "saved", ""
         case CheckDocument():
             return "check", answer.guest

@@ -19,11 +19,13 @@ from migrator.api.commands import (
     Resolve,
     Restore,
     Save,
+    Saved,
     Uncordon,
 )
 from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.inventory import Inventory
@@ -44,24 +46,28 @@ class CommandHandlers:
         migrations: MigrationCommands,
         evacuations: EvacuationCommands,
         saving: SavingCommands,
+        saved_list: SavedList,
         registry: Registry,
         inventory: Inventory,
         journal: Journal,
     ) -> None:
         self._migrations, self._evacuations, self._saving = migrations, evacuations, saving
+        self._saved_list = saved_list
         self._registry, self._inventory, self._journal = registry, inventory, journal
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         """Begin it; see :meth:`migrator.engine.commands.dispatcher.Controller.carry_out`."""
         if key and (begun := await self._begun_by(key)) is not None:
             return begun
-        if isinstance(command, Migrate | Save | Load | Restore | Plan | Check):
+        if isinstance(command, Migrate | Save | Load | Restore | Plan | Check | Saved):
             await self._inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
             case Plan():
                 return await self._evacuations.plan(command)
             case Check():
                 return await self._migrations.check(command)
+            case Saved():
+                return await self._saved_list.read(command.host)
         if self._registry.stopping:
             raise Refusal("unavailable", "the service is stopping; ask again once it runs")
         if self._registry.suspended:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
-
 from migrator.api.commands import Caller, Load, Refusal, Save
 from migrator.api.documents import MigrationDocument
 from migrator.core.inventory import Guest
-from migrator.core.model import RunState, State
+from migrator.core.model import RunState
 from migrator.core.saved_guest import PREFIX, SavedGuest, why_not
 from migrator.engine.commands.lookups import Lookups, not_begun, refused_by_preflight
+from migrator.engine.commands.saved_history import ran_since, save_completed
 from migrator.engine.inventory import Inventory
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import POLICY, FileMove, FileUse
@@ -19,9 +16,6 @@ from migrator.engine.reservations import Reservations
 from migrator.engine.sessions import Sessions
 from migrator.errors import HostError, JournalError, UsageError
 from migrator.ports import Journal, SavedGuests
-
-#: Migrations of a guest that are looked through for one with which it went on.
-_LATER = 200
 
 
 class SavingCommands:
@@ -83,9 +77,14 @@ class SavingCommands:
                     )
             self._lookups.not_under_way(guest)
             saved = await self._read(host.name, command.file)
-            if why := why_not(saved, command.file, completed=await self._completed(saved)):
+            if why := why_not(
+                saved, command.file, completed=await save_completed(self._journal, saved.migration)
+            ):
                 raise Refusal("conflict", why)
-            if (later := await self._later(saved, guest.key)) is not None:
+            later = await ran_since(
+                self._journal, guest=guest.key, migration=saved.migration, saved_at=saved.saved_at
+            )
+            if later is not None:
                 ran = f"{guest.label} has run since {command.file} was saved (migration {later['id']})"
                 raise Refusal("conflict", f"{ran}: what is in it is old")
             file = FileMove(use=FileUse.LOAD, path=command.file, saved_at=saved.saved_at)
@@ -100,21 +99,6 @@ class SavingCommands:
             raise Refusal("not-found", str(error)) from error
         except HostError as error:
             raise Refusal("unavailable", str(error)) from error
-
-    async def _completed(self, saved: SavedGuest) -> bool:
-        """Return whether the journal says that the migration which saved it has completed."""
-        found = await self._journal.find("migration", saved.migration)
-        return found is not None and str(found.get("state")) == State.COMPLETED
-
-    async def _later(self, saved: SavedGuest, guest: str) -> Mapping[str, Any] | None:
-        """Return a migration with which the guest has gone on since it was saved: a file may have been copied."""
-        for found in await self._journal.page("migration", limit=_LATER, where={"guest": guest}):
-            if found["id"] == saved.migration:
-                break
-            begun = datetime.fromisoformat(str(found["created_at"])).timestamp()
-            if begun > saved.saved_at and str(found["state"]) == State.COMPLETED:
-                return found
-        return None
 
     async def _begin(
         self, guest: Guest, host: str, file: FileMove, accept: list[str], caller: Caller, key: str

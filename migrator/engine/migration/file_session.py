@@ -8,6 +8,7 @@ from typing import Any, cast
 from migrator.core.findings import finding
 from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, State
+from migrator.core.saved_guest import SavedSummary
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
@@ -26,6 +27,8 @@ class FileSession(MigrationSession):
     file: FileMove | None = None
     #: The guest's filesystems may be frozen: whoever takes it up thaws them.
     thaw_owed = False
+    #: What its file says once the guest is in it alone; ``None``: it is not, or could not be read.
+    saved_as: SavedSummary | None = None
 
     def use_file(self, file: FileMove | None) -> None:
         """Say which file it is about, before anything is begun."""
@@ -132,6 +135,8 @@ class FileSession(MigrationSession):
             return
         try:
             await self.services.saved.confirm(self.target, self.file.path, migration=self.id)
+            seen = await self.services.saved.survey(self.target, [self.file.path])
+            self.saved_as = seen[self.file.path].saved
         except MigratorError as error:
             said = finding("save-unconfirmed", str(error))
             self.result.warn(said.code, said.message, said.remedy)

@@ -1,0 +1,43 @@
+"""The list of guests that are saved in files."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from migrator.cli import tables
+from migrator.cli.client import Document, ServiceClient
+from migrator.units import show_bytes
+
+_COLUMNS = ("GUEST", "HOST", "FILE", "SAVED", "SIZE", "BY QEMU", "STATE", "CAN BE LOADED ON", "NOTE")
+
+
+def show(client: ServiceClient, host: str | None, *, json_output: bool) -> None:
+    """Print what is saved, or what is in files of one host."""
+    found = client.get("saved", host=host)
+    if json_output:
+        print(json.dumps(found))
+        return
+    tables.table(_COLUMNS, map(_row, found["items"]), empty="no guest is saved in a file")
+
+
+def _row(one: Document) -> tuple[str, ...]:
+    at, size = one["saved_at"], one["size_bytes"]
+    return (
+        one["guest_name"] or one["guest"],
+        one["host"],
+        one["file"],
+        f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}" if at else "",
+        show_bytes(size) if size is not None else "",
+        one["qemu_version"],
+        one["state"],
+        ", ".join(each["host"] for each in one["hosts"] if each["loadable"]) or "-",
+        one["reason"] or _why_nowhere(one),
+    )
+
+
+def _why_nowhere(one: Document) -> str:
+    """Return why it can be loaded on no host that was asked; empty where it can."""
+    if any(each["loadable"] for each in one["hosts"]):
+        return ""
+    return "; ".join(f"{each['host']}: {each['reason']}" for each in one["hosts"])
