@@ -126,8 +126,16 @@ class Saved(Command):
     host: Name | None = None
 
 
+def _as_text(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+#: A time with its zone, or a local one: ``02:30`` or ``2026-12-01T02:30``, with ``time_zone``.
+WindowTime = Annotated[str, BeforeValidator(_as_text), StringConstraints(min_length=1, max_length=64)]
+
+
 class Evacuate(Command):
-    """Empty a host."""
+    """Empty a host: now, or in a window."""
 
     verb: ClassVar[str] = "evacuate"
     host: Name
@@ -135,6 +143,29 @@ class Evacuate(Command):
     on_deadline: Literal["continue", "stop"] = "continue"
     policy: Name | None = None
     accept: Annotated[list[Name], Field(max_length=64)] = []
+    #: When it begins, by itself: RFC 3339 with an offset, ``+90m``, or with ``time_zone`` a local time, ``02:30`` (the
+    #: next one) or ``2026-12-01T02:30``.
+    at: WindowTime | None = None
+    #: Nothing more of it is begun from then on; what copies goes on to its end, or with ``on_deadline: stop`` is
+    #: cancelled. As ``at``; ``05:00`` is the next one after that. It is the deadline, too.
+    until: WindowTime | None = None
+    #: Of local times, as ``Europe/Berlin``.
+    time_zone: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.until is not None and self.deadline is not None:
+            raise PydanticCustomError("two_ends", "takes either deadline or until, which is a deadline")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a window that is not given: what is begun now is asked for as it always was."""
+        fields: dict[str, Any] = serialize(self)
+        for name in ("at", "until", "time_zone"):
+            if getattr(self, name) is None:
+                fields.pop(name, None)
+        return fields
 
 
 class Restore(Command):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.drain.window import WindowFit
 from migrator.core.inventory import HostState
 from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.model import Mode, Severity, State
@@ -268,6 +269,16 @@ class EvacuationDocument(Document):
     ended_at: datetime | None = None
     deadline: datetime | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
+    #: Its window, where it has one: ``scheduled`` until it begins; nothing of it is begun after the window's end.
+    starts_at: datetime | None = None
+    window_ends_at: datetime | None = None
+    #: What is remarkable about the local times that were given: a change of clocks.
+    window_note: str = ""
+    #: While it is scheduled: whether the window is expected to do, and why, in one sentence.
+    window_fit: WindowFit | None = None
+    window_forecast: str = ""
+    #: It begins within ten minutes.
+    begins_soon: bool = False
     #: Whether it may be cancelled, as of now.
     can_cancel: bool = False
     #: The deadline has passed with guests left.
@@ -312,6 +323,10 @@ class HostDocument(Document):
     #: When the first of its certificates for encrypted streams expires; ``None``: it has none.
     certificates_expire_at: datetime | None = None
     looked_at: datetime | None = None
+    #: The next evacuation that is scheduled for it, and when it begins and ends.
+    scheduled: str | None = None
+    scheduled_at: datetime | None = None
+    scheduled_until: datetime | None = None
 
 
 class GuestDocument(Document):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from migrator.cli import deadline
+from migrator import wall_clock
 from migrator.cli.over_ssh import OverSsh
 from migrator.errors import Refused
 from migrator.qemu import address
@@ -23,7 +23,7 @@ async def refuse_moved(source: str, destination: str, over_ssh: OverSsh) -> None
     left, arrived = done.facts["source"]["identity"], done.facts["destination"]["identity"]
     if not await over_ssh.is_gone(address.parse(source), left):
         return  # the process that it was moved out of may be the one that does not answer
-    when = deadline.show(datetime.fromtimestamp(done.ended_at, UTC))
+    when = wall_clock.show(datetime.fromtimestamp(done.ended_at, UTC))
     guest = f"guest {done.facts.get('guest') or done.facts.get('uuid') or ''}".rstrip()
     if await over_ssh.is_gone(address.parse(destination), arrived):
         now = "the process that it ran in there has ended since"

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from migrator.cli import Exit, deadline
+from migrator import wall_clock
+from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
 from migrator.cli.show import print_line
@@ -135,11 +136,41 @@ def _begun(one: Document) -> str:
 def read_deadline(when: str) -> datetime:
     """Return the deadline that a person typed, and print it with its zone."""
     now = datetime.now(UTC)
-    moment = deadline.parse(when, now=now)
-    remark = deadline.remark(when, moment, now=now)
-    said = deadline.show(moment) + (f"; {remark}" if remark else "")
+    moment = wall_clock.parse(when, now=now)
+    remark = wall_clock.remark(when, moment, now=now)
+    said = wall_clock.show(moment) + (f"; {remark}" if remark else "")
     print(f"migrator: the deadline is {said}", file=sys.stderr)
     return moment.astimezone(UTC)
+
+
+def read_window(at: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Return the begin and the end of the window that a person typed, and print what was understood with its zone."""
+    if at is None and until is None:
+        return None, None
+    now = datetime.now(UTC)
+    starts = _of_window("--at", at, now)
+    ends = _of_window("--until", until, starts or now)
+    said = f"from {wall_clock.show(starts)}" if starts else "from now on"
+    said += f" until {wall_clock.show(ends)}" if ends else ""
+    remarks = [
+        wall_clock.remark(at, starts, now=now) if at and starts else "",
+        wall_clock.remark(until, ends, now=starts or now) if until and ends else "",
+        wall_clock.clock_change(starts or now, ends) if ends else "",
+    ]
+    print(
+        f"migrator: {'; '.join(each for each in (f'the window is {said}', *remarks) if each)}",
+        file=sys.stderr,
+    )
+    return starts and starts.astimezone(UTC), ends and ends.astimezone(UTC)
+
+
+def _of_window(option: str, text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return wall_clock.parse(text, now=now, dated=True)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def evacuate(
@@ -150,6 +181,7 @@ def evacuate(
     policy: str | None,
     accept: list[str],
     *,
+    window: tuple[str | None, str | None] = (None, None),
     wait: bool,
     json_output: bool,
 ) -> int:
@@ -157,6 +189,9 @@ def evacuate(
     body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
     if when is not None:
         body["deadline"] = read_deadline(when).isoformat()
+    for name, moment in zip(("at", "until"), read_window(*window), strict=True):
+        if moment is not None:
+            body[name] = moment.isoformat()
     begun = client.post(f"hosts/{segment(host)}/evacuate", body)
     return _emptying(client, begun, wait=wait, json_output=json_output)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from migrator.cli import INTERRUPTED, Exit, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, ServiceClient, segment
-from migrator.cli.remote import find, print_document, read_deadline
+from migrator.cli.remote import find, print_document, read_deadline, read_window
 from migrator.text import clean
 
 #: Without an id or --after, so many of the last events.
@@ -51,10 +51,12 @@ def plan(
     accept: list[str],
     *,
     when: str | None = None,
+    window: tuple[str | None, str | None] = (None, None),
     json_output: bool,
 ) -> int:
-    """Print what an evacuation would do; with `when` also whether it would keep that deadline."""
+    """Print what an evacuation would do; with `when` also whether it would keep that deadline, or that window."""
     moment = read_deadline(when) if when is not None else None
+    starts, ends = read_window(*window)
     found = client.post("plans", {"host": host, "policy": policy, "accept": accept})
     code = Exit.STAY if found["cannot_move"] else Exit.DONE
     if json_output:
@@ -66,6 +68,8 @@ def plan(
         print(line)
     if moment is not None:
         print(show.in_time(found, moment - datetime.now(UTC)))
+    if ends is not None:
+        print(show.in_time(found, ends - (starts or datetime.now(UTC)), what="window"))
     return code
 
 

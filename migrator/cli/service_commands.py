@@ -283,6 +283,21 @@ def evacuate(
             autocompletion=completion.one_of("continue", "stop"),
         ),
     ] = "continue",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Begin it then, by itself: 02:30 (the next one), 2026-12-01T02:30, or as a deadline.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Begin nothing more of it from then on; what copies goes on to its end, or is cancelled with "
+            "--on-deadline stop. 05:00 is the next one after --at.",
+        ),
+    ] = None,
     policy: _Policy = None,
     accept: _Accept = None,
     dry_run: Annotated[
@@ -292,7 +307,7 @@ def evacuate(
     server: _Server = None,
     json: Json = False,
 ) -> None:
-    """Empty a host.
+    """Empty a host: now, or in a window (--at, --until), which holds over restarts and is cancelled like others.
 
     Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held. With --dry-run:
     0 the host would be empty; 8 there are guests that cannot move, and they are listed.
@@ -301,12 +316,14 @@ def evacuate(
 
     if on_deadline not in ("continue", "stop"):
         raise UsageError(f"--on-deadline: {on_deadline!r} is neither continue nor stop")
+    if until is not None and deadline is not None:
+        raise UsageError("give either --deadline or --until, which is a deadline too")
     if dry_run:
         if wait:
             raise UsageError("--dry-run begins nothing that --wait could wait for")
         remote.run(
             lambda client: remote_queries.plan(
-                client, host, policy, _codes(accept), when=deadline, json_output=json
+                client, host, policy, _codes(accept), when=deadline, window=(at, until), json_output=json
             ),
             server,
             json_output=json,
@@ -314,7 +331,15 @@ def evacuate(
         return
     remote.run(
         lambda client: remote.evacuate(
-            client, host, deadline, on_deadline, policy, _codes(accept), wait=wait, json_output=json
+            client,
+            host,
+            deadline,
+            on_deadline,
+            policy,
+            _codes(accept),
+            window=(at, until),
+            wait=wait,
+            json_output=json,
         ),
         server,
         json_output=json,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from migrator.cli import deadline, remedies
+from migrator import wall_clock
+from migrator.cli import remedies
 from migrator.cli.show import ceiling, sent, stood_still
 from migrator.cli.tables import ABOVE, Row
 from migrator.text import clean
@@ -35,6 +36,9 @@ def host_row(host: Document) -> Row:
         else "",
         f"{strangers} of its guests without a monitor: see migrator guests" if strangers else "",
     ]
+    if host.get("scheduled"):
+        until = f" until {_brief(host['scheduled_until'])}" if host["scheduled_until"] else ""
+        notes.append(f"to be emptied {_brief(host['scheduled_at'])}{until} ({host['scheduled']})")
     note = "; ".join(each for each in notes if each)
     return (
         host["host"],
@@ -92,6 +96,8 @@ def evacuation_row(one: Document) -> Row:
     """Return the cells of :data:`EVACUATIONS`."""
     over = one["ended_at"] is not None
     note = "late" if one["late"] else "at risk" if one["at_risk"] and not over else one["error"] or ""
+    if one["state"] == "scheduled":
+        note = "; ".join(each for each in (_window(one), one["window_forecast"]) if each)
     return (
         one["id"],
         one["host"] or one["group"],
@@ -202,17 +208,17 @@ def plan_lines(found: Document) -> list[str]:
     return [clean(line) for line in (*lines, text)]
 
 
-def in_time(found: Document, left: timedelta) -> str:
-    """Say whether a plan is forecast to be done in the time that is left."""
+def in_time(found: Document, left: timedelta, *, what: str = "deadline") -> str:
+    """Say whether a plan is forecast to be done in the time that is left, before a deadline or the end of a window."""
     middle, late = found["takes_p50_seconds"], found["takes_p90_seconds"]
     if middle is None or found["cannot_move"]:
-        return "the deadline would pass with guests left"
+        return f"the {what} would pass with guests left"
     seconds = left.total_seconds()
     if middle > seconds:
-        return f"the deadline would be missed by {show_seconds(middle - seconds)}"
+        return f"the {what} would be missed by {show_seconds(middle - seconds)}"
     if (late or middle) > seconds:
-        return f"the deadline may be missed: {show_seconds(seconds - middle)} to spare at most likely"
-    return f"the deadline would be kept, with {show_seconds(seconds - middle)} to spare"
+        return f"the {what} may be missed: {show_seconds(seconds - middle)} to spare at most likely"
+    return f"the {what} would be kept, with {show_seconds(seconds - middle)} to spare"
 
 
 #: States of a guest of an evacuation with which nothing is done now.
@@ -367,7 +373,11 @@ def evacuation_lines(one: Document) -> list[str]:
     ):  # said below, each guest in its line
         error = ""
     lines = [f"{one['id']}: {_whose(one)}, {one['state']}" + (f": {error}" if error else "")]
-    if one["deadline"]:
+    if one.get("starts_at") or one.get("window_ends_at"):
+        lines.append(f"    window {_window(one)}" + (f"; {one['window_note']}" if one["window_note"] else ""))
+    if one["state"] == "scheduled":
+        lines.append(f"    forecast: {one['window_forecast'] or 'not made yet'}")
+    if one["deadline"] and one["state"] != "scheduled":
         late = ": late" if one["late"] else ": at risk" if one["at_risk"] and not one["ended_at"] else ""
         lines.append(f"    deadline {_clock(one['deadline'])} ({one['on_deadline']}){late}")
     if one["ended_at"] is None and one["forecast_end_at"]:
@@ -390,6 +400,12 @@ def evacuation_lines(one: Document) -> list[str]:
     return [clean(line) for line in lines]
 
 
+def _window(one: Document) -> str:
+    """Return the words on when an evacuation may run."""
+    starts, ends = _clock(one["starts_at"]), _clock(one["window_ends_at"])
+    return " ".join(each for each in (starts and f"from {starts}", ends and f"until {ends}") if each)
+
+
 def _whose(one: Document) -> str:
     """Return the words on what an evacuation is."""
     match one["kind"]:
@@ -408,7 +424,7 @@ def decision_line(decision: Document) -> str:
 def event_line(event: Document) -> str:
     """Format one event on one line."""
     body = event["body"]
-    when = deadline.show(datetime.fromisoformat(event["time"]))
+    when = wall_clock.show(datetime.fromisoformat(event["time"]))
     what = f"{event['subject']} {event['subject_id']}"
     if event["kind"] == "command":
         where = body.get("origin") or "somewhere"
@@ -443,11 +459,11 @@ def left(one: Document) -> str:
 
 
 def _clock(text: str | None) -> str:
-    return "" if text is None else deadline.show(datetime.fromisoformat(text))
+    return "" if text is None else wall_clock.show(datetime.fromisoformat(text))
 
 
 def _brief(text: str | None) -> str:
-    return "" if text is None else deadline.brief(datetime.fromisoformat(text))
+    return "" if text is None else wall_clock.brief(datetime.fromisoformat(text))
 
 
 def _rate(value: float | None) -> str:

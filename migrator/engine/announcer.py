@@ -167,6 +167,7 @@ def _time(timestamp: float | None) -> datetime | None:
 def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> HostDocument:
     """Return a host as it is now."""
     guests = inventory.guests(host.name)
+    scheduled = next((run for run in registry.scheduled() if run.host == host.name), None)
     return HostDocument(
         host=host.name,
         state=host.state,
@@ -191,4 +192,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         qemus=dict(host.facts.qemus),
         certificates_expire_at=_time(host.facts.certificates.expires),
         looked_at=inventory.looked_at(host.name),
+        scheduled=scheduled.id if scheduled else None,
+        scheduled_at=scheduled.window.starts_at if scheduled else None,
+        scheduled_until=scheduled.window.ends_at if scheduled else None,
     )

@@ -42,6 +42,7 @@ from migrator.engine.snapshots import Snapshots
 from migrator.engine.spreading import Spreading, SpreadingJournal
 from migrator.engine.sweeper import Sweeper
 from migrator.engine.thread_computing import ThreadComputing
+from migrator.engine.windows import Windows
 from migrator.faults import keep_going
 from migrator.ports.assignments import DriverPool
 from migrator.ports.computing import Computing
@@ -177,7 +178,25 @@ class Engine:
             unreadable=self.unreadable,
             rules=self._rules_now,
         )
-        self.handlers = self._command_handlers(snapshots, dirty_rates)
+        preview = Preview(
+            snapshots=snapshots,
+            sessions=self.sessions,
+            dirty_rates=dirty_rates,
+            experiences=self.experiences,
+            computing=self._computing,
+        )
+        self.windows = Windows(
+            registry=self.registry,
+            inventory=inventory,
+            reservations=self.reservations,
+            evacuations=self.evacuations,
+            announcer=self.announcer,
+            snapshots=snapshots,
+            preview=preview,
+            journal_writer=journal_writer,
+            changed=self._wake,
+        )
+        self.handlers = self._command_handlers(snapshots, preview)
         self._sweeper = Sweeper(inventory.site, hosts=inventory.hosts, under_way=self.registry.is_under_way)
         self._recovery = Recovery(
             registry=self.registry,
@@ -217,7 +236,7 @@ class Engine:
             wake=self._wake,
         )
 
-    def _command_handlers(self, snapshots: Snapshots, dirty_rates: DirtyRates) -> CommandHandlers:
+    def _command_handlers(self, snapshots: Snapshots, preview: Preview) -> CommandHandlers:
         journal = self.journal_writer.journal
         lookups = Lookups(
             inventory=self.inventory,
@@ -243,15 +262,10 @@ class Engine:
             evacuations=self.evacuations,
             announcer=self.announcer,
             snapshots=snapshots,
-            preview=Preview(
-                snapshots=snapshots,
-                sessions=self.sessions,
-                dirty_rates=dirty_rates,
-                experiences=self.experiences,
-                computing=self._computing,
-            ),
+            preview=preview,
             journal=journal,
             changed=self._wake,
+            windows_changed=self.windows.wake,
         )
         saving = SavingCommands(
             lookups=lookups,
@@ -331,6 +345,7 @@ class Engine:
                 "journal": self.journal_writer.run,
                 "inventory": self.inventory.run,
                 "reconciler": self.reconciler.run,
+                "windows": self.windows.run,
                 "leftovers": self.leftovers.run,
                 "sweeper": self._sweeper.run,
                 "held migrations": self.held.run,

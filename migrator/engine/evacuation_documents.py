@@ -11,6 +11,7 @@ from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.drain.window import Window, WindowFit, WindowForecast
 from migrator.core.inventory import Guest
 
 #: What was made of one guest: of which entry and which forecast, as it is shown, and as the journal keeps it.
@@ -83,6 +84,12 @@ def _document(run: Evacuation, guests: list[EvacuationGuest]) -> EvacuationDocum
         ended_at=run.ended_at,
         deadline=run.deadline,
         on_deadline=run.on_deadline,
+        starts_at=run.window.starts_at,
+        window_ends_at=run.window.ends_at,
+        window_note=run.window.note,
+        window_fit=run.window_forecast.fit if run.scheduled else None,
+        window_forecast=run.window_forecast.text if run.scheduled else "",
+        begins_soon=run.begins_soon and run.scheduled,
         can_cancel=not run.ended and run.closing is None,
         late=run.late,
         at_risk=run.at_risk,
@@ -152,6 +159,13 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
         accept=tuple(private["accept"]),
         deadline=document.deadline,
         on_deadline=document.on_deadline,
+        window=Window(
+            starts_at=document.starts_at, ends_at=document.window_ends_at, note=document.window_note
+        ),
+        window_forecast=WindowForecast(
+            fit=document.window_fit or WindowFit.UNKNOWN, text=document.window_forecast
+        ),
+        begins_soon=document.begins_soon,
         requested_by=document.requested_by,
         key=private["command"],
         traceparent=document.traceparent,

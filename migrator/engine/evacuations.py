@@ -86,10 +86,26 @@ class Evacuations:
         self._registry.change(identifier, lambda run: replace(run, not_before=0.0))
         self._changed()
 
-    def end(self, identifier: str, state: EvacuationState) -> None:
-        """Nothing more happens in it; its host is put into maintenance when it is empty."""
+    def schedule(self, run: Evacuation) -> None:
+        """Take in one that is in the journal and waits for its window."""
+        self._registry.evacuations[run.id] = run
+        self._announcer.evacuation(run.id)
+        self._announcer.host(run.host)
+        self._changed()
+
+    def end(self, identifier: str, state: EvacuationState, error: str = "") -> None:
+        """Nothing more happens in it; its host is put into maintenance when it is empty.
+
+        :param error: why one that was never begun is not.
+        """
         run = self._registry.evacuations.get(identifier)
         if run is None or run.ended:
+            return
+        if run.scheduled:
+            ended = run.ended_as(state, datetime.now(UTC))
+            self._registry.evacuations[identifier] = replace(ended, error=error or ended.error)
+            self._announcer.evacuation(identifier, at_once=True)
+            self._announcer.host(run.host)
             return
         self._registry.change(identifier, lambda run: run.ended_as(state, datetime.now(UTC)))
         match state:

@@ -146,8 +146,13 @@ class Registry:
     # --- evacuations -------------------------------------------------------------------------------------------------
 
     def running(self) -> Iterator[Evacuation]:
-        """Evacuations that have not ended."""
-        return (run for run in self.evacuations.values() if not run.ended)
+        """Evacuations that have begun and have not ended."""
+        return (run for run in self.evacuations.values() if not run.ended and not run.scheduled)
+
+    def scheduled(self) -> list[Evacuation]:
+        """Return the evacuations that wait for their windows, the first to begin first."""
+        waiting = (run for run in self.evacuations.values() if run.scheduled)
+        return sorted(waiting, key=lambda run: (run.window.starts_at or run.created_at, run.id))
 
     def leaving(self) -> set[str]:
         """Return the hosts that are being emptied."""

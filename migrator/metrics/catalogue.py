@@ -242,7 +242,16 @@ EVACUATIONS = (
     evacuation_gauge("guests_left", "Guests that have still to leave the host (or to come home)."),
     evacuation_gauge("deadline_timestamp_seconds", "The deadline, where it has one."),
     evacuation_gauge("forecast_end_timestamp_seconds", "Its predicted end (median)."),
-    evacuation_gauge("at_risk", "1 when the forecast says that the deadline may be missed."),
+    evacuation_gauge(
+        "at_risk", "1 when the forecast says that the deadline, or the window's end, may be missed."
+    ),
+    gauge(
+        "migrator_window_start_timestamp_seconds",
+        "When an evacuation that is scheduled begins by itself.",
+        "evacuation",
+        "host",
+        series="windows ahead",
+    ),
     gauge(
         "migrator_evacuation_guest_stuck",
         "1 for every guest that does not get on: no host can take it, it failed too often, or it is held.",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
+from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.metrics.catalogue import EVACUATIONS, INVENTORY, MIGRATIONS, SERVICE
 from migrator.metrics.counters import PastMigration
@@ -137,6 +138,10 @@ class Gauges:
     def _evacuations(self, families: Mapping[str, _Family]) -> None:
         for evacuation in self._snapshot.evacuations:
             both = (evacuation.id, evacuation.host)
+            if evacuation.state is EvacuationState.SCHEDULED:
+                families["window_start_timestamp_seconds"].set(both, _epoch(evacuation.starts_at))
+                families["evacuation_at_risk"].set(both, evacuation.at_risk)
+                continue
             families["evacuation_guests_left"].set(both, evacuation.guests_left)
             families["evacuation_deadline_timestamp_seconds"].set(both, _epoch(evacuation.deadline))
             families["evacuation_forecast_end_timestamp_seconds"].set(

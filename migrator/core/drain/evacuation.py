@@ -15,6 +15,7 @@ from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.limits import LOST_SECONDS, NO_TARGET_SECONDS, SiteLimits
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.drain.window import Window, WindowForecast
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 
@@ -69,6 +70,11 @@ class Evacuation:
     accept: tuple[str, ...] = ()
     deadline: datetime | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
+    #: It begins when this does, and begins nothing after its end, which is its deadline too.
+    window: Window = field(default_factory=Window)
+    window_forecast: WindowForecast = field(default_factory=WindowForecast)
+    #: Its window begins soon, and everyone was told so.
+    begins_soon: bool = False
     requested_by: str = ""
     #: Of the command that began it.
     key: str = ""
@@ -99,6 +105,11 @@ class Evacuation:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.ended_at is not None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it waits for its window."""
+        return self.state is EvacuationState.SCHEDULED and self.ended_at is None
 
     @property
     def home(self) -> str:
@@ -265,7 +276,10 @@ class Evacuation:
             case State.HELD:
                 entry = replace(entry, standing=GuestStanding.HELD, reason=how.error, awaited=how.awaited)
             case State.CANCELLED:
-                entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason="its migration was cancelled")
+                reason = "its migration was cancelled"
+                if self.closing is EvacuationState.STOPPED and self.window.ends_at is not None:
+                    reason += ", as the window ended"
+                entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason)
             case _ if entry.saving:
                 reason = f"it cannot be saved either: {how.error}"
                 entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason)
@@ -314,6 +328,8 @@ class Evacuation:
         for entry in self.entries.at(GuestStanding.WAITING):
             # Why it had that target, or when it was to be tried again, is not true any more.
             reason = f"not tried again: {entry.failed}" if entry.failed else "it was not begun"
+            if state is EvacuationState.STOPPED and self.window.ends_at is not None:
+                reason = f"the window ended before its turn ({reason})"
             entries[entry.guest.key] = replace(entry, reason=reason)
         forecasts = {
             key: GuestForecast(doubt=each.doubt) for key, each in self.forecasts.items() if each.doubt

@@ -29,6 +29,8 @@ class GuestStanding(StrEnum):
 class EvacuationState(StrEnum):
     """Where an evacuation, or a restore, is."""
 
+    #: Begins by itself when its window does.
+    SCHEDULED = "scheduled"
     RUNNING = "running"
     #: The host is empty (evacuate), or everyone who could is back (restore).
     COMPLETED = "completed"
@@ -36,5 +38,5 @@ class EvacuationState(StrEnum):
     INCOMPLETE = "incomplete"
     #: Somebody asked for it; every guest runs somewhere.
     CANCELLED = "cancelled"
-    #: Its deadline passed with ``on_deadline: stop``.
+    #: Its deadline passed with ``on_deadline: stop``, or its window ended.
     STOPPED = "stopped"

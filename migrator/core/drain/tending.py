@@ -44,13 +44,14 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
         after, guests, up_then = _brought_up_to_date(run, snapshot, before)
     announce = _shows_otherwise(run, after)
     actions: list[Action] = []
-    if run.deadline is not None and snapshot.now >= run.deadline and not after.late and after.left_count:
-        after, announce = replace(after, late=True), True
-        if run.on_deadline == "stop" and run.closing is None:
-            after = replace(after, closing=EvacuationState.STOPPED)
-            actions += [
-                CancelMigration(migration=entry.migration) for entry in after.under_way if entry.migration
-            ]
+    if run.deadline is not None and snapshot.now >= run.deadline and after.left_count:
+        if not after.late:
+            after, announce = replace(after, late=True), True
+        if (run.on_deadline == "stop" or run.window.ends_at is not None) and run.closing is None:
+            after, announce = replace(after, closing=EvacuationState.STOPPED), True
+            actions += _stopping(after, snapshot)
+    if after.closing is EvacuationState.STOPPED and run.window.ends_at is not None and not after.left_count:
+        after = replace(after, closing=None)  # what was under way when the window ended was all there was
     up, empty = snapshot.is_up(run.host) if run.host else True, False
     if run.kind == "evacuate":
         after, empty = _emptied(after, snapshot, up, actions)
@@ -66,6 +67,20 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
     if state is not None:
         actions.append(End(evacuation=run.id, state=state))
     return Tended(after=after, actions=actions, ends=state is not None, seen=seen, guests=guests, up=up_then)
+
+
+def _stopping(run: Evacuation, snapshot: SiteSnapshot) -> Sequence[Action]:
+    """Return what stops it: all that is under way, or at the end of a window what copies nothing yet."""
+    every = run.on_deadline == "stop"
+    return [
+        CancelMigration(migration=entry.migration)
+        for entry in run.under_way
+        if entry.migration
+        and (
+            every
+            or ((its := snapshot.live.get(entry.guest.key)) is not None and not its.copies and not its.sure)
+        )
+    ]
 
 
 def _emptied(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from migrator.api.commands import Activate, Caller, Evacuate, Migrate, Plan, Refusal, Restore
 from migrator.api.documents import EvacuationDocument, HostDocument
@@ -15,6 +16,7 @@ from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry, entry_of
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.drain.window import Window, understand
 from migrator.core.inventory import Guest, HostState
 from migrator.engine.announcer import Announcer, host_document
 from migrator.engine.commands.lookups import Lookups
@@ -26,7 +28,7 @@ from migrator.engine.registry import Registry, new_id
 from migrator.engine.reservations import Reservations
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
-from migrator.errors import Unavailable
+from migrator.errors import Unavailable, UsageError
 from migrator.ports import Journal
 
 #: Of the last evacuations and restores of a host so many are looked through for guests that are not at home.
@@ -37,6 +39,7 @@ class EvacuationCommands:
     """Carries them out.
 
     :param changed: called when there is something new to plan.
+    :param windows_changed: called when there is something new that waits for its window.
     """
 
     def __init__(
@@ -53,14 +56,18 @@ class EvacuationCommands:
         preview: Preview,
         journal: Journal,
         changed: Callable[[], None],
+        windows_changed: Callable[[], None],
     ) -> None:
         self._lookups, self._registry, self._inventory = lookups, registry, inventory
         self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
         self._announcer, self._snapshots, self._preview = announcer, snapshots, preview
-        self._journal, self._changed = journal, changed
+        self._journal, self._changed, self._windows_changed = journal, changed, windows_changed
 
     async def evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
-        """Begin to empty a host."""
+        """Begin to empty a host, or have that begin when its window does."""
+        window = _window(command)
+        if window.starts_at is not None:
+            return await self._schedule(command, window, caller, key)
         async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
             host = self._lookups.host(command.host)
             self._lookups.unoccupied(host)
@@ -72,16 +79,7 @@ class EvacuationCommands:
             host = await self._inventory.look(host.name)
             if not host.up:
                 raise Refusal("not-now", f"it cannot be emptied: {host.error}")
-            run = Evacuation(
-                id=new_id(),
-                host=host.name,
-                policy=command.policy or "",
-                accept=tuple(command.accept),
-                deadline=command.deadline,
-                on_deadline=command.on_deadline,
-                key=key,
-                **_asked_by(caller),
-            )
+            run = _evacuation(command, window, caller, key)
             run = run.took_in(self._snapshots.take().here_or_coming(host.name))
             planned = self._preview.planned(host.name)
             run = run.holding_to(planned)
@@ -89,6 +87,32 @@ class EvacuationCommands:
             if run.deadline is not None and not planned:
                 self._evacuations.beside(run.id, self._learn_disks(run))
             return begun
+
+    async def _schedule(
+        self, command: Evacuate, window: Window, caller: Caller, key: str
+    ) -> EvacuationDocument:
+        """Have it begin when its window does; whoever plans then begins it."""
+        async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
+            host = self._lookups.host(command.host)
+            self._lookups.known_codes(command.accept)
+            if command.policy is not None:
+                self._lookups.policy(command.policy)
+            if command.deadline is not None and window.starts_at and command.deadline <= window.starts_at:
+                raise Refusal("invalid", "the deadline passes before its window begins")
+            for other in self._registry.scheduled():
+                if other.host == host.name and other.window.overlaps(window):
+                    raise Refusal(
+                        "conflict",
+                        f"{host.name} has a window at that time already: {other.id}; cancel that first",
+                    )
+            run = replace(
+                _evacuation(command, window, caller, key), state=EvacuationState.SCHEDULED, host=host.name
+            )
+            await self._lookups.commit(
+                ("evacuation", lambda: journalled(run)), then=lambda: self._evacuations.schedule(run)
+            )
+            self._windows_changed()
+            return evacuation_document(self._registry.evacuations[run.id])
 
     async def _learn_disks(self, run: Evacuation) -> None:
         with contextlib.suppress(Unavailable):  # each tells when it is prepared
@@ -214,6 +238,8 @@ class EvacuationCommands:
         """Begin nothing more, and have every guest stay where it is, as far as that is safe."""
         async with self._reservations.hold(("evacuation", identifier)):
             before = self._running(identifier)
+            if before.scheduled:
+                return await self._cancel_scheduled(before)
 
             def closing() -> dict[str, Any]:
                 return journalled(_cancelled(self._registry.evacuations.get(identifier, before)))
@@ -231,6 +257,14 @@ class EvacuationCommands:
                 raise Refusal("not-found", f"{now.kind} {identifier} has just ended")
             self._changed()
             return evacuation_document(now)
+
+    async def _cancel_scheduled(self, run: Evacuation) -> EvacuationDocument:
+        state = EvacuationState.CANCELLED
+        await self._lookups.commit(
+            ("evacuation", lambda: journalled(run.ended_as(state, datetime.now(UTC)))),
+            then=lambda: self._evacuations.end(run.id, state),
+        )
+        return evacuation_document(self._registry.evacuations[run.id])
 
     def _running(self, identifier: str) -> Evacuation:
         run = self._registry.evacuations.get(identifier)
@@ -251,6 +285,37 @@ class EvacuationCommands:
             return await self._preview.plan(host.name, command.policy, command.accept)
         except Unavailable as error:
             raise Refusal("unavailable", str(error)) from error
+
+
+def _window(command: Evacuate) -> Window:
+    """Return the window that a command gives."""
+    zone = None
+    if command.time_zone is not None:
+        try:
+            zone = ZoneInfo(command.time_zone)
+        except (KeyError, OSError, ValueError):  # not found; a directory; no key of a zone
+            raise Refusal(
+                "invalid", f"time_zone: there is no {command.time_zone} here; write Europe/Berlin"
+            ) from None
+    now = datetime.now(UTC)
+    try:
+        return understand(command.at, command.until, now=now, zone=zone, zone_name=command.time_zone or "")
+    except UsageError as error:
+        raise Refusal("invalid", str(error)) from None
+
+
+def _evacuation(command: Evacuate, window: Window, caller: Caller, key: str) -> Evacuation:
+    return Evacuation(
+        id=new_id(),
+        host=command.host,
+        policy=command.policy or "",
+        accept=tuple(command.accept),
+        deadline=command.deadline or window.ends_at,
+        on_deadline=command.on_deadline,
+        window=window,
+        key=key,
+        **_asked_by(caller),
+    )
 
 
 def _cancelled(run: Evacuation) -> Evacuation:

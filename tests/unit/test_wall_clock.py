@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrator.cli import deadline
+from migrator import wall_clock
 from migrator.errors import UsageError
 
 
@@ -42,7 +42,7 @@ NOW = datetime(2026, 11, 24, 20, 0, tzinfo=UTC)  # 21:00 in Berlin
     ],
 )
 def test_times(text: str, when: datetime):
-    assert deadline.parse(text, now=NOW) == when
+    assert wall_clock.parse(text, now=NOW) == when
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def test_times(text: str, when: datetime):
 )
 def test_what_is_no_time(text: str):
     with pytest.raises(UsageError):
-        deadline.parse(text, now=NOW)
+        wall_clock.parse(text, now=NOW)
 
 
 def test_a_number_without_a_unit_is_not_taken_for_seconds_where_minutes_were_meant():
     with pytest.raises(UsageError, match=r"'\+90' does not say its unit: write \+90m or \+90h"):
-        deadline.parse("+90", now=NOW)
+        wall_clock.parse("+90", now=NOW)
 
 
 def test_the_night_the_clock_is_put_forward():
     evening = datetime(2026, 3, 28, 22, 0, tzinfo=UTC)  # 23:00 in Berlin; at 2:00 it will be 3:00
-    assert deadline.parse("6:00", now=evening) == datetime(2026, 3, 29, 4, 0, tzinfo=UTC)
+    assert wall_clock.parse("6:00", now=evening) == datetime(2026, 3, 29, 4, 0, tzinfo=UTC)
 
 
 def test_it_is_shown_with_its_zone():
-    assert deadline.show(datetime(2026, 11, 24, 21, 30, tzinfo=UTC)) == "Tue 2026-11-24 22:30:00 CET"
+    assert wall_clock.show(datetime(2026, 11, 24, 21, 30, tzinfo=UTC)) == "Tue 2026-11-24 22:30:00 CET"
 
 
 BERLIN, LORD_HOWE, APIA = (
@@ -106,29 +106,29 @@ class TestClockChanges:
     )
     def test_next_one_that_the_wall_will_show(self, now: str, text: str, shown: str) -> None:
         moment = datetime.fromisoformat(now)
-        assert deadline.show(deadline.parse(text, now=moment)) == shown  # by this machine's clock
-        assert deadline.show(deadline.parse(text, now=moment, zone=BERLIN), BERLIN) == shown
+        assert wall_clock.show(wall_clock.parse(text, now=moment)) == shown  # by this machine's clock
+        assert wall_clock.show(wall_clock.parse(text, now=moment, zone=BERLIN), BERLIN) == shown
 
     def test_the_day_without_it_is_told(self) -> None:
         evening = datetime(2026, 3, 28, 22, 0, tzinfo=UTC)
-        when = deadline.parse("2:30", now=evening)
+        when = wall_clock.parse("2:30", now=evening)
         said = "on Sun 2026-03-29 the clock does not show 02:30: it is put forward then"
-        assert deadline.remark("2:30", when, now=evening) == said
+        assert wall_clock.remark("2:30", when, now=evening) == said
         for text in ("3:00", "23:30", "+2h", "2026-03-29T02:30:00+01:00"):
-            assert deadline.remark(text, deadline.parse(text, now=evening), now=evening) == ""
+            assert wall_clock.remark(text, wall_clock.parse(text, now=evening), now=evening) == ""
 
     def test_zone_that_left_out_a_whole_day(self) -> None:
         evening = datetime(2011, 12, 30, 9, 0, tzinfo=UTC)  # Thursday 23:00 in Apia; the next day is Saturday
-        assert deadline.parse("22:00", now=evening, zone=APIA) == datetime(2011, 12, 31, 8, 0, tzinfo=UTC)
+        assert wall_clock.parse("22:00", now=evening, zone=APIA) == datetime(2011, 12, 31, 8, 0, tzinfo=UTC)
 
     def test_zone_that_goes_back_half_an_hour(self) -> None:
         now = datetime(2026, 4, 4, 14, 50, tzinfo=UTC)  # 1:50 for the first time
-        assert deadline.parse("1:45", now=now, zone=LORD_HOWE) == datetime(2026, 4, 4, 15, 15, tzinfo=UTC)
+        assert wall_clock.parse("1:45", now=now, zone=LORD_HOWE) == datetime(2026, 4, 4, 15, 15, tzinfo=UTC)
 
     @pytest.mark.parametrize("text", ["24:00", "23:60", "99:99"])
     def test_time_that_never_is(self, text: str) -> None:
         with pytest.raises(UsageError, match=r"is no time of day: they go from 0:00 to 23:59"):
-            deadline.parse(text, now=NOW)
+            wall_clock.parse(text, now=NOW)
 
     @settings(max_examples=300, deadline=None)
     @given(
@@ -140,7 +140,7 @@ class TestClockChanges:
         self, name: str, seconds: int, minute: int
     ) -> None:
         zone, now = ZoneInfo(name), datetime.fromtimestamp(seconds, UTC)
-        found = deadline.parse(f"{minute // 60}:{minute % 60:02}", now=now, zone=zone)
+        found = wall_clock.parse(f"{minute // 60}:{minute % 60:02}", now=now, zone=zone)
         local = found.astimezone(UTC).astimezone(zone)
         assert (local.hour * 60 + local.minute, local.second) == (minute, 0)
         assert found > now

@@ -1,4 +1,4 @@
-"""Points in time as a person types them: TIME on the command line."""
+"""Points in time as a person types them: TIME on the command line, and of a window by every interface."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from migrator.errors import UsageError
 _DAYS = 8
 
 
-def parse(text: str, *, now: datetime, zone: tzinfo | None = None) -> datetime:
+def parse(text: str, *, now: datetime, zone: tzinfo | None = None, dated: bool = False) -> datetime:
     """Parse RFC 3339 with an offset, ``+90m``, or ``22:30``: the next one that the clock on the wall will show.
 
     :param now: with its zone.
     :param zone: of the wall; ``None``: this machine's.
-    :raise UsageError: when it is none of these, has passed, or never comes.
+    :param dated: a date and time without an offset is one of the clock on the wall, too.
+    :raise UsageError: when it is none of these, has passed, or never comes; a dated one that the clock on the wall does
+        not show, or shows twice.
     """
     text = text.strip()
     if text.startswith("+"):
@@ -38,11 +40,36 @@ def parse(text: str, *, now: datetime, zone: tzinfo | None = None) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{text!r} is no time: write +90m, 22:30 or 2026-11-30T22:30:00+01:00") from None
+    if found.tzinfo is None and dated:
+        found = _dated(found, zone, text)
     if found.tzinfo is None:
         raise UsageError(f"{text!r} does not say its zone: add Z or an offset like +01:00, or write 22:30")
     if found <= now:
         raise UsageError(f"{text!r} has passed: it is {show(now)}")
     return found
+
+
+def _dated(wall: datetime, zone: tzinfo | None, text: str) -> datetime:
+    moments = _moments(wall, zone)
+    if not moments:
+        raise UsageError(
+            f"{text!r} never comes: on {wall:%a %Y-%m-%d} the clock is put forward over {wall:%H:%M}; "
+            "give a time before or after that"
+        )
+    if len(moments) > 1:
+        first, second = (_in(each, zone).isoformat(timespec="minutes") for each in moments)
+        raise UsageError(f"{text!r} comes twice, as the clock is put back: write {first} or {second}")
+    return moments[0]
+
+
+def clock_change(begin: datetime, end: datetime, zone: tzinfo | None = None) -> str:
+    """Say how long it is from one moment to another where the clock on the wall is changed between; else empty."""
+    real = end - begin
+    wall = _in(end, zone).replace(tzinfo=None) - _in(begin, zone).replace(tzinfo=None)
+    if wall == real:
+        return ""
+    way = "forward" if wall > real else "back"
+    return f"the clock is put {way} in it: it lasts {units.show_seconds(real.total_seconds())}"
 
 
 def show(when: datetime, zone: tzinfo | None = None) -> str:
