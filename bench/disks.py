@@ -277,7 +277,7 @@ async def _virsh(source: Libvirtd, destination: Libvirtd, options: Options, full
         path.unlink(missing_ok=True)
     try:
         await source.create_domain(definition)
-        await source.wait_beating()
+        await source.wait_guest()
         await source.virsh("migrate-setmaxdowntime", GUEST, f"{_MAX_DOWNTIME_SECONDS * 1e3:.0f}")
         await asyncio.sleep(SETTLE_SECONDS)
         async with AsyncExitStack() as monitors:
@@ -291,7 +291,7 @@ async def _virsh(source: Libvirtd, destination: Libvirtd, options: Options, full
             )
             total = time.monotonic() - began
             after = await awaited
-            await destination.wait_beating()
+            await destination.wait_guest()
             downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
         return _Took(total_seconds=total, downtime_seconds=downtime)
     finally:

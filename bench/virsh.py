@@ -83,7 +83,7 @@ class Virsh:
         destination.serial.unlink(missing_ok=True)
         try:
             await source.create(self._image, self._binary, memory_bytes=self._memory_bytes)
-            await source.wait_beating()
+            await source.wait_guest()
             await source.virsh("migrate-setmaxdowntime", GUEST, f"{max_downtime_seconds * 1e3:.0f}")
             await asyncio.sleep(SETTLE_SECONDS)
             async with AsyncExitStack() as monitors:
@@ -99,7 +99,7 @@ class Virsh:
                     )
                     total = time.monotonic() - began
                 after = await awaited
-                await destination.wait_beating()
+                await destination.wait_guest()
                 downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
             return Took(total_seconds=total, downtime_seconds=downtime)
         finally:

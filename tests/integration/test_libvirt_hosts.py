@@ -1,0 +1,25 @@
+"""The hosts with a libvirtd each that other tests stand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migrator.testing.guest import IDLE
+from migrator.testing.libvirtd import LibvirtHosts
+from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+
+__all__ = ["libvirt_daemons", "libvirt_hosts"]
+
+
+async def test_guest_runs_on_while_its_daemon_is_killed_and_started_again(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha = guest_name(), libvirt_hosts["alpha"]
+    await alpha.start_guest(name, tmp_path / "image", habit=IDLE)
+    pid = alpha.guest_pid(name)
+    alpha.kill_daemon()
+    await alpha.wait_beating(name)
+    await alpha.start_daemon()
+    assert await alpha.state(name) == "running"
+    assert alpha.guest_pid(name) == pid
+    assert await libvirt_hosts["beta"].state(name) == ""
