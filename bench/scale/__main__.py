@@ -17,7 +17,7 @@ from bench import answers, document, store
 from bench.figures import paragraphs
 from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
-from bench.scale import evacuations, load
+from bench.scale import evacuations, guards, load
 from bench.scale.progress import say
 
 #: No part takes longer, whatever happens.
@@ -46,6 +46,10 @@ async def _commands(_: Sequence[int]) -> str:
     return text
 
 
+async def _guards(counts: Sequence[int]) -> str:
+    return await guards.cost(counts or guards.COUNTS)
+
+
 async def _store(_: Sequence[int]) -> str:
     return store.report(await store.measure_both(), store.MIGRATIONS)
 
@@ -55,6 +59,7 @@ PARTS: dict[str, tuple[str, Callable[[Sequence[int]], Awaitable[str]]]] = {
     "load": ("Migrations under way on one controller", _under_way),
     "cost": ("What each of many costs", _cost),
     "evacuation": ("What each guest of an evacuation costs", _evacuation),
+    "guards": ("What guards of a thousand hosts cost", _guards),
     "controllers": ("Three controllers with 3,000", _controllers),
     "commands": ("Commands beside 100 migrations", _commands),
     "store": ("The journal", _store),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Self
 
@@ -26,6 +27,9 @@ SILENCE_SECONDS, _NEAR_SILENCE_SECONDS = 0.65, 0.4
 #: Seconds between two signs of life, likewise. What is lost on the way is sent again within two or three of the latter,
 #: as those behind it show that it is missing, and after 0.2 s at the latest.
 _BEAT_SECONDS, _NEAR_BEAT_SECONDS = 0.15, 0.05
+#: Signs of life a second that all guards may get of which no guest is near its switch, and how much of that one takes.
+_MOST_BEATS = 2000.0
+_PART_A_GUARD = 1 / (_BEAT_SECONDS * _MOST_BEATS)
 #: Seconds that an answer may take.
 _ANSWER_SECONDS = 5.0
 #: Seconds without anything to guard after which it is ended.
@@ -36,6 +40,23 @@ _PAUSES_SECONDS = (0.2, 5.0)
 _NOT_FOUND = 127
 
 
+class GuardPace:
+    """How often the guards of all hosts are given signs of life: each takes a part of the one process that steers.
+
+    Up to three hundred hosts they come every :data:`_BEAT_SECONDS`; beyond that more seldom, and a silence is noticed
+    later in proportion. Not so where a guest may come to its switch at any moment.
+    """
+
+    def __init__(self) -> None:
+        #: Guards that are there now.
+        self.guards = 0
+
+    @property
+    def slower(self) -> int:
+        """Return how many times more seldom than with a few hosts."""
+        return max(1, math.ceil(self.guards * _PART_A_GUARD))
+
+
 class HostGuard:
     """The guard of one host.
 
@@ -43,6 +64,7 @@ class HostGuard:
     :param program: the argument of its ``-c``; it reads the length of `text` in a line, and `text`.
     :param text: what it runs.
     :param silence_seconds: after which it takes us to be cut off; ``None``: the end of its input tells.
+    :param pace: of the guards of all hosts.
     """
 
     def __init__(
@@ -53,8 +75,12 @@ class HostGuard:
         program: str,
         text: str,
         silence_seconds: float | None,
+        pace: GuardPace | None = None,
     ) -> None:
         self._host = host
+        self._pace = pace if pace is not None else GuardPace()
+        #: As its present silence was told it.
+        self._slower = 1
         self._command = [*python, "-c", program]
         self._text = text.encode()
         self._silence_seconds = silence_seconds
@@ -63,7 +89,9 @@ class HostGuard:
         self._left: set[str] = set()
         #: Names of those that may come to their switch at any moment.
         self._near: set[str] = set()
-        self._hurry = asyncio.Event()
+        #: The next sign of life, and what gives it; ``None`` while there is no guard.
+        self._next: asyncio.Handle | None = None
+        self._beat: Callable[[], None] | None = None
         self._process: Coprocess | None = None
         self._running: asyncio.Task[None] | None = None
         self._asked: dict[tuple[str, str], asyncio.Future[None]] = {}
@@ -73,10 +101,11 @@ class HostGuard:
         self.missing = ""
 
     @classmethod
-    def of(cls, host: HostAccess, *, program: str, module: ModuleType) -> Self:
+    def of(cls, host: HostAccess, *, program: str, module: ModuleType, pace: GuardPace | None = None) -> Self:
         """Return the guard of a host.
 
         :param module: what it runs.
+        :param pace: of the guards of all hosts.
         """
         here = isinstance(host, LocalAccess)
         return cls(
@@ -86,6 +115,7 @@ class HostGuard:
             program=program,
             text=inspect.getsource(module),
             silence_seconds=None if here else SILENCE_SECONDS,
+            pace=pace,
         )
 
     async def start(self) -> str:
@@ -114,12 +144,12 @@ class HostGuard:
             self._near.discard(name)
         if self._silence_seconds is not None and before != bool(self._near):
             self._tell_silence()
-            self._hurry.set()
+            self._beat_now()
 
     def _tell_silence(self) -> None:
-        silence = self._silence_seconds
-        if silence is not None and self._near:
-            silence = min(silence, _NEAR_SILENCE_SECONDS)
+        silence, self._slower = self._silence_seconds, self._pace.slower
+        if silence is not None:
+            silence = min(silence, _NEAR_SILENCE_SECONDS) if self._near else silence * self._slower
         self._tell({"do": "silence", "seconds": silence})
 
     def release_soon(self, name: str) -> None:
@@ -230,15 +260,53 @@ class HostGuard:
             self._tell(request)
             if name in self._left:
                 self._tell({"do": "leave", "name": name})
-        while self._needed() and not reading.done():
-            process.write(b"\n")
-            self._hurry.clear()
-            hurry = asyncio.create_task(self._hurry.wait(), name=f"signs of life to {self._host.name}")
+        await self._beat_until(process, reading)
+
+    async def _beat_until(self, process: Coprocess, reading: asyncio.Task[None]) -> None:
+        """Give signs of life until it has ended or is not needed: by a timer, as there may be a thousand guards.
+
+        :raise OSError: it takes nothing more.
+        """
+        loop = asyncio.get_running_loop()
+        stopped: asyncio.Future[None] = loop.create_future()
+
+        def beat() -> None:
+            if stopped.done():
+                return
+            if not self._needed():
+                stopped.set_result(None)
+                return
             try:
-                pause = _NEAR_BEAT_SECONDS if self._near and self._silence_seconds else _BEAT_SECONDS
-                await asyncio.wait({reading, hurry}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                hurry.cancel()
+                process.write(b"\n")
+            except OSError as error:
+                stopped.set_exception(error)
+                return
+            pause = _BEAT_SECONDS
+            if self._silence_seconds is not None:
+                if self._slower != self._pace.slower:
+                    self._tell_silence()  # before they come more seldom
+                pause = _NEAR_BEAT_SECONDS if self._near else _BEAT_SECONDS * self._slower
+            self._next = loop.call_later(pause, beat)
+
+        self._beat = beat
+        self._pace.guards += 1
+        try:
+            beat()
+            await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                stopped.result()
+        finally:
+            stopped.cancel()
+            self._pace.guards -= 1
+            self._beat = None
+            if self._next is not None:
+                self._next.cancel()
+                self._next = None
+
+    def _beat_now(self) -> None:
+        if self._next is not None and self._beat is not None:
+            self._next.cancel()
+            self._next = asyncio.get_running_loop().call_soon(self._beat)
 
     async def _read(self, process: Coprocess) -> None:
         try:

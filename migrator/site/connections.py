@@ -12,7 +12,7 @@ from typing import Any, Self
 from migrator.core.migration.drivers import Driver
 from migrator.errors import HostError, MigratorError, Occupied, QemuError, Unreachable
 from migrator.hosts.access import HostAccess
-from migrator.hosts.guard import HostGuard
+from migrator.hosts.guard import GuardPace, HostGuard
 from migrator.hosts.host_config import HostConfig, Reconfigurable
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import RemoteMonitorTransport
@@ -131,6 +131,7 @@ class HostConnections:
         self._starting: list[tuple[str, str]] = []
         #: The guards of hosts whose guests move away.
         self._guards: dict[str, HostGuard] = {}
+        self._pace = GuardPace()
         #: By host: set, and forgotten, when another configuration of it is in force.
         self._configured: dict[str, asyncio.Event] = {}
 
@@ -229,7 +230,9 @@ class HostConnections:
         """
         if host not in self._guards:
             access = self.access(host)
-            self._guards[host] = HostGuard.of(access, program=guard_program.PROGRAM, module=guard_program)
+            self._guards[host] = HostGuard.of(
+                access, program=guard_program.PROGRAM, module=guard_program, pace=self._pace
+            )
         return self._guards[host]
 
     def _sockets(self, host: str) -> list[str]:

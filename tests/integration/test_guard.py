@@ -21,7 +21,7 @@ from migrator.core.model import Mode, State
 from migrator.core.policy import PostcopyMode, builtin
 from migrator.engine.migration.driver import MigrationDriver
 from migrator.hosts.access import CoprocessRunner
-from migrator.hosts.guard import HostGuard
+from migrator.hosts.guard import GuardPace, HostGuard
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh import SshAccess
 from migrator.qemu import guard
@@ -42,13 +42,16 @@ BUSY = Habit(region_bytes=16 << 20, bytes_per_second=64 << 20)
 SLOW = {"max-bandwidth": 16 << 20, "downtime-limit": 1}
 
 
-def host_guard(host: CoprocessRunner, *, silence: float | None = None) -> HostGuard:
+def host_guard(
+    host: CoprocessRunner, *, silence: float | None = None, pace: GuardPace | None = None
+) -> HostGuard:
     return HostGuard(
         host,
         python=(sys.executable, "-I"),
         program=guard.PROGRAM,
         text=Path(guard.__file__).read_text(),
         silence_seconds=silence,
+        pace=pace,
     )
 
 
@@ -370,5 +373,22 @@ async def test_controller_gives_more_signs_of_life_while_a_guest_is_near_its_swi
         await until(lambda: beats(0.1), what="more signs of life")
         guarding.release_soon("a")
         assert heard.told[-2][1] == b'{"do": "silence", "seconds": 0.65}\n'
+    finally:
+        await guarding.close()
+
+
+async def test_many_hosts_get_signs_of_life_more_seldom_and_are_told_so_before() -> None:
+    pace, heard = GuardPace(), Heard()
+    host: Any = HeardHost(heard)
+    guarding = host_guard(host, silence=0.65, pace=pace)
+    guarding.guard("a", {})
+    try:
+        await until(lambda: len(heard.told) > 4, what="signs of life")
+        pace.guards += 599
+        silence = b'{"do": "silence", "seconds": 1.3}\n'
+        await until(lambda: heard.told[-2][1] == silence, what="a longer silence, and a sign of life")
+        assert heard.told[-1][0] - heard.told[-2][0] > 0.25
+        guarding.near("a", True)
+        assert heard.told[-1][1] == b'{"do": "silence", "seconds": 0.4}\n'
     finally:
         await guarding.close()
