@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 from collections.abc import Callable
 
 #: New objects are looked at so often.
-_EVERY_SECONDS = 1.0
+_EVERY_SECONDS = 0.5
 #: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
-#: All objects are looked at when there are so many more than after the last time, in ratio and in number; not sooner
-#: than so much later, nor than so many times what that took; while a guest is being switched only once far more.
-_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.05, 2.0, 10_000
+#: All objects are looked at when there are so many more blocks of memory than after the last time, in ratio and in
+#: number; not sooner than so much later, nor than so many times what that took; while a guest is being switched only
+#: once far more.
+_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.05, 2.0, 30_000
 _ALL_SECONDS, _REST_RATIO = 10.0, 200.0
 
 
@@ -30,7 +32,7 @@ class GarbageCollection:
 
     def __init__(self) -> None:
         self.switching: list[Callable[[], bool]] = []
-        #: How many objects were left the last time that all were looked at, when that was, and what it took.
+        #: How many blocks were left the last time that all objects were looked at, when that was, and what it took.
         self._after_last = 0
         self._last_at, self._took = time.monotonic(), 0.0
 
@@ -44,14 +46,15 @@ class GarbageCollection:
                 await asyncio.sleep(_EVERY_SECONDS)
                 gc.collect()
                 gc.freeze()
-                if self._all_due(gc.get_freeze_count(), time.monotonic()):
+                # Not gc.get_freeze_count(): it goes through all objects, which is what is to be avoided here.
+                if self._all_due(sys.getallocatedblocks(), time.monotonic()):
                     self._collect_all()
         finally:
             gc.set_threshold(*before)
             gc.unfreeze()
 
-    def _all_due(self, objects: int, now: float) -> bool:
-        more = objects - self._after_last
+    def _all_due(self, blocks: int, now: float) -> bool:
+        more = blocks - self._after_last
         if more < max(_MORE, _MORE_RATIO * self._after_last):
             return False
         if now - self._last_at < max(_ALL_SECONDS, _REST_RATIO * self._took):
@@ -63,5 +66,5 @@ class GarbageCollection:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        self._after_last, self._last_at = gc.get_freeze_count(), time.monotonic()
+        self._after_last, self._last_at = sys.getallocatedblocks(), time.monotonic()
         self._took = self._last_at - began
