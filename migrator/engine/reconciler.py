@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
 
 from migrator import logs
 from migrator.api import trace_context
 from migrator.core.drain.actions import (
-    Action,
     Admit,
     AllowSwitch,
     Begin,
@@ -22,6 +20,7 @@ from migrator.core.drain.actions import (
     SetShare,
     StartPostcopy,
 )
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.forecast import DrainForecast, foretell_portions, question_portions, told
 from migrator.core.drain.plan import DrainPlan, ManyPlaces, make_plan
 from migrator.core.drain.snapshot import Name, SiteSnapshot
@@ -52,8 +51,9 @@ _FORECAST_SECONDS = 1.0
 _FORECAST_SECONDS_A_GUEST, _FORECAST_MOST_SECONDS = 0.1, 60.0
 #: ... and not sooner than after so many times as long as the last one took, whatever it is for.
 _FORECAST_RATIO = 10.0
-#: A place is looked for for so many guests on the event loop; for more it is done in a thread.
-_PLACES_AT_ONCE = 100
+#: A plan is made on the event loop where so many migrations are under way at the most, and a place is looked for for so
+#: many guests; else in a thread, which others on the loop hardly notice: migrator.service.serve.SWITCH_SECONDS.
+_MIGRATIONS_AT_ONCE, _PLACES_AT_ONCE = 50, 100
 #: What ended a while ago is forgotten so often.
 _FORGET_SECONDS = 5.0
 
@@ -116,17 +116,23 @@ class Reconciler:
         """Do what is due; seconds until the next turn at the latest."""
         self._forget()
         began = clock.now()
+        await self._snapshots.prepare()
         snapshot = self._snapshots.take()
-        try:
-            plan = make_plan(snapshot, self._plan, places_at_once=_PLACES_AT_ONCE)
-        except ManyPlaces:
-            # Nothing that it is made of changes; what its actions are about is looked at again before they are taken.
-            plan = await asyncio.to_thread(make_plan, snapshot, self._plan)
-        self._plan, self._plan_took = plan, clock.now() - began
-        await self._carry_out(plan.actions)
+        self._plan = plan = await self._make_plan(snapshot)
+        self._plan_took = clock.now() - began
+        await self._carry_out(plan)
         if not snapshot.stopping:
             self._foretell(snapshot, plan)
         return plan.next_seconds
+
+    async def _make_plan(self, snapshot: SiteSnapshot) -> DrainPlan:
+        if len(snapshot.migrations) <= _MIGRATIONS_AT_ONCE:
+            try:
+                return make_plan(snapshot, self._plan, places_at_once=_PLACES_AT_ONCE)
+            except ManyPlaces:
+                pass
+        # Nothing that it is made of changes; what its actions are about is looked at again before they are taken.
+        return await asyncio.to_thread(make_plan, snapshot, self._plan)
 
     def _forget(self) -> None:
         if clock.now() - self._forgot_at >= _FORGET_SECONDS:
@@ -135,13 +141,13 @@ class Reconciler:
 
     # --- carrying out ------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+    async def _carry_out(self, plan: DrainPlan) -> None:
+        for action in plan.actions:
             match action:
                 case Change():
                     self._change(action)
                 case End():
-                    self._evacuations.end(action.evacuation, action.state)
+                    self._end(action, plan.tended[action.evacuation].after)
                 case LookAgain(host=host, awaited=True):
                     self._look(host)
                 case LookAgain(host=host):
@@ -164,6 +170,12 @@ class Reconciler:
         self._registry.evacuations[action.before.id] = action.after
         if action.announce:
             self._announcer.evacuation(action.after.id)
+
+    def _end(self, action: End, seen: Evacuation) -> None:
+        if self._registry.evacuations.get(action.evacuation) is not seen:
+            self.wake()  # a command came between: it may not be over
+            return
+        self._evacuations.end(action.evacuation, action.state)
 
     def _tell(
         self,

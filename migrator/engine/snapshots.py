@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from operator import is_
 
 from migrator import logs
 from migrator.core.drain.preparations import Preparations
@@ -18,6 +20,9 @@ from migrator.engine.registry import Registry
 from migrator.engine.reservations import Reservations
 from migrator.engine.rules import Rules
 from migrator.errors import UsageError
+
+#: So many migrations are looked at before others on the event loop have their turn.
+_AT_ONCE = 50
 
 
 class Snapshots:
@@ -42,6 +47,13 @@ class Snapshots:
         self._known: dict[str, tuple[tuple[object, ...], MigrationSnapshot]] = {}
         self._log = logs.logger()
 
+    async def prepare(self) -> None:
+        """Look at all migrations, a few at a time: :meth:`take` has little to do then."""
+        for number, session in enumerate(self._registry.live()):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+            self._known[session.id] = self._snapshot_of(session)
+
     def take(self) -> SiteSnapshot:
         """Return the site as it is now."""
         registry, inventory, rules = self._registry, self._inventory, self._rules()
@@ -64,17 +76,18 @@ class Snapshots:
         )
 
     def _migrations(self) -> list[MigrationSnapshot]:
-        """Return the snapshot of each migration: the same as before, where nothing of it is different."""
-        known, before = dict[str, tuple[tuple[object, ...], MigrationSnapshot]](), self._known
-        for session in self._registry.live():
-            driven = self._registry.busy(session)
-            seen = _seen(session, driven)
-            last = before.get(session.id)
-            if last is None or last[0] != seen:
-                last = (seen, _migration(session, driven))
-            known[session.id] = last
-        self._known = known
-        return [snapshot for _, snapshot in known.values()]
+        self._known = {session.id: self._snapshot_of(session) for session in self._registry.live()}
+        return [snapshot for _, snapshot in self._known.values()]
+
+    def _snapshot_of(self, session: JournalledSession) -> tuple[tuple[object, ...], MigrationSnapshot]:
+        """Return what a migration is like, and its snapshot: the same as before, where nothing of it is different."""
+        driven = self._registry.busy(session)
+        seen = _seen(session, driven)
+        last = self._known.get(session.id)
+        # By identity: what is equal and another object is seldom, and comparing figures of a thousand takes long.
+        if last is not None and all(map(is_, last[0], seen)):
+            return last
+        return seen, _migration(session, driven)
 
     def _policies_of(self, rules: Rules) -> PolicyRules:
         """Return the same as before, as long as the rules are."""
@@ -111,7 +124,6 @@ def _seen(session: JournalledSession, driven: bool) -> tuple[object, ...]:
         session.switchable_since,
         session.moved_with,
         driven,
-        session.ready,
         session.ended_at,
         session.started_at,
         session.preparing_since,

@@ -30,6 +30,8 @@ from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts, SqliteFile
 _READERS = 4
 #: Writes in one transaction; more would make the first wait for the last.
 _BATCH = 200
+#: Rows that are given to the database before others on the event loop have their turn.
+_ROWS_AT_ONCE = 100
 
 T = TypeVar("T")
 
@@ -360,5 +362,6 @@ async def _done(connection: AsyncConnection, jobs: list[_Job]) -> list[Any]:
         if job.statement is not None and not job.refused:
             rows.setdefault(job.statement, []).extend(job.rows)
     for statement, all_rows in rows.items():
-        await connection.execute(statement, all_rows)
+        for at in range(0, len(all_rows), _ROWS_AT_ONCE):
+            await connection.execute(statement, all_rows[at : at + _ROWS_AT_ONCE])
     return [await job.work(connection) if job.work and not job.refused else None for job in jobs]

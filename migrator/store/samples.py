@@ -29,6 +29,8 @@ _PAUSE_SECONDS = 1.0
 _QUIET_WRITES = 10
 #: Migrations in memory; more than these cannot be under way, so a disk has refused them for long.
 _MOST = 2000
+#: So many are made into rows, and given to the database, before others on the event loop have their turn.
+_AT_ONCE = 100
 _NAMES = {field.name for field in fields(Sample)} - {"at_seconds"}
 
 
@@ -141,23 +143,26 @@ class SqlSamples:
         new: list[dict[str, Any]] = []
         old: list[dict[str, Any]] = []
         taken = []
-        for migration, kept in changed.items():
-            new += [_row(migration, at, point) for at, point in kept.new.items()]
-            old += [{"its": migration, "time": at} for at in kept.old]
-            taken.append((kept, kept.new, kept.old))
-            kept.new, kept.old = {}, set()
 
         async def write(connection: AsyncConnection) -> None:
-            if new:
-                await connection.execute(statements(connection.dialect).insert_sample, new)
-            if old:
-                await connection.execute(_DELETE, old)
+            for at in range(0, len(new), _AT_ONCE):
+                rows = new[at : at + _AT_ONCE]
+                await connection.execute(statements(connection.dialect).insert_sample, rows)
+            for at in range(0, len(old), _AT_ONCE):
+                await connection.execute(_DELETE, old[at : at + _AT_ONCE])
 
-        if not new and not old:
-            return
         written = False
         try:
-            await self._database.write(write)
+            for number, (migration, kept) in enumerate(changed.items()):
+                if number % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+                taken.append((kept, kept.new, kept.old))
+                kept.new, kept.old = {}, set()
+                _, its_new, its_old = taken[-1]
+                new += [_row(migration, at, point) for at, point in its_new.items()]
+                old += [{"its": migration, "time": at} for at in its_old]
+            if new or old:
+                await self._database.write(write)
             written = True
         finally:
             for kept, its_new, its_old in taken:

@@ -33,7 +33,6 @@ class ActiveMoves:
     #: Those that were begun in any way, in the order of turn, and those that were not.
     begun: Sequence[Move] = ()
     queued: AbstractSet[Move] = frozenset()
-    _network: LinkTable | None = None
     _known: Mapping[str, _Known] = field(default_factory=dict)
 
     def brought_up_to_date(
@@ -41,13 +40,14 @@ class ActiveMoves:
     ) -> ActiveMoves:
         """Return those of a snapshot: the same moves as here, where the migration and what else counts are the same."""
         transfers = Transfers(snapshot, deadlines_from=deadlines_from)
-        before = self._known if network is self._network else {}
         known: dict[str, _Known] = {}
         for each in snapshot.live.values():
             if each.state in (State.HELD, State.WAITING):
                 continue
-            basis, last = transfers.basis(each), before.get(each.id)
-            if last is None or last.migration is not each or last.basis != basis:
+            basis, last = transfers.basis(each), self._known.get(each.id)
+            path = network.path(each.guest.host, each.target)
+            same = last is not None and last.migration is each and last.move.path is path
+            if last is None or not same or last.basis != basis:
                 move = Move(transfers.running(each), network, snapshot.limits.links)
                 last = _Known(migration=each, basis=basis, move=move)
             known[each.id] = last
@@ -56,6 +56,5 @@ class ActiveMoves:
         return ActiveMoves(
             begun=sorted(begun, key=lambda move: move.key),
             queued=frozenset(move for move in moves if move.phase is TransferPhase.WAITING),
-            _network=network,
             _known=known,
         )

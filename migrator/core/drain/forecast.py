@@ -26,7 +26,7 @@ from migrator.units import show_rate, show_seconds
 #: From a guest's arrival until what is left of it at its source is cleared away.
 _CLEARING_SECONDS = 0.5
 #: Guests in one portion of a question.
-_PORTION = 100
+_PORTION = 25
 #: How long a dirty-rate probe watches.
 PROBE_SECONDS = 1.0
 

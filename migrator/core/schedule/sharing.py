@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
 
@@ -27,13 +28,14 @@ def share(moves: Sequence[Move], held_back: Collection[Move] = ()) -> dict[Move,
         for link in move.links:
             on.setdefault(link, []).append(move)
     given: dict[Move, float] = {}
+    last = frozenset(held_back)
     for move in moves:
         if move in given:
             continue
         if all(len(on[link]) == 1 for link in move.links):
             given[move] = move.speed
         else:
-            given.update(_share_joined(_joined(move, on), on, held_back))
+            given.update(_share_joined(_joined(move, on), on, last))
     return given
 
 
@@ -50,7 +52,7 @@ def _joined(first: Move, on: Mapping[LinkDirection, Sequence[Move]]) -> list[Mov
 
 
 def _share_joined(
-    moves: Sequence[Move], on: Mapping[LinkDirection, Sequence[Move]], held_back: Collection[Move]
+    moves: Sequence[Move], on: Mapping[LinkDirection, Sequence[Move]], held_back: AbstractSet[Move]
 ) -> dict[Move, float]:
     given = dict.fromkeys(moves, 0.0)
     left = {pipe: pipe.capacity for move in moves for pipe in move.links}

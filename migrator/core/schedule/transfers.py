@@ -131,16 +131,22 @@ class LinkTable:
         self._paths: dict[tuple[str, str], Path] = {}
 
     def of(self, hosts: Mapping[str, Host], rules: LinkRules) -> LinkTable:
-        """Return the table of these hosts: this one, with its links and paths, where all of them are as they were."""
-        if rules != self._rules or hosts.keys() != self._hosts.keys():
+        """Return the table of these hosts: with the links and paths of this one, where their hosts are as they were."""
+        if rules != self._rules:
             return LinkTable(hosts, rules)
         before = self._hosts
-        if any(
-            host is not before[name] and _link(host) != _link(before[name]) for name, host in hosts.items()
-        ):
-            return LinkTable(hosts, rules)
-        self._hosts = hosts
-        return self
+        changed = hosts.keys() ^ before.keys() | {
+            name
+            for name, host in hosts.items()
+            if name in before and host is not before[name] and _link(host) != _link(before[name])
+        }
+        if not changed:
+            self._hosts = hosts
+            return self
+        after = LinkTable(hosts, rules)
+        after._pipes = {key: pipe for key, pipe in self._pipes.items() if key[0] not in changed}
+        after._paths = {key: path for key, path in self._paths.items() if changed.isdisjoint(key)}
+        return after
 
     def pipe(self, name: str, *, out: bool) -> LinkDirection:
         """Return one direction of a host's link; a host that is not known has one without limits."""
