@@ -180,6 +180,16 @@ def test_bandwidth_that_is_low_because_others_share_the_path_condemns_nobody(wri
     assert copy.acts == [ActionKind.CROWDED]
 
 
+def test_a_stream_that_is_faster_now_and_then_is_not_waited_for_for_ever() -> None:
+    """As where five streams share a link that nobody schedules: each has more of it whenever another has ended."""
+    copy = Copy(400 * MIB, 200 * MIB, policy=PRECOPY.but(postcopy=PostcopyMode.ALLOW))
+    while not copy.state.settled and copy.seconds < 60:
+        copy.bandwidth = (140 if copy.seconds % 5 < 0.3 else 100) * MIB
+        copy.step()
+    assert copy.acts == [ActionKind.START_POSTCOPY]
+    assert copy.seconds < 15
+
+
 def test_throttling_is_skipped_when_it_would_not_do() -> None:
     policy = PRECOPY.but(max_throttle_ratio=0.2, postcopy=PostcopyMode.ALLOW)
     copy = Copy(400 * MIB, 300 * MIB, policy=policy).run()

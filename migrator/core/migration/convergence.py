@@ -38,7 +38,7 @@ from migrator.core.migration.convergence_state import (
     usable_limit,
 )
 from migrator.core.migration.early_forecast import forecast_unseen, time_left_by_experience
-from migrator.core.migration.forecast import Forecast, Verdict
+from migrator.core.migration.forecast import Forecast, Model, Verdict
 from migrator.core.migration.halted_stream import HALT_SECONDS
 from migrator.core.migration.prior import with_prior
 from migrator.core.migration.switch_timing import plan_switch
@@ -55,6 +55,8 @@ _LEAST_BUDGET_SECONDS = HALT_SECONDS
 _SURE_FACTOR = 1.15
 #: A bandwidth that was higher by this factor within the last seconds may be low for a moment only.
 _MOMENTARY_FACTOR = 1.15
+#: A moment lasts no longer than so many rounds of the working set, or so many seconds, if that is more.
+_MOMENT_ROUNDS, _MOMENT_SECONDS = 2.0, 3.0
 #: A verdict on the same round stands for so long, ...
 _STANDS_SECONDS = 0.09
 #: ...and a good one for so long while the switch is far.
@@ -124,11 +126,13 @@ def _judge(
     ceiling = usable_limit(policy, state.model.overhead_seconds)
     enough = ends(state, state.model, ceiling, left)
     best = state.model.at_its_best()
-    momentary = (
+    may_be_momentary = (
         not enough
         and best.bandwidth_bytes_per_second > _MOMENTARY_FACTOR * state.model.bandwidth_bytes_per_second
         and ends(state, best, ceiling, left, whatever_rounds_gained=True)
     )
+    state = replace(state, moment_since=_moment_since(state, sample, enough=enough, begins=may_be_momentary))
+    momentary = may_be_momentary and not _is_over(state, sample, best)
     new_round = (
         state.model.entries != state.judged_entries and state.model.rounds[-1].at_seconds == sample.at_seconds
     )
@@ -197,6 +201,29 @@ def _judge(
         )
         actions.append(Action(act=ActionKind.AT_RISK, reason=reason))
     return state, seen, actions
+
+
+def _moment_since(state: ConvergenceState, sample: Sample, *, enough: bool, begins: bool) -> float:
+    """Return since when the bandwidth may be low for a moment only; a better one for a while begins no new moment."""
+    if enough:
+        return math.inf
+    return min(state.moment_since, sample.at_seconds if begins else math.inf)
+
+
+def _is_over(state: ConvergenceState, sample: Sample, best: Model) -> bool:
+    """Tell whether the bandwidth has been low for longer than a moment.
+
+    A guest that rewrites all of its working set in each round shows no more than the bandwidth, so a little more always
+    seems to be enough; and where streams share a path each has more of it whenever another has just ended. Where those
+    others can be held back the bandwidth is waited for as long as that takes.
+    """
+    if sample.attainable_bytes_per_second >= best.bandwidth_bytes_per_second:
+        return False
+    model = state.model
+    lasts = max(
+        _MOMENT_SECONDS, _MOMENT_ROUNDS * model.working_set_bytes() / model.bandwidth_bytes_per_second
+    )
+    return sample.at_seconds - state.moment_since > lasts
 
 
 def _time_switch(

@@ -66,6 +66,9 @@ class ConvergenceState:
     bad_rounds: int = 0
     #: When the first of them ended, seconds since the migration began.
     bad_since: float = math.inf
+    #: Since when the bandwidth alone was what the copy lacked, and was taken to be low for a moment; seconds since the
+    #: migration began.
+    moment_since: float = math.inf
     #: Rounds and probes that a verdict was given on.
     judged_entries: int = 0
     #: The last verdict, and when it was given, seconds since the migration began.
