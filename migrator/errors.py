@@ -11,6 +11,7 @@
     │   └── LeaseLost          another controller may have the right to do that; nothing was written
     ├── Unavailable            what is asked cannot be done or found out now; later it can
     ├── Fault                  an error of our own, that nobody foresaw; the log has its traceback
+    ├── ComparisonFailed       what a guest left at its source is not known to be what it took along
     ├── HostError              a host cannot be reached, or a command on it failed
     └── QemuError              something about one QEMU process
         ├── Unreachable        no session: refused, no greeting, closed, broken
@@ -76,6 +77,10 @@ class Fault(MigratorError):
             f"{what}: an error of migrator itself ({error}); its log has it under {identifier}: please report it"
         )
         self.id = identifier
+
+
+class ComparisonFailed(MigratorError):
+    """What a guest left at its source is not known to be what it took along, and that will not change any more."""
 
 
 class HostError(MigratorError):

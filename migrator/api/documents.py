@@ -69,6 +69,18 @@ class ForecastDocument(Document):
     waiting_for: str = ""
 
 
+class SourceImagesDocument(Document):
+    """The images that a guest has left at its source, where its policy has them removed."""
+
+    #: ``pending``, ``compared``, ``removing``, ``removed``, ``kept``.
+    state: str
+    paths: list[str]
+    #: Not before, and only once its disks were compared and the guest is seen running.
+    remove_after: datetime
+    #: With ``kept``: why they are; before: what is waited for.
+    reason: str = ""
+
+
 class MigrationDocument(Document):
     """One migration: now, and when it has ended."""
 
@@ -145,6 +157,8 @@ class MigrationDocument(Document):
     #: Copied of disks that both ends do not share; and while they are copied, what is left of them.
     disk_bytes: int = 0
     disk_remaining_bytes: int | None = None
+    #: With ``source_images = "remove"``, once the guest has arrived: what becomes of the images at its source.
+    source_images: SourceImagesDocument | None = None
     #: What it took until both ends were set up and it could wait for its turn.
     preparation_seconds: float | None = None
     preflight_seconds: float | None = None

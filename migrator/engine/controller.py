@@ -22,6 +22,7 @@ from migrator.engine.evacuations import Evacuations
 from migrator.engine.event_bus import EventBus
 from migrator.engine.guest_experiences import GuestExperiences
 from migrator.engine.handing_over import SpreadingSite
+from migrator.engine.image_removals import ImageRemovals
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration.held_migrations import HeldMigrations
@@ -121,6 +122,13 @@ class Engine:
             under_way=self.registry.is_under_way,
             keep=journal_writer.schedule,
         )
+        self.image_removals = ImageRemovals(
+            site=inventory.site,
+            registry=self.registry,
+            guests_of=inventory.guests_of,
+            journal_writer=journal_writer,
+            bus=bus,
+        )
         self.sessions = Sessions(
             registry=self.registry,
             services=services,
@@ -130,6 +138,7 @@ class Engine:
             experiences=self.experiences,
             pair_overheads=self.pair_overheads,
             leftovers=self.leftovers,
+            image_removals=self.image_removals,
             preparations=preparations,
             rules=self._rules_now,
             changed=self._wake,
@@ -207,6 +216,7 @@ class Engine:
             announcer=self.announcer,
             sessions=self.sessions,
             leftovers=self.leftovers,
+            image_removals=self.image_removals,
             preparations=preparations,
             path_speeds=path_speeds,
             experiences=self.experiences,
@@ -320,6 +330,7 @@ class Engine:
         """Hosts or guests are different from before."""
         self.reconciler.wake()
         self.leftovers.wake()
+        self.image_removals.wake()
         self.held.wake()
         self.announcer.changed_hosts()
 
@@ -347,6 +358,7 @@ class Engine:
                 "reconciler": self.reconciler.run,
                 "windows": self.windows.run,
                 "leftovers": self.leftovers.run,
+                "image removals": self.image_removals.run,
                 "sweeper": self._sweeper.run,
                 "held migrations": self.held.run,
             }.items():

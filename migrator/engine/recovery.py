@@ -15,10 +15,18 @@ from migrator.core.drain.preparations import Preparations
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest, HostState
 from migrator.core.model import State
-from migrator.engine import clock, evacuation_documents, guest_experiences, pair_overheads, path_speeds
+from migrator.engine import (
+    clock,
+    evacuation_documents,
+    guest_experiences,
+    image_removals,
+    pair_overheads,
+    path_speeds,
+)
 from migrator.engine.announcer import Announcer
 from migrator.engine.event_bus import EventBus
 from migrator.engine.guest_experiences import GuestExperiences
+from migrator.engine.image_removals import ImageRemovals
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import leftovers, stray_records, take_over
@@ -55,6 +63,7 @@ class Recovery:
     announcer: Announcer
     sessions: Sessions
     leftovers: Leftovers
+    image_removals: ImageRemovals
     preparations: Preparations
     path_speeds: PathSpeeds
     experiences: GuestExperiences
@@ -91,6 +100,9 @@ class Recovery:
         for saved in await self.journal_writer.journal.unfinished(leftovers.KIND):
             with self._left_out("leftover", saved):
                 self.leftovers.take_over(saved)
+        for saved in await self.journal_writer.journal.unfinished(image_removals.KIND):
+            with self._left_out("image removal", saved):
+                self.image_removals.take_over(saved)
         await self._take_over_experience()
         await self._learn()
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from migrator.api.documents import MigrationDocument
+from migrator.core.image_removal import from_fields
 from migrator.core.migration.forecast import Forecast, Verdict
 from migrator.core.model import Decision, Finding, Sample, State
 from migrator.engine import clock
@@ -137,6 +138,8 @@ class RemoteSession(JournalledSession):
         self.refusal = PreflightRefusal(**refusal) if refusal is not None else None
         self.holding = Hold(unreachable=True) if report["unreachable"] else None
         self.left_behind = set(report["left_behind"])
+        if (removal := private.get("image_removal")) is not None:
+            self.image_removal = from_fields(removal)
         for name in LEARNED:
             if name in (learned := report.get("learned", {})):  # a driver of before does not tell
                 setattr(self.result, name, learned[name])

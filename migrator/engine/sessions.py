@@ -15,6 +15,7 @@ from migrator.core.policy import Policy
 from migrator.engine import clock
 from migrator.engine.announcer import Announcer
 from migrator.engine.guest_experiences import GuestExperiences
+from migrator.engine.image_removals import ImageRemovals
 from migrator.engine.inventory import Inventory
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
@@ -49,12 +50,14 @@ class Sessions:
         experiences: GuestExperiences,
         pair_overheads: PairOverheads,
         leftovers: Leftovers,
+        image_removals: ImageRemovals,
         preparations: Preparations,
         rules: Callable[[], Rules],
         changed: Callable[[], None],
     ) -> None:
         self._registry, self._services, self._journal_writer = registry, services, journal_writer
         self._announcer, self._inventory, self._leftovers = announcer, inventory, leftovers
+        self._image_removals = image_removals
         self._experiences, self._pair_overheads = experiences, pair_overheads
         self._preparations, self._rules, self._changed = preparations, rules, changed
         self.spreading: Spreading | None = None
@@ -198,6 +201,8 @@ class Sessions:
 
     def _entered(self, session: JournalledSession) -> None:
         self._announcer.migration(session)
+        if session.ended and session.image_removal is not None:
+            self._image_removals.add(session.image_removal)  # in the same transaction
         if session.state is not State.HELD and not session.ended:
             self._change_run(session, lambda run: run.gone_on(session.guest.key))
         self._changed()

@@ -209,7 +209,7 @@ class Counters:
             broken = str(event.decision.numbers.get("invariant"))
             known = broken if broken in label_values.INVARIANTS else label_values.OTHER
             self._violations.labels(known).inc(exemplar={"migration": event.migration})
-        if event.migration not in self._counted:
+        if event.migration not in self._counted and action not in label_values.AFTER_THE_END:
             self._active_migration(event.migration).decisions[action] = self._now()
 
     def _active_migration(self, identifier: str) -> _ActiveMigration:

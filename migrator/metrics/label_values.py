@@ -38,6 +38,8 @@ RECOVERY_RESULTS = ("recovered", "held")
 COMMAND_RESULTS = ("accepted", "refused", "repeated")
 #: What stands for a word that is not in a list.
 OTHER = "other"
+#: Decisions about what a migration has left, once it has ended.
+AFTER_THE_END = ("source-image-compared", "source-image-kept", "source-image-removed")
 #: What the controller decides: steering, steps of the lifecycle, and what it says beside them.
 ACTIONS = (
     *sorted(
@@ -70,6 +72,8 @@ ACTIONS = (
                 "too-late",
                 "tunnel",
                 "undo",
+                "writes-not-noted",
+                *AFTER_THE_END,
                 "unplug",
             ),
             VIOLATED,

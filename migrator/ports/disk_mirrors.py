@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from migrator.core.preflight.stream_tls import StreamTls
@@ -25,6 +26,18 @@ class DiskMirroring(Protocol):
 
     async def stop_serving(self) -> None:
         """Destination: nothing of the guest can be written over the network any more; may be called again."""
+
+    async def prepare_bitmaps(self, devices: Mapping[str, str]) -> None:
+        """Destination: have a bitmap for each of these disks that notes nothing yet.
+
+        :param devices: of the disks, and the names of the bitmaps.
+        """
+
+    async def note_writes(self, devices: Mapping[str, str]) -> None:
+        """Destination: note what is written to these disks from now on; may be called again.
+
+        :param devices: as for :meth:`prepare_bitmaps`.
+        """
 
     async def begin(
         self,

@@ -13,6 +13,7 @@ from migrator.ports.stream_path import StreamPath
 from migrator.ports.stream_tunnel import StreamTunnel
 
 if TYPE_CHECKING:
+    from migrator.core.image_removal import ImageRemoval
     from migrator.core.inventory import Guest, HostFacts
     from migrator.core.policy import Policy
     from migrator.core.process.guest_network import (
@@ -156,6 +157,21 @@ class Site(GuestNetworks, Protocol):
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """Give the images of a guest that has left with their contents another name; the new ones by their paths."""
+
+    async def compare_images(self, removal: ImageRemoval) -> ImageRemoval:
+        """Compare what a guest has left at its source with its disks where it runs now, and goes on running.
+
+        It takes as long as reading them. Return the same with what each image is then: one that is another later is not
+        removed.
+
+        :raise ComparisonFailed: they are not the same besides what the guest wrote since, or nobody can tell any more.
+        """
+
+    async def remove_images(self, removal: ImageRemoval) -> Mapping[str, str]:
+        """Remove them, those that are gone already let pass; return why one is left, by its path.
+
+        Nothing but what was compared is removed, nor what a process has open or another image is based on.
+        """
 
     async def settle(self, guest: Guest) -> Sequence[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.

@@ -14,7 +14,7 @@ from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, QemuError
 from migrator.qemu import stream_tls
 from migrator.qemu.claim import DriverClaim
-from migrator.qemu.drive_slots import read_drive_slots
+from migrator.qemu.drive_slots import read_inserted
 from migrator.qemu.monitor import Monitor
 
 #: Which port an NBD server of QEMU listens at cannot be asked, so one is chosen; so many are tried.
@@ -33,6 +33,8 @@ class EndpointMirroring:
 
     def __init__(self, monitor: Monitor, claim: DriverClaim) -> None:
         self._monitor, self._claim = monitor, claim
+        #: The node of each bitmap that notes what is written.
+        self._noted: dict[str, str] = {}
 
     # --- destination -------------------------------------------------------------------------------------------------
 
@@ -93,13 +95,26 @@ class EndpointMirroring:
             )
         await self.remove_targets(MIRRORS)
 
+    async def prepare_bitmaps(self, devices: Mapping[str, str]) -> None:
+        for device, name in devices.items():
+            node = str((await read_inserted(self._monitor, device))["node-name"])
+            arguments = {"node": node, "name": name, "disabled": True}
+            await self._claim.execute("block-dirty-bitmap-add", arguments)
+            self._noted[name] = node
+
+    async def note_writes(self, devices: Mapping[str, str]) -> None:
+        for device, name in devices.items():
+            if name not in self._noted:
+                self._noted[name] = str((await read_inserted(self._monitor, device))["node-name"])
+            await self._claim.execute("block-dirty-bitmap-enable", {"node": self._noted[name], "name": name})
+
     async def _written_node(self, device: str, name: str) -> str:
         """Return the node that is written so that the device's contents change, and that keeps them sparse.
 
         A raw image in a file is opened a second time for that: zeroes deallocate what they are written to then, however
         the guest's disk was opened. QEMU uses that for nothing before the guest has arrived, and this is closed before.
         """
-        inserted = await self._inserted(device)
+        inserted = await read_inserted(self._monitor, device)
         if inserted["drv"] == "raw":
             nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
             size = inserted["image"]["virtual-size"]
@@ -146,7 +161,7 @@ class EndpointMirroring:
         encrypted_for: str = "",
         tls: StreamTls | None = None,
     ) -> None:
-        inserted = await self._inserted(device)
+        inserted = await read_inserted(self._monitor, device)
         kind, _, rest = where.partition(":")
         if kind == "unix":
             server = {"type": "unix", "path": rest}
@@ -226,10 +241,3 @@ class EndpointMirroring:
                     await asyncio.sleep(_LOOK_SECONDS)
                     left = await self._at_work(prefix)
         return left
-
-    async def _inserted(self, device: str) -> dict[str, Any]:
-        blocks = await self._monitor.execute("query-block")
-        for slot in await read_drive_slots(self._monitor, blocks):
-            if slot.name == device and slot.inserted:
-                return dict(slot.inserted)
-        raise CommandFailed(self._monitor.name, "query-block", "DeviceNotFound", f"there is no disk {device}")

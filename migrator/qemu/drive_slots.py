@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from migrator.errors import CommandFailed
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.querying import query
 
@@ -58,6 +59,19 @@ async def read_drive_slots(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]
         DriveSlot(name=name, handle=block.get("qdev") or block["device"], block=block)
         for name, block in zip(names, blocks, strict=True)
     ]
+
+
+async def read_inserted(monitor: Monitor, device: str) -> Mapping[str, Any]:
+    """Return QEMU's description of the medium in a drive, by the name that every QEMU gives that alike.
+
+    :raise CommandFailed: there is no such drive, or nothing in it.
+    :raise QemuError: when it cannot be asked.
+    """
+    blocks = await monitor.execute("query-block")
+    for slot in await read_drive_slots(monitor, blocks):
+        if slot.name == device and slot.inserted:
+            return slot.inserted
+    raise CommandFailed(monitor.name, "query-block", "DeviceNotFound", f"there is no disk {device}")
 
 
 async def _name(monitor: Monitor, block: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from migrator.qemu.address import Address
 from migrator.qemu.block_mirrors import EndpointMirroring
 from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
 from migrator.qemu.dirty_rate import DirtyRate
+from migrator.qemu.disk_comparison import DiskComparison
 from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
 from migrator.qemu.fence_command import run_fence_command
@@ -109,6 +110,7 @@ class Endpoint:
             self._monitor, self._claim, process=guard_process, socket=address.path, rescue=rescue
         )
         self.mirroring = EndpointMirroring(self._monitor, self._claim)
+        self.comparison = DiskComparison(self._monitor)
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
         )

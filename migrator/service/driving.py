@@ -84,6 +84,7 @@ async def driving(
             controller=settings.site.instance,
             samples=journal.samples,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            source_image_grace_seconds=lambda: live.settings.limits.source_image_grace,
             look_stretch=LookPace(),
             hooks=SiteHooks.following(live, site.connections),
             saved=site.saved,

@@ -200,6 +200,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             keep=keep,
             accept=catalogue.accept,
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
+            source_image_grace_seconds=lambda: live.settings.limits.source_image_grace,
             look_stretch=look_pace,
             hooks=SiteHooks.following(live, site.connections),
             saved=site.saved,

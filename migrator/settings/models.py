@@ -257,6 +257,8 @@ class LimitsSettings(Section):
     refresh_interval: Duration = 180.0
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     stream_recovery: Duration = 3600.0
+    #: Seconds after a guest's arrival in which images at its source stay, where its policy has them removed.
+    source_image_grace: Duration = 3600.0
     #: Commands at a time; OpenSSH's server allows 10 sessions a connection, four of which watch, guard and set options.
     ssh_sessions: Annotated[int, Field(ge=1, le=64)] = 6
     ssh_connect_timeout: Duration = 10.0

@@ -98,6 +98,7 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "first_pause": _NEXT_PLAN,
             "refresh_interval": _AT_ONCE,
             "stream_recovery": "for streams that are taken up from then on, by a migration or by a controller",
+            "source_image_grace": "for guests that arrive from then on",
             "ssh_sessions": _AT_ONCE,
             "ssh_connect_timeout": "with the next connection",
             "ssh_keepalive": _AT_ONCE,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from migrator.core.findings import errors_first, finding
+from migrator.core.image_removal import ImageRemoval
 from migrator.core.inventory import Guest
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
@@ -35,6 +36,7 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record
+from migrator.site.image_comparison import ImageComparison
 from migrator.site.saved_guests import SavedGuestFiles
 
 #: Seconds that a look may take in all.
@@ -98,6 +100,7 @@ class SiteHosts:
         """Go over these from now on."""
         self._connections = self.connections = connections
         self.saved = SavedGuestFiles(connections)
+        self._images = ImageComparison(connections)
         self._checker, self._launcher = checker, launcher
 
     def stream_path(
@@ -341,6 +344,14 @@ class SiteHosts:
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         """See :meth:`migrator.ports.Site.put_aside`."""
         return await self._launcher.put_aside(guest, paths, migration=migration)
+
+    async def compare_images(self, removal: ImageRemoval) -> ImageRemoval:
+        """See :meth:`migrator.ports.Site.compare_images`."""
+        return await self._images.compare(removal)
+
+    async def remove_images(self, removal: ImageRemoval) -> Mapping[str, str]:
+        """See :meth:`migrator.ports.Site.remove_images`."""
+        return await self._images.remove(removal)
 
     async def settle(self, guest: Guest) -> Sequence[str]:
         """See :class:`DestinationStarter`."""

@@ -19,12 +19,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from migrator.core.image_removal import ImageRemoval
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.model import Finding, MigrationStatus, RunState
 from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.core.process.guest_network import GuestTaps
-from migrator.errors import HostError, QemuError
+from migrator.errors import ComparisonFailed, HostError, QemuError
 from migrator.ports import HostLook, PathHealth, StreamPath, StreamTunnel
 from migrator.testing.link import Link
 from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedHost, SimulatedQemu, SimulatedStream
@@ -71,6 +72,9 @@ class SimulatedSite:
         #: Whether images went with what was abandoned; and paths of images that were put aside.
         self.abandoned: list[bool] = []
         self.put_away: list[str] = []
+        #: Why images are not the same, by migration; and paths of images that were removed.
+        self.unlike: dict[str, str] = {}
+        self.removed: list[str] = []
         self.made: dict[str, list[SimulatedQemu]] = {}
         #: Hosts that were swept, and host and socket of every source that was cleared away.
         self.swept: list[str] = []
@@ -248,6 +252,17 @@ class SimulatedSite:
 
     async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
         self.put_away += paths
+        return {}
+
+    async def compare_images(self, removal: ImageRemoval) -> ImageRemoval:
+        self._up(removal.host)
+        if removal.migration in self.unlike:
+            raise ComparisonFailed(self.unlike[removal.migration])
+        return removal
+
+    async def remove_images(self, removal: ImageRemoval) -> Mapping[str, str]:
+        self._up(removal.host)
+        self.removed += [image.path for image in removal.images]
         return {}
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from migrator.core.image_removal import ImageRemoval
 from migrator.core.inventory import Guest
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
@@ -204,6 +205,12 @@ class SiteView:
         return await self.host_call(
             guest.host, lambda: self.shared.put_aside(guest, paths, migration=migration)
         )
+
+    async def compare_images(self, removal: ImageRemoval) -> ImageRemoval:
+        return await self.host_call(removal.host, lambda: self.shared.compare_images(removal))
+
+    async def remove_images(self, removal: ImageRemoval) -> Mapping[str, str]:
+        return await self.host_call(removal.host, lambda: self.shared.remove_images(removal))
 
     async def mend_clock(self, host: str, end: Any, *, stood_seconds: float) -> str:
         return await self.host_call(

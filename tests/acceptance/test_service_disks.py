@@ -72,9 +72,14 @@ class DiskSite:
 
 
 @asynccontextmanager
-async def disk_site(*, size_bytes: int = MIB, room: str = "64m", **how: Any) -> AsyncIterator[DiskSite]:
+async def disk_site(
+    *, size_bytes: int = MIB, room: str = "64m", limits: str = "", **how: Any
+) -> AsyncIterator[DiskSite]:
     with LiveSite("a", "b", **how) as site, own_images(site, size=room) as images:
         made = DiskSite(site, images)
+        if limits:
+            config = site.config.read_text()
+            site.config.write_text(config.replace("[limits]", f"[limits]\n{limits}"))
         outside = site.directory / "outside.img"
         WRITER.write_image(outside, size_bytes=size_bytes)
         if size_bytes > MIB:
@@ -146,4 +151,35 @@ async def test_a_controller_that_is_killed_begins_anew() -> None:
         await here.site.until_served()
         await here.site.migration_ended(identifier, "completed")
         assert here.names("b") == ["disk.img"]
+        await here.check("b")
+
+
+async def test_what_it_left_is_removed_once_it_was_compared_though_the_controller_is_killed() -> None:
+    policy = '[policies.clean]\nextends = "default"\nsource_images = "remove"'
+    async with disk_site(size_bytes=8 * MIB, limits='source_image_grace = "8s"', extra=policy) as here:
+        there = await here.migrate("b", "--policy", "clean")
+        assert there.returncode == 0, there.stdout + there.stderr + here.site.log()[-3000:]
+        (left,) = here.names("a")
+
+        async def becomes(state: str) -> None:
+            async def so() -> bool:
+                (moved,) = await here.site.migrations("completed")
+                assert moved["source_images"]["state"] != "kept", moved["source_images"]
+                return bool(moved["source_images"]["state"] == state)
+
+            await until(so, what=f"images that are {state}", within=60.0)
+
+        await becomes("compared")
+        here.site.kill()
+        assert here.names("a") == [left]
+        here.site.serve()
+        await here.site.until_served()
+        await becomes("removed")
+        assert here.names("a") == []
+        (moved,) = await here.site.migrations("completed")
+        actions = [each["action"] for each in moved["decisions"]]
+        assert actions[-2:] == ["source-image-compared", "source-image-removed"]
+        events = (await here.site.get("events", after=0, limit=500))["items"]
+        numbers = [each["sequence"] for each in events if each["subject_id"] == moved["id"]]
+        assert numbers == list(range(1, len(numbers) + 1))
         await here.check("b")

@@ -234,6 +234,11 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "limits.refresh_interval": ('"11s"', lambda service: service.engine.inventory._interval, 11.0),
     "limits.ssh_sessions": ("3", lambda service: service.ssh().max_sessions, 3),
     "limits.ssh_connect_timeout": ('"3s"', lambda service: service.ssh().connect_seconds, 3.0),
+    "limits.source_image_grace": (
+        '"34m"',
+        lambda service: service.engine.services.source_image_grace_seconds(),
+        2040.0,
+    ),
     "limits.stream_recovery": ('"33m"', lambda service: service.engine.services.recovery_seconds(), 1980.0),
     "limits.ssh_keepalive": ('"4s"', lambda service: service.ssh().keepalive_seconds, 4.0),
     "placement.strategy": ('"pack"', lambda service: service.engine.rules.placement.strategy, Strategy.PACK),

@@ -31,8 +31,9 @@ class DiskCopy:
     #: Size that the guest sees, and what is allocated of it at the source.
     size_bytes: int
     allocated_bytes: int = 0
-    #: Path of its image at the source; empty where it has none.
+    #: Path of its image at the source, empty where it has none; and its format.
     path: str = ""
+    format: str = ""
     #: The image at the target was made for this migration and reads as zeroes.
     new: bool = False
 
@@ -45,6 +46,11 @@ def mirror_prefix(migration: str) -> str:
 def mirror_name(migration: str, number: int) -> str:
     """Return the name of the job that copies the disk of that number, of its target node and of its export."""
     return f"{mirror_prefix(migration)}{number}"
+
+
+def bitmap_name(migration: str, device: str) -> str:
+    """Return the name of the bitmap at the destination of what was written to a disk since the switch."""
+    return f"{mirror_prefix(migration)}w{hashlib.sha256(device.encode()).hexdigest()[:_DIGITS]}"
 
 
 def disks_to_copy(
@@ -63,6 +69,7 @@ def disks_to_copy(
             size_bytes=disk.virtual_bytes,
             allocated_bytes=disk.image.allocated_bytes,
             path=path_of(disk.file),
+            format=disk.format,
             new=disk.device in new,
         )
         for disk in source.disks

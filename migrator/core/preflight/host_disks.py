@@ -223,12 +223,6 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         yield finding(
             "disk-access", f"{missing}, and QEMU's user could not reach it in {parent(path)} if it were made"
         )
-    if pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE:
-        yield finding(
-            "disk-not-copied",
-            f"{missing}, and the policy would have its source removed (source_images = remove), which this version "
-            "does not do: set it to keep",
-        )
     needed = min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes)
     yield copied_disk(
         f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)})",
@@ -249,7 +243,7 @@ def _new_volume(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> 
     if not why and pair.files_here.file(path).size_bytes != disk.virtual_bytes:
         why = "the guest sees a part of the block device alone"
     if not why and pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE:
-        why = "the policy would have its source removed (source_images = remove), which is not done"
+        why = "the policy would have its source removed (source_images = remove), and volumes are not: set it to keep"
     if not why and not pair.volumes:
         yield finding(
             "disk-not-copied",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from migrator.core.migration.disk_copies import DiskCopy
+from migrator.core.image_removal import ImageRemoval, OldImage
+from migrator.core.migration.disk_copies import DiskCopy, bitmap_name
+from migrator.core.policy import SourceImages
+from migrator.engine import clock
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
 
@@ -54,10 +57,11 @@ async def _settle(session: SessionState) -> None:
         )
 
 
-async def put_aside(session: SessionState, copies: Sequence[DiskCopy]) -> None:
+async def put_aside(session: SessionState, copies: Sequence[DiskCopy], *, arrived: bool) -> None:
     """Give the images at the source whose contents have left another name, so that nobody starts a guest from them.
 
-    Those at the target are removed by nobody from then on.
+    Those at the target are removed by nobody from then on. Where the policy has those at the source removed, and the
+    guest has arrived, :attr:`SessionState.image_removal` says which.
     """
     if not (paths := [copy.path for copy in copies]):
         return
@@ -70,9 +74,45 @@ async def put_aside(session: SessionState, copies: Sequence[DiskCopy]) -> None:
     except MigratorError as error:
         session.result.warn("source-image-kept", str(error), _OLD_IMAGE)
         return
+    if arrived and session.policy.source_images is SourceImages.REMOVE:
+        session.image_removal = _removal(session, copies, moved)
+        paths = [path for path in paths if path not in moved]
+        if not paths:
+            return
     names = ", ".join(moved.get(path, path) for path in paths)
     where = f"{session.guest.host} keeps the image as it was at the switch: {names}"
     session.result.warn("source-image-kept", where, _OLD_IMAGE)
+
+
+def _removal(
+    session: SessionState, copies: Sequence[DiskCopy], moved: Mapping[str, str]
+) -> ImageRemoval | None:
+    """Return the removal of images that were given another name; those that were not stay."""
+    images = tuple(
+        OldImage(
+            device=copy.device,
+            named=copy.path,
+            path=moved[copy.path],
+            format=copy.format,
+            written=bitmap_name(session.id, copy.device),
+        )
+        for copy in copies
+        if copy.path in moved
+    )
+    if not images:
+        return None
+    place = session.places["destination"]
+    return ImageRemoval(
+        migration=session.id,
+        guest=cast(Any, session.guest).key,
+        host=session.guest.host,
+        target=session.target,
+        socket=place.socket,
+        process=dict(place.identity),
+        images=images,
+        grace_seconds=session.services.source_image_grace_seconds(),
+        arrived_at=clock.wall(),
+    )
 
 
 async def abandon(session: SessionState, *, images: bool) -> None:

@@ -10,13 +10,14 @@ from migrator.core.migration.disk_copies import (
     DiskCopy,
     MirrorPhase,
     Mirrors,
+    bitmap_name,
     judge_mirrors,
     mirror_name,
 )
 from migrator.core.preflight.non_migrated_state import BlockJob
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
-from migrator.errors import Refused
+from migrator.errors import CommandFailed, Refused
 from migrator.ports import Qemu
 from migrator.units import show_bytes, show_seconds
 
@@ -29,6 +30,10 @@ _STALLED_SECONDS = 30.0
 _END_CEILINGS, _LEAST_END_SECONDS, _RESTING_END_SECONDS = 4.0, 1.0, 120.0
 
 
+#: The action of the decision that what the guest writes at its destination is not noted there.
+WRITES_NOT_NOTED = "writes-not-noted"
+
+
 class DiskMirrors:
     """The mirrors of one migration: begun before its memory is copied, ended at the last safe point before its switch.
 
@@ -38,6 +43,8 @@ class DiskMirrors:
     :param tls: the certificates that both ends use; ``None``: they send plainly.
     :param lead: returns the address that the source is given for one of the destination; raises Refused.
     :param tell: is told an action and its reason.
+    :param note_writes: whether what the guest writes after its switch is to be noted at the destination, so that its
+        disks can be compared with what it leaves.
     """
 
     def __init__(
@@ -49,8 +56,10 @@ class DiskMirrors:
         tls: StreamTls | None,
         lead: Callable[[str], Awaitable[str]],
         tell: Callable[[str, str], None],
+        note_writes: Callable[[], bool] = lambda: False,
     ) -> None:
         self._source, self._destination = source, destination
+        self._note_writes = note_writes
         self._migration, self._tls, self._lead, self._tell = migration, tls, lead, tell
         self._speed: int | None = None
         #: Mirrors that were asked to end, with the guest standing still.
@@ -93,6 +102,7 @@ class DiskMirrors:
         """
         await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
         devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
+        await self._destination.mirroring.prepare_bitmaps(self._noted())
         encrypted_for = self._migration if self._tls is not None else ""
         served = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
         where = await self._lead(served)
@@ -183,9 +193,22 @@ class DiskMirrors:
                 return f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
             await asyncio.sleep(_END_LOOK_SECONDS)
         # Nothing is on its way any more: which end closes first does not matter.
-        await _all(self._source.mirroring.remove_targets(MIRRORS), self._destination.mirroring.stop_serving())
+        await _all(self._source.mirroring.remove_targets(MIRRORS), self._end_serving())
         self.end_seconds = clock.now() - began
         return ""
+
+    def _noted(self) -> dict[str, str]:
+        """Return the disks whose writes are noted at the destination, with the names of their bitmaps."""
+        if not self._note_writes():
+            return {}
+        return {copy.device: bitmap_name(self._migration, copy.device) for copy in self.copies if copy.new}
+
+    async def _end_serving(self) -> None:
+        await self._destination.mirroring.stop_serving()
+        try:
+            await self._destination.mirroring.note_writes(self._noted())
+        except CommandFailed as error:  # without them the guest can go on as well
+            self._tell(WRITES_NOT_NOTED, f"the images at the source will be kept: {error}")
 
     async def give_up(self) -> None:
         """End the mirrors of a migration that is undone: the source has its disks for itself again.

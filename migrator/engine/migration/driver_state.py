@@ -22,7 +22,7 @@ from migrator.core.model import (
     State,
     View,
 )
-from migrator.core.policy import Policy, to_fields
+from migrator.core.policy import Policy, SourceImages, to_fields
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.disk_following import DiskFollowing
@@ -182,6 +182,7 @@ class DriverState:
             tls=tls,
             lead=self._route.lead,
             tell=self._intent_log.decide,
+            note_writes=lambda: self._policy.source_images is SourceImages.REMOVE,
         )
         self._disk_following = DiskFollowing(
             source,

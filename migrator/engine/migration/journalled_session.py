@@ -18,6 +18,7 @@ from migrator.api.trace_context import TraceContext
 from migrator.core.findings import finding
 from migrator.core.guest_experience import GuestPrior
 from migrator.core.hooks import HookPlace, HookPoint
+from migrator.core.image_removal import to_fields as removal_to_fields
 from migrator.core.inventory import Guest
 from migrator.core.migration.convergence_state import ActionKind
 from migrator.core.migration.forecast import Forecast, Verdict
@@ -31,6 +32,7 @@ from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.file_session import FileSession
 from migrator.engine.migration.group_hold import GROUP
 from migrator.engine.migration.outcome import MigrationProgress
+from migrator.engine.migration.removal_document import source_images
 from migrator.engine.migration.services import EndLocation, SessionServices
 from migrator.engine.migration.session_hooks import HOOK, SessionHooks
 from migrator.engine.migration.session_phase import Attempt, Hold, Phase, PreflightRefusal
@@ -295,6 +297,7 @@ class JournalledSession(FileSession):
             disk_remaining_bytes=status.disk_remaining_bytes
             if status is not None and self.state is State.MIRRORING
             else None,
+            source_images=source_images(self.image_removal) if self.image_removal is not None else None,
             preparation_seconds=self.preparation_seconds,
             preflight_seconds=result.preflight_seconds or None,
             duration_seconds=result.duration_seconds if self.ended else None,
@@ -344,6 +347,9 @@ class JournalledSession(FileSession):
                 "hooks_owed": self.hooks_owed,
                 "thaw_owed": self.thaw_owed,
                 "file": asdict(self.file) if self.file is not None else None,
+                "image_removal": removal_to_fields(self.image_removal)
+                if self.image_removal is not None
+                else None,
                 "postcopy": self.requests.postcopy_reason if self.requests.postcopy else None,
             }
         }

@@ -172,6 +172,8 @@ class SessionServices:
     saved: SavedGuests | None = None
     #: So many times as long as usual is waited for the next look at a migration that is far from its switch.
     look_stretch: Callable[[], float] = lambda: 1.0
+    #: Seconds after which images are removed that a guest has left at its source, where its policy says so.
+    source_image_grace_seconds: Callable[[], float] = lambda: 3600.0
     #: Seconds for which the recovery of a broken postcopy stream is tried before a person has to look.
     recovery_seconds: Callable[[], float] = lambda: PhaseTimeouts.recovery
 

@@ -321,7 +321,7 @@ class MigrationSession(SessionEnds):
         if state in (State.COMPLETED, State.GUEST_ENDED) or lost:
             await cleanup.clear(self, arrived=state is State.COMPLETED)
         if state is State.COMPLETED or (state is State.GUEST_ENDED and not never_ran_there):
-            await cleanup.put_aside(self, copied)
+            await cleanup.put_aside(self, copied, arrived=state is State.COMPLETED)
         if state is State.COMPLETED:
             await self._settle_file()
         await self._tell_end(state)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from migrator.core.image_removal import ImageRemoval
 from migrator.core.migration.downsampling import Point
 from migrator.core.model import Decision, Mode, State, View
 from migrator.core.policy import Policy
@@ -74,6 +75,8 @@ class SessionState:
         self.failure: MigratorError | None = None
         #: Ends at whose hosts something of it is left, because they could not be asked.
         self.left_behind: set[str] = set()
+        #: Images that it left at its source, and that are to be removed; ``None``: there are none.
+        self.image_removal: ImageRemoval | None = None
         #: With ``waiting``: what has to end first.
         self.waiting_for = ""
         #: On the engine's clock: since when it is being prepared; and how long that took in the end.
