@@ -34,7 +34,7 @@ async def arrived(lab: Lab, qemu_path: Path) -> tuple[LabQemu, ImageRemoval]:
         GuestMachine(image=here, extra=second_disk(Path(str(second).replace(",", ",,")))), binary=qemu_path
     )
     await qemu.query("stop")
-    images = []
+    images: list[OldImage] = []
     for block in await qemu.query("query-block"):
         if not (inserted := block.get("inserted")):
             continue
