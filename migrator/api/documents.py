@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from migrator.core.drain.roll import RollStage
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.drain.window import WindowFit
 from migrator.core.inventory import HostState
@@ -264,28 +263,12 @@ class EvacuationGuest(Document):
     doubt: str = ""
 
 
-class RolledHost(Document):
-    """One host of a rolling evacuation."""
-
-    host: str
-    stage: RollStage
-    #: What it waits for, or why it is not well, in one sentence.
-    reason: str = ""
-    #: When it came to that stage.
-    since: datetime | None = None
-    #: The ids of its evacuation and of its restore, once they are begun.
-    evacuation: str | None = None
-    restore: str | None = None
-
-
 class EvacuationDocument(Document):
-    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together; or a
-    rolling evacuation, which empties hosts one after the other, hands them over, and fills them again.
-    """
+    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together."""
 
     id: str
-    kind: Literal["evacuate", "restore", "group", "roll"] = "evacuate"
-    #: With ``group`` and ``roll`` empty.
+    kind: Literal["evacuate", "restore", "group"] = "evacuate"
+    #: With ``group`` empty.
     host: str
     #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
     group: str = ""
@@ -322,9 +305,6 @@ class EvacuationDocument(Document):
     forecast_end_p90_at: datetime | None = None
     guests: list[EvacuationGuest] = Field(default_factory=list)
     guests_left: int = 0
-    #: With ``roll``: its hosts, in their order, and how many of them may be away from use at a time.
-    hosts: list[RolledHost] = Field(default_factory=list)
-    max_unavailable: int | None = None
     error: str | None = None
 
 
@@ -349,6 +329,8 @@ class HostDocument(Document):
     memory_free_bytes: int = 0
     cpus: int = 0
     kvm: bool = False
+    #: Why its libvirt cannot be asked, in one line; empty where it can, or there is none.
+    libvirt_error: str = ""
     link_bytes_per_second: float | None = None
     #: What the slowest paths from it were seen to hold streams back at, by target, bytes per second: ten at most.
     slowest_paths: dict[str, float] = Field(default_factory=dict)
@@ -361,6 +343,22 @@ class HostDocument(Document):
     scheduled: str | None = None
     scheduled_at: datetime | None = None
     scheduled_until: datetime | None = None
+
+
+class LibvirtGuestDocument(Document):
+    """What libvirt says of a guest besides what is known of every guest."""
+
+    #: It has a definition that outlasts it.
+    persistent: bool
+    #: It is started when its host is.
+    autostart: bool
+    managed_save: bool
+    snapshots: int
+    checkpoints: int
+    #: Targets of the disks that a job of libvirt works on (``vda``).
+    block_jobs: list[str]
+    #: Devices of its host that it has (``pci 0000:01:00.0``).
+    host_devices: list[str]
 
 
 class GuestDocument(Document):
@@ -392,6 +390,8 @@ class GuestDocument(Document):
     duplicate: bool = False
     #: Who else manages it: ``libvirt``, ``proxmox``, ``systemd:UNIT``…; empty where nobody is known to.
     managed_by: str = ""
+    #: What libvirt says of it; ``None`` where it is not libvirt's, or that cannot be asked.
+    libvirt: LibvirtGuestDocument | None = None
     #: Its migration under way.
     migration: str | None = None
 

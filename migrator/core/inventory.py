@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
 from migrator.core.link_speeds import NOTHING_LEARNED, LearnedSpeeds
+from migrator.core.managed_guest import ManagedDomain
 from migrator.core.model import RunState
 from migrator.core.process.certificates import HostCertificates
 from migrator.core.process.guest_network import NetworkInterface, NetworkState
@@ -75,6 +76,8 @@ class HostFacts:
     systemd: bool = False
     boot_id: str = ""
     kernel: str = ""
+    #: Why its libvirt cannot be asked, in one line; empty where it can, or there is none.
+    libvirt_error: str = ""
     #: For QEMU's streams.
     certificates: HostCertificates = field(default_factory=HostCertificates)
 
@@ -175,6 +178,8 @@ class Guest:
     managed_by: str = ""
     #: ... and would start the guest again when its process ends.
     restarts: bool = False
+    #: What libvirt says of it besides; ``None`` where it is not libvirt's, or that cannot be asked.
+    domain: ManagedDomain | None = None
     #: It cannot be asked: it is there, and everything else of it is as it was when it last could be.
     lost_contact: bool = False
     #: A monitor of it is where its host's monitors are looked for; else only its process is known.
@@ -212,6 +217,7 @@ class Guest:
             "listens": listens,
             "accept": list(self.accept),
             "network": list(self.network),
+            "domain": self.domain.fields() if self.domain is not None else None,
         }
 
     @classmethod
@@ -224,7 +230,9 @@ class Guest:
         listens = tuple(ListeningPort.of(*each) for each in fields.get("listens", ()))
         state, problem = fields.get("network", (NetworkState.UNKNOWN, ""))
         network = (NetworkState(state), problem)
+        domain = fields.get("domain")
         made = {
+            "domain": ManagedDomain.from_fields(domain) if domain is not None else None,
             "run": RunState(fields["run"]),
             "listens": listens,
             "accept": tuple(fields.get("accept", ())),

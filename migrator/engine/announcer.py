@@ -186,6 +186,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         memory_free_bytes=inventory.memory_free(host),
         cpus=host.facts.cpus,
         kvm=host.facts.kvm,
+        libvirt_error=host.facts.libvirt_error,
         link_bytes_per_second=host.link_bytes_per_second,
         slowest_paths=host.learned.slowest(_PATHS_SHOWN),
         labels=dict(host.labels),

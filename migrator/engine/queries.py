@@ -11,6 +11,7 @@ from migrator.api.documents import (
     EvacuationDocument,
     GuestDocument,
     HostDocument,
+    LibvirtGuestDocument,
     MigrationDocument,
     SampleDocument,
 )
@@ -57,7 +58,7 @@ class EngineQueries(JournalQueries):
         return [job.document() for job in self._registry.live() if not job.ended]
 
     def active_evacuations(self) -> list[EvacuationDocument]:
-        return [evacuation_document(run) for run in self._registry.shown()]
+        return [evacuation_document(run) for run in (*self._registry.running(), *self._registry.scheduled())]
 
     def hosts(self) -> list[HostDocument]:
         hosts = sorted(self._inventory.hosts(), key=lambda h: h.name)
@@ -116,6 +117,7 @@ class EngineQueries(JournalQueries):
             obstacle_code=guest.obstacle_code,
             duplicate=guest.uuid in self._inventory.doubled(),
             managed_by=guest.managed_by,
+            libvirt=LibvirtGuestDocument(**guest.domain.fields()) if guest.domain is not None else None,
             migration=self._migration_of(guest),
         )
 

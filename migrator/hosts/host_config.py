@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from glob import escape
 from typing import Protocol, runtime_checkable
 
+from migrator.addresses import bracketed
+from migrator.core.managed_guest import DaemonAddress
 from migrator.errors import UsageError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
@@ -38,6 +40,10 @@ class HostConfig:
     prefix: tuple[str, ...] = ()
     #: Directory there of the certificates for QEMU.
     tls_dir: str = _UNSAID.tls_dir
+    #: The libvirt daemon there; ``None``: guests of libvirt there are left to it.
+    libvirt: DaemonAddress | None = None
+    #: By which the libvirtd of other hosts reach it; empty: they do not.
+    libvirt_peer_uri: str = ""
     #: ``None``: this machine.
     ssh: SshConfig | None = None
 
@@ -108,9 +114,16 @@ def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: Limit
         qemu=host.qemu,
         volumes=host.image_template is not None,
         tls_dir=host.tls_dir,
+        libvirt=_libvirt(host),
+        libvirt_peer_uri=host.libvirt_peer_uri.format(address=bracketed(host.addresses[0]), name=host.name),
         prefix=host.prefix,
         ssh=ssh,
     )
+
+
+def _libvirt(host: HostSettings) -> DaemonAddress | None:
+    """Return where its libvirt is; what a prefix leads into need not have the files that this machine has."""
+    return None if host.prefix and host.libvirt == "auto" else DaemonAddress.parse(host.libvirt)
 
 
 def _sockets(host: HostSettings, hosts: Sequence[HostSettings]) -> tuple[str, ...]:

@@ -193,9 +193,7 @@ class Counters:
                 self._migration(migration, counts=False)
             case DecisionTaken():
                 self._decision(event)
-            case EvacuationStateChanged(evacuation=evacuation) if (
-                evacuation.ended_at is not None and evacuation.kind != "roll"
-            ):
+            case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
                 result = str(evacuation.state)
                 if result in label_values.EVACUATION_RESULTS and self._first_time(evacuation.id):
                     self._evacuations.labels(result).inc()

@@ -43,6 +43,8 @@ from migrator.settings.values import (
     FileMode,
     FilePath,
     HostName,
+    LibvirtDaemon,
+    LibvirtPeer,
     Listen,
     ListenAddress,
     Name,
@@ -370,6 +372,10 @@ class HostDefaults(Section):
     image_template: ImageTemplate | None = None
     #: Directory for guests that an evacuation saves as a last resort.
     saved_dir: HostPath = ""
+    #: Where the libvirt of a host is, as that host sees it; ``auto``: where it usually is, if there is one.
+    libvirt: LibvirtDaemon = "auto"
+    #: By which the libvirtd of other hosts reach it; empty: they do not.
+    libvirt_peer_uri: LibvirtPeer = ""
 
 
 class HostSettings(HostDefaults):

@@ -47,6 +47,8 @@ _HOST = {
     "tls_dir": _NEXT_LOOK,
     "image_template": f"{_NEXT_LOOK}; {_NEXT_START}",
     "saved_dir": _NEXT_PLAN,
+    "libvirt": _NEXT_LOOK,
+    "libvirt_peer_uri": _NEXT_BEGUN,
 }
 _GUEST_KEYS = (
     "match",

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, Valid
 from pydantic_core import PydanticCustomError
 
 from migrator import addresses, units
+from migrator.core.managed_guest import DaemonAddress
 from migrator.core.policy import MOST_STREAMS
 from migrator.errors import UsageError
 from migrator.text import shortened
@@ -286,6 +287,39 @@ def _auto_or_bool(value: Any) -> Any:
 
 #: ``true``, ``false``, or ``"auto"``, which is ``None``.
 AutoOrBool = Annotated[bool | None, BeforeValidator(_auto_or_bool)]
+
+
+def _libvirt(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            DaemonAddress.parse(value)
+        except ValueError as error:
+            raise wrong(str(error)) from error
+    return value
+
+
+#: ``"auto"``, ``"off"``, or a URI of libvirt's as its host sees it.
+LibvirtDaemon = Annotated[str, BeforeValidator(_libvirt)]
+
+
+def _peer_uri(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        filled = value.format(address="192.0.2.1", name="host")
+    except (KeyError, IndexError, ValueError):
+        raise wrong(
+            f"{shortened(value)} names what does not exist; there are {{address}} and {{name}}"
+        ) from None
+    if not urlsplit(filled).scheme.startswith("qemu+"):
+        raise wrong(
+            f"{shortened(value)} is no URI that leads to another host: write qemu+tls://{{address}}/system"
+        )
+    return value
+
+
+#: URI by which another libvirtd reaches a host's, with ``{address}`` and ``{name}`` of that; or empty.
+LibvirtPeer = Annotated[str, BeforeValidator(_peer_uri)]
 
 
 def _mode(value: Any) -> Any:

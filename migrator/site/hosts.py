@@ -35,8 +35,10 @@ from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
-from migrator.site.guest_records import guest_record
+from migrator.site.guest_records import guest_record, with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
+from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.managed_guests import ManagedGuests
 from migrator.site.saved_guests import SavedGuestFiles
 
 #: Seconds that a look may take in all.
@@ -88,6 +90,7 @@ class SiteHosts:
     def __init__(
         self, connections: HostConnections, *, checker: TargetChecks, launcher: DestinationStarter
     ) -> None:
+        self._managed = ManagedGuests(connections, LibvirtHosts(connections))
         self.use(connections, checker=checker, launcher=launcher)
         self._discovery = GuestDiscovery(connections)
         self._tunnel_routes = KnownRoutes()
@@ -186,7 +189,9 @@ class SiteHosts:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     async def look(self, host: str) -> HostLook:
-        """Facts and guests, read afresh; see :meth:`migrator.site.discovery.GuestDiscovery.guests`."""
+        """Facts and guests, read afresh; see :meth:`migrator.site.discovery.GuestDiscovery.guests`, and of libvirt's
+        :meth:`migrator.site.managed_guests.ManagedGuests.look`.
+        """
         access = self._connections.access(host)
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
@@ -198,11 +203,12 @@ class SiteHosts:
                 carried = await read_guest_taps(access, pids, links=facts.links)
                 processes = await read_processes(access, pids)
                 listening = await read_listening(access, {*pids, *self._discovery.qemus(host)})
+                managed = await self._managed.look(host)
         except TimeoutError:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
         # Those that wait for a guest listen too, and are no strangers.
         strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
-        facts = replace(facts, ports=strangers)
+        facts = replace(facts, ports=strangers, libvirt_error=managed.error)
         managers = {pid: find_manager(process) for pid, process in processes.items()}
         shown = [
             replace(
@@ -215,16 +221,20 @@ class SiteHosts:
             )
             for each in guests
         ]
-        return HostLook(facts=facts, guests=tuple(shown))
+        merged = self._managed.merge(host, shown, managed)
+        return HostLook(facts=facts, guests=tuple(with_distinct_keys(merged)))
 
     async def watch(self, host: str, changed: Callable[[], None]) -> None:
-        """See :meth:`migrator.ports.Site.watch`: sockets that come or go, monitors that answer again."""
+        """See :meth:`migrator.ports.Site.watch`: sockets, monitors that answer again, libvirt's events."""
         self._watching[host] = changed
+        managed = asyncio.create_task(self._managed.watch(host, changed), name=f"libvirt of {host}")
         try:
             while await self._watch(host, changed):
                 pass  # for other sockets from now on
         finally:
             self._watching.pop(host, None)
+            managed.cancel()
+            await asyncio.wait({managed})
 
     async def _watch(self, host: str, changed: Callable[[], None]) -> bool:
         """True: another configuration of the host is in force meanwhile."""
@@ -367,4 +377,5 @@ class SiteHosts:
 
     async def close(self) -> None:
         """Let go of every host."""
+        await self._managed.daemons.close()
         await self._connections.close()

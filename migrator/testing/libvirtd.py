@@ -314,13 +314,15 @@ class LibvirtDaemon:
 
     def kill_daemon(self) -> None:
         """Kill libvirtd; its guests go on."""
-        pid = self.daemon_pid
-        if pid is None:
-            return
-        handle = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
-        select.select([handle], [], [], _WAIT_SECONDS)
-        os.close(handle)
+        if (pid := self.daemon_pid) is not None:
+            _kill(pid)
+
+    def kill_guest(self, name: str) -> None:
+        """Kill a guest's QEMU.
+
+        :raise LibvirtUnavailable: there is none.
+        """
+        _kill(self.guest_pid(name))
 
     async def start_daemon(self) -> None:
         """Start libvirtd again, where it does not run, and wait until it answers."""
@@ -387,6 +389,14 @@ class LibvirtHosts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and see it dead."""
+    handle = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([handle], [], [], _WAIT_SECONDS)
+    os.close(handle)
 
 
 def _children(pid: int) -> list[int]:
