@@ -8,22 +8,21 @@ import socket
 import sys
 import tempfile
 import time
-import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bench import libvirt
 from bench.figures import Figures, paragraphs, table, verdict
-from bench.libvirt import GUEST, Libvirtd, Unavailable
+from bench.libvirt import Libvirtd, Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
 from bench.ours import Failed, Migrator
+from bench.virsh import Took, move
 from migrator.testing import network
 from migrator.testing.guest import IDLE, write_image
 from migrator.testing.lab import GuestMachine, Lab
 from migrator.testing.network import LabHosts
-from migrator.testing.raw_qmp import RawMonitor
 
 _MIB = 1 << 20
 _DISK_BYTES, _MEMORY_BYTES = 256 * _MIB, 256 * _MIB
@@ -32,48 +31,6 @@ _MAX_DOWNTIME_SECONDS = 0.3
 _RUNS = 5
 #: A mirror is at least so fast as a convert; a move takes at most this share of virsh's time and downtime.
 _SPEED_SHARE, _TIME_SHARE, _DOWNTIME_SHARE = 0.9, 0.8, 0.7
-_DOMAIN = """\
-<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>{name}</name>
-  <uuid>{uuid}</uuid>
-  <memory unit='b'>{memory}</memory>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
-  <features><acpi/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>
-  <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
-  <devices>
-    <emulator>{binary}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='writeback'/>
-      <source file='/run/disk0.img'/>
-      <target dev='vda' bus='virtio'/>
-      <boot order='1'/>
-    </disk>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='writeback'/>
-      <source file='/run/disk1.img'/>
-      <target dev='vdb' bus='virtio'/>
-    </disk>
-    <controller type='usb' model='none'/>
-    <memballoon model='none'/>
-    <serial type='file'><source path='/run/guest.serial'/></serial>
-  </devices>
-  <qemu:commandline>
-    <qemu:arg value='-qmp'/>
-    <qemu:arg value='unix:/run/guest.qmp,server=on,wait=off'/>
-  </qemu:commandline>
-</domain>
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Took:
-    """One move, from the command to its end."""
-
-    total_seconds: float
-    downtime_seconds: float
-    #: From the beginning of the last mirror until all are the same on both sides; libvirt keeps it to itself.
-    mirror_seconds: float = 0.0
 
 
 async def run(options: Options, quiet: Quiet) -> str:
@@ -84,8 +41,8 @@ async def run(options: Options, quiet: Quiet) -> str:
     if reason := network.possible() or libvirt.why_not():
         raise Unavailable(reason)
     runs = options.runs or _RUNS
-    ours: list[_Took] = []
-    theirs: list[_Took] = []
+    ours: list[Took] = []
+    theirs: list[Took] = []
     converts: list[float] = []
     async with AsyncExitStack() as stack:
         stack.callback(libvirt.remove_cgroups)
@@ -102,6 +59,7 @@ async def run(options: Options, quiet: Quiet) -> str:
             )
             for host in hosts
         ]
+        await _set_apart(beta, options, full)
         migrator = Migrator(directory / "migrator")
         for number in range(runs + 1):
             await quiet.wait()
@@ -111,7 +69,7 @@ async def run(options: Options, quiet: Quiet) -> str:
             await quiet.wait()
             virsh = await _virsh(alpha, beta, options, full)
             print(
-                f"disks: convert {converted:.2f} s, mirror {own.mirror_seconds:.2f} s, migrator "
+                f"disks: convert {converted:.2f} s, mirror {own.parts_seconds['mirror']:.2f} s, migrator "
                 f"{own.total_seconds:.2f} s, virsh {virsh.total_seconds:.2f} s",
                 file=sys.stderr,
                 flush=True,
@@ -128,11 +86,11 @@ def _text(
     quiet: Quiet,
     runs: int,
     converts: list[float],
-    ours: list[_Took],
-    theirs: list[_Took],
+    ours: list[Took],
+    theirs: list[Took],
 ) -> str:
     rows = []
-    mirror, convert = Figures.of(one.mirror_seconds for one in ours), Figures.of(converts)
+    mirror, convert = Figures.of(one.parts_seconds["mirror"] for one in ours), Figures.of(converts)
     rows.append(
         [
             f"copy of {_DISK_BYTES // _MIB} MiB, beside `qemu-img convert`",
@@ -202,7 +160,7 @@ async def _convert(hosts: LabHosts, full: Path, target: Path) -> float:
         await server.wait()
 
 
-async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, full: Path) -> _Took:
+async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, full: Path) -> Took:
     async with Lab() as lab:
 
         def machine(name: str, disk: Path) -> GuestMachine:
@@ -255,14 +213,14 @@ async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, full: Pat
         await destination.wait_beating()
         if not mirrored:
             raise Failed("its mirrors were not seen")
-    return _Took(
+    return Took(
         total_seconds=started + outcome.wall_seconds,
         downtime_seconds=outcome.downtime_seconds,
-        mirror_seconds=mirrored[0],
+        parts_seconds={"mirror": mirrored[0]},
     )
 
 
-async def _virsh(source: Libvirtd, destination: Libvirtd, options: Options, full: Path) -> _Took:
+async def _virsh(source: Libvirtd, destination: Libvirtd, options: Options, full: Path) -> Took:
     for end, filled in ((source, True), (destination, False)):
         disks = end.serial.parent
         write_image(disks / "disk0.img", IDLE)
@@ -272,33 +230,29 @@ async def _virsh(source: Libvirtd, destination: Libvirtd, options: Options, full
             (disks / "disk1.img").hardlink_to(full)
         else:
             _empty(disks / "disk0.img", _MIB)
-    definition = _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=_MEMORY_BYTES, binary=options.binary)
-    for path in (destination.serial, destination.qmp):
-        path.unlink(missing_ok=True)
-    try:
-        await source.create_domain(definition)
-        await source.wait_guest()
-        await source.virsh("migrate-setmaxdowntime", GUEST, f"{_MAX_DOWNTIME_SECONDS * 1e3:.0f}")
-        await asyncio.sleep(SETTLE_SECONDS)
-        async with AsyncExitStack() as monitors:
-            before = await source.monitor(monitors)
-            awaited = asyncio.create_task(destination.monitor(monitors), name="the destination's monitor")
-            monitors.callback(awaited.cancel)
-            began = time.monotonic()
-            await source.virsh(
-                *("migrate", "--live", "--copy-storage-all", GUEST, destination.uri),
-                *("--migrateuri", f"tcp://{destination.host.address}"),
-            )
-            total = time.monotonic() - began
-            after = await awaited
-            await destination.wait_guest()
-            downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
-        return _Took(total_seconds=total, downtime_seconds=downtime)
-    finally:
-        await source.destroy()
-        await destination.destroy()
+    return await move(
+        source,
+        destination,
+        lambda: source.create_domain(_definition(options)),
+        "--copy-storage-all",
+        max_downtime_seconds=_MAX_DOWNTIME_SECONDS,
+    )
 
 
-async def _stamp(monitor: RawMonitor, name: str) -> float:
-    stamp = (await monitor.event(name))["timestamp"]
-    return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
+async def _set_apart(destination: Libvirtd, options: Options, full: Path) -> None:
+    """Set the numbers of both daemons' guests apart: see :meth:`bench.virsh.Virsh.prepare`."""
+    disks = destination.serial.parent
+    write_image(disks / "disk0.img", IDLE)
+    (disks / "disk1.img").hardlink_to(full)
+    await destination.create_domain(_definition(options))
+    await destination.destroy()
+
+
+def _definition(options: Options) -> str:
+    run = Path("/run")
+    return libvirt.domain(
+        options.binary,
+        libvirt.disk(run / "disk0.img", "vda", libvirt.BOOT),
+        libvirt.disk(run / "disk1.img", "vdb"),
+        memory_bytes=_MEMORY_BYTES,
+    )

@@ -30,14 +30,7 @@ _DOMAIN = """\
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
   <devices>
     <emulator>{binary}</emulator>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='writeback'/>
-      <source file='{image}'/>
-      <target dev='vda' bus='virtio'/>
-      <shareable/>
-      <boot order='1'/>
-      <address type='pci' domain='0' bus='0' slot='4' function='0'/>
-    </disk>
+    {disks}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
     <serial type='file'><source path='/run/guest.serial'/></serial>
@@ -48,6 +41,33 @@ _DOMAIN = """\
   </qemu:commandline>
 </domain>
 """
+_DISK = """\
+<disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='writeback'/>
+      <source file='{image}'/>
+      <target dev='{target}' bus='virtio'/>
+      {more}
+    </disk>"""
+#: Of a disk that both ends have open.
+_SHARED = """<shareable/>
+      <boot order='1'/>
+      <address type='pci' domain='0' bus='0' slot='4' function='0'/>"""
+#: Of the disk that a guest boots from.
+BOOT = "<boot order='1'/>"
+
+
+def disk(image: Path, target: str, more: str = "") -> str:
+    """Return a raw disk of a definition.
+
+    :param more: elements that it has besides.
+    """
+    return _DISK.format(image=image, target=target, more=more)
+
+
+def domain(binary: Path, *disks: str, memory_bytes: int = MEMORY_BYTES) -> str:
+    """Return the definition of a guest with these disks, with a uuid that no other has."""
+    shown = "\n    ".join(disks)
+    return _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=memory_bytes, binary=binary, disks=shown)
 
 
 class Libvirtd(LibvirtDaemon):
@@ -64,9 +84,8 @@ class Libvirtd(LibvirtDaemon):
 
     async def create(self, image: Path, binary: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
         """Start the guest."""
-        await self.create_domain(
-            _DOMAIN.format(name=GUEST, uuid=uuid.uuid4(), memory=memory_bytes, binary=binary, image=image)
-        )
+        shared = disk(image, "vda", _SHARED)
+        await self.create_domain(domain(binary, shared, memory_bytes=memory_bytes))
 
     async def create_domain(self, definition: str) -> None:
         """Start a guest by libvirt's definition of it; its name is to be :data:`GUEST`."""

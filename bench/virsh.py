@@ -77,34 +77,59 @@ class Virsh:
         :param bandwidth_mib: the most that it may take, MiB a second, as ``--bandwidth`` says it.
         :param beside: entered for as long as the guest moves.
         """
-        source, destination = self._source, self._destination
         write_image(self._image, habit)
-        destination.qmp.unlink(missing_ok=True)
-        destination.serial.unlink(missing_ok=True)
-        try:
-            await source.create(self._image, self._binary, memory_bytes=self._memory_bytes)
-            await source.wait_guest()
-            await source.virsh("migrate-setmaxdowntime", GUEST, f"{max_downtime_seconds * 1e3:.0f}")
-            await asyncio.sleep(SETTLE_SECONDS)
-            async with AsyncExitStack() as monitors:
-                before = await source.monitor(monitors)
-                awaited = asyncio.create_task(destination.monitor(monitors), name="the destination's monitor")
-                monitors.callback(awaited.cancel)
-                async with beside():
-                    began = time.monotonic()
-                    await source.virsh(
-                        *("migrate", "--live", GUEST, destination.uri, "--unsafe"),
-                        *("--migrateuri", f"tcp://{destination.host.address}"),
-                        *(("--bandwidth", str(bandwidth_mib)) if bandwidth_mib is not None else ()),
-                    )
-                    total = time.monotonic() - began
-                after = await awaited
-                await destination.wait_guest()
-                downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
-            return Took(total_seconds=total, downtime_seconds=downtime)
-        finally:
-            await source.destroy()
-            await destination.destroy()
+        options = ["--unsafe"]
+        if bandwidth_mib is not None:
+            options += ["--bandwidth", str(bandwidth_mib)]
+        return await move(
+            self._source,
+            self._destination,
+            lambda: self._source.create(self._image, self._binary, memory_bytes=self._memory_bytes),
+            *options,
+            max_downtime_seconds=max_downtime_seconds,
+            beside=beside,
+        )
+
+
+async def move(
+    source: Libvirtd,
+    destination: Libvirtd,
+    create: Callable[[], Awaitable[None]],
+    *options: str,
+    max_downtime_seconds: float = _MAX_DOWNTIME_SECONDS,
+    beside: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+) -> Took:
+    """Start a guest, move it, end it.
+
+    :param create: starts it at the source.
+    :param options: of ``virsh migrate --live``, besides where to.
+    :param beside: entered for as long as the guest moves.
+    """
+    destination.qmp.unlink(missing_ok=True)
+    destination.serial.unlink(missing_ok=True)
+    try:
+        await create()
+        await source.wait_guest()
+        await source.virsh("migrate-setmaxdowntime", GUEST, f"{max_downtime_seconds * 1e3:.0f}")
+        await asyncio.sleep(SETTLE_SECONDS)
+        async with AsyncExitStack() as monitors:
+            before = await source.monitor(monitors)
+            awaited = asyncio.create_task(destination.monitor(monitors), name="the destination's monitor")
+            monitors.callback(awaited.cancel)
+            async with beside():
+                began = time.monotonic()
+                await source.virsh(
+                    *("migrate", "--live", *options, GUEST, destination.uri),
+                    *("--migrateuri", f"tcp://{destination.host.address}"),
+                )
+                total = time.monotonic() - began
+            after = await awaited
+            await destination.wait_guest()
+            downtime = await _stamp(after, "RESUME") - await _stamp(before, "STOP")
+        return Took(total_seconds=total, downtime_seconds=downtime)
+    finally:
+        await source.destroy()
+        await destination.destroy()
 
 
 async def _stamp(monitor: RawMonitor, name: str) -> float:

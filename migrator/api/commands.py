@@ -32,6 +32,7 @@ from migrator.api.documents import (
 )
 from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TraceContext
+from migrator.core.hooks import RollPoint
 from migrator.errors import MigratorError
 
 #: Ids, hosts and sites.
@@ -168,6 +169,35 @@ class Evacuate(Command):
         return fields
 
 
+class Roll(Command):
+    """Empty hosts a few at a time, hand each over to hooks, wait until it is ready, and bring its guests home.
+
+    Stops at the first that is not well. It is shown and cancelled like an evacuation, with the kind ``roll``.
+    """
+
+    verb: ClassVar[str] = "roll"
+    #: In this order.
+    hosts: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    #: Hosts that are away from use at a time.
+    max_unavailable: Annotated[int, Field(ge=1, le=1000)] = 1
+    policy: Name | None = None
+    accept: Annotated[list[Name], Field(max_length=64)] = []
+    #: Names of ``[[hooks]]`` of the configuration that are run, by point; default: all that there are of a point.
+    hooks: dict[
+        RollPoint, Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=64)]
+    ] = {}
+    #: The hooks ``after-drain`` reboot the host: it is ready once it has booted anew.
+    reboots: bool = False
+    #: A host that is not ready after so long is not well.
+    ready_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 1800.0
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.hosts)) < len(self.hosts):
+            raise PydanticCustomError("twice", "names a host twice")
+        return self
+
+
 class Restore(Command):
     """Bring the guests of the last evacuation home and make the host active."""
 
@@ -258,6 +288,7 @@ COMMANDS: Mapping[str, type[Command]] = {
         Load,
         Saved,
         Evacuate,
+        Roll,
         Restore,
         Activate,
         Cordon,

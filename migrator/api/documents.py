@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from migrator.core.drain.roll import RollStage
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.drain.window import WindowFit
 from migrator.core.inventory import HostState
@@ -263,12 +264,28 @@ class EvacuationGuest(Document):
     doubt: str = ""
 
 
+class RolledHost(Document):
+    """One host of a rolling evacuation."""
+
+    host: str
+    stage: RollStage
+    #: What it waits for, or why it is not well, in one sentence.
+    reason: str = ""
+    #: When it came to that stage.
+    since: datetime | None = None
+    #: The ids of its evacuation and of its restore, once they are begun.
+    evacuation: str | None = None
+    restore: str | None = None
+
+
 class EvacuationDocument(Document):
-    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together."""
+    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together; or a
+    rolling evacuation, which empties hosts one after the other, hands them over, and fills them again.
+    """
 
     id: str
-    kind: Literal["evacuate", "restore", "group"] = "evacuate"
-    #: With ``group`` empty.
+    kind: Literal["evacuate", "restore", "group", "roll"] = "evacuate"
+    #: With ``group`` and ``roll`` empty.
     host: str
     #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
     group: str = ""
@@ -305,6 +322,9 @@ class EvacuationDocument(Document):
     forecast_end_p90_at: datetime | None = None
     guests: list[EvacuationGuest] = Field(default_factory=list)
     guests_left: int = 0
+    #: With ``roll``: its hosts, in their order, and how many of them may be away from use at a time.
+    hosts: list[RolledHost] = Field(default_factory=list)
+    max_unavailable: int | None = None
     error: str | None = None
 
 

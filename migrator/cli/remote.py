@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from migrator import wall_clock
+from migrator import units, wall_clock
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
@@ -194,6 +194,38 @@ def evacuate(
             body[name] = moment.isoformat()
     begun = client.post(f"hosts/{segment(host)}/evacuate", body)
     return _emptying(client, begun, wait=wait, json_output=json_output)
+
+
+def roll(
+    client: ServiceClient,
+    hosts: list[str],
+    max_unavailable: int,
+    hooks: list[str],
+    policy: str | None,
+    accept: list[str],
+    *,
+    reboots: bool,
+    ready_timeout: str,
+    wait: bool,
+    json_output: bool,
+) -> int:
+    """Roll through hosts."""
+    named: dict[str, list[str]] = {}
+    for each in hooks:
+        point, equals, name = each.partition("=")
+        if not equals or point not in ("after-drain", "ready") or not name:
+            raise UsageError(f"--hook: {each!r} is neither after-drain=NAME nor ready=NAME")
+        named.setdefault(point, []).append(name)
+    body: Document = {
+        "hosts": hosts,
+        "max_unavailable": max_unavailable,
+        "policy": policy,
+        "accept": accept,
+        "hooks": named,
+        "reboots": reboots,
+        "ready_timeout_seconds": units.seconds(ready_timeout),
+    }
+    return _emptying(client, client.post("rolls", body), wait=wait, json_output=json_output)
 
 
 def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, json_output: bool) -> int:

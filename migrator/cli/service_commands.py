@@ -346,6 +346,59 @@ def evacuate(
     )
 
 
+@app.command(short_help="Empty hosts one after the other, have each patched, and fill it again.")
+def roll(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", autocompletion=completion.hosts)],
+    max_unavailable: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="So many hosts are away from use at a time.")
+    ] = 1,
+    hook: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POINT=NAME",
+            help="A hook of the service's configuration, at after-drain or ready; again for several. Default: all that "
+            "are configured for the point.",
+        ),
+    ] = None,
+    reboots: Annotated[
+        bool,
+        typer.Option("--reboots", help="The hooks reboot the host: it is ready once it has booted anew."),
+    ] = False,
+    ready_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="A host that is not ready after so long stops the roll.")
+    ] = "30m",
+    policy: _Policy = None,
+    accept: _Accept = None,
+    wait: _Wait = False,
+    server: _Server = None,
+    json: Json = False,
+) -> None:
+    """Empty hosts a few at a time, in this order; hand each over to the hooks after-drain (patch, reboot); wait until
+    it is up and the hooks ready agree; bring its guests home; and go on.
+
+    Stops at the first host that is not well; goes on by itself after a restart of the service. Hooks: docs/hooks.md.
+    Exit codes with --wait: 0 all are done; 1 one is not well, or the roll was cancelled.
+    """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    remote.run(
+        lambda client: remote.roll(
+            client,
+            hosts,
+            max_unavailable,
+            hook or [],
+            policy,
+            _codes(accept),
+            reboots=reboots,
+            ready_timeout=ready_timeout,
+            wait=wait,
+            json_output=json,
+        ),
+        server,
+        json_output=json,
+    )
+
+
 @app.command(short_help="Bring the guests of a host's last evacuation home.")
 def restore(
     host: _Host, policy: _Policy = None, wait: _Wait = False, server: _Server = None, json: Json = False

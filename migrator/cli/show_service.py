@@ -97,11 +97,15 @@ def evacuation_row(one: Document) -> Row:
     """Return the cells of :data:`EVACUATIONS`."""
     over = one["ended_at"] is not None
     note = "late" if one["late"] else "at risk" if one["at_risk"] and not over else one["error"] or ""
+    if one["kind"] == "roll" and not over:
+        note = "; ".join(
+            f"{each['host']} {each['stage']}" for each in one["hosts"] if each["stage"] not in _RESTING
+        )
     if one["state"] == "scheduled":
         note = "; ".join(each for each in (_window(one), one["window_forecast"]) if each)
     return (
         one["id"],
-        one["host"] or one["group"],
+        one["host"] or one["group"] or ", ".join(each["host"] for each in one.get("hosts", ())),
         one["kind"],
         one["state"],
         str(one["guests_left"]),
@@ -222,6 +226,8 @@ def in_time(found: Document, left: timedelta, *, what: str = "deadline") -> str:
     return f"the {what} would be kept, with {show_seconds(seconds - middle)} to spare"
 
 
+#: Stages of a host of a roll with which nothing is done now.
+_RESTING = ("waiting", "done", "left")
 #: States of a guest of an evacuation with which nothing is done now.
 _STAYING = ("held", "set-aside", "no-target")
 #: Warnings by which a guest is expected to stay.
@@ -388,6 +394,10 @@ def evacuation_lines(one: Document) -> list[str]:
         if any(guest.get("doubt") or guest["standing"] in _STAYING for guest in one["guests"]):
             span += ", without those that are not expected to leave"
         lines.append(f"    forecast to end {_clock(one['forecast_end_at'])}{span}")
+    for host in one.get("hosts", ()):
+        by = " ".join(each for each in (host["evacuation"], host["restore"]) if each)
+        why = f": {host['reason']}" if host["reason"] else ""
+        lines.append(f"    {host['stage']:<11} {host['host']}{f' ({by})' if by else ''}{why}")
     for guest in one["guests"]:
         target = f" to {guest['target']}" if guest["target"] else ""
         by = f" ({guest['migration']})" if guest["migration"] else ""
@@ -412,6 +422,8 @@ def _whose(one: Document) -> str:
     match one["kind"]:
         case "group":
             return f"move of group {one['group']}" + (f" to {one['target']}" if one["target"] else "")
+        case "roll":
+            return f"roll through {len(one['hosts'])} hosts, {one['max_unavailable']} at a time"
         case "evacuate":
             return f"evacuation of {one['host']}"
     return f"restore of {one['host']}"

@@ -89,7 +89,7 @@ def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> in
         one = _patiently(lambda: client.get(path))
     except KeyboardInterrupt:
         view.stop()
-        kinds = {"evacuate": "evacuation", "group": "move"}
+        kinds = {"evacuate": "evacuation", "group": "move", "roll": "roll"}
         return _detached(kinds.get(one["kind"], "restore"), seen)
     finally:
         view.stop()
@@ -222,6 +222,9 @@ class _View:
         """A new state of the whole."""
         if self._quiet or (one["ended_at"] is not None and not self._terminal):
             return  # the report that follows says it
+        if one["kind"] == "roll":
+            self._roll(one)
+            return
         total = len(one["guests"])
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
@@ -242,6 +245,19 @@ class _View:
             )
         bars.update(self._tasks[one["id"]], completed=done, state=one["state"], figures=text)
         bars.refresh()
+
+    def _roll(self, one: Document) -> None:
+        """Say of each host of a roll what it has come to, once."""
+        for host in one["hosts"]:
+            shown = f"{host['stage']} {host['reason']}"
+            key = f"{one['id']} {host['host']}"
+            if self._shown.get(key, ("", 0.0))[0] != shown:
+                self._shown[key] = (shown, time.monotonic())
+                self._say(
+                    clean(
+                        f"{host['host']}: {host['stage']}" + (f": {host['reason']}" if host["reason"] else "")
+                    )
+                )
 
     def stop(self) -> None:
         """No more bars; again and again if one likes."""

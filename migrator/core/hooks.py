@@ -29,12 +29,23 @@ class HookPoint(StrEnum):
     FAILED = "failed"
 
 
+class RollPoint(StrEnum):
+    """Point of a rolling evacuation at which hooks are run for a host."""
+
+    #: It is empty, and in maintenance: it is patched, rebooted. Failing stops the roll.
+    AFTER_DRAIN = "after-drain"
+    #: Whether guests may come home to it; asked again until it agrees.
+    READY = "ready"
+
+
 class HookPlace(StrEnum):
     """Machine that a hook's command runs on."""
 
     CONTROLLER = "controller"
     SOURCE = "source"
     DESTINATION = "destination"
+    #: The host of a roll.
+    HOST = "host"
 
 
 #: Hooks at these points may keep the guest from moving; nothing is changed then.
@@ -46,7 +57,7 @@ class Hook:
     """One hook that is due for a guest."""
 
     name: str
-    point: HookPoint
+    point: HookPoint | RollPoint
     #: The program and its arguments; no shell reads them.
     command: Sequence[str]
     place: HookPlace
@@ -66,6 +77,10 @@ class HookResult:
     def agrees(self) -> bool:
         """Return whether it ended well."""
         return self.status == 0
+
+
+#: Of a point at which there is none.
+FINE = HookResult(status=0)
 
 
 def shown_output(stdout: str, stderr: str) -> str:

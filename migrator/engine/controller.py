@@ -14,6 +14,7 @@ from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.lookups import Lookups
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.rolls import RollCommands
 from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.dirty_rates import DirtyRates
@@ -37,6 +38,7 @@ from migrator.engine.reconciler import Reconciler
 from migrator.engine.recovery import Recovery
 from migrator.engine.registry import Registry
 from migrator.engine.reservations import Reservations
+from migrator.engine.rolls import Rolls
 from migrator.engine.rules import Rules
 from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
@@ -205,7 +207,16 @@ class Engine:
             journal_writer=journal_writer,
             changed=self._wake,
         )
-        self.handlers = self._command_handlers(snapshots, preview)
+        self.rolls = Rolls(
+            registry=self.registry,
+            inventory=inventory,
+            evacuations=self.evacuations,
+            announcer=self.announcer,
+            journal_writer=journal_writer,
+            bus=bus,
+            hooks=services.roll_hooks,
+        )
+        self.handlers = self.rolls.commands = self._command_handlers(snapshots, preview)
         self._sweeper = Sweeper(inventory.site, hosts=inventory.hosts, under_way=self.registry.is_under_way)
         self._recovery = Recovery(
             registry=self.registry,
@@ -275,7 +286,7 @@ class Engine:
             preview=preview,
             journal=journal,
             changed=self._wake,
-            windows_changed=self.windows.wake,
+            waiting_changed=self._wake_waiting,
         )
         saving = SavingCommands(
             lookups=lookups,
@@ -291,8 +302,16 @@ class Engine:
             journal_writer=self.journal_writer,
             saved=self.services.saved,
         )
+        rolls = RollCommands(
+            lookups=lookups,
+            registry=self.registry,
+            reservations=self.reservations,
+            evacuations=self.evacuations,
+            rolls=self.rolls,
+        )
         return CommandHandlers(
             migrations=migrations,
+            rolls=rolls,
             saving=saving,
             saved_list=saved_list,
             evacuations=evacuations,
@@ -317,6 +336,10 @@ class Engine:
 
     def _wake(self) -> None:
         self.reconciler.wake()
+
+    def _wake_waiting(self) -> None:
+        self.windows.wake()
+        self.rolls.wake()
 
     def _is_up(self, name: str) -> bool:
         host = self.inventory.host(name)
@@ -357,6 +380,7 @@ class Engine:
                 "inventory": self.inventory.run,
                 "reconciler": self.reconciler.run,
                 "windows": self.windows.run,
+                "rolls": self.rolls.run,
                 "leftovers": self.leftovers.run,
                 "image removals": self.image_removals.run,
                 "sweeper": self._sweeper.run,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from migrator.api.documents import EvacuationDocument, EvacuationGuest
+from migrator.api.documents import EvacuationDocument, EvacuationGuest, RolledHost
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation, GuestForecast
+from migrator.core.drain.roll import RollHost, RollProgress, RollStage
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.drain.window import Window, WindowFit, WindowForecast
+from migrator.core.drain.window import MaintenanceWindow, WindowFit, WindowForecast
 from migrator.core.inventory import Guest
 
 #: What was made of one guest: of which entry and which forecast, as it is shown, and as the journal keeps it.
@@ -37,6 +39,7 @@ class EvacuationDocuments:
                 "accept": list(run.accept),
                 "closing": run.closing,
                 "entries": {each[2].guest: each[3] for each in made},
+                **({"roll": asdict(run.roll)} if run.roll is not None else {}),
             }
         }
 
@@ -98,8 +101,30 @@ def _document(run: Evacuation, guests: list[EvacuationGuest]) -> EvacuationDocum
         forecast_end_p90_at=high,
         guests=guests,
         guests_left=run.left_count,
+        hosts=_rolled(run.roll),
+        max_unavailable=run.roll.max_unavailable if run.roll is not None else None,
         error=run.error,
     )
+
+
+def _rolled(roll: RollProgress | None) -> list[RolledHost]:
+    return [
+        RolledHost(
+            host=each.host,
+            stage=each.stage,
+            reason=each.reason,
+            since=datetime.fromtimestamp(each.since, UTC) if each.since else None,
+            evacuation=each.evacuation or None,
+            restore=each.restore or None,
+        )
+        for each in (roll.hosts if roll is not None else ())
+    ]
+
+
+def _roll(fields: Mapping[str, Any]) -> RollProgress:
+    hosts = tuple(RollHost(**{**each, "stage": RollStage(each["stage"])}) for each in fields["hosts"])
+    hooks = {point: tuple(names) for point, names in fields["hooks"].items()}
+    return RollProgress(**{**fields, "hosts": hosts, "hooks": hooks})
 
 
 def _guest(key: str, entry: Entry, forecast: GuestForecast | None) -> EvacuationGuest:
@@ -159,13 +184,14 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
         accept=tuple(private["accept"]),
         deadline=document.deadline,
         on_deadline=document.on_deadline,
-        window=Window(
+        window=MaintenanceWindow(
             starts_at=document.starts_at, ends_at=document.window_ends_at, note=document.window_note
         ),
         window_forecast=WindowForecast(
             fit=document.window_fit or WindowFit.UNKNOWN, text=document.window_forecast
         ),
         begins_soon=document.begins_soon,
+        roll=_roll(private["roll"]) if "roll" in private else None,
         requested_by=document.requested_by,
         key=private["command"],
         traceparent=document.traceparent,

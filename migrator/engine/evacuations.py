@@ -86,6 +86,12 @@ class Evacuations:
         self._registry.change(identifier, lambda run: replace(run, not_before=0.0))
         self._changed()
 
+    def begin_roll(self, run: Evacuation) -> None:
+        """Take in a roll that is in the journal."""
+        self._registry.evacuations[run.id] = run
+        self._announcer.evacuation(run.id)
+        self._changed()
+
     def schedule(self, run: Evacuation) -> None:
         """Take in one that is in the journal and waits for its window."""
         self._registry.evacuations[run.id] = run
@@ -96,7 +102,7 @@ class Evacuations:
     def end(self, identifier: str, state: EvacuationState, error: str = "") -> None:
         """Nothing more happens in it; its host is put into maintenance when it is empty.
 
-        :param error: why one that was never begun is not.
+        :param error: in place of that of its guests.
         """
         run = self._registry.evacuations.get(identifier)
         if run is None or run.ended:
@@ -107,7 +113,12 @@ class Evacuations:
             self._announcer.evacuation(identifier, at_once=True)
             self._announcer.host(run.host)
             return
-        self._registry.change(identifier, lambda run: run.ended_as(state, datetime.now(UTC)))
+
+        def close(run: Evacuation) -> Evacuation:
+            after = run.ended_as(state, datetime.now(UTC))
+            return replace(after, error=error) if error else after
+
+        self._registry.change(identifier, close)
         match state:
             case EvacuationState.COMPLETED if run.kind == "evacuate":
                 self.set_host(run.host, HostState.MAINTENANCE)

@@ -58,7 +58,7 @@ class EngineQueries(JournalQueries):
         return [job.document() for job in self._registry.live() if not job.ended]
 
     def active_evacuations(self) -> list[EvacuationDocument]:
-        return [evacuation_document(run) for run in (*self._registry.running(), *self._registry.scheduled())]
+        return [evacuation_document(run) for run in self._registry.shown()]
 
     def hosts(self) -> list[HostDocument]:
         hosts = sorted(self._inventory.hosts(), key=lambda h: h.name)

@@ -91,7 +91,7 @@ class Recovery:
                     session
                 )  # it was journalled, and then there was no time to tell anybody
             self._go_on(session)
-        for run in [*self.registry.running(), *self.registry.scheduled()]:
+        for run in self.registry.shown():
             if not self.bus.sequence(Subject.EVACUATION, run.id):
                 self.announcer.evacuation(run.id)
             if run.closing is not None:

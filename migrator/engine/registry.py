@@ -147,7 +147,19 @@ class Registry:
 
     def running(self) -> Iterator[Evacuation]:
         """Evacuations that have begun and have not ended."""
-        return (run for run in self.evacuations.values() if not run.ended and not run.scheduled)
+        return (
+            run
+            for run in self.evacuations.values()
+            if not run.ended and not run.scheduled and run.roll is None
+        )
+
+    def rolls(self) -> list[Evacuation]:
+        """Return the rolling evacuations that have not ended."""
+        return [run for run in self.evacuations.values() if run.roll is not None and not run.ended]
+
+    def shown(self) -> list[Evacuation]:
+        """Return everything that has not ended: what is under way, rolls, and what is scheduled."""
+        return [*self.running(), *self.rolls(), *self.scheduled()]
 
     def scheduled(self) -> list[Evacuation]:
         """Return the evacuations that wait for their windows, the first to begin first."""

@@ -199,6 +199,15 @@ async def uncordon(request: Request, host: query_routes.Identifier, caller: Know
     return await _ask(request, caller, "uncordon", {"host": host})
 
 
+@_command("/rolls", "roll", answer=EvacuationDocument, tag="evacuations")
+async def roll(request: Request, caller: KnownCaller) -> Response:
+    """Empty hosts a few at a time, hand each over to hooks, and fill it again once it is ready.
+
+    The answer is a document as of an evacuation, of the kind `roll`, with its `hosts`, and below `/evacuations`.
+    """
+    return await _ask(request, caller, "roll", {})
+
+
 @_command("/plans", "plan", answer=PlanDocument, tag="hosts", status_code=200)
 async def plan(request: Request, caller: KnownCaller) -> Response:
     """Return what an evacuation would do; changes nothing."""

@@ -193,7 +193,9 @@ class Counters:
                 self._migration(migration, counts=False)
             case DecisionTaken():
                 self._decision(event)
-            case EvacuationStateChanged(evacuation=evacuation) if evacuation.ended_at is not None:
+            case EvacuationStateChanged(evacuation=evacuation) if (
+                evacuation.ended_at is not None and evacuation.kind != "roll"
+            ):
                 result = str(evacuation.state)
                 if result in label_values.EVACUATION_RESULTS and self._first_time(evacuation.id):
                     self._evacuations.labels(result).inc()

@@ -137,6 +137,8 @@ class Gauges:
 
     def _evacuations(self, families: Mapping[str, _Family]) -> None:
         for evacuation in self._snapshot.evacuations:
+            if evacuation.kind == "roll":
+                continue  # what it begins is there
             both = (evacuation.id, evacuation.host)
             if evacuation.state is EvacuationState.SCHEDULED:
                 families["window_start_timestamp_seconds"].set(both, _epoch(evacuation.starts_at))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Hook,
         HookPoint,
         HookResult,
+        RollPoint,
     )  # what `migrator direct` does not need, nor loads
     from migrator.core.inventory import Guest
 
@@ -29,3 +30,13 @@ class Hooks(Protocol):
 
         :param host: the machine that :attr:`Hook.place` means; without a meaning for the controller.
         """
+
+
+class RollHooks(Protocol):
+    """The hooks that are run for whole hosts."""
+
+    def for_roll(self, point: RollPoint) -> Sequence[Hook]:
+        """Return the hooks of one point of a rolling evacuation, in the order of the configuration."""
+
+    async def run(self, hook: Hook, host: str, document: Mapping[str, Any]) -> HookResult:
+        """Run one for a host; see :meth:`Hooks.run`. It waits for no other."""

@@ -192,6 +192,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             rules=settings.rules,
         )
         look_pace = LookPace()
+        hooks = SiteHooks.following(live, site.connections)
         means = SessionServices(
             site=site,
             records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
@@ -202,7 +203,8 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             recovery_seconds=lambda: live.settings.limits.stream_recovery,
             source_image_grace_seconds=lambda: live.settings.limits.source_image_grace,
             look_stretch=look_pace,
-            hooks=SiteHooks.following(live, site.connections),
+            hooks=hooks,
+            roll_hooks=hooks,
             saved=site.saved,
         )
         worker = Worker()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from migrator.core.hooks import Hook, HookPlace, HookPoint, HookResult, shown_output
+from migrator.core.hooks import Hook, HookPlace, HookPoint, HookResult, RollPoint, shown_output
 from migrator.core.inventory import Guest
 from migrator.errors import HostError
 from migrator.hosts.local import LocalAccess
@@ -24,7 +24,7 @@ _WAITS = 3
 
 
 class SiteHooks:
-    """Implements :class:`migrator.ports.Hooks`.
+    """Implements :class:`migrator.ports.Hooks`, and :class:`migrator.ports.hooks.RollHooks`.
 
     :param connections: the hosts.
     :param hooks: as they are configured.
@@ -54,9 +54,15 @@ class SiteHooks:
         """See :meth:`migrator.ports.Hooks.due`."""
         return [each.as_hook() for each in self._hooks if each.point is point and each.wants(guest)]
 
+    def for_roll(self, point: RollPoint) -> Sequence[Hook]:
+        """See :meth:`migrator.ports.hooks.RollHooks.for_roll`."""
+        return [each.as_hook() for each in self._hooks if each.point is point]
+
     async def run(self, hook: Hook, host: str, document: Mapping[str, Any]) -> HookResult:
         """See :meth:`migrator.ports.Hooks.run`."""
         on_controller = hook.place is HookPlace.CONTROLLER
+        if isinstance(hook.point, RollPoint):  # it may take hours: guests' hooks do not wait for it
+            return await self._run(hook, host, document)
         turns = self._turns["" if on_controller else host]
         try:
             async with asyncio.timeout(_WAITS * hook.timeout_seconds):
@@ -64,13 +70,18 @@ class SiteHooks:
         except TimeoutError:
             return HookResult(status=None, output="other hooks took too long on that machine")
         try:
+            return await self._run(hook, host, document)
+        finally:
+            turns.release()
+
+    async def _run(self, hook: Hook, host: str, document: Mapping[str, Any]) -> HookResult:
+        on_controller = hook.place is HookPlace.CONTROLLER
+        try:
             access = self._controller if on_controller else self._connections.access(host)
             stdin = json.dumps(document).encode()
             done = await access.run(hook.command, timeout=hook.timeout_seconds, stdin=stdin)
         except HostError as error:
             return HookResult(status=None, output=clean(str(error).replace("\n", " ")))
-        finally:
-            turns.release()
         if done.status == 127:
             return HookResult(
                 status=None, output=shown_output("", done.complaint) or "there is no such program"

@@ -104,6 +104,7 @@ class SimulatedService:
     :ivar anti_affinity: the word that every guest names.
     :ivar group: the group of every guest.
     :ivar hooks: commands that are run while guests move.
+    :ivar roll_hooks: commands that are run for hosts that are rolled through.
     :ivar rules: what the engine goes by; for the next that is started.
     :ivar numbered_by_journal: the journal numbers events, as one on a server that several controllers share.
     :ivar whole: whether journal and records belong together.
@@ -126,6 +127,8 @@ class SimulatedService:
         self.anti_affinity = self.group = ""
         self.rules = Rules(policy=builtin)
         self.hooks: Hooks | None = None
+        #: Looked into by tests.
+        self.roll_hooks: Any = None
         self.numbered_by_journal = False
         self.whole = True
 
@@ -161,6 +164,7 @@ class SimulatedService:
                 accept=self.accept,
                 samples=self.samples,
                 hooks=self.hooks,
+                roll_hooks=self.roll_hooks,
             ),
             journal_writer=journal_writer,
             bus=EventBus(

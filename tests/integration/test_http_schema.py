@@ -127,6 +127,7 @@ def test_the_description_is_whole():
         "/api/v1/hosts/{host}/uncordon",
         "/api/v1/guests",
         "/api/v1/guests/{guest}",
+        "/api/v1/rolls",
         "/api/v1/plans",
         "/api/v1/checks",
         "/api/v1/saves",
@@ -151,7 +152,7 @@ def test_the_description_is_whole():
 
 def test_every_command_has_a_way_in_by_http():
     ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
-    ways |= {"save", "load", "cordon", "uncordon"}
+    ways |= {"save", "load", "cordon", "uncordon", "roll"}
     assert ways == set(COMMANDS)
 
 

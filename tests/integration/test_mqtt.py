@@ -161,7 +161,7 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
         "resolve",
         "resolve",
         {"id": "x", "migration": "m", "guest_at": "source"},
-        "no command 'resolve' here",
+        "may not resolve by MQTT: [mqtt] resolvers has who may",
         "x",
     ),
     (

@@ -30,7 +30,7 @@ class ScriptedHooks:
     def __init__(self, *points: HookPoint, answer: Callable[[str], HookResult] = lambda point: FINE) -> None:
         self.points, self.answer = points or tuple(HookPoint), answer
         self.told: list[Mapping[str, Any]] = []
-        self.takes_seconds: dict[HookPoint, float] = {}
+        self.takes_seconds: dict[str, float] = {}
 
     def due(self, point: HookPoint, guest: Guest) -> Sequence[Hook]:
         if point not in self.points:

@@ -11,7 +11,7 @@ import pytest
 
 from migrator.api.commands import Cancel, Evacuate, Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.drain.window import Due, Window, WindowFit, due, judge, understand
+from migrator.core.drain.window import Due, MaintenanceWindow, WindowFit, due, judge, understand
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.errors import UsageError
@@ -93,9 +93,9 @@ def test_local_time_without_a_zone_is_refused() -> None:
 NOW = datetime(2026, 11, 30, 2, 30, tzinfo=UTC)
 
 
-def window(starts_in: float, seconds: float) -> Window:
+def window(starts_in: float, seconds: float) -> MaintenanceWindow:
     starts = NOW + timedelta(seconds=starts_in)
-    return Window(starts_at=starts, ends_at=starts + timedelta(seconds=seconds))
+    return MaintenanceWindow(starts_at=starts, ends_at=starts + timedelta(seconds=seconds))
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def window(starts_in: float, seconds: float) -> Window:
         (window(0, 60), True, Due.BEGIN),
         (window(-59, 60), False, Due.BEGIN),
         (window(-60, 60), False, Due.MISSED),
-        (Window(starts_at=NOW - timedelta(days=1)), False, Due.BEGIN),
+        (MaintenanceWindow(starts_at=NOW - timedelta(days=1)), False, Due.BEGIN),
     ],
 )
-def test_what_is_due(one: Window, noticed: bool, what: Due) -> None:
+def test_what_is_due(one: MaintenanceWindow, noticed: bool, what: Due) -> None:
     assert due(one, NOW, noticed=noticed) is what
 
 
@@ -242,7 +242,7 @@ class TestScheduled:
             copying = {each.guest.key for each in running.sessions() if each.state is State.PRECOPY}
             now = datetime.now(UTC)
             running.engine.registry.change(
-                asked.id, lambda run: replace(run, deadline=now, window=Window(ends_at=now))
+                asked.id, lambda run: replace(run, deadline=now, window=MaintenanceWindow(ends_at=now))
             )
             end = await running.end_of(asked)
             assert (end.state, end.late) == (EvacuationState.STOPPED, True)

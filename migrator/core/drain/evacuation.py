@@ -14,8 +14,9 @@ from typing import Literal
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import FAILED_THERE, Entry
 from migrator.core.drain.limits import LOST_SECONDS, NO_TARGET_SECONDS, SiteLimits
+from migrator.core.drain.roll import RollProgress
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.drain.window import Window, WindowForecast
+from migrator.core.drain.window import MaintenanceWindow, WindowForecast
 from migrator.core.inventory import Guest
 from migrator.core.model import State
 
@@ -57,12 +58,12 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Evacuation:
-    """Empties a host, or brings its guests home, or moves the guests of a group together."""
+    """Empties a host, or brings its guests home, or moves the guests of a group together; or hosts one by one."""
 
     id: str
-    #: With ``group`` empty.
+    #: With ``group`` and ``roll`` empty.
     host: str
-    kind: Literal["evacuate", "restore", "group"] = "evacuate"
+    kind: Literal["evacuate", "restore", "group", "roll"] = "evacuate"
     #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
     group: str = ""
     target: str = ""
@@ -71,8 +72,10 @@ class Evacuation:
     deadline: datetime | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
     #: It begins when this does, and begins nothing after its end, which is its deadline too.
-    window: Window = field(default_factory=Window)
+    window: MaintenanceWindow = field(default_factory=MaintenanceWindow)
     window_forecast: WindowForecast = field(default_factory=WindowForecast)
+    #: With the kind ``roll``: its hosts. It has no guests; those of its hosts are of the evacuations that it begins.
+    roll: RollProgress | None = None
     #: Its window begins soon, and everyone was told so.
     begins_soon: bool = False
     requested_by: str = ""

@@ -39,7 +39,7 @@ class WindowFit(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class MaintenanceWindow:
     """When an evacuation may run."""
 
     #: ``None``: from now on.
@@ -49,7 +49,7 @@ class Window:
     #: What is remarkable about local times that were understood; mostly empty.
     note: str = ""
 
-    def overlaps(self, other: Window) -> bool:
+    def overlaps(self, other: MaintenanceWindow) -> bool:
         """Whether both may run at some moment; one without an end may at any later one."""
         return _before(self.starts_at, other.ends_at) and _before(other.starts_at, self.ends_at)
 
@@ -69,7 +69,7 @@ def _before(starts: datetime | None, ends: datetime | None) -> bool:
 
 def understand(
     at: str | None, until: str | None, *, now: datetime, zone: tzinfo | None, zone_name: str = ""
-) -> Window:
+) -> MaintenanceWindow:
     """Return the window that these words mean.
 
     :param at: RFC 3339 with an offset, ``+90m``, or with `zone` a local time: ``02:30``, the next one, or
@@ -91,7 +91,9 @@ def understand(
             if when is not None and "of two" in wall_clock.show(when, zone)
         ]
     said = "; ".join(each for each in notes if each)
-    return Window(starts_at=starts, ends_at=ends, note=f"{zone_name}: {said}" if said and zone_name else said)
+    return MaintenanceWindow(
+        starts_at=starts, ends_at=ends, note=f"{zone_name}: {said}" if said and zone_name else said
+    )
 
 
 def _moment(text: str, name: str, now: datetime, zone: tzinfo | None) -> datetime:
@@ -127,7 +129,7 @@ class Due(StrEnum):
     MISSED = "missed"
 
 
-def due(window: Window, now: datetime, *, noticed: bool) -> Due:
+def due(window: MaintenanceWindow, now: datetime, *, noticed: bool) -> Due:
     """Say what is to be done about one that has not begun."""
     starts, ends = window.starts_at or now, window.ends_at
     if ends is not None and now >= ends:
@@ -140,7 +142,7 @@ def due(window: Window, now: datetime, *, noticed: bool) -> Due:
 
 
 def judge(
-    window: Window,
+    window: MaintenanceWindow,
     *,
     guests: int,
     cannot_move: int,

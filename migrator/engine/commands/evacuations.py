@@ -16,7 +16,7 @@ from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry, entry_of
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.drain.window import Window, understand
+from migrator.core.drain.window import MaintenanceWindow, understand
 from migrator.core.inventory import Guest, HostState
 from migrator.engine.announcer import Announcer, host_document
 from migrator.engine.commands.lookups import Lookups
@@ -39,7 +39,7 @@ class EvacuationCommands:
     """Carries them out.
 
     :param changed: called when there is something new to plan.
-    :param windows_changed: called when there is something new that waits for its window.
+    :param waiting_changed: called when something of a window or a roll is different.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class EvacuationCommands:
         preview: Preview,
         journal: Journal,
         changed: Callable[[], None],
-        windows_changed: Callable[[], None],
+        waiting_changed: Callable[[], None],
     ) -> None:
         self._lookups, self._registry, self._inventory = lookups, registry, inventory
         self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
         self._announcer, self._snapshots, self._preview = announcer, snapshots, preview
-        self._journal, self._changed, self._windows_changed = journal, changed, windows_changed
+        self._journal, self._changed, self._waiting_changed = journal, changed, waiting_changed
 
     async def evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
         """Begin to empty a host, or have that begin when its window does."""
@@ -89,7 +89,7 @@ class EvacuationCommands:
             return begun
 
     async def _schedule(
-        self, command: Evacuate, window: Window, caller: Caller, key: str
+        self, command: Evacuate, window: MaintenanceWindow, caller: Caller, key: str
     ) -> EvacuationDocument:
         """Have it begin when its window does; whoever plans then begins it."""
         async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
@@ -111,7 +111,7 @@ class EvacuationCommands:
             await self._lookups.commit(
                 ("evacuation", lambda: journalled(run)), then=lambda: self._evacuations.schedule(run)
             )
-            self._windows_changed()
+            self._waiting_changed()
             return evacuation_document(self._registry.evacuations[run.id])
 
     async def _learn_disks(self, run: Evacuation) -> None:
@@ -197,6 +197,8 @@ class EvacuationCommands:
         for saved in await self._journal.page("evacuation", limit=_LOOKED_THROUGH, where={"host": host}):
             # What has just ended may not have reached the journal yet.
             run = self._registry.evacuations.get(saved["id"]) or from_journal(saved)
+            if run.scheduled:
+                continue
             if run.ended_at is None:
                 break
             if run.kind == "restore":
@@ -256,6 +258,7 @@ class EvacuationCommands:
                 self._announcer.journal_evacuation(identifier)
                 raise Refusal("not-found", f"{now.kind} {identifier} has just ended")
             self._changed()
+            self._waiting_changed()
             return evacuation_document(now)
 
     async def _cancel_scheduled(self, run: Evacuation) -> EvacuationDocument:
@@ -287,7 +290,7 @@ class EvacuationCommands:
             raise Refusal("unavailable", str(error)) from error
 
 
-def _window(command: Evacuate) -> Window:
+def _window(command: Evacuate) -> MaintenanceWindow:
     """Return the window that a command gives."""
     zone = None
     if command.time_zone is not None:
@@ -304,7 +307,7 @@ def _window(command: Evacuate) -> Window:
         raise Refusal("invalid", str(error)) from None
 
 
-def _evacuation(command: Evacuate, window: Window, caller: Caller, key: str) -> Evacuation:
+def _evacuation(command: Evacuate, window: MaintenanceWindow, caller: Caller, key: str) -> Evacuation:
     return Evacuation(
         id=new_id(),
         host=command.host,

@@ -18,6 +18,7 @@ from migrator.api.commands import (
     Refusal,
     Resolve,
     Restore,
+    Roll,
     Save,
     Saved,
     Uncordon,
@@ -25,6 +26,7 @@ from migrator.api.commands import (
 from migrator.api.documents import EvacuationDocument, MigrationDocument
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
+from migrator.engine.commands.rolls import RollCommands
 from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
 from migrator.engine.evacuation_documents import evacuation_document
@@ -46,6 +48,7 @@ class CommandHandlers:
         migrations: MigrationCommands,
         evacuations: EvacuationCommands,
         saving: SavingCommands,
+        rolls: RollCommands,
         saved_list: SavedList,
         registry: Registry,
         inventory: Inventory,
@@ -53,6 +56,7 @@ class CommandHandlers:
     ) -> None:
         self._migrations, self._evacuations, self._saving = migrations, evacuations, saving
         self._saved_list = saved_list
+        self._rolls = rolls
         self._registry, self._inventory, self._journal = registry, inventory, journal
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
@@ -78,6 +82,8 @@ class CommandHandlers:
 
     async def _change(self, command: Command, caller: Caller, key: str) -> Answer:
         match command:
+            case Roll():
+                return await self._rolls.roll(command, caller, key)
             case Evacuate() | Restore() | Activate() | Cordon() | Uncordon():
                 return await self._change_host(command, caller, key)
             case Migrate(group=str() as group):

@@ -29,6 +29,7 @@ from migrator.ports import (
 
 if TYPE_CHECKING:
     from migrator.engine.migration.quiet_wait import GuestHistory
+    from migrator.ports.hooks import RollHooks
 
 
 class MovedGuest(Protocol):
@@ -168,6 +169,8 @@ class SessionServices:
     deadline: Callable[[str], float | None] = lambda evacuation: None
     #: Commands of the site that are run while a guest moves; ``None``: there are none.
     hooks: Hooks | None = None
+    #: Commands of the site that are run for whole hosts, in a rolling evacuation.
+    roll_hooks: RollHooks | None = None
     #: Guests whose state is in files.
     saved: SavedGuests | None = None
     #: So many times as long as usual is waited for the next look at a migration that is far from its switch.
