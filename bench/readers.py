@@ -109,7 +109,7 @@ async def _measure(seconds: float) -> tuple[str, bool]:
 
 def _client(socket: Path) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=None)
-    transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=limits)
+    transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=limits, verify=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://migrator/api/v1/", timeout=30)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-_PROPERTY = "cpu_seconds"
+_USER, _SYSTEM = "user_seconds", "system_seconds"
 _ROWS = 60
 
 
+@pytest.hookimpl(tryfirst=True)  # what the tests' own configuration starts counts too
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the process that gets the reports of all
         config.pluginmanager.register(CpuTable(), "cpu-table")
@@ -36,11 +37,13 @@ class CpuMeter:
         self._root, self._group = root, root / f"migrator-tests-{os.getpid()}"
         self._group.mkdir()
         (self._group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
-        self._before = 0.0
+        self._before = (0.0, 0.0)
 
-    def _seconds(self) -> float:
-        line = (self._group / "cpu.stat").read_text(encoding="ascii").splitlines()[0]
-        return int(line.removeprefix("usage_usec ")) / 1e6
+    def _seconds(self) -> tuple[float, float]:
+        """Return what all processes of the group have used so far: of their own, and of the system's for them."""
+        lines = (self._group / "cpu.stat").read_text(encoding="ascii").splitlines()
+        used = {name: int(value) / 1e6 for name, value in map(str.split, lines)}
+        return used["user_usec"], used["system_usec"]
 
     def pytest_runtest_logstart(self) -> None:
         self._before = self._seconds()
@@ -51,7 +54,8 @@ class CpuMeter:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.when == "teardown":
-            report.user_properties.append((_PROPERTY, self._seconds() - self._before))
+            for name, now, before in zip((_USER, _SYSTEM), self._seconds(), self._before, strict=True):
+                report.user_properties.append((name, now - before))
         return report
 
     def pytest_unconfigure(self) -> None:
@@ -64,18 +68,19 @@ class CpuTable:
     """Adds up what all processes of the tests report."""
 
     def __init__(self) -> None:
-        self._files: defaultdict[str, float] = defaultdict(float)
-        self._tests: defaultdict[str, float] = defaultdict(float)
+        self._files: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._tests: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "teardown" else ():
-            if name == _PROPERTY and isinstance(value, float):
-                self._files[report.nodeid.partition("::")[0]] += value
-                self._tests[report.nodeid] += value
+            if name in (_USER, _SYSTEM) and isinstance(value, float):
+                self._files[report.nodeid.partition("::")[0]][name] += value  # type: ignore[assignment]
+                self._tests[report.nodeid][name] += value  # type: ignore[assignment]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.section("CPU seconds")
-        terminalreporter.write_line(f"{sum(self._files.values()):8.1f} all tests")
+        terminalreporter.section("CPU seconds, and how many of them the system's")
         for found in (self._files, self._tests):
-            for name, seconds in sorted(found.items(), key=lambda each: -each[1])[:_ROWS]:
-                terminalreporter.write_line(f"{seconds:8.1f} {name}")
+            for name, seconds in sorted(found.items(), key=lambda each: -each[1].total())[:_ROWS]:
+                terminalreporter.write_line(f"{seconds.total():8.1f} {seconds[_SYSTEM]:6.1f} {name}")
+            every = [seconds.total() for seconds in found.values()]
+            terminalreporter.write_line(f"{sum(every):8.1f} all {len(every)}")

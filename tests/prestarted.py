@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _LOADED = (
     "migrator.cli.remote_queries",
     *("migrator.cli.service_commands", "migrator.cli.operator_commands", "migrator.cli.watch"),
     *("migrator.service.serve", _ENTRANCE),
+    "httpcore2",  # which httpx2 loads with its first client
 )
 _PR_SET_PDEATHSIG, _PR_SET_MM, _PR_SET_MM_ARG_END, _PR_SET_CHILD_SUBREAPER = 1, 35, 9, 36
 #: Room for the arguments of a child where the system shows those of a process.
@@ -221,10 +223,13 @@ def _fork_for(channel: socket.socket) -> None:
         told, tell = os.pipe()
         between = os.fork()
         if not between:
+            middle = os.getpid()
             if os.fork():  # its parent from now on is whoever asked: nobody between them adopts
                 os._exit(0)
             channel.detach()
-            _be(json.loads(message), descriptors, tell)
+            request = json.loads(message)
+            _adopted(middle, request["parent"])
+            _be(request, descriptors, tell)
             return
         os.close(tell)
         os.waitpid(between, 0)
@@ -234,10 +239,16 @@ def _fork_for(channel: socket.socket) -> None:
             os.close(descriptor)
 
 
+def _adopted(middle: int, parent: int) -> None:
+    """Wait to be the child of whoever asked; end where that one has ended meanwhile."""
+    while (own := os.getppid()) == middle:
+        os.sched_yield()
+    if own != parent:
+        os._exit(0)
+
+
 def _be(request: dict[str, Any], descriptors: Sequence[int], tell: int) -> None:
     """Become what was asked for, say so, and run it."""
-    while os.getppid() != request["parent"]:
-        os.sched_yield()
     if request["mortal"]:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if request["session"]:
@@ -258,8 +269,23 @@ def _be(request: dict[str, Any], descriptors: Sequence[int], tell: int) -> None:
     os.close(tell)
     if "serve" in words[1:]:
         _fork_own_source()
+    try:
+        _run(words)
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as end:
+        status = _status(end)
+    except BaseException:  # noqa: BLE001 - as Python does it
+        traceback.print_exc()
+        status = 1
+    else:
+        status = 0
+    _end(status)
+
+
+def _run(words: Sequence[str]) -> None:
     if words[0] == _COMMAND:
-        sys.argv = words
+        sys.argv = list(words)
         importlib.import_module("migrator.cli").main()
     elif words[1] == "-m":
         sys.argv = [str(sys.modules[words[2]].__file__), *words[3:]]
@@ -268,8 +294,27 @@ def _be(request: dict[str, Any], descriptors: Sequence[int], tell: int) -> None:
         else:
             importlib.import_module("migrator.cli").main()
     else:
-        sys.argv = words[1:]
+        sys.argv = list(words[1:])
         runpy.run_path(words[1], run_name="__main__")
+
+
+def _status(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return (end.code or 0) & 0xFF
+    print(end.code, file=sys.stderr)  # noqa: T201 - as Python does it
+    return 1
+
+
+def _end(status: int) -> None:
+    """End as Python does, but leave the objects to the system: they are shared, and to take them apart copies them."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream, failed in ((sys.stdout, 120), (sys.stderr, status)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = failed
+    os._exit(status)
 
 
 def _show(words: Sequence[str]) -> None:

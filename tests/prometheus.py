@@ -88,6 +88,11 @@ class Prometheus:
         results = [{**each, "number": float(each["value"][1])} for each in data["result"]]
         return [each for each in results if math.isfinite(each["number"])]
 
+    async def had_data(self, expr: str, *, since: float) -> bool:
+        """Tell whether a query has had a number at any time from `since`, in seconds of the epoch, until now."""
+        data = await self.get("query_range", query=expr, start=since, end=time.time(), step=INTERVAL_SECONDS)
+        return any(math.isfinite(float(value)) for each in data["result"] for _, value in each["values"])
+
     async def firing(self) -> dict[str, list[dict[str, Any]]]:
         """Alerts that fire, by name."""
         found: dict[str, list[dict[str, Any]]] = {}
@@ -146,7 +151,9 @@ async def running(target: Scraped, folder: Path) -> AsyncIterator[Prometheus]:
             stderr=words,
         )
     try:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10.0) as client:
+        async with httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=10.0, verify=False
+        ) as client:
 
             async def ready() -> bool:
                 assert process.returncode is None, log.read_text(encoding="utf-8")
@@ -181,7 +188,7 @@ def serving(data: Path, folder: Path) -> Iterator[Callable[..., Any]]:
             stderr=words,
         )
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60.0, verify=False) as client:
             deadline = time.monotonic() + 20
             while True:
                 assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")

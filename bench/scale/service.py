@@ -187,7 +187,7 @@ async def serving(
             log = stack.enter_context((own / "log").open("wb"))
             processes.append(_process(stack, "bench.scale.service", str(config), stdout=log, stderr=log))
 
-        transport = httpx2.AsyncHTTPTransport(uds=str(directory / "c0" / "api.sock"))
+        transport = httpx2.AsyncHTTPTransport(uds=str(directory / "c0" / "api.sock"), verify=False)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://migrator/api/v1/", timeout=600
         ) as http:
@@ -248,7 +248,7 @@ async def _until_answers(path: Path, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError((path.parent / "log").read_text(encoding="utf-8")[-3000:])
         with contextlib.suppress(httpx2.TransportError):
-            transport = httpx2.AsyncHTTPTransport(uds=str(path))
+            transport = httpx2.AsyncHTTPTransport(uds=str(path), verify=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://migrator/") as http:
                 if (await http.get("readyz")).status_code == 200:
                     return

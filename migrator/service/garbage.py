@@ -41,14 +41,15 @@ class GarbageCollection:
         before = gc.get_threshold()
         gc.set_threshold(_YOUNG, _ONCE, _NEVER)
         try:
-            self._collect_all()
+            self._leave_out()
             while True:
                 await asyncio.sleep(_EVERY_SECONDS)
                 gc.collect()
                 gc.freeze()
                 # Not gc.get_freeze_count(): it goes through all objects, which is what is to be avoided here.
                 if self._all_due(sys.getallocatedblocks(), time.monotonic()):
-                    self._collect_all()
+                    gc.unfreeze()
+                    self._leave_out()
         finally:
             gc.set_threshold(*before)
             gc.unfreeze()
@@ -61,9 +62,9 @@ class GarbageCollection:
             return False
         return more > _FAR_MORE_RATIO * self._after_last or not any(each() for each in self.switching)
 
-    def _collect_all(self) -> None:
+    def _leave_out(self) -> None:
+        """Look at all objects that are not left out yet, and leave out what stays."""
         began = time.monotonic()
-        gc.unfreeze()
         gc.collect()
         gc.freeze()
         self._after_last, self._last_at = sys.getallocatedblocks(), time.monotonic()

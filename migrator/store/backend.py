@@ -9,8 +9,9 @@ import sqlite3
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -103,3 +104,26 @@ def cause(error: BaseException) -> BaseException:
     """Return the error that SQLAlchemy has wrapped."""
     wrapped = getattr(error, "orig", None) or error.__cause__ if isinstance(error, SQLAlchemyError) else None
     return wrapped or error
+
+
+def close_what_is_lent(engine: AsyncEngine) -> None:
+    """Have a connection that is in use while the engine is disposed of closed when it is given back.
+
+    Without this it goes back to a pool that nobody has any more, and stays open until it is collected as garbage.
+    """
+    generation = 0
+    key = "generation"
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connects(dialect: Any, record: Any, arguments: Any, options: Any) -> None:  # noqa: ARG001 - SQLAlchemy calls it so
+        record.info[key] = generation
+
+    @event.listens_for(engine.sync_engine, "engine_disposed")
+    def disposed(disposed_of: Any) -> None:  # noqa: ARG001 - SQLAlchemy calls it so
+        nonlocal generation
+        generation += 1
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def given_back(connection: Any, record: Any) -> None:
+        if connection is not None and record.info.get(key) != generation:
+            record.invalidate()

@@ -26,7 +26,7 @@ from sqlalchemy.pool import NullPool
 from migrator.errors import JournalError, UpgradeWaits, UsageError
 from migrator.ports.controllers import controller_lease
 from migrator.store import schema
-from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause
+from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause, close_what_is_lent
 from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
@@ -268,6 +268,7 @@ class PostgresServer:
             # Nothing is said to the server first: one that is frozen would be waited for without end.
             connection.driver_connection.terminate()
 
+        close_what_is_lent(engine)
         return engine
 
     def _application(self, role: str) -> str:

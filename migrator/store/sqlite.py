@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from migrator.errors import JournalError
 from migrator.store import schema
-from migrator.store.backend import UNSURE, Remedy, cause
+from migrator.store.backend import UNSURE, Remedy, cause, close_what_is_lent
 from migrator.store.lock import locked, owned
 
 #: How long another connection's lock is waited for. Only ``migrator token`` ever holds one, for milliseconds.
@@ -93,6 +93,7 @@ class SqliteFile:
             # A reader that turned writer could fail with the lock held by another; a writer says so at once.
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
+        close_what_is_lent(engine)
         return engine
 
     @asynccontextmanager

@@ -42,7 +42,7 @@ class LiveSite(LabSite):
         fast = "requests_per_second = 1000\nburst = 1000\naddress_requests_per_second = 2000\n"
         self.change_config(("[http]\n", f"[http]\n{fast}"))
         self._http = httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(uds=str(self.directory / "api.sock")),
+            transport=httpx2.AsyncHTTPTransport(uds=str(self.directory / "api.sock"), verify=False),
             base_url="http://migrator",
             timeout=30,
         )

@@ -129,7 +129,7 @@ async def test_a_stopped_service_ends_streams_in_order_and_leaves_no_process() -
         site.serve()
         await site.until_served()
         entrance = entrance_of(site)
-        transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "api.sock"))
+        transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "api.sock"), verify=False)
         async with (
             httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30) as client,
             client.stream("GET", "/api/v1/events?after=0") as stream,

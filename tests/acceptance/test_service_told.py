@@ -41,7 +41,7 @@ async def streaming(site: LiveSite) -> AsyncIterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
 
     async def listen() -> None:
-        transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "api.sock"))
+        transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "api.sock"), verify=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30) as client:
             while True:
                 with contextlib.suppress(httpx2.TransportError):

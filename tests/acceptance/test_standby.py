@@ -28,7 +28,7 @@ def _namespaces() -> None:
 @asynccontextmanager
 async def second_api(site: LiveSite) -> AsyncIterator[httpx2.AsyncClient]:
     """The second controller's own socket."""
-    transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "second.sock"))
+    transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "second.sock"), verify=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=60) as client:
         yield client
 

@@ -204,7 +204,7 @@ class TwoControllers:
     async def _acts(self, name: str) -> bool:
         """Ask the site through this one from now on; whether it acts."""
         await self.site.disconnect()
-        transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{name}.sock"))
+        transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{name}.sock"), verify=False)
         self.site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
         try:
             return (await self.site.probe("/readyz?role=acting"))[0] == 200

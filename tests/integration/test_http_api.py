@@ -64,7 +64,7 @@ async def moved(running: RunningEngine, guest: str, to: str) -> MigrationDocumen
 
 @asynccontextmanager
 async def by_socket(place: Place) -> AsyncIterator[httpx2.AsyncClient]:
-    transport = httpx2.AsyncHTTPTransport(uds=str(place.socket))
+    transport = httpx2.AsyncHTTPTransport(uds=str(place.socket), verify=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://migrator/api/v1/") as client:
         yield client
 
@@ -72,7 +72,7 @@ async def by_socket(place: Place) -> AsyncIterator[httpx2.AsyncClient]:
 @asynccontextmanager
 async def by_tcp(place: Place, token: str | None = OPERATOR) -> AsyncIterator[httpx2.AsyncClient]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=headers) as client:
+    async with httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=headers, verify=False) as client:
         yield client
 
 
@@ -541,10 +541,10 @@ class TestEverywhere:
         self, place: Place, service: SimulatedService, running: RunningEngine, client: httpx2.AsyncClient
     ):
         for base in (place.probes, place.url):
-            async with httpx2.AsyncClient(base_url=base) as probe:
+            async with httpx2.AsyncClient(base_url=base, verify=False) as probe:
                 assert (await probe.get("/healthz")).text == "ok\n"
                 assert (await probe.get("/readyz")).json() == {"ready": True, "complaints": []}
-        async with httpx2.AsyncClient(base_url=place.probes) as probe:
+        async with httpx2.AsyncClient(base_url=place.probes, verify=False) as probe:
             metrics = await probe.get("/metrics")
             assert metrics.text == "migrator_up 1\n"
             assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

@@ -206,7 +206,7 @@ async def test_wrong_request_is_answered_with_a_typed_problem_and_its_connection
 async def test_names_that_are_known_are_answered(app: FastAPI, host: str) -> None:
     async with (
         Servers(app, tcp=Tcp()) as servers,
-        httpx2.AsyncClient(base_url=servers.addresses[0]) as client,
+        httpx2.AsyncClient(base_url=servers.addresses[0], verify=False) as client,
     ):
         assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
 
@@ -214,7 +214,7 @@ async def test_names_that_are_known_are_answered(app: FastAPI, host: str) -> Non
 async def test_head_is_get_without_the_content_everywhere(app: FastAPI) -> None:
     async with (
         Servers(app, tcp=Tcp()) as servers,
-        httpx2.AsyncClient(base_url=servers.addresses[0]) as client,
+        httpx2.AsyncClient(base_url=servers.addresses[0], verify=False) as client,
     ):
         client.headers["Authorization"] = f"Bearer {OPERATOR}"
         for path in ("/healthz", "/openapi.json", "/", "/api/v1/hosts", "/api/v1/hosts/nowhere", "/nothing"):
@@ -241,7 +241,7 @@ async def test_browsers_are_told_to_come_by_tls_only_where_they_can(
 async def test_page_of_another_scheme_is_another_page(app: FastAPI) -> None:
     async with (
         Servers(app, tcp=Tcp()) as servers,
-        httpx2.AsyncClient(base_url=servers.addresses[0]) as client,
+        httpx2.AsyncClient(base_url=servers.addresses[0], verify=False) as client,
     ):
         where = servers.addresses[0]
         for origin, status in ((where, 200), (where.replace("http:", "https:"), 403), ("null", 403)):
@@ -260,7 +260,7 @@ async def test_no_more_are_answered_at_a_time_than_may_be(
     app = create_app(running.dispatcher, running.queries, MemoryTokens(), limits=limits)
     async with (
         Servers(app, tcp=Tcp()) as servers,
-        httpx2.AsyncClient(base_url=servers.addresses[0]) as client,
+        httpx2.AsyncClient(base_url=servers.addresses[0], verify=False) as client,
     ):
         client.headers["Authorization"] = f"Bearer {OPERATOR}"
         waiting = [

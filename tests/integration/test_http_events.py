@@ -61,7 +61,7 @@ def write_slowly(service: SimulatedService, seconds: float) -> None:
 
 
 def client_of(place: Place) -> httpx2.AsyncClient:
-    transport = httpx2.AsyncHTTPTransport(uds=str(place.socket))
+    transport = httpx2.AsyncHTTPTransport(uds=str(place.socket), verify=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://migrator/api/v1/", timeout=60)
 
 
@@ -130,7 +130,7 @@ async def test_a_stream_ends_soon_after_its_token_was_revoked(
     tokens = MemoryTokens()
     async with (
         serving(running.dispatcher, running.queries, tmp_path, tokens=tokens) as place,
-        httpx2.AsyncClient(base_url=f"{place.url}/api/v1/") as client,
+        httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", verify=False) as client,
     ):
         headers = {"Origin": place.url}
         if by == "session":
@@ -140,7 +140,7 @@ async def test_a_stream_ends_soon_after_its_token_was_revoked(
         async with client.stream("GET", "events", headers=headers) as revoked:
             viewers = {"Authorization": f"Bearer {VIEWER}"}
             async with (
-                httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=viewers) as other,
+                httpx2.AsyncClient(base_url=f"{place.url}/api/v1/", headers=viewers, verify=False) as other,
                 other.stream("GET", "events") as goes_on,
             ):
                 await streams(running, 2)

@@ -13,9 +13,11 @@ from threading import Thread
 from typing import Any, Self
 
 import pytest
+from sqlalchemy import text
 
 from migrator.errors import JournalError
 from migrator.store.backend import Server
+from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
 from migrator.testing.lab import until
 from migrator.testing.postgresql import Postgres
@@ -125,6 +127,41 @@ class TestKilled:
             await journal.save(migration("m2"))
             assert len(await journal.unfinished("migration")) == 2
             assert journal.complaint == ""
+
+    async def test_a_reader_that_went_on_over_it_leaves_no_connection_behind(
+        self, victim: Postgres, place: Server
+    ) -> None:
+        name = place.url.partition("?")[0].rpartition("/")[2]
+        query = f"FROM pg_stat_activity WHERE datname = '{name}'"
+        database = await Database.open(place)
+        try:
+            reads, ends = asyncio.Event(), asyncio.Event()
+
+            async def work(connection: Any) -> None:
+                await connection.execute(text("SELECT 1"))
+                reads.set()
+                await ends.wait()
+
+            async def write(connection: Any) -> None:
+                await connection.execute(text("SELECT 1"))
+
+            reading = asyncio.create_task(database.read(work), name="read")
+            await reads.wait()
+            await database.write(write)
+            found = victim.sql(
+                f"SELECT pg_terminate_backend(pid) {query} AND application_name LIKE '%writer%'"
+            )
+            assert found == ["t"]
+            await database.write(write)  # on a new connection: all others are given up
+            ends.set()
+            await reading
+            await until(
+                lambda: not victim.sql(f"SELECT pid {query} AND application_name LIKE '%reader%'"),
+                what="the reader's connection is closed",
+                within=10,
+            )
+        finally:
+            await database.close()
 
     async def test_from_the_beginning_it_is_said_where_it_is_and_what_to_do(
         self, victim: Postgres, place: Server

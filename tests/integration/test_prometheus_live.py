@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -78,25 +79,23 @@ async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Pat
     assert len(without) > 80
     async with _service() as (site, served), running(served, tmp_path) as prometheus:
 
-        async def look() -> bool:
-            for title, expr in sorted(without):
-                if await prometheus.query(expr):
-                    without.discard((title, expr))
-            return not without
-
         async def scraped() -> bool:
             return len(await prometheus.query('migrator_guest_info{host="a"}')) == 4
 
         await until(scraped, what="the guests are found and scraped", within=30)
-        done = asyncio.create_task(
-            asyncio.to_thread(site.command, "evacuate", "a", "--deadline", "+10m", "--wait"), name="evacuate"
-        )
-        while not done.done():
-            await look()
-            await asyncio.sleep(0.5)
-        assert (await done).returncode == 0, (await done, site.log())
+        began = time.time()
+        evacuated = await asyncio.to_thread(site.command, "evacuate", "a", "--deadline", "+10m", "--wait")
+        assert evacuated.returncode == 0, (evacuated, site.log())
+
+        async def shown() -> bool:
+            """Ask what each panel has shown since the evacuation began: some show what is for as long as it is."""
+            for title, expr in sorted(without):
+                if await prometheus.had_data(expr, since=began):
+                    without.discard((title, expr))
+            return not without
+
         with suppress(TimeoutError):
-            await until(look, what="data for every panel", within=10)
+            await until(shown, what="data for every panel", within=20)
         assert not without, "\n".join(f"{title}: {expr}" for title, expr in sorted(without))
 
         await _agrees(site, prometheus)
@@ -143,7 +142,7 @@ async def _agrees(site: LabSite, prometheus: Prometheus) -> None:
 
 def _report(site: LabSite, folder: Path) -> None:
     """Any of these runs can be drawn from what the service keeps."""
-    transport = httpx2.HTTPTransport(uds=site.server.removeprefix("unix:"))
+    transport = httpx2.HTTPTransport(uds=site.server.removeprefix("unix:"), verify=False)
     with httpx2.Client(transport=transport, base_url="http://migrator/api/v1/", timeout=20) as client:
         migrations = client.get("migrations").json()["items"]
     assert len(migrations) == 4
