@@ -219,9 +219,21 @@ def _hosts() -> list[Any]:
     return [
         curves(
             "Hosts by state",
-            "Active hosts take guests; draining ones are being emptied; those in maintenance are empty.",
+            "Active hosts take guests; draining ones are being emptied; those in maintenance are empty. No new guests "
+            "come to cordoned ones, whatever their state.",
             "short",
             query(f"sum by (state) (max by (host, state) (migrator_host_state{{{_HOST}}}))", "{{state}}"),
+            query(f"sum(max by (host) (migrator_host_cordoned{{{_HOST}}}))", "cordoned"),
+            span=8,
+        ),
+        curves(
+            "Time to the next maintenance window",
+            "By host; the evacuation begins by itself then.",
+            "s",
+            query(
+                f"min by (host) (migrator_window_start_timestamp_seconds{{{_HOST}}}) - time()",
+                "{{host}}",
+            ),
             span=8,
         ),
         curves(

@@ -40,7 +40,8 @@ _ENTRANCE = "migrator.service.entrance"
 _LOADED = (
     *("migrator.cli.app", "migrator.cli.direct", "migrator.cli.rescue", "migrator.cli.remote"),
     "migrator.cli.remote_queries",
-    *("migrator.cli.service_commands", "migrator.cli.operator_commands", "migrator.cli.watch"),
+    *("migrator.cli.service_commands", "migrator.cli.guest_commands", "migrator.cli.host_commands"),
+    *("migrator.cli.operator_commands", "migrator.cli.watch"),
     *("migrator.service.serve", _ENTRANCE),
     "httpcore2",  # which httpx2 loads with its first client
 )

@@ -13,7 +13,13 @@ from migrator.cli.option_types import Json
 
 
 class _Migrator(Group):
-    more = ("migrator.cli.service_commands", "migrator.cli.operator_commands", "migrator.cli.pki_commands")
+    more = (
+        "migrator.cli.service_commands",
+        "migrator.cli.guest_commands",
+        "migrator.cli.host_commands",
+        "migrator.cli.operator_commands",
+        "migrator.cli.pki_commands",
+    )
 
 
 app = typer.Typer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from migrator import units, wall_clock
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
+from migrator.cli.output import Output
 from migrator.cli.show import print_line
 from migrator.errors import UsageError
 from migrator.text import clean
@@ -27,19 +27,19 @@ _EXITS = {
 }
 
 
-def run(action: Callable[[ServiceClient], Any], server: str | None, *, json_output: bool = False) -> None:
+def run(action: Callable[[ServiceClient], Any], server: str | None, *, output: Output = Output.TABLE) -> None:
     """Carry out an action, and exit with the code that it returns, or with 0.
 
-    With `json_output` a refusal is printed as a document too.
+    With an output for programs a refusal is printed as a document too.
     """
     try:
         code = action(ServiceClient(server))
     except NotReachable as error:
         _stop(Exit.UNREACHABLE, str(error))
     except Rejected as error:
-        if json_output:
+        if output.document:
             problem = {"error": str(error), "code": error.code, "findings": error.findings}
-            print(json.dumps(problem))
+            output.print(problem)
         else:
             for line in show.finding_lines(error.findings):
                 print(line, file=sys.stderr)
@@ -56,10 +56,10 @@ def _stop(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def print_document(document: Any, *, json_output: bool, lines: Callable[[], list[str]]) -> None:
+def print_document(document: Any, *, output: Output, lines: Callable[[], list[str]]) -> None:
     """Print `document` as JSON or as lines."""
-    if json_output:
-        print(json.dumps(document))
+    if output.document:
+        output.print(document)
     else:
         for line in lines():
             print_line(line)
@@ -73,11 +73,11 @@ def migrate(
     accept: list[str],
     *,
     wait: bool,
-    json_output: bool,
+    output: Output,
 ) -> int:
     """Move one guest."""
     begun = client.post("migrations", {"guest": guest, "to": to, "policy": policy, "accept": accept})
-    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+    return _tell_begun(client, begun, wait=wait, output=output)
 
 
 def migrate_group(
@@ -88,35 +88,33 @@ def migrate_group(
     accept: list[str],
     *,
     wait: bool,
-    json_output: bool,
+    output: Output,
 ) -> int:
     """Move the guests of a group together."""
     begun = client.post("migrations", {"group": group, "to": to, "policy": policy, "accept": accept})
-    return _emptying(client, begun, wait=wait, json_output=json_output)
+    return _emptying(client, begun, wait=wait, output=output)
 
 
 def save(
-    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, json_output: bool
+    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, output: Output
 ) -> int:
     """Save a guest into a file."""
     begun = client.post("saves", {"guest": guest, "file": file, "accept": accept})
-    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+    return _tell_begun(client, begun, wait=wait, output=output)
 
 
-def load(
-    client: ServiceClient, file: str, to: str, accept: list[str], *, wait: bool, json_output: bool
-) -> int:
+def load(client: ServiceClient, file: str, to: str, accept: list[str], *, wait: bool, output: Output) -> int:
     """Load a guest from a file."""
     begun = client.post("loads", {"file": file, "to": to, "accept": accept})
-    return _tell_begun(client, begun, wait=wait, json_output=json_output)
+    return _tell_begun(client, begun, wait=wait, output=output)
 
 
-def _tell_begun(client: ServiceClient, begun: Document, *, wait: bool, json_output: bool) -> int:
+def _tell_begun(client: ServiceClient, begun: Document, *, wait: bool, output: Output) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
-        return watch.migration(client, begun, json_output=json_output)
-    print_document(begun, json_output=json_output, lines=lambda: [clean(_begun(begun))])
+        return watch.migration(client, begun, output=output)
+    print_document(begun, output=output, lines=lambda: [clean(_begun(begun))])
     return Exit.DONE
 
 
@@ -183,7 +181,7 @@ def evacuate(
     *,
     window: tuple[str | None, str | None] = (None, None),
     wait: bool,
-    json_output: bool,
+    output: Output,
 ) -> int:
     """Empty a host."""
     body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
@@ -193,7 +191,7 @@ def evacuate(
         if moment is not None:
             body[name] = moment.isoformat()
     begun = client.post(f"hosts/{segment(host)}/evacuate", body)
-    return _emptying(client, begun, wait=wait, json_output=json_output)
+    return _emptying(client, begun, wait=wait, output=output)
 
 
 def roll(
@@ -207,7 +205,7 @@ def roll(
     reboots: bool,
     ready_timeout: str,
     wait: bool,
-    json_output: bool,
+    output: Output,
 ) -> int:
     """Roll through hosts."""
     named: dict[str, list[str]] = {}
@@ -225,38 +223,38 @@ def roll(
         "reboots": reboots,
         "ready_timeout_seconds": units.seconds(ready_timeout),
     }
-    return _emptying(client, client.post("rolls", body), wait=wait, json_output=json_output)
+    return _emptying(client, client.post("rolls", body), wait=wait, output=output)
 
 
-def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, json_output: bool) -> int:
+def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, output: Output) -> int:
     """Bring the guests of the last evacuation home."""
     begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
-    return _emptying(client, begun, wait=wait, json_output=json_output)
+    return _emptying(client, begun, wait=wait, output=output)
 
 
-def _emptying(client: ServiceClient, begun: Document, *, wait: bool, json_output: bool) -> int:
+def _emptying(client: ServiceClient, begun: Document, *, wait: bool, output: Output) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
-        return watch.evacuation(client, begun, json_output=json_output)
+        return watch.evacuation(client, begun, output=output)
     print_document(
         begun,
-        json_output=json_output,
+        output=output,
         lines=lambda: [*show.evacuation_lines(begun), f"migrator watch {begun['id']} shows it"],
     )
     return Exit.DONE
 
 
-def activate(client: ServiceClient, host: str, *, json_output: bool) -> None:
+def activate(client: ServiceClient, host: str, *, output: Output) -> None:
     """End a host's maintenance."""
     found = client.post(f"hosts/{segment(host)}/activate")
-    print_document(found, json_output=json_output, lines=lambda: [_use(found)])
+    print_document(found, output=output, lines=lambda: [_use(found)])
 
 
-def cordon(client: ServiceClient, host: str, *, cordoned: bool, json_output: bool) -> None:
+def cordon(client: ServiceClient, host: str, *, cordoned: bool, output: Output) -> None:
     """Say whether new guests may come to a host."""
     found = client.post(f"hosts/{segment(host)}/{'cordon' if cordoned else 'uncordon'}")
-    print_document(found, json_output=json_output, lines=lambda: [_use(found)])
+    print_document(found, output=output, lines=lambda: [_use(found)])
 
 
 def _use(host: Document) -> str:
@@ -318,34 +316,34 @@ def _migration(client: ServiceClient, which: str) -> str:
     return str(found["id"])
 
 
-def cancel(client: ServiceClient, identifier: str, *, json_output: bool) -> None:
+def cancel(client: ServiceClient, identifier: str, *, output: Output) -> None:
     """Stop a migration or an evacuation as far as that is safe."""
     kind, one = find(client, identifier)
     identifier = one["id"]
     found = client.post(f"{kind}s/{segment(identifier)}/cancel")
     lines = [f"{identifier} is told to stop; it is {found['state']}"]
-    print_document(found, json_output=json_output, lines=lambda: lines)
+    print_document(found, output=output, lines=lambda: lines)
 
 
-def postcopy(client: ServiceClient, identifier: str, *, json_output: bool) -> None:
+def postcopy(client: ServiceClient, identifier: str, *, output: Output) -> None:
     """Switch a migration to postcopy."""
     identifier = _migration(client, identifier)
     found = client.post(f"migrations/{segment(identifier)}/postcopy")
     print_document(
         found,
-        json_output=json_output,
+        output=output,
         lines=lambda: [f"{identifier} is told to switch; it is {found['state']}"],
     )
 
 
 def resolve(
-    client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, json_output: bool
+    client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, output: Output
 ) -> int:
     """Say what the operator's answer would do to a held migration, ask, and do it."""
     path = f"migrations/{segment(_migration(client, identifier))}/resolve"
     answer = client.post(path, said | {"dry_run": True})
     if dry_run:
-        print_document(answer, json_output=json_output, lines=lambda: show.resolution_lines(answer))
+        print_document(answer, output=output, lines=lambda: show.resolution_lines(answer))
         return 0 if answer["accepted"] else 1
     if not answer["accepted"]:
         raise Rejected(409, "conflict", answer["refused"], [])
@@ -359,5 +357,5 @@ def resolve(
         if not asking and answer["ends_process"]:
             raise UsageError("it kills a QEMU, and there is no terminal to ask: say --yes")
     found = client.post(path, said | {"agreed": answer["code"]})
-    print_document(found, json_output=json_output, lines=lambda: show.migration_lines(found))
+    print_document(found, output=output, lines=lambda: show.migration_lines(found))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from migrator.cli import INTERRUPTED, Exit, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, ServiceClient, segment
+from migrator.cli.output import Output
 from migrator.cli.remote import find, print_document, read_deadline, read_window
 from migrator.text import clean
 
@@ -18,30 +18,48 @@ from migrator.text import clean
 _LAST_EVENTS = 200
 
 
-def hosts(client: ServiceClient, *, json_output: bool) -> None:
+def hosts(client: ServiceClient, *, output: Output) -> None:
     """Print all hosts."""
     found = client.get("hosts")
-    if json_output:
-        print(json.dumps(found))
+    if output.document:
+        output.print(found)
         return
-    tables.table(
-        show.HOSTS,
-        (show.host_row(host) for host in found["items"]),
+    _table(
+        output,
+        (show.HOSTS, show.HOSTS_WIDE),
+        [(show.host_row(host), show.host_wide(host)) for host in found["items"]],
         empty="there are no hosts; add [[hosts]] to the service's configuration",
     )
 
 
-def guests(client: ServiceClient, host: str | None, *, refresh: bool, json_output: bool) -> None:
+def _table(
+    output: Output,
+    headers: tuple[tables.Row, tables.Row],
+    rows: Iterable[tuple[tables.Row, tables.Row]],
+    *,
+    empty: str,
+) -> None:
+    """Print a table: its first columns, or all of them."""
+    wide = output is Output.WIDE
+    tables.table(
+        (*headers[0], *headers[1]) if wide else headers[0],
+        ((*row, *more) if wide else row for row, more in rows),
+        empty=empty,
+        wide=wide,
+    )
+
+
+def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: Output) -> None:
     """Print all guests, or those of one host."""
     if host is not None:
         client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
     # Without it the parameter is not sent: a service of before does not know it.
     found = client.get("guests", host=host, refresh="true" if refresh else None)
-    if json_output:
-        print(json.dumps(found))
+    if output.document:
+        output.print(found)
         return
-    rows = (show.guest_row(guest) for guest in found["items"])
-    tables.table(show.GUESTS, rows, empty="there are no guests")
+    rows = ((show.guest_row(guest), show.guest_wide(guest)) for guest in found["items"])
+    _table(output, (show.GUESTS, show.GUESTS_WIDE), rows, empty="there are no guests")
 
 
 def plan(
@@ -52,18 +70,19 @@ def plan(
     *,
     when: str | None = None,
     window: tuple[str | None, str | None] = (None, None),
-    json_output: bool,
+    output: Output,
 ) -> int:
     """Print what an evacuation would do; with `when` also whether it would keep that deadline, or that window."""
     moment = read_deadline(when) if when is not None else None
     starts, ends = read_window(*window)
     found = client.post("plans", {"host": host, "policy": policy, "accept": accept})
     code = Exit.STAY if found["cannot_move"] else Exit.DONE
-    if json_output:
-        print(json.dumps(found))
+    if output.document:
+        output.print(found)
         return code
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
-    tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty")
+    wide = output is Output.WIDE
+    tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty", wide=wide)
     for line in show.plan_lines(found):
         print(line)
     if moment is not None:
@@ -74,34 +93,36 @@ def plan(
 
 
 def check(
-    client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, json_output: bool
+    client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, output: Output
 ) -> int:
     """Print the result of preflight alone."""
     found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
     verdict = "can move" if found["possible"] else "cannot move"
     print_document(
         found,
-        json_output=json_output,
+        output=output,
         lines=lambda: [*show.finding_lines(found["findings"]), clean(f"{guest} {verdict} to {to}")],
     )
     return Exit.DONE if found["possible"] else Exit.REFUSED
 
 
-def status(client: ServiceClient, identifier: str | None, *, json_output: bool) -> int:
+def status(client: ServiceClient, identifier: str | None, *, output: Output) -> int:
     """Print what is under way, or one migration or evacuation."""
     if identifier is not None:
         kind, found = find(client, identifier)
-        print_document(found, json_output=json_output, lines=lambda: _LINES[kind](found))
+        print_document(found, output=output, lines=lambda: _LINES[kind](found))
         return Exit.DONE
     migrations = client.get("migrations", active="true")["items"]
     evacuations = client.get("evacuations", active="true")["items"]
-    if json_output:
-        print(json.dumps({"migrations": migrations, "evacuations": evacuations}))
+    if output.document:
+        output.print({"migrations": migrations, "evacuations": evacuations})
         return Exit.DONE
     if evacuations:
-        tables.table(show.EVACUATIONS, map(show.evacuation_row, evacuations), empty="")
+        rows = [(show.evacuation_row(one), show.evacuation_wide(one)) for one in evacuations]
+        _table(output, (show.EVACUATIONS, show.EVACUATIONS_WIDE), rows, empty="")
     if migrations:
-        tables.table(show.MIGRATIONS, map(show.migration_row, migrations), empty="")
+        rows = [(show.migration_row(one), show.migration_wide(one)) for one in migrations]
+        _table(output, (show.MIGRATIONS, show.MIGRATIONS_WIDE), rows, empty="")
     if not migrations and not evacuations:
         print("nothing is under way")
     for one in migrations:
@@ -110,11 +131,11 @@ def status(client: ServiceClient, identifier: str | None, *, json_output: bool) 
     return Exit.DONE
 
 
-def service_status(client: ServiceClient, *, json_output: bool) -> int:
+def service_status(client: ServiceClient, *, output: Output) -> int:
     """Print the controllers that share the journal: their roles, leases and versions."""
     found = client.get("service")
-    if json_output:
-        print(json.dumps(found))
+    if output.document:
+        output.print(found)
         return Exit.DONE
     if found["controllers"]:
         rows = (show.controller_row(each, found) for each in found["controllers"])
@@ -131,7 +152,7 @@ _LINES: dict[str, Callable[[Document], list[str]]] = {
 
 
 def events(
-    client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, json_output: bool
+    client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, output: Output
 ) -> None:
     """Print past events, and with `follow` those to come."""
     query: dict[str, str] = {}
@@ -149,14 +170,14 @@ def events(
     items: list[Document] = []
     for event in past:
         after = event["event_id"]
-        if json_output and not follow:
+        if output.document and not follow:
             items.append(event)
         else:
-            _print_event(event, json_output=json_output)
+            _print_event(event, output=output)
     if follow:
-        _follow(client, identifier, after, json_output=json_output)
-    elif json_output:
-        print(json.dumps({"items": items}))
+        _follow(client, identifier, after, output=output)
+    elif output.document:
+        output.print({"items": items})
 
 
 def _last_events(client: ServiceClient, last: int) -> Sequence[Document]:
@@ -177,19 +198,22 @@ def _past_events(client: ServiceClient, after: int, query: dict[str, str]) -> It
         position = page["next"]
 
 
-def _follow(client: ServiceClient, identifier: str | None, after: int, *, json_output: bool) -> None:
+def _follow(client: ServiceClient, identifier: str | None, after: int, *, output: Output) -> None:
     try:
         for event in client.events(after=after):
             if event["kind"] == "lost":
                 print(f"migrator: {clean(event['reason'])}; trying again", file=sys.stderr)
             elif event["kind"] not in ("connected", "progress") and identifier in (None, event["subject_id"]):
-                _print_event(event, json_output=json_output)
+                _print_event(event, output=output)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _print_event(event: Document, *, json_output: bool) -> None:
-    print(json.dumps(event) if json_output else show.event_line(event), flush=True)
+def _print_event(event: Document, *, output: Output) -> None:
+    if output.document:
+        output.print(event)
+    else:
+        print(show.event_line(event), flush=True)
 
 
 def watch_screen(client: ServiceClient, identifier: str | None) -> int:
@@ -202,5 +226,5 @@ def watch_screen(client: ServiceClient, identifier: str | None) -> int:
         return screen.live_screen(client)
     kind, found = find(client, identifier)
     if kind == "migration":
-        return watch.migration(client, found, json_output=False)
-    return watch.evacuation(client, found, json_output=False)
+        return watch.migration(client, found, output=Output.TABLE)
+    return watch.evacuation(client, found, output=Output.TABLE)

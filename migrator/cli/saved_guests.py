@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
 from migrator.cli import tables
 from migrator.cli.client import Document, ServiceClient
+from migrator.cli.output import Output
 from migrator.units import show_bytes
 
 _COLUMNS = ("GUEST", "HOST", "FILE", "SAVED", "SIZE", "BY QEMU", "STATE", "CAN BE LOADED ON", "NOTE")
 
 
-def show(client: ServiceClient, host: str | None, *, json_output: bool) -> None:
+def show(client: ServiceClient, host: str | None, *, output: Output) -> None:
     """Print what is saved, or what is in files of one host."""
     found = client.get("saved", host=host)
-    if json_output:
-        print(json.dumps(found))
+    if output.document:
+        output.print(found)
         return
-    tables.table(_COLUMNS, map(_row, found["items"]), empty="no guest is saved in a file")
+    tables.table(
+        _COLUMNS, map(_row, found["items"]), empty="no guest is saved in a file", wide=output is Output.WIDE
+    )
 
 
 def _row(one: Document) -> tuple[str, ...]:

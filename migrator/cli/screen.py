@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from migrator.cli import Exit, tables
@@ -33,11 +34,11 @@ def live_screen(client: ServiceClient) -> int:
     from rich.console import Console  # noqa: PLC0415 - slow
     from rich.live import Live  # noqa: PLC0415
 
-    state = _State(client)
+    state = LiveState(client)
     state.fetch()
     coming: queue.SimpleQueue[Document | MigratorError] = queue.SimpleQueue()
     reader = threading.Thread(
-        target=_read, args=(ServiceClient(client.where), coming), name="events", daemon=True
+        target=read_events, args=(ServiceClient(client.where), coming.put), name="events", daemon=True
     )
     reader.start()
     try:
@@ -49,7 +50,7 @@ def live_screen(client: ServiceClient) -> int:
         return Exit.DONE
 
 
-def _drain(coming: queue.SimpleQueue[Document | MigratorError], state: _State) -> None:
+def _drain(coming: queue.SimpleQueue[Document | MigratorError], state: LiveState) -> None:
     until = time.monotonic() + _REFRESH_SECONDS
     while (rest := until - time.monotonic()) > 0:
         try:
@@ -62,12 +63,13 @@ def _drain(coming: queue.SimpleQueue[Document | MigratorError], state: _State) -
     state.tick()
 
 
-def _read(client: ServiceClient, coming: queue.SimpleQueue[Document | MigratorError]) -> None:
+def read_events(client: ServiceClient, put: Callable[[Document | MigratorError], None]) -> None:
+    """Hand over each event, and the error that ends them."""
     try:
         for event in client.events():
-            coming.put(event)
+            put(event)
     except (NotReachable, Rejected) as error:
-        coming.put(error)
+        put(error)
 
 
 def _lines(client: ServiceClient) -> int:
@@ -83,26 +85,30 @@ def _lines(client: ServiceClient) -> int:
     return Exit.DONE
 
 
-class _State:
-    """State of everything on the screen."""
+class LiveState:
+    """State of everything on the screen.
+
+    :ivar migrations: by id, and those that ended a moment ago; so are evacuations.
+    :ivar lost: why the service cannot be asked now; empty while it can.
+    """
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
-        self._hosts: list[Document] = []
-        self._migrations: dict[str, Document] = {}
-        self._evacuations: dict[str, Document] = {}
+        self.hosts: list[Document] = []
+        self.migrations: dict[str, Document] = {}
+        self.evacuations: dict[str, Document] = {}
         self._ended: dict[str, float] = {}
         self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
-        self._lost = ""
+        self.lost = ""
         self._fetched = 0.0
 
     def fetch(self) -> None:
         """Fetch everything anew."""
-        self._hosts = self._client.get("hosts")["items"]
+        self.hosts = self._client.get("hosts")["items"]
         found = self._client.get("migrations", active="true")["items"]
-        self._migrations.update({one["id"]: one for one in found})
+        self.migrations.update({one["id"]: one for one in found})
         found = self._client.get("evacuations", active="true")["items"]
-        self._evacuations.update({one["id"]: one for one in found})
+        self.evacuations.update({one["id"]: one for one in found})
         self._fetched = time.monotonic()
 
     def tick(self) -> None:
@@ -110,31 +116,31 @@ class _State:
         now = time.monotonic()
         for identifier in [key for key, at in self._ended.items() if now - at > _ENDED_SECONDS]:
             del self._ended[identifier]
-            self._migrations.pop(identifier, None)
-            self._evacuations.pop(identifier, None)
-        if now - self._fetched > _HOSTS_EVERY and not self._lost:
+            self.migrations.pop(identifier, None)
+            self.evacuations.pop(identifier, None)
+        if now - self._fetched > _HOSTS_EVERY and not self.lost:
             self._ask()
 
     def take(self, event: Document) -> None:
         """Take an event in."""
         kind = event["kind"]
         if kind == "lost":
-            self._lost = event["reason"]
+            self.lost = event["reason"]
             return
         if kind == "connected":
-            self._lost = ""
+            self.lost = ""
             self._ask()
             return
         if kind != "progress":
             self._events.append(show.event_line(event))
         if kind == "state" and event["subject"] == "host":
             # Those that are known; who is new comes with the next look at all of them.
-            self._hosts = [
+            self.hosts = [
                 {**host, **event["body"]} if host["host"] == event["subject_id"] else host
-                for host in self._hosts
+                for host in self.hosts
             ]
         if kind in ("state", "progress"):
-            among = {"migration": self._migrations, "evacuation": self._evacuations}.get(event["subject"])
+            among = {"migration": self.migrations, "evacuation": self.evacuations}.get(event["subject"])
             if among is not None:
                 one = {**among.get(event["subject_id"], {"findings": [], "guests": []}), **event["body"]}
                 among[event["subject_id"]] = one
@@ -147,14 +153,14 @@ class _State:
         from rich.text import Text  # noqa: PLC0415
 
         parts: list[object] = []
-        if self._lost:
-            parts.append(Text(clean(self._lost), style="bold red"))
-        parts.append(tables.grid(show.HOSTS, map(show.host_row, self._hosts), width=width))
-        if self._evacuations:
-            rows = map(show.evacuation_row, self._evacuations.values())
+        if self.lost:
+            parts.append(Text(clean(self.lost), style="bold red"))
+        parts.append(tables.grid(show.HOSTS, map(show.host_row, self.hosts), width=width))
+        if self.evacuations:
+            rows = map(show.evacuation_row, self.evacuations.values())
             parts += [Text(""), tables.grid(show.EVACUATIONS, rows, width=width)]
-        if self._migrations:
-            rows = map(show.migration_row, self._migrations.values())
+        if self.migrations:
+            rows = map(show.migration_row, self.migrations.values())
             parts += [Text(""), tables.grid(show.MIGRATIONS, rows, width=width)]
         else:
             parts += [Text(""), Text("no guest is moving", style="dim")]
@@ -166,4 +172,4 @@ class _State:
         try:
             self.fetch()
         except (NotReachable, Rejected) as error:
-            self._lost = str(error)
+            self.lost = str(error)

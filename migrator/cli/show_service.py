@@ -24,6 +24,51 @@ CONTROLLERS = ("INSTANCE", "ROLE", "VERSION", "HEARTBEAT", "LEASE", "DRIVES", "A
 PLAN = ("ORDER", "GUEST", "TO", "STARTS", "TAKES", "DOWNTIME", "POLICY", "WHY", "EXPERIENCE")
 
 
+#: Columns that are shown besides where the width does not matter.
+HOSTS_WIDE = ("ADDRESS", "CPUS", "KVM", "QEMU", "LABELS")
+GUESTS_WIDE = ("VCPUS", "MANAGED BY", "IDENTITY", "NETWORK")
+MIGRATIONS_WIDE = ("POLICY", "MODE", "ROUND", "THROTTLE", "EVACUATION", "CONTROLLER")
+EVACUATIONS_WIDE = ("POLICY", "ASKED FOR BY", "CREATED")
+
+
+def host_wide(host: Document) -> Row:
+    """Return the cells of :data:`HOSTS_WIDE`."""
+    return (
+        host["address"],
+        str(host["cpus"]),
+        "yes" if host["kvm"] else "no",
+        ", ".join(sorted(set(host["qemus"].values()))),
+        ", ".join(f"{key}={value}" for key, value in host["labels"].items()),
+    )
+
+
+def guest_wide(guest: Document) -> Row:
+    """Return the cells of :data:`GUESTS_WIDE`."""
+    return (
+        str(guest["vcpus"]),
+        guest.get("managed_by", ""),
+        guest.get("identity", ""),
+        guest["network_state"],
+    )
+
+
+def migration_wide(one: Document) -> Row:
+    """Return the cells of :data:`MIGRATIONS_WIDE`."""
+    return (
+        one["policy"],
+        one["mode"],
+        str(one["round"]),
+        show_ratio(one["throttle_ratio"]),
+        one["evacuation"] or "",
+        one["controller"],
+    )
+
+
+def evacuation_wide(one: Document) -> Row:
+    """Return the cells of :data:`EVACUATIONS_WIDE`."""
+    return (one["policy"], one["requested_by"], _brief(one["created_at"]))
+
+
 def host_row(host: Document) -> Row:
     """Return the cells of :data:`HOSTS`."""
     link = host["link_bytes_per_second"]

@@ -18,6 +18,8 @@ _GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY", "EXPERIENCE")
 _LEAST_WIDTH = 20
 #: Columns that go on below instead of being cut.
 _WRAPS = ("NOTE", "WHY", "EXPERIENCE")
+#: More than any line has.
+_ANY_WIDTH = 100_000
 #: Indentation of what stands below its row.
 _INDENT = 4
 #: Columns that are left out where there is no room, the first first; --json has them all.
@@ -57,8 +59,11 @@ _STYLE = {
 }
 
 
-def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
-    """Print a table: fitted to the terminal's width where there is one, whole and with tabs otherwise."""
+def table(header: Row, rows: Iterable[Row], *, empty: str, wide: bool = False) -> None:
+    """Print a table: fitted to the terminal's width where there is one, whole and with tabs otherwise.
+
+    :param wide: with every column, however long the lines become.
+    """
     rows = [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (header, *rows):
@@ -70,7 +75,7 @@ def table(header: Row, rows: Iterable[Row], *, empty: str) -> None:
     from rich.console import Console  # noqa: PLC0415 - slow, and of no use to a pipe
 
     console = Console(highlight=False)
-    console.print(grid(header, rows, width=console.width), soft_wrap=True)
+    console.print(grid(header, rows, width=_ANY_WIDTH if wide else console.width), soft_wrap=True)
 
 
 def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
@@ -108,17 +113,17 @@ def grid(header: Row, rows: Iterable[Row], *, width: int) -> Text:
             made.append("\n")
         indent = _INDENT if width > 3 * _INDENT else 0
         for n in below if row is not header else ():
-            for text in _wrapped(row[n], max(1, width - indent)):
+            for text in wrapped(row[n], max(1, width - indent)):
                 made.append(f"{' ' * indent}{text}\n")
     made.right_crop(1)
     return made
 
 
 def _lines(cell: str, width: int, *, wraps: bool) -> list[str]:
-    return _wrapped(cell, width) or [""] if wraps else [cell]
+    return wrapped(cell, width) or [""] if wraps else [cell]
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Wrap into lines of at most so many cells, nothing left out but blanks; a character may take two."""
     from rich.cells import cell_len, chop_cells  # noqa: PLC0415 - slow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceClient, segment
+from migrator.cli.output import Output
 from migrator.cli.show import ceiling, print_line
 from migrator.text import clean
 from migrator.units import show_ratio
@@ -40,10 +40,10 @@ _EXITS = {
 }
 
 
-def migration(client: ServiceClient, one: Document, *, json_output: bool) -> int:
+def migration(client: ServiceClient, one: Document, *, output: Output) -> int:
     """Show it until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
-    view = _View(quiet=json_output)
+    view = _View(quiet=output.document)
     seen = dict(one)
     try:
         path = f"migrations/{segment(identifier)}"
@@ -55,8 +55,8 @@ def migration(client: ServiceClient, one: Document, *, json_output: bool) -> int
         return _detached("migration", seen)
     finally:
         view.stop()
-    if json_output:
-        print(json.dumps(one))
+    if output.document:
+        output.print(one)
     else:
         for line in show.migration_lines({**one, "decisions": []}):
             print_line(line)
@@ -77,10 +77,10 @@ def _watch_migration(client: ServiceClient, path: str, one: Document, view: _Vie
                 return
 
 
-def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> int:
+def evacuation(client: ServiceClient, one: Document, *, output: Output) -> int:
     """Show an evacuation or a restore until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
-    view = _View(quiet=json_output)
+    view = _View(quiet=output.document)
     path = f"evacuations/{segment(identifier)}"
     seen = dict(one)
     try:
@@ -93,8 +93,8 @@ def evacuation(client: ServiceClient, one: Document, *, json_output: bool) -> in
         return _detached(kinds.get(one["kind"], "restore"), seen)
     finally:
         view.stop()
-    if json_output:
-        print(json.dumps(one))
+    if output.document:
+        output.print(one)
     else:
         for line in show.evacuation_lines(one):
             print_line(line)

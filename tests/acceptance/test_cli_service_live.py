@@ -65,6 +65,10 @@ class Running:
             select.select([], [], [], 0.005)
         return self.said
 
+    def type(self, keys: str) -> None:
+        """Press keys on its terminal."""
+        os.write(self._output, keys.encode())
+
     def ended(self) -> int:
         code = self.process.wait(_PATIENCE_SECONDS)
         self._reader.join(5)
@@ -83,7 +87,7 @@ def running(
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", terminal[1], terminal[0], 0, 0))
     process = subprocess.Popen(
         [*MIGRATOR, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if terminal is None else theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
@@ -238,6 +242,45 @@ class TestScreen:
             command.until('"kind": "state"')
             command.process.send_signal(signal.SIGINT)
             assert command.ended() == 130
+
+
+class TestTop:
+    def test_one_is_chosen_looked_into_and_cancelled(self, service: ServiceThread):
+        with running(service, "top", terminal=(120, 40)) as command:
+            command.until("nothing is under way")
+            one = begin(service)
+            command.until("precopy")
+            command.type("\r")
+            command.until("policy default")
+            command.type("\x1b")
+            command.type("c")
+            command.until("cancel it? y does it, any other key does not")
+            command.type("n")
+            command.until("nothing was done")
+            assert [each.id for each in service.active()] == [one]
+            command.type("cy")
+            command.until("was told so")
+            command.until("cancelled")
+            command.type("q")
+            assert command.ended() == 0
+            assert "Traceback" not in command.said
+            assert command.said.rstrip().endswith("\x1b[?1049l\x1b[?25h") or "\x1b[?1049l" in command.said
+
+    def test_the_chosen_one_stays_in_sight_on_a_small_terminal(self, service: ServiceThread):
+        with running(service, "top", terminal=(60, 8)) as command:
+            begin(service)
+            command.until("precopy")
+            command.type("jkjp")
+            command.until(lambda said: "postcopy" in said)
+            command.type("xq")
+            assert command.ended() == 0
+            drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-GI-Z]", "", command.said)
+            assert max(map(len, re.split(r"[\r\n]|\x1b\[[0-9;]*H", drawn))) <= 60
+
+    def test_without_a_terminal_it_says_what_to_use(self, service: ServiceThread):
+        with running(service, "top") as command:
+            assert command.ended() == 2
+            assert "top takes a terminal; migrator watch prints lines" in command.said
 
 
 def service_listens(service: ServiceThread) -> None:

@@ -132,6 +132,7 @@ def test_the_description_is_whole():
         "/api/v1/checks",
         "/api/v1/saves",
         "/api/v1/loads",
+        "/api/v1/saved",
         "/api/v1/evacuations",
         "/api/v1/evacuations/{id}",
         "/api/v1/evacuations/{id}/cancel",
@@ -152,7 +153,7 @@ def test_the_description_is_whole():
 
 def test_every_command_has_a_way_in_by_http():
     ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
-    ways |= {"save", "load", "cordon", "uncordon", "roll"}
+    ways |= {"save", "load", "cordon", "uncordon", "roll", "saved"}
     assert ways == set(COMMANDS)
 
 

@@ -336,6 +336,7 @@ OTHER: dict[str, str] = {
     "mqtt.password_file": '"{directory}/password"',
     "mqtt.operators": '["o"]',
     "mqtt.viewers": '["v"]',
+    "mqtt.resolvers": '["o"]',
     "mqtt.protocol": '"5"',
     "traces.endpoint": '"http://127.0.0.1:4318"',
     "traces.headers_file": '"{directory}/headers"',
@@ -350,6 +351,7 @@ _BELONG: dict[str, dict[str, tuple[str, ...]]] = {
         "tls_key": ("tls", "tls_certificate"),
         "password": ("username",),
         "password_file": ("username",),
+        "resolvers": ("operators",),
     },
     "store": {
         **dict.fromkeys(("tls", "tls_ca", "tls_certificate", "password", "password_file"), ("url",)),

@@ -183,7 +183,7 @@ def test_the_screen_has_the_numbers_of_its_own_last_line():
         def get(self, path: str, **_: str) -> Any:
             return {"items": [host] if path == "hosts" else []}
 
-    state = screen._State(cast(ServiceClient, Asked()))
+    state = screen.LiveState(cast(ServiceClient, Asked()))
     state.fetch()
     event = {"event_id": 7, "time": "2026-11-22T23:37:44+00:00", "kind": "state"}
     state.take({**event, "subject": "host", "subject_id": "a", "body": {"guests": 4, "state": "draining"}})
