@@ -134,6 +134,7 @@ class GivenPair:
         *,
         migration: str,
         accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> GivenDestination:
         """Return the destination: a person has started it."""
         return GivenDestination(

@@ -51,6 +51,15 @@ class CopiedDisks(StrEnum):
     NONE = "none"
 
 
+class Backing(StrEnum):
+    """Treatment of the images that a copied disk's image is based on."""
+
+    #: The image at the target has all contents, and no base.
+    FLATTEN = "flatten"
+    #: It has the same base, which both hosts share, and what the disk's own image has besides.
+    KEEP = "keep"
+
+
 class SourceImages(StrEnum):
     """Treatment of the images at the source whose contents were copied to the target."""
 
@@ -141,6 +150,7 @@ class Policy:
     max_postcopy_stall_seconds: float = 2.0
     disks: CopiedDisks = CopiedDisks.AUTO
     source_images: SourceImages = SourceImages.KEEP
+    backing: Backing = Backing.FLATTEN
     #: ``None``: what the site says, and ``prefer`` where it says nothing.
     tls: TlsUse | None = None
     stream: StreamRoute = StreamRoute.DIRECT
@@ -218,6 +228,7 @@ class Policy:
         max_postcopy_stall_seconds: float | None = None,
         disks: CopiedDisks | None = None,
         source_images: SourceImages | None = None,
+        backing: Backing | None = None,
         tls: TlsUse | None = None,
         stream: StreamRoute | None = None,
         streams: int | None = None,
@@ -266,6 +277,7 @@ def from_fields(fields: Mapping[str, Any]) -> Policy:
         "start": Start(fields.get("start", Start.NOW)),
         "disks": CopiedDisks(fields.get("disks", CopiedDisks.AUTO)),
         "source_images": SourceImages(fields.get("source_images", SourceImages.KEEP)),
+        "backing": Backing(fields.get("backing", Backing.FLATTEN)),
         "tls": TlsUse(fields["tls"]) if fields.get("tls") else None,
         "stream": StreamRoute(fields.get("stream", StreamRoute.DIRECT)),
         "compress": Compression(fields.get("compress", Compression.AUTO)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,10 @@ async def make_volumes(host: HostAccess, run_directory: str, volumes: Sequence[N
     for number, each in enumerate(volumes):
         about = (each.path, str(each.size_bytes), each.owner, each.mode)
         words = (str(number), *about, str(len(each.remove)), *each.remove, *each.make)
-        await _run(host, _MAKE, _notes(run_directory), *words)
+        by_hand = f"see whether {each.path} is there, and remove it by hand: {shlex.join(each.remove)}"
+        await _run(
+            host, _MAKE, _notes(run_directory), *words, otherwise=f"{shlex.join(each.make)}; {by_hand}"
+        )
 
 
 async def remove_volumes(host: HostAccess, run_directory: str) -> None:
@@ -85,7 +89,13 @@ async def remove_volumes(host: HostAccess, run_directory: str) -> None:
 
     :raise HostError: the host cannot be asked, or a command failed.
     """
-    await _run(host, _REMOVE, _notes(run_directory))
+    notes = _notes(run_directory)
+    await _run(
+        host,
+        _REMOVE,
+        notes,
+        otherwise=f"the commands in {notes}/*.words, each for the volume in the .is beside",
+    )
 
 
 async def forget_volumes(host: HostAccess, run_directory: str) -> None:
@@ -100,8 +110,16 @@ def _notes(run_directory: str) -> str:
     return f"{run_directory}/volumes"
 
 
-async def _run(host: HostAccess, script: str, *words: str) -> None:
-    done = await host.run(["sh", "-c", script, "sh", *words], timeout=_SECONDS)
+async def _run(host: HostAccess, script: str, *words: str, otherwise: str = "") -> None:
+    """Run a script.
+
+    :param otherwise: what is to be said where nobody knows how far it came.
+    """
+    try:
+        done = await host.run(["sh", "-c", script, "sh", *words], timeout=_SECONDS)
+    except HostError as error:
+        why = str(error).removeprefix(f"host {host.name}: ")
+        raise HostError(host.name, f"volumes of the guest: {why}: {otherwise}") from error
     if done.status:
         raise HostError(
             host.name, f"volumes of the guest: {done.complaint or f'a command ended with {done.status}'}"

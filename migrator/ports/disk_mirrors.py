@@ -46,6 +46,7 @@ class DiskMirroring(Protocol):
         where: str,
         *,
         whole: bool,
+        based: bool = False,
         encrypted_for: str = "",
         tls: StreamTls | None = None,
     ) -> None:
@@ -53,6 +54,7 @@ class DiskMirroring(Protocol):
 
         :param where: as :meth:`serve` returned it.
         :param whole: write where the source has no contents too, because the target is not known to read as zeroes.
+        :param based: the target is based on the same images: only what the disk's own image has is copied.
         :param encrypted_for: as with :meth:`serve`.
         :param tls: the certificates; ``None``: disks go plainly.
         """

@@ -117,7 +117,14 @@ class Site(GuestNetworks, Protocol):
         """
 
     async def start_destination(
-        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
@@ -125,6 +132,7 @@ class Site(GuestNetworks, Protocol):
 
         :param source: as :meth:`open` gave it.
         :param accepted: codes of findings that shall not keep it from being started.
+        :param keep_backing: images that are made are based on what those at the source are based on.
         :raise migrator.core.findings.PreflightRefused: something that only shows now keeps the guest from moving there.
         """
 

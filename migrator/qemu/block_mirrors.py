@@ -158,6 +158,7 @@ class EndpointMirroring:
         where: str,
         *,
         whole: bool,
+        based: bool = False,
         encrypted_for: str = "",
         tls: StreamTls | None = None,
     ) -> None:
@@ -188,7 +189,9 @@ class EndpointMirroring:
             "target": name,
             "auto-dismiss": False,
             # A whole copy begins with zeroes for all of the target; without anything beneath it the top is the same.
-            "sync": "full" if whole or volume or "backing-image" in inserted["image"] else "top",
+            "sync": "full"
+            if whole or volume or ("backing-image" in inserted["image"] and not based)
+            else "top",
             # Never write-blocking: there a target that cannot be written to any more corrupted the heap of QEMU 7.2 and
             # 10.0 now and then, and the source died of it; and a silent network holds up the guest's writes.
             "copy-mode": "background",

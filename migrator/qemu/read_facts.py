@@ -178,6 +178,7 @@ def _features(image: Mapping[str, Any]) -> ImageFeatures:
     if image.get("cluster-size") and data:
         options.append(f"cluster_size={image['cluster-size']}")
     bitmaps = data.get("bitmaps")
+    beneath: Mapping[str, Any] = image.get("backing-image") or {}
     return ImageFeatures(
         allocated_bytes=image.get("actual-size", 0),
         options=tuple(options),
@@ -185,7 +186,16 @@ def _features(image: Mapping[str, Any]) -> ImageFeatures:
         snapshots=len(image.get("snapshots", ())),
         bitmaps=len(bitmaps) if isinstance(bitmaps, list) else 0,
         data_file="data-file" in data,
+        backing_file=str(image.get("backing-filename", "")),
+        backing_format=str(beneath.get("format", "")),
+        backing_bytes=_chain_bytes(beneath),
     )
+
+
+def _chain_bytes(image: Mapping[str, Any]) -> int:
+    """Return what is allocated of an image and of all that it is based on."""
+    further = _chain_bytes(image["backing-image"]) if "backing-image" in image else 0
+    return int(image.get("actual-size", 0)) + further
 
 
 def _incoming(process: GuestProcess | None) -> str | None:

@@ -23,6 +23,7 @@ from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, Group
 from migrator.core.inventory import Guest, Host
 from migrator.core.placement import Options, Strategy
 from migrator.core.policy import (
+    Backing,
     BlockJobs,
     Compression,
     CopiedDisks,
@@ -475,6 +476,7 @@ class PolicySettings(Section):
     max_postcopy_stall: Seconds | None = None
     disks: CopiedDisks | None = None
     source_images: SourceImages | None = None
+    backing: Backing | None = None
     tls: TlsUse | None = None
     stream: StreamRoute | None = None
     streams: StreamsOrAuto = None

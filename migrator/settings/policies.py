@@ -25,6 +25,7 @@ _FIELDS = {
     "max_postcopy_stall": "max_postcopy_stall_seconds",
     "disks": "disks",
     "source_images": "source_images",
+    "backing": "backing",
     "tls": "tls",
     "stream": "stream",
     "streams": "streams",

@@ -63,7 +63,16 @@ _GUEST_KEYS = (
 )
 _POLICY_KEYS = (
     *("extends", "max_downtime", "max_bandwidth", "max_throttle", "postcopy", "max_duration"),
-    *("last_resort", "block_jobs", "prefer", "start", "max_postcopy_stall", "disks", "source_images"),
+    *(
+        "last_resort",
+        "block_jobs",
+        "prefer",
+        "start",
+        "max_postcopy_stall",
+        "disks",
+        "source_images",
+        "backing",
+    ),
     *("tls", "stream", "streams", "compress"),
 )
 #: Of every key of every section, when it is in force after a reload, in words; :data:`RESTART`.

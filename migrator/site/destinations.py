@@ -115,7 +115,14 @@ class Destinations:
             return error.findings
 
     async def start_destination(
-        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into, everything hot-plugged since its start included.
 
@@ -162,7 +169,7 @@ class Destinations:
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
                 # In the order of the guest's disks; their contents are copied to them.
                 lacking = {path: disk for path, disk in images.items() if path in missing}
-                new, volumes = await self._new_disks(lacking, guest.host, config)
+                new, volumes = await self._new_disks(lacking, guest.host, config, keep_backing=keep_backing)
                 await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
                 await make_volumes(launcher.host, run_dir.path, list(volumes.values()))
                 await note_memory(launcher.host, run_dir.path, replica.memory)
@@ -211,12 +218,12 @@ class Destinations:
         return {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
 
     async def _new_disks(
-        self, lacking: Mapping[str, Disk], host: str, config: LaunchConfig
+        self, lacking: Mapping[str, Disk], host: str, config: LaunchConfig, *, keep_backing: bool
     ) -> tuple[Mapping[str, NewFile], Mapping[str, NewVolume]]:
         """Return what has to be made for disks of this host: files, and volumes for those that are block devices."""
         files, volumes, template = {}, {}, config.section.image_template
         for path, disk in lacking.items():
-            like = await self._like(disk, path, host)
+            like = await self._like(disk, path, host, keep_backing=keep_backing)
             device = await self._connections.access(host).run(["test", "-b", path], timeout=_SHORT)
             if device.status:
                 files[disk.device] = like
@@ -240,7 +247,7 @@ class Destinations:
         paths = [(disk, path_of(disk.file)) for disk in disks]
         return [await self._like(disk, path, host) for disk, path in paths if path.startswith("/")]
 
-    async def _like(self, disk: Disk, path: str, host: str) -> NewFile:
+    async def _like(self, disk: Disk, path: str, host: str, *, keep_backing: bool = False) -> NewFile:
         """Return a file like that of a disk of this host, with the same owner, size and features."""
         done = await self._connections.access(host).run(
             ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
@@ -256,8 +263,8 @@ class Destinations:
             size_bytes=size_bytes,
             owner=owner,
             mode=mode,
-            options=() if disk.is_flash else disk.image.options,
-            expected_bytes=min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes),
+            options=() if disk.is_flash else (*disk.image.options, *(_backing(disk) if keep_backing else ())),
+            expected_bytes=disk.copied_bytes(keep_backing=keep_backing),
         )
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
@@ -345,6 +352,17 @@ class Destinations:
         there, of_process = self._connections.access(target), process.identity.threads
         left = await apply_scheduling(of_process, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
+
+
+def _backing(disk: Disk) -> tuple[str, ...]:
+    """Return the options of an image that is based on what a disk's is based on."""
+    image = disk.image
+    if not image.backing_file:
+        return ()
+    return (
+        f"backing_file={image.backing_file.replace(',', ',,')}",
+        f"backing_fmt={image.backing_format}",
+    )
 
 
 def _refuse(findings: Sequence[Finding], accepted: Collection[str]) -> None:

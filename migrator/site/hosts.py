@@ -58,7 +58,14 @@ class DestinationStarter(Protocol):
     """Starts and clears away QEMUs; see the calls of the same names of :class:`migrator.ports.Site`."""
 
     async def start_destination(
-        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into."""
 
@@ -332,11 +339,18 @@ class SiteHosts:
             await SystemdUnits(self._connections.access(guest.host)).allow_restart(unit)
 
     async def start_destination(
-        self, guest: Guest, source: SourceQemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination:
         """See :class:`DestinationStarter`."""
         return await self._launcher.start_destination(
-            guest, source, target, migration=migration, accepted=accepted
+            guest, source, target, migration=migration, accepted=accepted, keep_backing=keep_backing
         )
 
     async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:

@@ -226,7 +226,14 @@ class SimulatedSite:
         return self.findings.get((guest.name, target), ())
 
     async def start_destination(
-        self, guest: Guest, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: Any,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> _Waiting:
         self.started[guest.key] = self.started.get(guest.key, 0) + 1
         host = self._up(target)

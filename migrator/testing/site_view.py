@@ -180,12 +180,24 @@ class SiteView:
         return await self.host_call(target, lambda: self.shared.check(guest, source, target, policy))
 
     async def start_destination(
-        self, guest: Guest, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: Any,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> _WaitingView:
         waiting = await self.host_call(
             target,
             lambda: self.shared.start_destination(
-                guest, source, target, migration=migration, accepted=accepted
+                guest,
+                source,
+                target,
+                migration=migration,
+                accepted=accepted,
+                keep_backing=keep_backing,
             ),
         )
         view = EndpointView(self, waiting.qemu)

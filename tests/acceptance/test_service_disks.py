@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from migrator.testing.lab import GuestMachine, LabQemu, until
 from migrator.testing.own_images import own_images
 from tests.acceptance.service_site import MIB, LiveSite
 from tests.conftest import missing
-from tests.disks import WRITER, contents, files
+from tests.disks import WRITER, contents, files, make_image, same_contents, second_disk
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
 
@@ -57,6 +59,12 @@ class DiskSite:
         await qemu.query("pmemsave", val=COUNTER_ADDRESS, size=COUNTER_BYTES, filename=str(memory))
         assert WRITER.check(contents(self.site, self.site.hosts[host], self.image), memory.read_bytes()) > 0
 
+    async def end(self) -> None:
+        """End the only QEMU that is left."""
+        (qemu,) = self.site.instances(self.machine)
+        await qemu.query("quit")
+        await until(lambda: not self.site.instances(self.machine), what="the end of QEMU")
+
     async def goes_on(self, qemu: LabQemu) -> None:
         async def done() -> int:
             memory = self.site.directory / "seen"
@@ -73,7 +81,13 @@ class DiskSite:
 
 @asynccontextmanager
 async def disk_site(
-    *, size_bytes: int = MIB, room: str = "64m", limits: str = "", **how: Any
+    *,
+    size_bytes: int = MIB,
+    room: str = "64m",
+    limits: str = "",
+    prepare: Callable[[DiskSite], GuestMachine] | None = None,
+    paused: bool = False,
+    **how: Any,
 ) -> AsyncIterator[DiskSite]:
     with LiveSite("a", "b", **how) as site, own_images(site, size=room) as images:
         made = DiskSite(site, images)
@@ -87,8 +101,10 @@ async def disk_site(
                 image.seek(MIB)
                 image.write(b"full" * ((size_bytes - MIB) // 4))
         site.hosts["a"].run("cp", "--sparse=always", "--", str(outside), str(made.image))
+        if prepare is not None:
+            made.machine = prepare(made)
         try:
-            await site.boot(made.machine, "a")
+            await (site.start(made.machine, "a", paused=True) if paused else site.boot(made.machine, "a"))
             site.serve()
             await site.until_served()
             await site.known(1)
@@ -183,3 +199,79 @@ async def test_what_it_left_is_removed_once_it_was_compared_though_the_controlle
         numbers = [each["sequence"] for each in events if each["subject_id"] == moved["id"]]
         assert numbers == list(range(1, len(numbers) + 1))
         await here.check("b")
+
+
+def overlay(features: str) -> Callable[[DiskSite], GuestMachine]:
+    """A second disk whose image is based on one that both hosts see."""
+
+    def prepare(here: DiskSite) -> GuestMachine:
+        base = make_image(here.site.directory / "base, of all.qcow2", size="32M", written="write -P 5 0 16M")
+        disk = here.images / "disk1.qcow2"
+        based = f"backing_file={str(base).replace(',', ',,')},backing_fmt=qcow2"
+        alpha = here.site.hosts["a"]
+        alpha.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"{features},{based}", str(disk), "48M")
+        alpha.run("qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 1M", "-c", "write -z 3M 1M", str(disk))
+        return replace(here.machine, extra=second_disk(disk))
+
+    return prepare
+
+
+async def test_a_base_that_both_hosts_share_is_kept_and_so_are_the_features_of_the_image() -> None:
+    policy = '[policies.thin]\nextends = "default"\nbacking = "keep"'
+    features = "cluster_size=131072,extended_l2=on,lazy_refcounts=on,refcount_bits=8,compression_type=zstd"
+    async with disk_site(extra=policy, prepare=overlay(features)) as here:
+        disk = here.images / "disk1.qcow2"
+
+        def shown(host: str, path: Path) -> Any:
+            said = here.site.hosts[host].run("qemu-img", "info", "-U", "--output=json", str(path))
+            return json.loads(said)
+
+        before = shown("a", disk)
+        there = await here.migrate("b", "--policy", "thin")
+        assert there.returncode == 0, there.stdout + there.stderr + here.site.log()[-3000:]
+        await here.check("b")
+        await here.end()
+        after = shown("b", disk)
+        for same in ("virtual-size", "cluster-size", "full-backing-filename", "backing-filename-format"):
+            assert after[same] == before[same]
+        assert after["format-specific"] == before["format-specific"]
+        assert after["actual-size"] < 8 * MIB  # what the base has was not copied
+        (left,) = [name for name in here.names("a") if name.startswith("disk1.qcow2.left-")]
+        copies = []
+        for host, path in (("a", here.images / left), ("b", disk)):
+            copies.append(here.site.directory / f"{host}.qcow2")
+            copies[-1].write_bytes(contents(here.site, here.site.hosts[host], path))
+        assert same_contents(*copies, form="qcow2")
+
+
+async def test_a_base_that_is_not_the_same_file_there_is_not_kept() -> None:
+    policy = '[policies.thin]\nextends = "default"\nbacking = "keep"'
+
+    def prepare(here: DiskSite) -> GuestMachine:
+        """A base that each host has of its own, with the same contents."""
+        base, disk = here.images / "base.img", here.images / "disk1.qcow2"
+        for host in ("a", "b"):
+            here.site.hosts[host].run("truncate", "-s", "1M", str(base))
+        based = f"backing_file={base},backing_fmt=raw"
+        here.site.hosts["a"].run("qemu-img", "create", "-q", "-f", "qcow2", "-o", based, str(disk), "1M")
+        return replace(here.machine, extra=second_disk(disk))
+
+    async with disk_site(extra=policy, prepare=prepare) as here:
+        there = await here.migrate("b", "--policy", "thin")
+        assert there.returncode == 3
+        assert "is not seen to be the same file" in there.stdout + there.stderr
+        assert here.names("b") == ["base.img"]
+
+
+async def test_a_guest_that_never_ran_takes_its_disk_along_and_does_not_run_there_either() -> None:
+    async with disk_site(size_bytes=4 * MIB, paused=True) as here:
+        there = await here.migrate("b")
+        assert there.returncode == 0, there.stdout + there.stderr + here.site.log()[-3000:]
+        (qemu,) = here.site.instances(here.machine)
+        assert here.site.where(qemu) == "b"
+        assert (await qemu.query("query-status"))["status"] == "prelaunch"
+        await here.end()
+        (left,) = here.names("a")
+        assert here.names("b") == ["disk.img"]
+        old = contents(here.site, here.site.hosts["a"], here.images / left)
+        assert contents(here.site, here.site.hosts["b"], here.image) == old

@@ -19,6 +19,7 @@ from migrator.core.hooks import HookPlace, HookPoint
 from migrator.core.inventory import Guest
 from migrator.core.placement import Strategy
 from migrator.core.policy import (
+    Backing,
     BlockJobs,
     Compression,
     CopiedDisks,
@@ -289,6 +290,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
     "policies.disks": ('"none"', of_policy("disks"), CopiedDisks.NONE),
     "policies.source_images": ('"remove"', of_policy("source_images"), SourceImages.REMOVE),
+    "policies.backing": ('"keep"', of_policy("backing"), Backing.KEEP),
     "policies.tls": ('"require"', of_policy("tls"), TlsUse.REQUIRE),
     "policies.stream": ('"ssh"', of_policy("stream"), StreamRoute.SSH),
     "policies.streams": ("4", of_policy("streams"), 4),

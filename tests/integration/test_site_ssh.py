@@ -42,7 +42,14 @@ class NobodyThere:
         raise AssertionError
 
     async def start_destination(
-        self, guest: Guest, source: Qemu, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Guest,
+        source: Qemu,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination:
         raise AssertionError
 

@@ -34,8 +34,10 @@ class DiskCopy:
     #: Path of its image at the source, empty where it has none; and its format.
     path: str = ""
     format: str = ""
-    #: The image at the target was made for this migration and reads as zeroes.
+    #: The image at the target was made for this migration and reads as zeroes, or as what it is based on.
     new: bool = False
+    #: It is based on the same images as the one at the source: only what that has besides is copied.
+    based: bool = False
 
 
 def mirror_prefix(migration: str) -> str:
@@ -67,14 +69,19 @@ def disks_to_copy(
         DiskCopy(
             device=disk.device,
             size_bytes=disk.virtual_bytes,
-            allocated_bytes=disk.image.allocated_bytes,
+            allocated_bytes=disk.copied_bytes(keep_backing=_is_based(there[disk.device], new)),
             path=path_of(disk.file),
             format=disk.format,
             new=disk.device in new,
+            based=_is_based(there[disk.device], new),
         )
         for disk in source.disks
         if disk.device in there and (disk.device in new or _differs(disk, there[disk.device], policy.disks))
     )
+
+
+def _is_based(disk: Disk, new: Collection[str]) -> bool:
+    return disk.device in new and bool(disk.image.backing_file)
 
 
 def _differs(disk: Disk, other: Disk, disks: CopiedDisks) -> bool:

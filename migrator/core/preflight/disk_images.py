@@ -8,6 +8,16 @@ from migrator.core.preflight.facts import Disk
 COPIED_FORMATS = ("raw", "qcow2")
 
 
+#: So many times its ceiling, or so many seconds if that is more, a guest stands still at the most so that its mirrors can be
+#: ended.
+_END_CEILINGS, _LEAST_END_SECONDS = 4.0, 1.0
+
+
+def longest_end_seconds(ceiling_seconds: float) -> float:
+    """Return for how long a guest may stand still for its disks alone before its move is undone."""
+    return max(_LEAST_END_SECONDS, _END_CEILINGS * ceiling_seconds)
+
+
 def why_not_copied(disk: Disk) -> str:
     """Return why a disk cannot be copied without losing something; empty where it can."""
     image = disk.image

@@ -36,6 +36,11 @@ class ImageFeatures:
     bitmaps: int = 0
     #: Its contents are in an external data file.
     data_file: bool = False
+    #: The image that it is based on, as it names it, and that one's format; empty: it is based on none.
+    backing_file: str = ""
+    backing_format: str = ""
+    #: What is allocated of all that it is based on.
+    backing_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,11 @@ class Disk:
     #: Device and inode of the file on this machine, where it can be looked up; else empty.
     identity: str = ""
     image: ImageFeatures = ImageFeatures()
+
+    def copied_bytes(self, *, keep_backing: bool) -> int:
+        """Return how much a copy of it takes, as far as that is known before."""
+        allocated = self.image.allocated_bytes or self.virtual_bytes
+        return min(allocated + (0 if keep_backing else self.image.backing_bytes), self.virtual_bytes)
 
     @property
     def is_flash(self) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.policy import CopiedDisks, SourceImages
+from migrator.core.policy import Backing, CopiedDisks, SourceImages
 from migrator.core.preflight import host_process
-from migrator.core.preflight.disk_images import why_not_copied
+from migrator.core.preflight.disk_images import longest_end_seconds, why_not_copied
 from migrator.core.preflight.disk_room import copied_disk
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
 from migrator.core.process.files import COHERENT, OF_MANY_HOSTS, FileFacts, FileKind, SameFile, same_file
-from migrator.units import show_bytes
+from migrator.units import show_bytes, show_seconds
 
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
 #: guest can write a header into a raw disk that names any file of the host.
@@ -223,9 +223,15 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         yield finding(
             "disk-access", f"{missing}, and QEMU's user could not reach it in {parent(path)} if it were made"
         )
-    needed = min(disk.image.allocated_bytes or disk.virtual_bytes, disk.virtual_bytes)
+    needed = disk.copied_bytes(keep_backing=_keeps_backing(pair))
+    based = (
+        f", on the same base as now, {disk.image.backing_file}"
+        if _keeps_backing(pair) and disk.image.backing_file
+        else ""
+    )
     yield copied_disk(
-        f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)})",
+        f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)}){based}"
+        + _burst(pair),
         copied_bytes=needed,
         directory=parent(path),
         file_system=where.device,
@@ -279,7 +285,41 @@ def _why_not_made(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -
         return "its backing chain is given on the command line"
     if use is not None and use.snapshot:
         return "what the guest writes goes to a temporary file"
-    return why_not_copied(disk)
+    return why_not_copied(disk) or (_why_not_kept(pair, disk, chain) if _keeps_backing(pair) else "")
+
+
+def _burst(pair: HostPair) -> str:
+    """Return what a copied disk may cost a guest beyond its ceiling."""
+    if pair.policy is None or pair.policy.offline:
+        return ""
+    longest = longest_end_seconds(pair.policy.max_downtime_seconds)
+    return (
+        f"; a burst of writes just before its switch may keep the guest standing for {show_seconds(longest)} before "
+        "that is undone"
+    )
+
+
+def _keeps_backing(pair: HostPair) -> bool:
+    return pair.policy is not None and pair.policy.backing is Backing.KEEP
+
+
+def _why_not_kept(pair: HostPair, disk: Disk, chain: Sequence[str]) -> str:
+    """Return why its image cannot be based on what it is based on now; empty where it can, or is based on nothing."""
+    if not disk.image.backing_file:
+        return ""
+    if not disk.image.backing_format or disk.image.backing_file.startswith("json:"):
+        return f"what it is based on ({disk.image.backing_file}) is to be kept (backing = keep), and is no plain file"
+    for file in chain[1:] or (disk.image.backing_file,):
+        here, there = pair.files(file)
+        same = there.exists and same_file(here, there, one_machine=pair.one_machine) is SameFile.YES
+        if not same:
+            return (
+                f"it is based on {file}, which is to be kept (backing = keep) and is not seen to be the same file at "
+                f"{pair.target}: set backing = flatten"
+            )
+        if not there.readable:
+            return f"it is based on {file}, which cannot be read at {pair.target}"
+    return ""
 
 
 def _room(pair: HostPair) -> Iterator[Finding]:
@@ -291,8 +331,7 @@ def _room(pair: HostPair) -> Iterator[Finding]:
         volume = pair.files_here.file(path).kind is FileKind.BLOCK
         if disk.read_only or disk.is_flash or not path or there.exists or volume:
             continue
-        allocated = disk.image.allocated_bytes or disk.virtual_bytes
-        wanted[parent(path)] += min(allocated, disk.virtual_bytes)
+        wanted[parent(path)] += disk.copied_bytes(keep_backing=_keeps_backing(pair))
     devices: Counter[str] = Counter()
     for directory, needed in wanted.items():
         devices[pair.files_there.file(directory).device] += needed

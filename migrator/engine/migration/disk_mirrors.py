@@ -14,6 +14,7 @@ from migrator.core.migration.disk_copies import (
     judge_mirrors,
     mirror_name,
 )
+from migrator.core.preflight.disk_images import longest_end_seconds
 from migrator.core.preflight.non_migrated_state import BlockJob
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
@@ -25,9 +26,8 @@ from migrator.units import show_bytes, show_seconds
 _LOOK_SECONDS, _END_LOOK_SECONDS = 0.1, 0.002
 #: Mirrors in which nothing moves for so long are given up.
 _STALLED_SECONDS = 30.0
-#: The guest stands still for so many times its policy's ceiling at the most so that its mirrors can be ended, or for so
-#: long if that is more; and for so long where it stands still anyway.
-_END_CEILINGS, _LEAST_END_SECONDS, _RESTING_END_SECONDS = 4.0, 1.0, 120.0
+#: So long mirrors may take to end where the guest stands still anyway.
+_RESTING_END_SECONDS = 120.0
 
 
 #: The action of the decision that what the guest writes at its destination is not noted there.
@@ -113,7 +113,13 @@ class DiskMirrors:
                 f"disk {copy.device} ({show_bytes(copy.size_bytes)}{used}) is not shared: it is copied",
             )
             await self._source.mirroring.begin(
-                copy.device, name, where, whole=not copy.new, encrypted_for=encrypted_for, tls=self._tls
+                copy.device,
+                name,
+                where,
+                whole=not copy.new,
+                based=copy.based,
+                encrypted_for=encrypted_for,
+                tls=self._tls,
             )
         await self._until_ready(speed, unwanted, tend)
         if not unwanted():
@@ -172,7 +178,7 @@ class DiskMirrors:
             return ""
         within = _RESTING_END_SECONDS
         if ceiling_seconds is not None:
-            within = max(_LEAST_END_SECONDS, _END_CEILINGS * ceiling_seconds)
+            within = longest_end_seconds(ceiling_seconds)
         began = clock.now()
         while True:
             jobs = (await self._source.disk_users()).ours

@@ -72,7 +72,14 @@ class MigrationSite(GuestNetworks, Protocol):
     async def check(self, guest: Any, source: Any, target: str, policy: Policy) -> tuple[Finding, ...]: ...
 
     async def start_destination(
-        self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Any,
+        source: Any,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> IncomingDestination: ...
 
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice: ...

@@ -11,7 +11,7 @@ from migrator.core.hooks import HookPoint
 from migrator.core.migration.downtime_floor import CEILING_CODES
 from migrator.core.migration.guest_clock import LONG_STANDSTILL_SECONDS
 from migrator.core.model import Decision, Finding, State
-from migrator.core.policy import Start
+from migrator.core.policy import Backing, Start
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
@@ -243,7 +243,12 @@ class SessionEnds(SessionState):
 
     async def _start_incoming(self, source: Qemu) -> IncomingDestination:
         return await self.services.site.start_destination(
-            self.guest, source, self.target, migration=self.id, accepted=self.accepted
+            self.guest,
+            source,
+            self.target,
+            migration=self.id,
+            accepted=self.accepted,
+            keep_backing=self.policy.backing is Backing.KEEP,
         )
 
     def _listen(self, incoming: IncomingDestination) -> str:
