@@ -182,10 +182,17 @@ class _Site(SimulatedSite):
             await asyncio.sleep(_TICK_SECONDS)
 
     async def start_destination(
-        self, guest: Any, source: Any, target: str, *, migration: str, accepted: Sequence[str] = ()
+        self,
+        guest: Any,
+        source: Any,
+        target: str,
+        *,
+        migration: str,
+        accepted: Sequence[str] = (),
+        keep_backing: bool = False,
     ) -> Any:
         waiting: IncomingDestination = await super().start_destination(
-            guest, source, target, migration=migration, accepted=accepted
+            guest, source, target, migration=migration, accepted=accepted, keep_backing=keep_backing
         )
         self.times[guest.key].started = asyncio.get_running_loop().time()
         self.times[guest.key].qemu += self.hosts[target].start_seconds
