@@ -8,8 +8,8 @@ from migrator.core.preflight.facts import Disk
 COPIED_FORMATS = ("raw", "qcow2")
 
 
-#: The time that a guest stands still at the most so that its mirrors can be ended: in its policy's ceilings, or in seconds
-#: if that is more.
+#: The most that a guest stands still so that its mirrors can be ended: in its policy's ceilings, or in seconds if that
+#: is more.
 _END_CEILINGS, _LEAST_END_SECONDS = 4.0, 1.0
 
 
