@@ -12,8 +12,8 @@ from migrator.hosts.host_output import reading_output
 _SECONDS = 10.0
 #: Where those without a directory of their own have it: whose that one is may change, so it is found out each time.
 _SHARED = "/tmp/"  # noqa: S108 - how what is made there is guarded, the script says
+# Of the user $u.
 _CUSTOMARY = """
-u=$(id -u)
 if [ "$u" = 0 ]; then r=/run s=/var/log
 else r=${XDG_RUNTIME_DIR:-} s=${XDG_STATE_HOME:-$HOME/.local/state}
 fi
@@ -22,7 +22,8 @@ if [ "$u" = 0 ] && [ -d /run/systemd/system ]; then i=systemd; else i=; fi
 _PRINT = """printf '%s\\0' "$r/migrator/guests" "$s/migrator/guests" "$i"
 """
 _READ = (
-    _CUSTOMARY
+    "u=$(id -u)"
+    + _CUSTOMARY
     + """
 if [ -z "$r" ]; then
   r=/tmp/migrator-$u
@@ -32,7 +33,7 @@ fi
 """
     + _PRINT
 )
-#: For scripts that read other things: prints the same, for :func:`note_places`, where nothing has to be made for it.
+#: For scripts that read other things and have the number of their user in $u: prints the same, for :func:`note_places`, where nothing has to be made for it.
 SHOW_PLACES = f'{_CUSTOMARY}[ -z "$r" ] || {_PRINT}'
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from migrator.core.inventory import HostFacts
 from migrator.core.process.certificates import HostCertificates
@@ -21,28 +22,34 @@ from migrator.text import writable
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.
 PAYLOAD_RATIO = 0.95
 
-# Arguments: the migration address, the directory of certificates, then the QEMUs that are configured.
+# Arguments: the migration address, the directory of certificates, the files whose versions are known, then the QEMUs
+# that are configured.
 _SCRIPT = (
     rb"""
+# Every program that is run costs a millisecond, so what the shell can do it does itself.
 section() { printf '\n@@%s\n' "$1"; }
 first() { IFS= read -r line <"$1" && printf '%s %s\n' "$2" "$line"; } 2>/dev/null
-address=$1 tls=$2; shift 2
-section memory; grep -e ^MemTotal: -e ^MemAvailable: /proc/meminfo
+line() { IFS= read -r line <"$1" && printf '%s\n' "$line"; } 2>/dev/null
+address=$1 tls=$2 known=$3 u=$(id -u); shift 3
+section memory
+while IFS= read -r line; do
+  case $line in MemTotal:*) printf '%s\n' "$line" ;; MemAvailable:*) printf '%s\n' "$line"; break ;; esac
+done </proc/meminfo
 section cpus; grep -c ^processor /proc/cpuinfo
-section load; cat /proc/loadavg
+section load; line /proc/loadavg
 section cpu; sed '/^$/q' /proc/cpuinfo
 section has
 ( : <>/dev/kvm ) 2>/dev/null && echo kvm
 [ -e /dev/vhost-net ] && echo vhost-net
 [ -d /run/systemd/system ] && echo systemd
-[ "$(id -u)" = 0 ] && echo root
+[ "$u" = 0 ] && echo root
 command -v python3 >/dev/null || echo no-python3
 command -v ping >/dev/null || echo no-ping
-[ "$(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null)" = 1 ] && echo userfaultfd
+[ "$(line /proc/sys/vm/unprivileged_userfaultfd)" = 1 ] && echo userfaultfd
 section hugepages
 for d in /sys/kernel/mm/hugepages/hugepages-*; do first "$d/free_hugepages" "${d##*-}"; done
-section boot; cat /proc/sys/kernel/random/boot_id
-section kernel; uname -r
+section boot; line /proc/sys/kernel/random/boot_id
+section kernel; line /proc/sys/kernel/osrelease
 section links; """
     + SHOW_LINKS.encode()
     + rb"""
@@ -63,15 +70,24 @@ section sockets
     + rb"""
 section mine; getent ahosts "$address"
 section qemus
+machine=$(uname -m)
 IFS=:
 set -f
 for d in $PATH /usr/libexec; do
   [ -L "$d" ] && continue
-  for n in "qemu-system-$(uname -m)" qemu-kvm; do set -- "$@" "$d/$n"; done
+  for n in "qemu-system-$machine" qemu-kvm; do set -- "$@" "$d/$n"; done
 done
 IFS=' '
+end='
+'
 for q; do
-  [ -f "$q" ] && [ -x "$q" ] && printf '%s\n%s\n' "$q" "$("$q" --version </dev/null 2>/dev/null | head -n 1)"
+  [ -f "$q" ] && [ -x "$q" ] || continue
+  # A program that is the same file as before is not run again; a script may run another one by now.
+  file= version=
+  IFS= read -r magic <"$q"
+  case $magic in ?ELF*) file=$(stat -L -c %d:%i:%s:%Z -- "$q" 2>/dev/null) ;; esac
+  case " $known " in *" ${file:-none} "*) ;; *) version=$("$q" --version </dev/null 2>/dev/null) ;; esac
+  printf '%s\n%s\n%s\n' "$q" "$file" "${version%%"$end"*}"
 done
 section certificates
 """
@@ -84,6 +100,10 @@ section places
 section end
 """
 )
+
+
+#: Versions of QEMUs of each host by the file that each is, so that none is run again for it.
+_VERSIONS: WeakKeyDictionary[HostAccess, dict[str, str]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -112,26 +132,28 @@ async def read_facts(
     :param tls_directory: of certificates for QEMU.
     :raise HostError: when the host cannot be asked.
     """
+    known = _VERSIONS.get(access, {})
     output = await access.run(
-        ["sh", "-s", "--", address, tls_directory, *qemus], stdin=_SCRIPT, timeout=timeout
+        ["sh", "-s", "--", address, tls_directory, " ".join(known), *qemus], stdin=_SCRIPT, timeout=timeout
     )
     if "\n@@end\n" not in output.text:
         raise HostError(access.name, f"its facts cannot be read: {output.complaint or 'no answer'}")
     with reading_output(access.name, "itself"):
-        facts = parse(output.text, tls_directory)
+        facts = parse(output.text, tls_directory, known)
+        _VERSIONS[access] = {
+            file: version for _, file, version in _qemus(_sections(output.text).get("qemus", ""), known) if file
+        }
         note_places(access, output.text.partition("\n@@places\n")[2].partition("\n@@end\n")[0])
         return facts
 
 
-def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
+def parse(text: str, tls_directory: str = TLS_DIRECTORY, known: Mapping[str, str] | None = None) -> HostFacts:
     """Parse the script's answer. Pure.
 
+    :param known: versions of QEMUs that were not run again, by the file that each is.
     :raise ValueError: it is none; further errors see :mod:`migrator.hosts.host_output`.
     """
-    sections: dict[str, str] = {}
-    for part in text.split("\n@@")[1:]:
-        name, _, content = part.partition("\n")
-        sections[name] = content
+    sections = _sections(text)
     has = frozenset(sections.get("has", "").split())
     memory = dict(re.findall(r"^(\w+): +(\d+) kB", sections.get("memory", ""), re.MULTILINE))
     cpu = {
@@ -158,7 +180,7 @@ def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
             for size, count in re.findall(r"^(\d+)kB (\d+)$", sections.get("hugepages", ""), re.MULTILINE)
         },
         link_bytes_per_second=_speed(links, _interface(links, sections.get("mine", ""))),
-        qemus=dict(_qemus(sections.get("qemus", ""))),
+        qemus={path: version for path, _, version in _qemus(sections.get("qemus", ""), known or {})},
         interfaces=frozenset(links),
         bridges=frozenset(name for name, link in links.items() if link.bridge),
         links=parse_links(sections.get("links", ""), sections.get("vlans", "")),
@@ -173,6 +195,14 @@ def parse(text: str, tls_directory: str = TLS_DIRECTORY) -> HostFacts:
             else HostCertificates()
         ),
     )
+
+
+def _sections(text: str) -> dict[str, str]:
+    sections: dict[str, str] = {}
+    for part in text.split("\n@@")[1:]:
+        name, _, content = part.partition("\n")
+        sections[name] = content
+    return sections
 
 
 def _load(text: str) -> float | None:
@@ -233,8 +263,11 @@ def _leaves(links: Mapping[str, _Link], name: str, seen: frozenset[str]) -> Iter
         yield link.device, link.speed
 
 
-def _qemus(text: str) -> Iterator[tuple[str, str]]:
+def _qemus(text: str, known: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the path of each QEMU, the file that it is (empty where that may be a script), and its version."""
     lines = text.splitlines()
-    for path, said in zip(lines[::2], lines[1::2], strict=False):
+    for path, file, said in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
         if version := re.search(r"version (\d+(?:\.\d+)+)", said):
-            yield writable(path), writable(version[1], 64)
+            yield writable(path), file, writable(version[1], 64)
+        elif file in known and not said:
+            yield writable(path), file, known[file]

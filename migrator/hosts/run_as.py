@@ -12,7 +12,7 @@ _NOTHING = DroppedPrivileges()
 # every Debian has. What it may not do it leaves as it is: what came of it is read afterwards. Only whose it is must be
 # right: root that cannot become somebody else does not go on.
 _BECOME = r"""
-user= group= groups= words= owner=
+user= group= groups= words= owner= limits= policy= me=$(id -u)
 while [ $# -gt 0 ]; do
   value=${1#*=}
   case $1 in
@@ -20,14 +20,14 @@ while [ $# -gt 0 ]; do
     directory=*) cd -- "$value" 2>/dev/null || cd / ;;
     umask=*) umask "$value" ;;
     oom=*) echo "$value" >/proc/$$/oom_score_adj ;;
-    limit=*) prlimit --pid $$ "--$value" ;;
+    limit=*) limits="$limits --$value" ;;
     cpus=) taskset -pc "$(cat /sys/devices/system/cpu/online)" $$ ;;
     cpus=*) taskset -pc "$value" $$ ;;
     nice=*) renice "$value" -p $$ ;;
-    policy=*) chrt --pid "--${value% *}" "${value#* }" $$ ;;
+    policy=*) policy=$value ;;
     io=*) ionice -c "${value% *}" -n "${value#* }" -p $$ ;;
     owner=*) owner=$value ;;
-    own=*) [ -z "$owner" ] || [ "$(id -u)" != 0 ] || chown -h -- "$owner" "$value" ;;
+    own=*) [ -z "$owner" ] || [ "$me" != 0 ] || chown -h -- "$owner" "$value" ;;
     user=*) user=$value ;;
     group=*) group=$value ;;
     groups=*) groups=$value ;;
@@ -36,13 +36,19 @@ while [ $# -gt 0 ]; do
   esac >/dev/null 2>&1
   shift
 done
-if [ "$(id -u)" = 0 ] && [ -n "$user" ]; then
+# One that it may not set keeps prlimit from the ones after it.
+[ -z "$limits" ] || prlimit --pid $$ $limits 2>/dev/null || for limit in $limits; do
+  prlimit --pid $$ "$limit"
+done >/dev/null 2>&1
+if [ "$me" = 0 ] && [ -n "$user" ]; then
   if [ -n "$groups" ]; then words="$words --groups=$groups"; else words="$words --clear-groups"; fi
   words="$words --reuid=$user --regid=$group"
 fi
 # Where there is no setpriv, root stays root all the same.
-[ "$user" != "$(id -u)" ] || command -v setpriv >/dev/null || words=
+[ "$user" != "$me" ] || command -v setpriv >/dev/null || words=
 [ -z "$words" ] || set -- setpriv $words "$@"
+# Last: what is idle waits for everybody else.
+[ -z "$policy" ] || chrt --pid "--${policy% *}" "${policy#* }" $$ >/dev/null 2>&1
 exec "$@"
 """
 

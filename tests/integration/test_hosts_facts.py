@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+from collections.abc import Sequence
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from migrator.core.inventory import HostFacts
 from migrator.core.process.guest_network import NetworkInterface
 from migrator.errors import HostError
+from migrator.hosts.access import Output
 from migrator.hosts.facts import PAYLOAD_RATIO, parse, read_facts
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import FoundSocket, SocketClient
@@ -73,10 +77,13 @@ lo 00:00:00:00:00:00 virtual{blank}
 
 @@qemus
 /opt/qemu/bin/qemu-system-x86_64
+fd00:4711:23456:1700000000
 QEMU emulator version 10.0.2
 /usr/bin/qemu-system-x86_64
+fd00:4712:34567:1700000001
 QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)
 /usr/bin/qemu-kvm
+
 
 
 @@end
@@ -184,6 +191,17 @@ class TestRecorded:
         assert facts.cpu_flags == frozenset({"fp", "asimd"})
 
 
+class Noting(LocalAccess):
+    """Keeps what the last command has said."""
+
+    said = ""
+
+    async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes = b"") -> Output:
+        output = await super().run(argv, timeout=timeout, stdin=stdin)
+        self.said = output.text
+        return output
+
+
 class TestRead:
     async def test_of_this_machine(self) -> None:
         own = {str(path) for path in binaries().values()}
@@ -195,6 +213,33 @@ class TestRead:
         assert facts.kernel == os.uname().release
         assert "lo" in facts.interfaces
         assert facts.cpu_model
+
+    async def test_a_qemu_is_run_again_only_once_it_is_another_file(self, tmp_path: Path) -> None:
+        binary, other = tmp_path / "qemu", tmp_path / "other"
+        here = Noting("here")
+        for program in ("bash", "git"):  # each says "version …"
+            found = shutil.which(program)
+            assert found is not None
+            shutil.copy(found, other)
+            other.replace(binary)
+            versions = []
+            for times in (1, 0):
+                facts = await read_facts(here, address="127.0.0.1", qemus=[str(binary)])
+                versions.append(facts.qemus[str(binary)])
+                section = here.said.partition(f"\n{binary}\n")[2].splitlines()
+                assert section[1].count("version") == times
+            assert versions[0] == versions[1]
+            assert versions[0] in subprocess.run([binary, "--version"], capture_output=True, text=True).stdout
+
+    async def test_a_script_that_is_a_qemu_is_always_run(self, tmp_path: Path) -> None:
+        binary, version = tmp_path / "qemu", tmp_path / "version"
+        binary.write_text(f"#!/bin/sh\ncat {version}\n")
+        binary.chmod(0o755)
+        here = LocalAccess("here")
+        for number in ("8.1", "9.2"):
+            version.write_text(f"version {number}\n")
+            facts = await read_facts(here, address="127.0.0.1", qemus=[str(binary)])
+            assert facts.qemus[str(binary)] == number
 
     async def test_of_hosts_in_namespaces(self, hosts: LabHosts) -> None:
         host = hosts["alpha"]
