@@ -33,7 +33,8 @@ fi
 """
     + _PRINT
 )
-#: For scripts that read other things and have the number of their user in $u: prints the same, for :func:`note_places`, where nothing has to be made for it.
+#: For scripts that read other things and have the number of their user in $u: prints the same, for
+#: :func:`note_places`, where nothing has to be made for it.
 SHOW_PLACES = f'{_CUSTOMARY}[ -z "$r" ] || {_PRINT}'
 
 

@@ -141,7 +141,9 @@ async def read_facts(
     with reading_output(access.name, "itself"):
         facts = parse(output.text, tls_directory, known)
         _VERSIONS[access] = {
-            file: version for _, file, version in _qemus(_sections(output.text).get("qemus", ""), known) if file
+            file: version
+            for _, file, version in _qemus(_sections(output.text).get("qemus", ""), known)
+            if file
         }
         note_places(access, output.text.partition("\n@@places\n")[2].partition("\n@@end\n")[0])
         return facts

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 from migrator.core.inventory import HostFacts
 from migrator.core.process.guest_network import NetworkInterface
 from migrator.errors import HostError
+from migrator.hosts import bound_ports
 from migrator.hosts.access import Output
+from migrator.hosts.bound_ports import parse_sockets as parse_ports
 from migrator.hosts.facts import PAYLOAD_RATIO, parse, read_facts
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import FoundSocket, SocketClient
@@ -229,7 +232,31 @@ class TestRead:
                 section = here.said.partition(f"\n{binary}\n")[2].splitlines()
                 assert section[1].count("version") == times
             assert versions[0] == versions[1]
-            assert versions[0] in subprocess.run([binary, "--version"], capture_output=True, text=True).stdout
+            done = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+            assert versions[0] in done.stdout
+
+    async def test_ports_are_the_same_with_ss_and_without(self, tmp_path: Path) -> None:
+        (tmp_path / "grep").symlink_to(str(shutil.which("grep")))
+        ends = [
+            (socket.AF_INET, socket.SOCK_STREAM, "127.0.0.1"),
+            (socket.AF_INET6, socket.SOCK_STREAM, "::"),
+            (socket.AF_INET6, socket.SOCK_STREAM, "::ffff:127.0.0.1"),
+            (socket.AF_INET, socket.SOCK_DGRAM, "0.0.0.0"),
+            (socket.AF_INET6, socket.SOCK_DGRAM, "::1"),
+        ]
+        found = []
+        with contextlib.ExitStack() as opened:
+            mine = [opened.enter_context(socket.socket(family, kind)) for family, kind, _ in ends]
+            for each, (_, kind, address) in zip(mine, ends, strict=True):
+                each.bind((address, 0))
+                if kind == socket.SOCK_STREAM:
+                    each.listen()
+            numbers = {each.getsockname()[1] for each in mine}
+            for access in (LocalAccess("here"), LocalAccess("here", ("env", f"PATH={tmp_path}"))):
+                output = await access.run(["/bin/sh"], stdin=bound_ports.SOCKETS)
+                found.append({each for each in parse_ports(output.text) if each.number in numbers})
+        assert found[0] == found[1]
+        assert {each.address for each in found[0]} == {"127.0.0.1", "::", "0.0.0.0", "::1"}
 
     async def test_a_script_that_is_a_qemu_is_always_run(self, tmp_path: Path) -> None:
         binary, version = tmp_path / "qemu", tmp_path / "version"

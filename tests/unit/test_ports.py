@@ -191,6 +191,28 @@ def test_the_kernels_tables() -> None:
     }
 
 
+def test_what_ss_says_of_them() -> None:
+    text = """udp UNCONN 0      0        127.0.0.54:53   0.0.0.0:*
+udp UNCONN 0      0      10.0.0.1%eth0:68   0.0.0.0:*
+udp UNCONN 0      0      [fe80::1]%eth0:546          [::]:*
+tcp LISTEN 0      4096         0.0.0.0:22 0.0.0.0:*
+tcp LISTEN 0      4096               *:2222             *:*
+tcp LISTEN 0      4096            [::]:23            [::]:*
+tcp LISTEN 0      4096            [::1]:5901            [::]:*
+tcp LISTEN 0      4096  [::ffff:127.0.0.1]:5902            *:*
+"""
+    assert bound_ports.parse_sockets(text) == {
+        port("udp 127.0.0.54:53"),
+        port("udp 10.0.0.1:68"),
+        port("udp fe80::1:546"),
+        port("tcp 0.0.0.0:22"),
+        port("tcp :2222"),
+        port("tcp :23"),
+        port("tcp ::1:5901"),
+        port("tcp 127.0.0.1:5902"),
+    }
+
+
 def test_an_address_that_the_target_has_not() -> None:
     def code(option: str, *addresses: str) -> list[str]:
         place = replace(HERE, network=TargetNetwork(addresses=addresses))
