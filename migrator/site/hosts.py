@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from migrator.core.findings import errors_first, finding
 from migrator.core.image_removal import ImageRemoval
 from migrator.core.inventory import Guest
+from migrator.core.managed_guest import uuid_at
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
@@ -38,6 +39,7 @@ from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record, with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
 from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.managed_checks import ManagedChecks
 from migrator.site.managed_guests import ManagedGuests
 from migrator.site.saved_guests import SavedGuestFiles
 
@@ -97,7 +99,9 @@ class SiteHosts:
     def __init__(
         self, connections: HostConnections, *, checker: TargetChecks, launcher: DestinationStarter
     ) -> None:
-        self._managed = ManagedGuests(connections, LibvirtHosts(connections))
+        daemons = LibvirtHosts(connections)
+        self._managed = ManagedGuests(connections, daemons)
+        self._managed_checks = ManagedChecks(connections, daemons)
         self.use(connections, checker=checker, launcher=launcher)
         self._discovery = GuestDiscovery(connections)
         self._tunnel_routes = KnownRoutes()
@@ -306,6 +310,8 @@ class SiteHosts:
         self, guest: Guest, source: SourceQemu, target: str, policy: Policy
     ) -> tuple[Finding, ...]:
         """See :class:`TargetChecks`; and what who manages the guest would do when it has left."""
+        if uuid_at(guest.socket) is not None:
+            return await self._managed_checks.check(guest, target)
         return errors_first(
             [
                 *managing(guest),

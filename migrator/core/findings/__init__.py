@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from migrator.core.findings.texts import COMMAND, DESTINATION, GUEST, PAIR, SOURCE, WAY, Texts
 from migrator.core.findings.texts_hosts import HOSTS
+from migrator.core.findings.texts_libvirt import MANAGED
 from migrator.core.findings.texts_process import PROCESS
 from migrator.core.findings.texts_state import STATE
 from migrator.core.model import Finding, Severity
@@ -57,6 +58,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
         **dict(_entries("The source", SOURCE)),
         **dict(_entries("Under way or set in the source's QEMU", STATE)),
         **dict(_entries("The hosts", HOSTS)),
+        **dict(_entries("Guests of libvirt", MANAGED)),
         **dict(_entries("The process, made again", PROCESS)),
         **dict(_entries("The command line, used again", COMMAND)),
         **dict(_entries("The waiting destination", DESTINATION)),
@@ -93,6 +95,7 @@ _EVERYWHERE = (
     frozenset(GUEST)
     | frozenset(SOURCE)
     | {"snapshot", "vfio", "preconfig", "block-job", "block-export", "replay"}
+    | {"libvirt-host-device", "libvirt-snapshots"}
 ) - {
     "capability-missing",
     "command-line-unknown",

@@ -200,6 +200,24 @@ _PAIR = {
     "a copy can have",
     "disk-maybe-not-shared": "names of each disk's file of both, where their identity cannot be read",
 }
+_MANAGED = {
+    "libvirt-target": "whether the libvirt of the target can be asked",
+    "libvirt-cpu": "the guest's CPU in libvirt's XML, with the target's (virConnectCompareHypervisorCPU; of "
+    "host-passthrough the source's host, virConnectCompareCPU)",
+    "libvirt-definition": "libvirt's migratable XML of the guest, with what the target's libvirt makes of it "
+    "(virConnectDomainXMLToNative, which defines and starts nothing)",
+    "libvirt-defined": "the guest's uuid, with the definitions of the target's libvirt",
+    "libvirt-name": "the guest's name, with those of the target's libvirt",
+    "libvirt-unsafe-cache": "cache= and the file system of each disk's image that the guest writes to, with what "
+    "libvirt takes for safe",
+    "libvirt-network": "networks in libvirt's XML, with those of the target's libvirt",
+    "libvirt-pool": "pools and volumes in libvirt's XML, with those of the target's libvirt",
+    "libvirt-secret": "secrets of disks in libvirt's XML, with those of the target's libvirt",
+    "libvirt-firmware": "the loader in libvirt's XML, with that path there",
+    "libvirt-tpm": "the backend of the guest's TPM, with those of the target (virConnectGetDomainCapabilities)",
+    "libvirt-host-device": "hostdev and interface type='hostdev' in libvirt's XML",
+    "libvirt-snapshots": "the numbers of libvirt's snapshots and checkpoints of the guest",
+}
 _WAY = {
     "save-unconfirmed": "whether the saved file could be marked as complete",
     "hook-failed": "the exit status of the site's hooks, and whether they could be run",
@@ -224,6 +242,7 @@ COMPARED: Mapping[str, str] = MappingProxyType(
         **_CEILING,
         **_TRAVEL,
         **_HOSTS,
+        **_MANAGED,
         **_PROCESS,
         **_COMMAND,
         **_DESTINATION,

@@ -1,0 +1,143 @@
+"""Preflight of a guest that libvirt manages: what the libvirt of both hosts says, and what the hosts show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator
+
+from migrator.core.findings import errors_first, finding
+from migrator.core.inventory import Guest, HostFacts
+from migrator.core.managed_guest import uuid_at
+from migrator.core.model import Finding
+from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
+from migrator.errors import HostError, QemuError
+from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.libvirt.connection import LibvirtConnection
+from migrator.libvirt.domain_xml import DiskXml, DomainXml
+from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
+from migrator.site.connections import HostConnections
+from migrator.site.libvirt_hosts import LibvirtHosts
+
+#: Seconds that the libvirt of a host may take to answer all that it is asked.
+_SECONDS = 30.0
+#: Disks whose images are files of the host.
+_FILES = ("file", "block")
+
+
+class ManagedChecks:
+    """Checks guests of libvirt against targets; changes nothing but by the probe of sharing."""
+
+    def __init__(self, connections: HostConnections, daemons: LibvirtHosts) -> None:
+        self._connections, self._daemons = connections, daemons
+
+    async def check(self, guest: Guest, target: str, *, copied: Collection[str] = ()) -> tuple[Finding, ...]:
+        """Return what speaks against a target for a guest, errors first.
+
+        :param copied: disks whose contents are copied to the target, by what libvirt calls them (``vda``).
+        :raise HostError: a host, or the libvirt of the guest's own, cannot be asked.
+        :raise QemuError: that libvirt refused to describe the guest.
+        """
+        source = self._daemons.connection(guest.host)
+        if source is None:
+            raise HostError(
+                guest.host, 'the configuration leaves its guests of libvirt alone (libvirt = "off")'
+            )
+        uuid = uuid_at(guest.socket) or guest.uuid
+        leaving = await source.call(
+            lambda connection: read_leaving(connection, uuid), what="read the guest", timeout=_SECONDS
+        )
+        facts = self._connections.facts
+        here, there = await asyncio.gather(facts.recent(guest.host), facts.recent(target))
+        asked, files = await asyncio.gather(
+            self._ask(leaving, target), self._files(leaving.xml, guest.host, target, here, there, copied)
+        )
+        return errors_first([*asked, *_host_findings(leaving.xml, target, there), *files])
+
+    async def _ask(self, leaving: LeavingGuest, target: str) -> list[Finding]:
+        connection: LibvirtConnection | None = self._daemons.connection(target)
+        if connection is None:
+            return [finding("libvirt-target", f'the configuration of {target} says libvirt = "off"')]
+        try:
+            answers = await connection.call(
+                lambda found: ask_target(found, leaving),
+                what="ask whether the guest could come",
+                timeout=_SECONDS,
+            )
+        except (HostError, QemuError) as error:
+            return [finding("libvirt-target", str(error))]
+        return list(judge(leaving, answers, target))
+
+    async def _files(
+        self,
+        xml: DomainXml,
+        host: str,
+        target: str,
+        here: HostFacts,
+        there: HostFacts,
+        copied: Collection[str],
+    ) -> list[Finding]:
+        disks = [
+            disk
+            for disk in xml.disks
+            if disk.kind in _FILES and disk.source.startswith("/") and disk.target not in copied
+        ]
+        paths = [disk.source for disk in disks]
+        firmware = [xml.loader] if xml.loader else []
+        access = self._connections.access(host), self._connections.access(target)
+        files_here, files_there = await asyncio.gather(
+            read_host_files(access[0], FileQuery(paths=paths)),
+            read_host_files(access[1], FileQuery(paths=[*paths, *firmware])),
+        )
+        one_machine = bool(here.boot_id) and here.boot_id == there.boot_id
+        same = {
+            path: same_file(files_here.file(path), files_there.file(path), one_machine=one_machine)
+            for path in paths
+        }
+        unclear = {
+            path: (files_here.file(path), files_there.file(path))
+            for path, answer in same.items()
+            if answer is SameFile.UNKNOWN and files_here.file(path).kind is FileKind.REGULAR
+        }
+        if unclear:
+            same |= await probe_sharing(*access, unclear)
+        found = [
+            finding("libvirt-firmware", f"{path} does not exist at {target}")
+            for path in firmware
+            if not files_there.file(path).exists
+        ]
+        for disk in disks:
+            found += _disk(disk, target, files_here, files_there, same[disk.source])
+        return found
+
+
+def _disk(disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: SameFile) -> Iterator[Finding]:
+    """Yield what speaks against one disk that is an image, or a block device, of the host."""
+    path = disk.source
+    if not there.file(path).exists:
+        yield finding("disk-file-missing", f"{path} of disk {disk.target} does not exist at {target}")
+        return
+    if disk.read_only:
+        return
+    if same is SameFile.NO:
+        text = (
+            f"{path} of disk {disk.target} is another file at {target}: the guest would go on with old data"
+        )
+        yield finding("disk-not-shared", text)
+        return
+    if same is SameFile.UNKNOWN:
+        text = f"whether {path} of disk {disk.target} is the same file at {target} cannot be told"
+        yield finding("disk-maybe-not-shared", text)
+    if why := unsafe_disk(disk, here.file(path).filesystem):
+        yield finding("libvirt-unsafe-cache", f"{path} of disk {disk.target}: {why}")
+
+
+def _host_findings(xml: DomainXml, target: str, there: HostFacts) -> Iterator[Finding]:
+    """Yield what the target's host lacks that libvirt is not asked for."""
+    if xml.virt == "kvm" and not there.kvm:
+        yield finding("kvm-missing", f"{xml.name} runs under KVM, and {target} has none")
+    for bridge in xml.bridges:
+        if bridge not in there.bridges:
+            yield finding("bridge-missing", f"bridge {bridge} of {xml.name} does not exist at {target}")
+    for device in xml.direct_devices:
+        if device not in there.interfaces:
+            yield finding("net-interface", f"interface {device} of {xml.name} does not exist at {target}")
