@@ -54,6 +54,8 @@ class LibvirtConnection:
         self._uris = uris
         self._connection: Any = None
         self._opening: asyncio.Task[Any] | None = None
+        #: When that began, on the loop's clock: whoever comes later does not wait as long again.
+        self._opening_since = 0.0
         self._calls = 0
         self._subscribers: list[Callable[[DomainEvent], None]] = []
         self._log = logs.logger(host=host)
@@ -99,13 +101,14 @@ class LibvirtConnection:
         if self._connection is not None:
             return self._connection
         if self._opening is None or self._opening.done():
+            self._opening_since = asyncio.get_running_loop().time()
             self._opening = asyncio.create_task(self._open(), name=f"open libvirt at {self.host}")
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            async with asyncio.timeout(_OPEN_SECONDS):
+            async with asyncio.timeout_at(self._opening_since + _OPEN_SECONDS):
                 return await asyncio.shield(self._opening)
         except TimeoutError:
-            text = f"libvirt did not answer within {_OPEN_SECONDS:g} s"
+            text = f"libvirt does not answer, for {_OPEN_SECONDS:g} s and longer"
             raise HostError(self.host, text) from None
 
     async def _open(self) -> Any:

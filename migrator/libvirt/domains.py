@@ -14,8 +14,8 @@ from migrator.libvirt.binding import load
 from migrator.libvirt.connection import DomainEvent, LibvirtConnection
 from migrator.libvirt.domain_xml import DomainXml, parse_domain
 
-#: Seconds that a look may take: a first one of a thousand guests reads each of them.
-_LOOK_SECONDS = 30.0
+#: Seconds to list the guests, and to read those that are to be read: at first a thousand of them.
+_LIST_SECONDS, _READ_SECONDS = 10.0, 30.0
 #: So many guests are read again with each look though nothing was heard of them: some changes are not announced.
 _READ_AGAIN = 8
 #: Events after which a guest is read again; others are of no interest here.
@@ -65,7 +65,7 @@ class DomainInventory:
         :raise QemuError: it refused that, or did not answer in time.
         """
         async with self._looking:
-            states = await self._connection.call(_states, what="list the guests", timeout=_LOOK_SECONDS)
+            states = await self._connection.call(_states, what="list the guests", timeout=_LIST_SECONDS)
             unread = [uuid for uuid in states if uuid not in self._details or uuid in self._stale]
             again = self._next(states)
             reading = dict.fromkeys([*unread, *again])
@@ -74,7 +74,7 @@ class DomainInventory:
                 details = await self._connection.call(
                     lambda connection: _read(connection, reading),
                     what="read guests",
-                    timeout=_LOOK_SECONDS,
+                    timeout=_READ_SECONDS,
                 )
                 self._details |= details
             self._details = {uuid: each for uuid, each in self._details.items() if uuid in states}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -118,6 +120,26 @@ async def test_guests_stay_known_while_their_libvirtd_is_away_and_the_host_says_
     (back,) = look.guests
     assert not back.lost_contact
     assert back.pid == before.pid
+
+
+async def test_libvirtd_that_does_not_answer_holds_a_look_up_for_a_moment_only(
+    libvirt_hosts: LibvirtHosts, site: SiteHosts, tmp_path: Path
+) -> None:
+    name, alpha = guest_name(), libvirt_hosts["alpha"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=IDLE)
+    await site.look("alpha")
+    pid = alpha.daemon_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            look = await site.look("alpha")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "was not answered within 10 s" in look.facts.libvirt_error
+    assert [(guest.key, guest.lost_contact) for guest in look.guests] == [(uuid, True)]
+    look = await seen(site, lambda look: not look.facts.libvirt_error)
+    assert [(guest.key, guest.lost_contact) for guest in look.guests] == [(uuid, False)]
 
 
 async def test_guest_that_ends_while_its_libvirtd_is_away_is_gone(
