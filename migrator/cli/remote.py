@@ -321,8 +321,7 @@ def cancel(client: ServiceClient, identifier: str, *, output: Output) -> None:
     kind, one = find(client, identifier)
     identifier = one["id"]
     found = client.post(f"{kind}s/{segment(identifier)}/cancel")
-    lines = [f"{identifier} is told to stop; it is {found['state']}"]
-    print_document(found, output=output, lines=lambda: lines)
+    print_document(found, output=output, lines=lambda: [show.cancelled_line(found)])
 
 
 def postcopy(client: ServiceClient, identifier: str, *, output: Output) -> None:
@@ -332,7 +331,7 @@ def postcopy(client: ServiceClient, identifier: str, *, output: Output) -> None:
     print_document(
         found,
         output=output,
-        lines=lambda: [f"{identifier} is told to switch; it is {found['state']}"],
+        lines=lambda: [show.postcopy_line(found)],
     )
 
 

@@ -147,17 +147,28 @@ def evacuation_row(one: Document) -> Row:
             f"{each['host']} {each['stage']}" for each in one["hosts"] if each["stage"] not in _RESTING
         )
     if one["state"] == "scheduled":
-        note = "; ".join(each for each in (_window(one), one["window_forecast"]) if each)
+        until = f" until {_brief(one['window_ends_at'])}" if one["window_ends_at"] else ""
+        note = "; ".join(
+            each for each in (f"from {_brief(one['starts_at'])}{until}", one["window_forecast"]) if each
+        )
     return (
         one["id"],
         one["host"] or one["group"] or ", ".join(each["host"] for each in one.get("hosts", ())),
         one["kind"],
         one["state"],
-        str(one["guests_left"]),
+        _left(one),
         "" if over else _brief(one["forecast_end_at"]),
-        _brief(one["deadline"]),
+        "" if one["state"] == "scheduled" else _brief(one["deadline"]),
         note,
     )
+
+
+def _left(one: Document) -> str:
+    if one["state"] == "scheduled":
+        return ""
+    if one["kind"] == "roll":
+        return f"{sum(each['stage'] != 'done' for each in one['hosts'])} hosts"
+    return str(one["guests_left"])
 
 
 def controller_row(one: Document, service: Document) -> Row:
@@ -279,6 +290,22 @@ _STAYING = ("held", "set-aside", "no-target")
 _STAYS = ("does-not-converge",)
 #: Findings by which a guest waits before it moves, nobody knows how long.
 _WAITS = ("block-job-waits", "block-export-waits")
+
+
+def cancelled_line(one: Document) -> str:
+    """Say what becomes of a migration or an evacuation that is cancelled."""
+    if one["ended_at"] is not None:
+        return clean(f"{one['id']} is {one['state']}")
+    return clean(
+        f"{one['id']} is being cancelled: it ends as soon as that is safe; it is {one['state']} until then"
+    )
+
+
+def postcopy_line(one: Document) -> str:
+    """Say what becomes of a migration that is told to go to postcopy."""
+    return clean(
+        f"{one['id']} ({label(one)}) goes on in postcopy in a moment; it is {one['state']} until then"
+    )
 
 
 def exceeded(one: Document) -> bool:
@@ -497,8 +524,18 @@ def event_line(event: Document) -> str:
         text = str(body.get("state", ""))
         name = body.get("guest_name") or body.get("guest")
         text += f" ({name})" if name else ""
-        text += f": {body['error']}" if body.get("error") else ""
+        text += f": {body['error']}" if body.get("error") else _how_far(body)
     return clean(f"{event['event_id']:>6}  {when}  {what}  {text}")
+
+
+def _how_far(body: Document) -> str:
+    """Say how far a roll is, or what is expected of a window; empty for anything else."""
+    if body.get("kind") == "roll":
+        return ": " + ", ".join(f"{each['host']} {each['stage']}" for each in body.get("hosts", ()))
+    if body.get("state") == "scheduled":
+        soon = "it begins soon; " if body.get("begins_soon") else ""
+        return f" ({body.get('host')}): {soon}{body.get('window_forecast') or 'not forecast yet'}"
+    return ", cordoned" if body.get("cordoned") else ""
 
 
 def guests_left(one: Document, total: int | None = None) -> str:

@@ -210,7 +210,7 @@ class Top:
         except (NotReachable, Rejected) as error:
             self._say(str(error))
             return
-        self._say(f"{one['id']} was told so; it is {found['state']}")
+        self._say((show.cancelled_line if what == "cancel" else show.postcopy_line)(found))
 
     def _say(self, text: str) -> None:
         self._message = (clean(text), time.monotonic())

@@ -225,6 +225,9 @@ class _View:
         if one["kind"] == "roll":
             self._roll(one)
             return
+        if one["state"] == "scheduled":
+            self._scheduled(one)
+            return
         total = len(one["guests"])
         done = total - one["guests_left"]
         row = show.evacuation_row(one)
@@ -245,6 +248,13 @@ class _View:
             )
         bars.update(self._tasks[one["id"]], completed=done, state=one["state"], figures=text)
         bars.refresh()
+
+    def _scheduled(self, one: Document) -> None:
+        """Say when it begins, and what is expected of its window, where that is different from before."""
+        shown = show.evacuation_row(one)[-1]
+        if self._shown.get(one["id"], ("", 0.0))[0] != shown:
+            self._shown[one["id"]] = (shown, time.monotonic())
+            self._say(clean(f"{one['host']}: scheduled {shown}"))
 
     def _roll(self, one: Document) -> None:
         """Say of each host of a roll what it has come to, once."""

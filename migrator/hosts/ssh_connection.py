@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,7 +122,7 @@ class SshConnection:
             return (
                 f"the key of the SSH server at {where} is not the one in {file}, or there is none: compare what "
                 f"'ssh-keyscan {port}{config.host} | ssh-keygen -lf -' shows with the host's own, then "
-                f"add it with 'ssh-keyscan {port}{config.host} >> {file}'"
+                f"add it with 'ssh-keyscan {port}{config.host} >> {file}'{_as_whom(file)}"
             )
         if isinstance(error, asyncssh.PermissionDenied):
             key = f"the key {config.key}" if config.key else "any key of the agent or of ~/.ssh"
@@ -148,3 +149,12 @@ class SshConnection:
             self._connection.abort()
             await self._connection.wait_closed()
             self._connection = None
+
+
+def _as_whom(file: Path) -> str:
+    """Return as which user a file of known keys is to be written, where that is not everybody's."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = f"uid {os.geteuid()}"
+    return f" as {user}" if str(file).startswith("~") else f" as root, so that {user} can read it"

@@ -137,7 +137,14 @@ def _bind_unix(where: UnixSocket) -> socket.socket:
             first.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError(f"http: cannot listen at {path}: {error.strerror or error}") from error
+        remedy = ""
+        if isinstance(error, PermissionError):
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            remedy = (
+                f" for {user}: as root, install -d -o {user} -m {where.directory_mode:04o} {path.parent}, "
+                "or have [http] socket elsewhere"
+            )
+        raise UsageError(f"http: cannot listen at {path}: {error.strerror or error}{remedy}") from error
     return listener
 
 

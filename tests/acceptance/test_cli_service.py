@@ -299,10 +299,10 @@ def test_cancel_status_and_events(service: ServiceThread):
     assert f"{one}\t" in status
     both = document(typed(service, "status", "--json"))
     assert (len(both["migrations"]), len(both["evacuations"])) == (3, 1)
-    assert f"{one} is told to stop" in typed(service, "cancel", one).stdout
+    assert f"{one} is being cancelled" in typed(service, "cancel", one).stdout
     service.reaches(one, State.CANCELLED)
     assert typed(service, "cancel", one).returncode == 1
-    assert f"{whole} is told to stop" in typed(service, "cancel", whole).stdout
+    assert f"{whole} is being cancelled" in typed(service, "cancel", whole).stdout
     events = typed(service, "events", one).stdout.splitlines()
     assert f"migration {one}  queued" in events[0]
     assert "cancelled" in events[-1]
@@ -324,15 +324,15 @@ def test_what_is_under_way_is_found_by_its_guest_or_host_too(service: ServiceThr
     db = next(each.id for each in service.active() if each.guest_name == "db")
     service.reaches(db, State.PRECOPY)
     assert document(typed(service, "status", "db", "--json"))["id"] == db
-    assert f"{db} is told to switch" in typed(service, "postcopy", "db").stdout
+    assert f"{db} (db) goes on in postcopy" in typed(service, "postcopy", "db").stdout
     web = next(each.id for each in service.active() if each.guest_name == "web")
-    assert f"{web} is told to stop" in typed(service, "cancel", "alpha/web").stdout
+    assert f"{web} is being cancelled" in typed(service, "cancel", "alpha/web").stdout
     either = typed(service, "cancel", "web")
     assert either.returncode == 2
     assert "alpha/web" in either.stderr
     assert "beta/web" in either.stderr
     assert "evacuation of alpha" in typed(service, "status", "alpha").stdout
-    assert f"{whole} is told to stop" in typed(service, "cancel", "alpha").stdout
+    assert f"{whole} is being cancelled" in typed(service, "cancel", "alpha").stdout
 
 
 def test_only_what_may_be_cancelled_now_is_offered(service: ServiceThread):

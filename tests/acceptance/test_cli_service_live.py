@@ -259,7 +259,7 @@ class TestTop:
             command.until("nothing was done")
             assert [each.id for each in service.active()] == [one]
             command.type("cy")
-            command.until("was told so")
+            command.until("is being cancelled")
             command.until("cancelled")
             command.type("q")
             assert command.ended() == 0

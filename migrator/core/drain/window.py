@@ -164,7 +164,7 @@ def judge(
     takes = f"it takes {show_seconds(p50_seconds)}"
     late = p90_seconds if p90_seconds is not None else p50_seconds
     if late > p50_seconds:
-        takes += f", {show_seconds(late)} at the most likely worst"
+        takes += f" (in one of ten cases {show_seconds(late)} or longer)"
     if window.ends_at is None or window.starts_at is None:
         fit = WindowFit.DOES_NOT_FIT if cannot_move else WindowFit.FITS
         return WindowForecast(fit=fit, text="; ".join(filter(None, (takes, stay))))
