@@ -274,14 +274,13 @@ async def cost(counts: Sequence[int] = COUNTS) -> str:
         for count in counts:
             if not budget.allows(count):
                 continue
-            places = await service.places()
+            places, before = await service.places(), await service.counts()
             async with service.used() as used:
-                before = await service.counts()
                 for guest in guests[:count]:
                     at = hosts.index(places[guest.name])
                     await service.migrate(guest.name, hosts[(at + 1) % len(hosts)])
                 await service.until_ended()
-                done = (await service.counts()).since(before, count)
+            done = (await service.counts()).since(before, count)
             usage = used[0]
             budget.took(count, usage.seconds)
             say(f"{count} migrations took {usage.seconds:.0f} s")

@@ -31,6 +31,8 @@ _FARMS = 2
 #: Names a file that gets a profile of the process that steers, every five seconds anew; its end is the controller.
 _PROFILE = "BENCH_PROFILE"
 _START_SECONDS, _END_SECONDS, _SAY_SECONDS = 180.0, 600.0, 10.0
+#: What was counted, and how late timers were, is told each second.
+_SAID_SECONDS = 1.2
 _GOING = frozenset({"queued", "preparing", "waiting", "precopy"})
 
 
@@ -82,13 +84,14 @@ class Service:
         late, began = [lines(file) for file in files], time.monotonic()
         before = [_processor(pid) for pid in self.pids]
         yield found
-        for pid, file, since, (steering, everything) in zip(self.pids, files, late, before, strict=True):
-            now = _processor(pid)
+        after, seconds = [_processor(pid) for pid in self.pids], time.monotonic() - began
+        await asyncio.sleep(_SAID_SECONDS)
+        for pid, file, since, then, now in zip(self.pids, files, late, before, after, strict=True):
             found.append(
                 Usage(
-                    seconds=time.monotonic() - began,
-                    steering=now[0] - steering,
-                    all_processes=now[1] - everything,
+                    seconds=seconds,
+                    steering=now[0] - then[0],
+                    all_processes=now[1] - then[1],
                     resident_bytes=sum(map(resident_bytes, [pid, *children(pid)])),
                     late=read_lateness(file, after=since) or [0.0],
                 )
@@ -99,7 +102,8 @@ class Service:
         return [seconds for farm in self.farms for seconds in await farm.ask(do="reactions")]
 
     async def counts(self) -> Counts:
-        """Return how many QMP commands were sent and how often the journal was written."""
+        """Return how many QMP commands were sent and how often the journal was written, until now."""
+        await asyncio.sleep(_SAID_SECONDS)  # it would be what was counted before
         text = (await self.http.get("http://migrator/metrics")).text
 
         def total(metric: str) -> float:
