@@ -22,6 +22,7 @@ from migrator.ports.saved import SavedGuests
 from migrator.ports.site import GuestNetworks, HostLook, IncomingDestination, Site
 from migrator.ports.source_guard import SourceGuard, Unguarded
 from migrator.ports.store import (
+    LONGEST_LEASE_SECONDS,
     Claim,
     CommandLog,
     EndedRecord,
@@ -42,6 +43,7 @@ from migrator.ports.stream_path import PathHealth, StreamPath, UnprobedPath
 from migrator.ports.stream_tunnel import StreamTunnel
 
 __all__ = [
+    "LONGEST_LEASE_SECONDS",
     "Claim",
     "CommandLog",
     "DiskMirroring",

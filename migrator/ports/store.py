@@ -76,6 +76,10 @@ class StrayRecord:
     facts: Mapping[str, Any] | None
 
 
+#: No lease is longer: the configuration allows none that is.
+LONGEST_LEASE_SECONDS = 60.0
+
+
 def lease_margin(seconds: float) -> float:
     """How long before the end of a lease of `seconds` its holder stops acting.
 
@@ -154,6 +158,14 @@ class Leases(Protocol):
 
     async def all(self) -> list[HeldLease]:
         """Return the leases that were taken and not given back, by name, but not the assignments of migrations."""
+
+    async def end_stuck(self) -> None:
+        """End those that :meth:`all` has shown for long enough with an end that cannot be.
+
+        The clock that all share was set back, or a server whose clock is behind took the place of another: a lease
+        that nobody renews any more would keep everybody away for as long. One that ends later than the longest there is
+        could, and that was not renewed for so long by this machine's own clock, is no holder's any more.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

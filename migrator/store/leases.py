@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrator.ports import HeldLease, Lease, lease_margin
+from migrator import logs
+from migrator.ports import LONGEST_LEASE_SECONDS, HeldLease, Lease, lease_margin
 from migrator.store.rows import moment, statements
 from migrator.store.schema import leases
+from migrator.store.stuck_leases import StuckLeases
 
 if TYPE_CHECKING:
     from migrator.store.database import Database
@@ -38,6 +40,7 @@ class SqlLeases:
     def __init__(self, database: Database, *, clock: Callable[[], float] = monotonic) -> None:
         self._database = database
         self.clock = clock
+        self._stuck = StuckLeases()
 
     async def acquire(
         self, name: str, *, owner: str, seconds: float, known: int | None = None
@@ -102,13 +105,18 @@ class SqlLeases:
     async def all(self) -> list[HeldLease]:
         """See :meth:`migrator.ports.Leases.all`."""
 
+        query = (
+            select(leases)
+            .where(leases.c.owner != "", leases.c.ends_at < UNTIL_WITHDRAWN)
+            .order_by(leases.c.name)
+        )
+
         async def read(connection: AsyncConnection) -> list[HeldLease]:
             now = await self._database.now(connection)
-            found = await connection.execute(
-                select(leases)
-                .where(leases.c.owner != "", leases.c.ends_at < UNTIL_WITHDRAWN)
-                .order_by(leases.c.name)
-            )
+            found = list(await connection.execute(query))
+            latest = now + round(LONGEST_LEASE_SECONDS * 1e6)
+            ends = {(row.name, row.token): row.ends_at for row in found if row.ends_at > latest}
+            self._stuck.note(ends, self.clock())
             return [
                 HeldLease(
                     name=row.name,
@@ -121,6 +129,24 @@ class SqlLeases:
             ]
 
         return await self._database.read(read)
+
+    async def end_stuck(self) -> None:
+        """See :meth:`migrator.ports.Leases.end_stuck`."""
+        stuck = self._stuck.due(self.clock())
+        if not stuck:
+            return
+
+        async def write(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            for (name, token), ends_at in stuck.items():
+                its = (leases.c.name == name, leases.c.token == token, leases.c.ends_at == ends_at)
+                await connection.execute(update(leases).where(*its).values(ends_at=now))
+
+        await self._database.write_unleased(write)
+        for name, _ in stuck:
+            logs.logger().warning(
+                "a lease that nobody renewed is ended: the database's clock was set back", lease=name
+            )
 
     def _lease(self, name: str, owner: str, token: int, asked_at: float, seconds: float) -> Lease:
         until = asked_at + seconds - lease_margin(seconds)

@@ -192,6 +192,7 @@ class Heartbeat:
                 renewed = await self._join()
             self.lease = renewed or self.lease
             found = Presence(await controllers.all(), await self._journal.leases.all())
+            await self._journal.leases.end_stuck()
             if renewed is None:
                 found = replace(found, complaint=self._refused(found))
             else:

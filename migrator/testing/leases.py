@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from migrator.ports import HeldLease, Lease, lease_margin
+from migrator.ports import LONGEST_LEASE_SECONDS, HeldLease, Lease, lease_margin
+from migrator.store.stuck_leases import StuckLeases
 
 if TYPE_CHECKING:
     from migrator.testing.journal import MemoryJournal
@@ -34,6 +35,7 @@ class MemoryLeases:
         self._rows: dict[str, _Row] = {}
         self.now: Callable[[], float] = monotonic
         self.clock: Callable[[], float] = monotonic
+        self._stuck = StuckLeases()
 
     async def acquire(
         self, name: str, *, owner: str, seconds: float, known: int | None = None
@@ -81,6 +83,9 @@ class MemoryLeases:
     async def all(self) -> list[HeldLease]:
         """See :meth:`migrator.ports.Leases.all`."""
         await self._journal.pause("leases")
+        latest = self.now() + LONGEST_LEASE_SECONDS
+        held = [(name, row) for name, row in self._rows.items() if row.owner and row.ends_at > latest]
+        self._stuck.note({(name, row.token): row.ends_at for name, row in held}, self.clock())
         return [
             HeldLease(
                 name=name,
@@ -92,6 +97,17 @@ class MemoryLeases:
             for name, row in sorted(self._rows.items())
             if row.owner
         ]
+
+    async def end_stuck(self) -> None:
+        """See :meth:`migrator.ports.Leases.end_stuck`."""
+        stuck = self._stuck.due(self.clock())
+        if not stuck:
+            return
+        await self._journal.write("end stuck")
+        for (name, token), ends_at in stuck.items():
+            row = self._rows[name]
+            if (row.token, row.ends_at) == (token, ends_at):
+                row.ends_at = self.now()
 
     def holds(self, lease: Lease) -> bool:
         """Nobody else has it, and it has not ended."""

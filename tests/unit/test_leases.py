@@ -240,6 +240,27 @@ class TestClocks:
         await shared.jump(7)
         assert (await taken(shared.other.leases, "b")).owner == "b"
 
+    async def test_that_all_share_set_back_keep_nobody_away_for_longer_than_a_lease_can_be(
+        self, shared: Shared
+    ) -> None:
+        lease = await taken(shared.leases, "a")
+        watched = shared.other.leases
+        await shared.jump(-3600)
+        await watched.all()
+        shared.clock.time += 59
+        await watched.end_stuck()
+        assert await watched.acquire("site", owner="b", seconds=6) is None
+        # One that is renewed is its holder's.
+        [renewed] = await shared.leases.renew([lease], seconds=6)
+        assert renewed is not None
+        await shared.jump(-3600)
+        await watched.all()
+        shared.clock.time += 60
+        await watched.end_stuck()
+        assert not renewed.may_act
+        assert (await taken(watched, "b")).token > lease.token
+        assert await shared.leases.renew([renewed], seconds=6) == [None]
+
 
 async def test_those_who_look_see_who_has_what(shared: Shared) -> None:
     assert await shared.leases.all() == []
