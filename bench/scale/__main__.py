@@ -59,7 +59,7 @@ PARTS: dict[str, tuple[str, Callable[[Sequence[int]], Awaitable[str]]]] = {
     "load": ("Migrations under way on one controller", _under_way),
     "cost": ("What each of many costs", _cost),
     "evacuation": ("What each guest of an evacuation costs", _evacuation),
-    "guards": ("What guards of a thousand hosts cost", _guards),
+    "guards": ("What guards at the hosts cost", _guards),
     "controllers": ("Three controllers with 3,000", _controllers),
     "commands": ("Commands beside 100 migrations", _commands),
     "store": ("The journal", _store),

@@ -26,10 +26,10 @@ from migrator.hosts.local import LocalAccess
 SILENCE_SECONDS, _NEAR_SILENCE_SECONDS = 0.65, 0.4
 #: Seconds between two signs of life, likewise. What is lost on the way is sent again within two or three of the latter,
 #: as those behind it show that it is missing, and after 0.2 s at the latest.
-_BEAT_SECONDS, _NEAR_BEAT_SECONDS = 0.15, 0.05
+BEAT_SECONDS, NEAR_BEAT_SECONDS = 0.15, 0.05
 #: Signs of life a second that all guards may get of which no guest is near its switch, and how much of that one takes.
 _MOST_BEATS = 2000.0
-_PART_A_GUARD = 1 / (_BEAT_SECONDS * _MOST_BEATS)
+_PART_A_GUARD = 1 / (BEAT_SECONDS * _MOST_BEATS)
 #: Seconds that an answer may take.
 _ANSWER_SECONDS = 5.0
 #: Seconds without anything to guard after which it is ended.
@@ -43,7 +43,7 @@ _NOT_FOUND = 127
 class GuardPace:
     """How often the guards of all hosts are given signs of life: each takes a part of the one process that steers.
 
-    Up to three hundred hosts they come every :data:`_BEAT_SECONDS`; beyond that more seldom, and a silence is noticed
+    Up to three hundred hosts they come every :data:`BEAT_SECONDS`; beyond that more seldom, and a silence is noticed
     later in proportion. Not so where a guest may come to its switch at any moment.
     """
 
@@ -281,11 +281,11 @@ class HostGuard:
             except OSError as error:
                 stopped.set_exception(error)
                 return
-            pause = _BEAT_SECONDS
+            pause = BEAT_SECONDS
             if self._silence_seconds is not None:
                 if self._slower != self._pace.slower:
                     self._tell_silence()  # before they come more seldom
-                pause = _NEAR_BEAT_SECONDS if self._near else _BEAT_SECONDS * self._slower
+                pause = NEAR_BEAT_SECONDS if self._near else BEAT_SECONDS * self._slower
             self._next = loop.call_later(pause, beat)
 
         self._beat = beat
