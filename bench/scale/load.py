@@ -145,7 +145,8 @@ class _Watched:
 
 async def under_way(counts: Sequence[int] = UNDER_WAY) -> str:
     """Return what one controller takes with so many migrations under way."""
-    watched, budget = list[_Watched](), Budget(_UNDER_WAY_SECONDS)
+    fixed = 1.5 * _WATCH_SECONDS + _SETTLE_SECONDS
+    watched, budget = list[_Watched](), Budget(_UNDER_WAY_SECONDS, fixed_seconds=fixed)
     for count in counts:
         if not budget.allows(count):
             continue

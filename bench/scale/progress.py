@@ -17,16 +17,19 @@ class Budget:
     """Time for counts that grow: says which there is no time left for.
 
     :param seconds: for all of them.
+    :param fixed_seconds: part of the time of each that does not grow with the count.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
+    def __init__(self, seconds: float, *, fixed_seconds: float = 0.0) -> None:
+        self._until, self._fixed = time.monotonic() + seconds, fixed_seconds
         self._last: tuple[int, float] | None = None
         self.skipped: list[int] = []
 
     def allows(self, count: int) -> bool:
         """Return whether so many can be measured in the time left, going by the last that were."""
-        took = 0.0 if self._last is None else self._last[1] * count / self._last[0]
+        took = 0.0
+        if self._last is not None:
+            took = self._fixed + max(0.0, self._last[1] - self._fixed) * count / self._last[0]
         if time.monotonic() + took <= self._until:
             return True
         self.skipped.append(count)
