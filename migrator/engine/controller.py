@@ -345,6 +345,10 @@ class Engine:
         host = self.inventory.host(name)
         return host is not None and host.up
 
+    def is_moving(self) -> bool:
+        """Return whether migrations are driven now, by this controller."""
+        return self.registry.busy_here() > 0
+
     def is_switching(self) -> bool:
         """Return whether a guest is being switched now, by this controller."""
         return any(each.switches for each in self.registry.live() if not each.driven_elsewhere)

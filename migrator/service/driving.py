@@ -93,6 +93,7 @@ async def driving(
         driver=mark,
     )
     heartbeat.driven = lambda: migrations.count
+    garbage.moving.append(lambda: migrations.count > 0)
     garbage.switching.append(migrations.is_switching)
     tasks = [
         asyncio.create_task(keep_going(name, work), name=name)

@@ -2,7 +2,7 @@
 
 By itself Python looks at all objects that there are whenever their number has grown by a quarter, which takes a second
 with a thousand migrations. Here what has lived for a moment is looked at once, and then left out. All objects are
-looked at again once enough of them may have become garbage since, and while no guest is being switched.
+looked at again once enough of them may have become garbage since: seldom while guests move.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from collections.abc import Callable
 _EVERY_SECONDS = 0.5
 #: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
-#: All objects are looked at when there are so many more blocks of memory than after the last time, in ratio and in
-#: number; not sooner than so much later, nor than so many times what that took; while a guest is being switched only
-#: once far more.
-_MORE_RATIO, _FAR_MORE_RATIO, _MORE = 0.05, 2.0, 30_000
-_ALL_SECONDS, _REST_RATIO = 10.0, 200.0
+#: All objects are looked at when there are so many more blocks of memory than after the last time, in number and in
+#: ratio: the latter where nothing moves, while guests move, and while one of them is being switched. Looking through a
+#: thousand migrations takes a second, in which nobody is steered; and what has come is hardly ever garbage.
+_MORE, _MORE_RATIO, _MOVING_RATIO, _SWITCHING_RATIO = 30_000, 0.05, 0.5, 2.0
+#: Not sooner than so much later, nor than so many times what that took.
+_ALL_SECONDS, _REST_RATIO = 10.0, 20.0
 
 
 class GarbageCollection:
     """Collects the garbage of this process; one for all that runs in it.
 
-    :ivar switching: each tells whether a guest is being switched now: then all objects are not looked at.
+    :ivar moving: each tells whether guests move now: then all objects are looked at more seldom.
+    :ivar switching: each tells whether one of them is being switched: then more seldom still.
     """
 
     def __init__(self) -> None:
+        self.moving: list[Callable[[], bool]] = []
         self.switching: list[Callable[[], bool]] = []
         #: How many blocks were left the last time that all objects were looked at, when that was, and what it took.
         self._after_last = 0
@@ -60,7 +63,11 @@ class GarbageCollection:
             return False
         if now - self._last_at < max(_ALL_SECONDS, _REST_RATIO * self._took):
             return False
-        return more > _FAR_MORE_RATIO * self._after_last or not any(each() for each in self.switching)
+        if more > _SWITCHING_RATIO * self._after_last:
+            return True
+        if any(each() for each in self.switching):
+            return False
+        return more > _MOVING_RATIO * self._after_last or not any(each() for each in self.moving)
 
     def _leave_out(self) -> None:
         """Look at all objects that are not left out yet, and leave out what stays."""
