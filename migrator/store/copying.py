@@ -18,6 +18,7 @@ from migrator.store.backend import DATABASE_ERRORS, Server
 from migrator.store.postgresql import PostgresServer
 from migrator.store.records import Unfinished, unfinished
 from migrator.store.schema import (
+    CONTROLLER,
     commands,
     documents,
     events,
@@ -28,6 +29,7 @@ from migrator.store.schema import (
     tokens,
 )
 from migrator.store.sqlite import SqliteFile
+from migrator.store.step_records import controller_id
 
 _COPIED = (documents, events, commands, tokens, sessions, samples, meta)
 _AT_ONCE = 1000
@@ -64,8 +66,12 @@ async def copy_journal(path: Path, server: Server) -> list[Copied]:
         )
         try:
             steps = await asyncio.to_thread(_steps, path.parent / "steps")
+            marks = await asyncio.to_thread(controller_id, path.parent)
             async with reading.begin() as here, writing.begin() as there:
-                return await _copy(here, there, steps, target.name)
+                copied = await _copy(here, there, steps, target.name)
+                # QEMUs that were left in the middle of a migration are marked with it: whoever comes is the same.
+                await there.execute(insert(meta), {"key": CONTROLLER, "value": marks})
+                return copied
         except DATABASE_ERRORS as error:
             raise JournalError(target.in_words(error, "copied")) from error
         finally:

@@ -35,6 +35,8 @@ OLDEST_READER = "0010"
 LIVE_VERSION = "live_version"
 #: Key in ``meta``: ``[site] name`` of the controller that acted last.
 SITE_NAME = "site name"
+#: Of the table `meta`, where several controllers share the journal: what they mark QEMUs with.
+CONTROLLER = "controller"
 SCRIPTS = Path(__file__).parent / "alembic"
 
 #: 64 bits everywhere: SQLite's INTEGER has them, and only a column declared so counts by itself there.

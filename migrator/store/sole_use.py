@@ -11,11 +11,10 @@ from migrator import logs
 from migrator.errors import JournalError, LeaseLost
 from migrator.ports import Lease
 from migrator.store.journal import SqlJournal
+from migrator.store.schema import CONTROLLER
 
 #: The lease's name.
 NAME = "site"
-#: Of the journal's table ``meta``: what its controllers mark QEMUs with.
-_CONTROLLER = "controller"
 #: A lease is renewed so many times before it could end.
 _RENEWALS = 4
 _RETRY_SECONDS = 0.5
@@ -88,10 +87,10 @@ class SoleUse:
 
     @classmethod
     async def _first(cls, journal: SqlJournal, owner: str, seconds: float, lease: Lease) -> Self:
-        controller = await journal.meta(_CONTROLLER)
+        controller = await journal.meta(CONTROLLER)
         if controller is None:  # nobody else writes it now
             controller = secrets.token_hex(8)
-            await journal.keep_meta(_CONTROLLER, controller)
+            await journal.keep_meta(CONTROLLER, controller)
         return cls(journal, owner=owner, seconds=seconds, lease=lease, controller=controller)
 
     @property

@@ -18,6 +18,7 @@ from migrator.core.model import Sample, State
 from migrator.store.backend import Server
 from migrator.store.journal import SqlJournal
 from migrator.store.records import FileRecord
+from migrator.store.step_records import controller_id
 from migrator.testing.postgresql import Postgres
 
 FACTS = {"guest": "web", "attempt": 1}
@@ -98,6 +99,8 @@ async def test_brings_all_of_it_over(config: Path, tmp_path: Path, postgresql_pl
         left = await there.steps.take_up("m1")
         assert left is not None
         assert (left[1], left[2].milestone) == (FACTS, Milestone.MIGRATING)
+        # What was left in the middle is marked as that controller's, wherever those that come run.
+        assert await there.meta("controller") == controller_id(tmp_path / "state")
         outcome = await there.steps.outcome("m0")
         assert outcome is not None
         assert outcome.fields["rounds"] == 4
