@@ -11,10 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import httpx2
@@ -135,8 +136,16 @@ class Measured:
 class TwoControllers:
     """A site whose host is emptied again and again, by whichever controller acts."""
 
-    def __init__(self, site: LiveSite, engine: AsyncEngine, guests: Sequence[GuestMachine]) -> None:
+    def __init__(
+        self,
+        site: LiveSite,
+        engine: AsyncEngine,
+        guests: Sequence[GuestMachine],
+        *,
+        trees: Mapping[str, Path],
+    ) -> None:
         self.site, self.guests = site, guests
+        self._trees = trees
         self._engine = engine
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.measured = Measured()
@@ -144,6 +153,7 @@ class TwoControllers:
     async def start(self, name: str, *, stands_by: bool = True) -> None:
         """Start one of the two; returns once it stands by, where another acts."""
         before = len(self.site.said("answers while it stands by")) if stands_by else 0
+        tree = self._trees.get(name)
         with (self.site.directory / "service.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [
@@ -154,6 +164,8 @@ class TwoControllers:
                     "--config",
                     str(self.site.directory / f"{name}.toml"),
                 ],
+                cwd=tree,
+                env=None if tree is None else {**os.environ, "PYTHONPATH": str(tree)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -329,10 +341,13 @@ class TwoControllers:
 
 
 @asynccontextmanager
-async def two_controllers(server: Postgres, *, url: str = "") -> AsyncIterator[TwoControllers]:
+async def two_controllers(
+    server: Postgres, *, url: str = "", trees: Mapping[str, Path] = MappingProxyType({})
+) -> AsyncIterator[TwoControllers]:
     """Both run, and one of them acts, on a site of two hosts with six guests on the first.
 
     :param url: of the journal; by default one on that server.
+    :param trees: where the program of ``one`` or ``two`` is, if it is another than this one.
     """
     guests = machines()
     url = url or server.place(server.create()).url
@@ -345,7 +360,7 @@ async def two_controllers(server: Postgres, *, url: str = "") -> AsyncIterator[T
             ("[store]\n", f'{rules}[controller]\nlease = "{LEASE_SECONDS:g}s"\n\n[store]\nurl = "{url}"\n')
         )
         _configure_both(site.config, site.directory)
-        both = TwoControllers(site, engine, guests)
+        both = TwoControllers(site, engine, guests, trees=trees)
         try:
             await both.start("one", stands_by=False)
             await both.ask_acting()
