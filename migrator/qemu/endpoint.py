@@ -89,6 +89,7 @@ class Endpoint:
         self._events = EventBuffer(ran=role != "destination")
         self._arrives = role == "destination"
         self._features: Features | None = None
+        self._connecting = asyncio.Lock()
         self._dirty_rate = DirtyRate()
         self._monitor = make_monitor(
             address,
@@ -156,13 +157,13 @@ class Endpoint:
         return self._monitor.least_round_trip_seconds
 
     async def connect(self, *, timeout: float = 5.0) -> None:
-        """Open the session and take hold of the process.
+        """Open the session and take hold of the process; two callers at once open one session.
 
         :raise Unreachable: when there is none.
         :raise QemuError: when another process answers than the one that is held.
         """
         try:
-            async with asyncio.timeout(None if self._transport is None else 2 * timeout):
+            async with asyncio.timeout(None if self._transport is None else 2 * timeout), self._connecting:
                 await self._connect(timeout)
         except HostError as error:
             raise Unreachable(self.name, str(error)) from error

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from migrator.core.model import MigrationStatus
 from migrator.ports import QemuEvent
 
 #: More events than this unread means that nobody reads; the oldest go, as the truth is in a query anyway.
@@ -22,7 +23,8 @@ class EventBuffer:
     :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
     :ivar quitting: QEMU was told to end: that is not the guest's doing.
     :ivar all: its process is gone, and what it had said was waited for.
-    :ivar notify: called after every event, but for passes that follow each other closely.
+    :ivar notify: called after every event, but for passes that follow each other closely, and for the one that tells
+        that the switch goes on as it was told to: a look then would be answered when the end has come already.
     """
 
     def __init__(self, *, ran: bool) -> None:
@@ -54,4 +56,6 @@ class EventBuffer:
             if now - self._passed_at < _BETWEEN_PASSES_SECONDS:
                 return
             self._passed_at = now
+        if name == "MIGRATION" and data.get("status") == MigrationStatus.DEVICE:
+            return
         self.notify()

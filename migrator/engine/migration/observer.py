@@ -8,10 +8,12 @@ from migrator.awake import Absence
 from migrator.core.migration.rules import past_postcopy_switch
 from migrator.core.migration.situation import Intent, Milestone, SourceIs, source_is
 from migrator.core.model import RUNNING_STATES, MigrationStatus, Mode, ProcessState, RunState, Sample, View
+from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine import clock
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.stop_interval import StopInterval, TimeBounds
+from migrator.errors import QemuError
 from migrator.ports import Qemu, QemuEvent
 
 #: So old a destination's view may be while the source copies, and where the switch is farther away than that: what
@@ -20,6 +22,8 @@ _KEEP_VIEW_SECONDS, _KEEP_VIEW_FAR_SECONDS = 1.0, 5.0
 #: While the source copies it is looked at so often; where the switch is far, once in this share of the time until then,
 #: and so often at the least. What QEMU announces wakes us besides: the end of a pass, another status.
 _COPIES_SECONDS, _FAR_RATIO, _FAR_MOST_SECONDS = 0.1, 0.05, 2.0
+#: A look at the switch waits no longer than this for who uses the guest's disks.
+_USERS_SECONDS = 1.0
 #: Reasons of QEMU's event SHUTDOWN that are not the guest's, in words.
 _BY_SOMEBODY = {
     "host-qmp-quit": "by a quit over its monitor",
@@ -63,6 +67,9 @@ class Observer:
         self.far_seconds = 0.0
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
+        #: The guest has just stopped at the source, maybe at its switch.
+        self._stops = False
+        self._disk_users: DiskUsers | None = None
         #: How somebody had an end's QEMU end, by its role; empty where the guest ended by itself.
         self.ended_by: dict[str, str] = {}
         self._wake = asyncio.Event()
@@ -76,6 +83,7 @@ class Observer:
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
         """Fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
+        self._hear(intent)
         with Absence() as away:
             source, destination = await self._views()
         self._changed_at += away.seconds  # nobody is late because we were
@@ -114,8 +122,10 @@ class Observer:
             self._hear_end("source", event)
             if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.POSTCOPY_ACTIVE:
                 self._result.mode = Mode.POSTCOPY
+            if event.name == "MIGRATION" and event.data.get("status") == MigrationStatus.PRE_SWITCHOVER:
+                self._stops = True
             if event.name == "STOP":
-                self.stopped = self._heard_stop = True
+                self.stopped = self._heard_stop = self._stops = True
                 self.stop_interval.stop(event, self._source)
             elif event.name == "RESUME" and intent.undo is not None:
                 self.stop_interval.resume(event, self._source)
@@ -137,10 +147,20 @@ class Observer:
         """Fresh views; while the source copies, the destination's may be a second old, or more where it is far.
 
         A destination that takes in a stream may take a tenth of a second to answer, and what counts then is to notice
-        at once that the source has reached the switch.
+        at once that the source has reached the switch. Where the guest has just stopped, all that is to be known before
+        it may be switched is asked at once: it stands still for each round trip.
         """
         now = clock.now()
         kept, at = self._there
+        self._disk_users = None
+        if self._stops:
+            self._stops, self._there = False, (None, 0.0)
+            source, destination, users = await asyncio.gather(
+                self._source.observe(), self._destination.observe(), self._users()
+            )
+            if source_is(source) is SourceIs.AT_SWITCH:
+                self._disk_users = users
+            return source, destination
         far = self.far_seconds > _KEEP_VIEW_FAR_SECONDS
         if kept is None or now - at > (_KEEP_VIEW_FAR_SECONDS if far else _KEEP_VIEW_SECONDS):
             source, destination = await asyncio.gather(self._source.observe(), self._destination.observe())
@@ -152,6 +172,21 @@ class Observer:
         if not copying or destination is not kept:
             self._there = (destination if copying else None, now)
         return source, destination
+
+    async def _users(self) -> DiskUsers | None:
+        try:
+            async with asyncio.timeout(_USERS_SECONDS):
+                return await self._source.disk_users()
+        except (QemuError, TimeoutError):
+            return None  # whoever needs to know asks again, and is told why
+
+    async def disk_users(self) -> DiskUsers:
+        """Return who uses the guest's disks now, at its switch; the last look may have asked already.
+
+        :raise QemuError: the source cannot be asked.
+        """
+        asked, self._disk_users = self._disk_users, None
+        return await self._source.disk_users() if asked is None else asked
 
     def complain(self, text: str) -> None:
         """Keep what went wrong, once, for whoever has to explain the end."""
