@@ -18,7 +18,7 @@ from typing import Any
 from migrator import logs, units
 from migrator.cli import INTERRUPTED, Exit, remote, remote_queries
 from migrator.cli.client import ServiceClient
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
 from migrator.errors import MigratorError
 from migrator.testing import network
@@ -163,14 +163,16 @@ def _demo(speed: int) -> Exit:
         client = ServiceClient(site.server)
         _until_known(client, len(guests))
         say("\n$ migrator plan alpha")
-        remote_queries.plan(client, "alpha", None, [], output=Output.TABLE)
+        remote_queries.plan(client, "alpha", None, [], output=OutputForm.TABLE)
         say("\n$ migrator evacuate alpha --wait")
-        _or_stop(remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, output=Output.TABLE))
+        _or_stop(
+            remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, output=OutputForm.TABLE)
+        )
         found = asyncio.run(_inspect(site, guests, machines))
         say("\nWhat became of them:")
         console.print(_table(client, guests, found, width=console.width))
         say("$ migrator restore alpha --wait")
-        _or_stop(remote.restore(client, "alpha", None, wait=True, output=Output.TABLE))
+        _or_stop(remote.restore(client, "alpha", None, wait=True, output=OutputForm.TABLE))
         home = asyncio.run(_inspect(site, guests, machines))
         _show_page(site)
         site.stop()

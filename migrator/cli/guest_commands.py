@@ -34,7 +34,7 @@ def migrate(
     accept: options.Accept = None,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Move one guest, or the guests of a group together.
@@ -87,7 +87,7 @@ def save(
     accept: options.Accept = None,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Save a guest into a file on its host, and end its QEMU once the file is whole, checked and on the disk.
@@ -117,7 +117,7 @@ def load(
     accept: options.Accept = None,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Have a guest that was saved go on, on a host that sees the file under this name, and the guest's disks.
@@ -139,7 +139,7 @@ def load(
 def cancel(
     identifier: options.Cancellable,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
@@ -156,7 +156,7 @@ def cancel(
 def postcopy(
     identifier: options.ForPostcopy,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Switch a migration to postcopy now, where its policy allows it."""
@@ -191,7 +191,7 @@ def resolve(
         ),
     ] = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """End a held migration, once you have looked at both QEMUs. What contradicts them is refused.

@@ -51,7 +51,7 @@ def evacuate(
     ] = False,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Empty a host: now, or in a window (--at, --until), which holds over restarts and is cancelled like others.
@@ -124,7 +124,7 @@ def roll(
     accept: options.Accept = None,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Empty hosts a few at a time, in this order; hand each over to the hooks after-drain (patch, reboot); wait until
@@ -159,7 +159,7 @@ def restore(
     policy: options.Policy = None,
     wait: options.Wait = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Bring the guests of a host's last evacuation home and make the host active."""
@@ -176,7 +176,7 @@ def restore(
 
 @app.command()
 def activate(
-    host: options.Host, server: options.Server = None, output: options.OutputForm = None, json: Json = False
+    host: options.Host, server: options.Server = None, output: options.Form = None, json: Json = False
 ) -> None:
     """End a host's maintenance without bringing anyone home."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
@@ -190,7 +190,7 @@ def activate(
 
 @app.command(short_help="Have no new guests come to a host; nobody is moved.")
 def cordon(
-    host: options.Host, server: options.Server = None, output: options.OutputForm = None, json: Json = False
+    host: options.Host, server: options.Server = None, output: options.Form = None, json: Json = False
 ) -> None:
     """Have no new guests come to a host; those that are there stay, and nothing else changes.
 
@@ -207,7 +207,7 @@ def cordon(
 
 @app.command()
 def uncordon(
-    host: options.Host, server: options.Server = None, output: options.OutputForm = None, json: Json = False
+    host: options.Host, server: options.Server = None, output: options.Form = None, json: Json = False
 ) -> None:
     """Let new guests come to a host again."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help

@@ -29,7 +29,7 @@ _NAMED = (
 _LISTS = ("items", "migrations", "evacuations", "controllers")
 
 
-class Output(StrEnum):
+class OutputForm(StrEnum):
     """``--output``."""
 
     #: For people: a table that fits, or lines.
@@ -44,14 +44,14 @@ class Output(StrEnum):
     @property
     def document(self) -> bool:
         """Whether it is for programs: a document, or names, and nothing else."""
-        return self in (Output.JSON, Output.YAML, Output.NAME)
+        return self in (OutputForm.JSON, OutputForm.YAML, OutputForm.NAME)
 
     def print(self, document: Any) -> None:
         """Print a document, as JSON unless it is to be something else."""
         match self:
-            case Output.YAML:
+            case OutputForm.YAML:
                 print("\n".join(yaml_lines(document)), flush=True)
-            case Output.NAME:
+            case OutputForm.NAME:
                 for name in names(document):
                     print(name, flush=True)
             case _:

@@ -14,7 +14,7 @@ from migrator import units, wall_clock
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.cli.show import print_line
 from migrator.errors import UsageError
 from migrator.text import clean
@@ -27,7 +27,9 @@ _EXITS = {
 }
 
 
-def run(action: Callable[[ServiceClient], Any], server: str | None, *, output: Output = Output.TABLE) -> None:
+def run(
+    action: Callable[[ServiceClient], Any], server: str | None, *, output: OutputForm = OutputForm.TABLE
+) -> None:
     """Carry out an action, and exit with the code that it returns, or with 0.
 
     With an output for programs a refusal is printed as a document too.
@@ -56,7 +58,7 @@ def _stop(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def print_document(document: Any, *, output: Output, lines: Callable[[], list[str]]) -> None:
+def print_document(document: Any, *, output: OutputForm, lines: Callable[[], list[str]]) -> None:
     """Print `document` as JSON or as lines."""
     if output.document:
         output.print(document)
@@ -73,7 +75,7 @@ def migrate(
     accept: list[str],
     *,
     wait: bool,
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Move one guest."""
     begun = client.post("migrations", {"guest": guest, "to": to, "policy": policy, "accept": accept})
@@ -88,7 +90,7 @@ def migrate_group(
     accept: list[str],
     *,
     wait: bool,
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Move the guests of a group together."""
     begun = client.post("migrations", {"group": group, "to": to, "policy": policy, "accept": accept})
@@ -96,20 +98,22 @@ def migrate_group(
 
 
 def save(
-    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, output: Output
+    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, output: OutputForm
 ) -> int:
     """Save a guest into a file."""
     begun = client.post("saves", {"guest": guest, "file": file, "accept": accept})
     return _tell_begun(client, begun, wait=wait, output=output)
 
 
-def load(client: ServiceClient, file: str, to: str, accept: list[str], *, wait: bool, output: Output) -> int:
+def load(
+    client: ServiceClient, file: str, to: str, accept: list[str], *, wait: bool, output: OutputForm
+) -> int:
     """Load a guest from a file."""
     begun = client.post("loads", {"file": file, "to": to, "accept": accept})
     return _tell_begun(client, begun, wait=wait, output=output)
 
 
-def _tell_begun(client: ServiceClient, begun: Document, *, wait: bool, output: Output) -> int:
+def _tell_begun(client: ServiceClient, begun: Document, *, wait: bool, output: OutputForm) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
@@ -181,7 +185,7 @@ def evacuate(
     *,
     window: tuple[str | None, str | None] = (None, None),
     wait: bool,
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Empty a host."""
     body: Document = {"on_deadline": on_deadline, "policy": policy, "accept": accept}
@@ -205,7 +209,7 @@ def roll(
     reboots: bool,
     ready_timeout: str,
     wait: bool,
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Roll through hosts."""
     named: dict[str, list[str]] = {}
@@ -226,13 +230,13 @@ def roll(
     return _emptying(client, client.post("rolls", body), wait=wait, output=output)
 
 
-def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, output: Output) -> int:
+def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, output: OutputForm) -> int:
     """Bring the guests of the last evacuation home."""
     begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
     return _emptying(client, begun, wait=wait, output=output)
 
 
-def _emptying(client: ServiceClient, begun: Document, *, wait: bool, output: Output) -> int:
+def _emptying(client: ServiceClient, begun: Document, *, wait: bool, output: OutputForm) -> int:
     if wait:
         from migrator.cli import watch  # noqa: PLC0415 - it watches only when asked to
 
@@ -245,13 +249,13 @@ def _emptying(client: ServiceClient, begun: Document, *, wait: bool, output: Out
     return Exit.DONE
 
 
-def activate(client: ServiceClient, host: str, *, output: Output) -> None:
+def activate(client: ServiceClient, host: str, *, output: OutputForm) -> None:
     """End a host's maintenance."""
     found = client.post(f"hosts/{segment(host)}/activate")
     print_document(found, output=output, lines=lambda: [_use(found)])
 
 
-def cordon(client: ServiceClient, host: str, *, cordoned: bool, output: Output) -> None:
+def cordon(client: ServiceClient, host: str, *, cordoned: bool, output: OutputForm) -> None:
     """Say whether new guests may come to a host."""
     found = client.post(f"hosts/{segment(host)}/{'cordon' if cordoned else 'uncordon'}")
     print_document(found, output=output, lines=lambda: [_use(found)])
@@ -316,7 +320,7 @@ def _migration(client: ServiceClient, which: str) -> str:
     return str(found["id"])
 
 
-def cancel(client: ServiceClient, identifier: str, *, output: Output) -> None:
+def cancel(client: ServiceClient, identifier: str, *, output: OutputForm) -> None:
     """Stop a migration or an evacuation as far as that is safe."""
     kind, one = find(client, identifier)
     identifier = one["id"]
@@ -324,7 +328,7 @@ def cancel(client: ServiceClient, identifier: str, *, output: Output) -> None:
     print_document(found, output=output, lines=lambda: [show.cancelled_line(found)])
 
 
-def postcopy(client: ServiceClient, identifier: str, *, output: Output) -> None:
+def postcopy(client: ServiceClient, identifier: str, *, output: OutputForm) -> None:
     """Switch a migration to postcopy."""
     identifier = _migration(client, identifier)
     found = client.post(f"migrations/{segment(identifier)}/postcopy")
@@ -336,7 +340,7 @@ def postcopy(client: ServiceClient, identifier: str, *, output: Output) -> None:
 
 
 def resolve(
-    client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, output: Output
+    client: ServiceClient, identifier: str, said: Document, *, yes: bool, dry_run: bool, output: OutputForm
 ) -> int:
     """Say what the operator's answer would do to a held migration, ask, and do it."""
     path = f"migrations/{segment(_migration(client, identifier))}/resolve"

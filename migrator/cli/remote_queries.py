@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from migrator.cli import INTERRUPTED, Exit, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, ServiceClient, segment
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.cli.remote import find, print_document, read_deadline, read_window
 from migrator.text import clean
 
@@ -18,7 +18,7 @@ from migrator.text import clean
 _LAST_EVENTS = 200
 
 
-def hosts(client: ServiceClient, *, output: Output) -> None:
+def hosts(client: ServiceClient, *, output: OutputForm) -> None:
     """Print all hosts."""
     found = client.get("hosts")
     if output.document:
@@ -33,14 +33,14 @@ def hosts(client: ServiceClient, *, output: Output) -> None:
 
 
 def _table(
-    output: Output,
+    output: OutputForm,
     headers: tuple[tables.Row, tables.Row],
     rows: Iterable[tuple[tables.Row, tables.Row]],
     *,
     empty: str,
 ) -> None:
     """Print a table: its first columns, or all of them."""
-    wide = output is Output.WIDE
+    wide = output is OutputForm.WIDE
     tables.table(
         (*headers[0], *headers[1]) if wide else headers[0],
         ((*row, *more) if wide else row for row, more in rows),
@@ -49,7 +49,7 @@ def _table(
     )
 
 
-def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: Output) -> None:
+def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: OutputForm) -> None:
     """Print all guests, or those of one host."""
     if host is not None:
         client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
@@ -70,7 +70,7 @@ def plan(
     *,
     when: str | None = None,
     window: tuple[str | None, str | None] = (None, None),
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Print what an evacuation would do; with `when` also whether it would keep that deadline, or that window."""
     moment = read_deadline(when) if when is not None else None
@@ -81,7 +81,7 @@ def plan(
         output.print(found)
         return code
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
-    wide = output is Output.WIDE
+    wide = output is OutputForm.WIDE
     tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty", wide=wide)
     for line in show.plan_lines(found):
         print(line)
@@ -93,7 +93,7 @@ def plan(
 
 
 def check(
-    client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, output: Output
+    client: ServiceClient, guest: str, to: str, policy: str | None, accept: list[str], *, output: OutputForm
 ) -> int:
     """Print the result of preflight alone."""
     found = client.post("checks", {"guest": guest, "to": to, "policy": policy, "accept": accept})
@@ -106,7 +106,7 @@ def check(
     return Exit.DONE if found["possible"] else Exit.REFUSED
 
 
-def status(client: ServiceClient, identifier: str | None, *, output: Output) -> int:
+def status(client: ServiceClient, identifier: str | None, *, output: OutputForm) -> int:
     """Print what is under way, or one migration or evacuation."""
     if identifier is not None:
         kind, found = find(client, identifier)
@@ -131,7 +131,7 @@ def status(client: ServiceClient, identifier: str | None, *, output: Output) -> 
     return Exit.DONE
 
 
-def service_status(client: ServiceClient, *, output: Output) -> int:
+def service_status(client: ServiceClient, *, output: OutputForm) -> int:
     """Print the controllers that share the journal: their roles, leases and versions."""
     found = client.get("service")
     if output.document:
@@ -152,7 +152,7 @@ _LINES: dict[str, Callable[[Document], list[str]]] = {
 
 
 def events(
-    client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, output: Output
+    client: ServiceClient, identifier: str | None, after: int | None, *, follow: bool, output: OutputForm
 ) -> None:
     """Print past events, and with `follow` those to come."""
     query: dict[str, str] = {}
@@ -198,7 +198,7 @@ def _past_events(client: ServiceClient, after: int, query: dict[str, str]) -> It
         position = page["next"]
 
 
-def _follow(client: ServiceClient, identifier: str | None, after: int, *, output: Output) -> None:
+def _follow(client: ServiceClient, identifier: str | None, after: int, *, output: OutputForm) -> None:
     try:
         for event in client.events(after=after):
             if event["kind"] == "lost":
@@ -209,7 +209,7 @@ def _follow(client: ServiceClient, identifier: str | None, after: int, *, output
         sys.exit(INTERRUPTED)
 
 
-def _print_event(event: Document, *, output: Output) -> None:
+def _print_event(event: Document, *, output: OutputForm) -> None:
     if output.document:
         output.print(event)
     else:
@@ -226,5 +226,5 @@ def watch_screen(client: ServiceClient, identifier: str | None) -> int:
         return screen.live_screen(client)
     kind, found = find(client, identifier)
     if kind == "migration":
-        return watch.migration(client, found, output=Output.TABLE)
-    return watch.evacuation(client, found, output=Output.TABLE)
+        return watch.migration(client, found, output=OutputForm.TABLE)
+    return watch.evacuation(client, found, output=OutputForm.TABLE)

@@ -6,20 +6,23 @@ from datetime import datetime
 
 from migrator.cli import tables
 from migrator.cli.client import Document, ServiceClient
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.units import show_bytes
 
 _COLUMNS = ("GUEST", "HOST", "FILE", "SAVED", "SIZE", "BY QEMU", "STATE", "CAN BE LOADED ON", "NOTE")
 
 
-def show(client: ServiceClient, host: str | None, *, output: Output) -> None:
+def show(client: ServiceClient, host: str | None, *, output: OutputForm) -> None:
     """Print what is saved, or what is in files of one host."""
     found = client.get("saved", host=host)
     if output.document:
         output.print(found)
         return
     tables.table(
-        _COLUMNS, map(_row, found["items"]), empty="no guest is saved in a file", wide=output is Output.WIDE
+        _COLUMNS,
+        map(_row, found["items"]),
+        empty="no guest is saved in a file",
+        wide=output is OutputForm.WIDE,
     )
 
 

@@ -15,7 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
-def hosts(server: options.Server = None, output: options.OutputForm = None, json: Json = False) -> None:
+def hosts(server: options.Server = None, output: options.Form = None, json: Json = False) -> None:
     """List the hosts: state, guests, memory, link."""
     from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
 
@@ -36,7 +36,7 @@ def guests(
         bool, typer.Option("--refresh", help="Have the service look at the hosts first, or at that one.")
     ] = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
@@ -58,7 +58,7 @@ def saved(
         typer.Option(metavar="HOST", help="Only files of this host.", autocompletion=completion.hosts),
     ] = None,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Show the guests that are saved in files: where, when, how large, by which QEMU, and where they can be loaded.
@@ -80,7 +80,7 @@ def plan(
     policy: options.Policy = None,
     accept: options.Accept = None,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Show what an evacuation would do: target, time and downtime of every guest, or why not. Changes nothing.
@@ -105,7 +105,7 @@ def check(
     policy: options.Policy = None,
     accept: options.Accept = None,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
@@ -124,7 +124,7 @@ def check(
 def status(
     identifier: options.PerhapsUnderWay = None,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
     service: options.OfService = False,
 ) -> None:
@@ -173,7 +173,7 @@ def events(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with those to come, until Ctrl-C.")] = False,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document; with --follow one a line.")
     ] = False,

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from migrator.cli import completion
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.errors import UsageError
 
-OutputForm = Annotated[
-    Output | None,
+Form = Annotated[
+    OutputForm | None,
     typer.Option(
         "--output",
         "-o",
@@ -21,14 +21,14 @@ OutputForm = Annotated[
 ]
 
 
-def chosen(output: Output | None, *, json: bool) -> Output:
+def chosen(output: OutputForm | None, *, json: bool) -> OutputForm:
     """Return the form that was asked for; ``--json`` is short for one of them.
 
     :raise UsageError: both were given, and differ.
     """
-    if json and output not in (None, Output.JSON):
+    if json and output not in (None, OutputForm.JSON):
         raise UsageError(f"--json and --output {output} contradict each other: give one")
-    return Output.JSON if json else output or Output.TABLE
+    return OutputForm.JSON if json else output or OutputForm.TABLE
 
 
 Server = Annotated[

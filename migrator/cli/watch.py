@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceClient, segment
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.cli.show import ceiling, print_line
 from migrator.text import clean
 from migrator.units import show_ratio
@@ -40,7 +40,7 @@ _EXITS = {
 }
 
 
-def migration(client: ServiceClient, one: Document, *, output: Output) -> int:
+def migration(client: ServiceClient, one: Document, *, output: OutputForm) -> int:
     """Show it until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
     view = _View(quiet=output.document)
@@ -77,7 +77,7 @@ def _watch_migration(client: ServiceClient, path: str, one: Document, view: _Vie
                 return
 
 
-def evacuation(client: ServiceClient, one: Document, *, output: Output) -> int:
+def evacuation(client: ServiceClient, one: Document, *, output: OutputForm) -> int:
     """Show an evacuation or a restore until it has ended; its exit code, or 130 when the person leaves."""
     identifier = one["id"]
     view = _View(quiet=output.document)

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped] # what types it is nowhere else need
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.cli.output import Output, names, yaml_lines
+from migrator.cli.output import OutputForm, names, yaml_lines
 from tests.documents import a_guest, a_host, a_migration, an_evacuation
 
 _DOCUMENTS = st.recursive(
@@ -20,7 +20,7 @@ _DOCUMENTS = st.recursive(
 )
 
 
-def printed(output: Output, document: Any, capsys: pytest.CaptureFixture[str]) -> str:
+def printed(output: OutputForm, document: Any, capsys: pytest.CaptureFixture[str]) -> str:
     output.print(document)
     return capsys.readouterr().out
 
@@ -40,7 +40,7 @@ def test_a_text_that_yaml_would_take_for_something_else_is_quoted(text: str) -> 
 
 def test_yaml_is_in_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"items": [{"host": "a", "labels": {}, "guests": 3}, {"host": "b", "labels": {"rack": "1"}}]}
-    assert printed(Output.YAML, document, capsys) == (
+    assert printed(OutputForm.YAML, document, capsys) == (
         'items:\n  - host: a\n    labels: {}\n    guests: 3\n  - host: b\n    labels:\n      rack: "1"\n'
     )
 
