@@ -311,7 +311,7 @@ class SiteHosts:
     ) -> tuple[Finding, ...]:
         """See :class:`TargetChecks`; and what who manages the guest would do when it has left."""
         if uuid_at(guest.socket) is not None:
-            return await self._managed_checks.check(guest, target)
+            return await self._managed_checks.check(guest, target, policy)
         return errors_first(
             [
                 *managing(guest),

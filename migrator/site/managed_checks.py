@@ -9,6 +9,7 @@ from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
+from migrator.core.policy import CopiedDisks, Policy, StreamRoute
 from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
 from migrator.errors import HostError, QemuError
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
@@ -30,9 +31,12 @@ class ManagedChecks:
     def __init__(self, connections: HostConnections, daemons: LibvirtHosts) -> None:
         self._connections, self._daemons = connections, daemons
 
-    async def check(self, guest: Guest, target: str, *, copied: Collection[str] = ()) -> tuple[Finding, ...]:
+    async def check(
+        self, guest: Guest, target: str, policy: Policy, *, copied: Collection[str] = ()
+    ) -> tuple[Finding, ...]:
         """Return what speaks against a target for a guest, errors first.
 
+        :param policy: what it would be moved under.
         :param copied: disks whose contents are copied to the target, by what libvirt calls them (``vda``).
         :raise HostError: a host, or the libvirt of the guest's own, cannot be asked.
         :raise QemuError: that libvirt refused to describe the guest.
@@ -51,7 +55,9 @@ class ManagedChecks:
         asked, files = await asyncio.gather(
             self._ask(leaving, target), self._files(leaving.xml, guest.host, target, here, there, copied)
         )
-        return errors_first([*asked, *_host_findings(leaving.xml, target, there), *files])
+        return errors_first(
+            [*_refused_wishes(policy), *asked, *_host_findings(leaving.xml, target, there), *files]
+        )
 
     async def _ask(self, leaving: LeavingGuest, target: str) -> list[Finding]:
         connection: LibvirtConnection | None = self._daemons.connection(target)
@@ -108,6 +114,14 @@ class ManagedChecks:
         for disk in disks:
             found += _disk(disk, target, files_here, files_there, same[disk.source])
         return found
+
+
+def _refused_wishes(policy: Policy) -> Iterator[Finding]:
+    """Yield what the policy asks for and a move by libvirt has not: it must not go on without that unsaid."""
+    if policy.stream is StreamRoute.SSH:
+        yield finding("libvirt-policy", "the policy has the stream go through SSH (stream = ssh)")
+    if policy.disks is CopiedDisks.ALL:
+        yield finding("libvirt-policy", "the policy has all disks copied (disks = all)")
 
 
 def _disk(disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: SameFile) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.inventory import Guest
+from migrator.core.managed_guest import uuid_at
 from migrator.core.model import RUNNING_STATES, Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.non_migrated_state import NonMigratedState
 from migrator.core.process.command_line import path_of
@@ -356,6 +357,10 @@ class SavedGuestFiles:
 
     async def check(self, guest: Guest, source: SourceQemu, path: str) -> tuple[Finding, ...]:
         """See :meth:`migrator.ports.SavedGuests.check`."""
+        if uuid_at(guest.socket) is not None:
+            return (
+                finding("libvirt-policy", f"{guest.label} is libvirt's, and cannot be saved into a file"),
+            )
         return tuple([each async for each in self._check(guest, source, path)])
 
     async def _check(self, guest: Guest, source: SourceQemu, path: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from migrator.core.inventory import Guest
 from migrator.core.managed_guest import place_of
-from migrator.core.policy import builtin
+from migrator.core.policy import CopiedDisks, Policy, StreamRoute, builtin
 from migrator.site.hosts import SiteHosts
 from migrator.testing.guest import IDLE
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
@@ -19,6 +20,7 @@ from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
 
 __all__ = ["libvirt_daemons", "libvirt_hosts"]
 
+DEFAULT = builtin("default")
 #: What no target of these tests has.
 _LACKING = """\
 <interface type='network'><source network='inner'/></interface>
@@ -46,9 +48,11 @@ async def site(libvirt_hosts: LibvirtHosts) -> AsyncIterator[SiteHosts]:
     await site.close()
 
 
-async def found(site: SiteHosts, name: str, uuid: str, target: str = "beta") -> dict[str, str]:
+async def found(
+    site: SiteHosts, name: str, uuid: str, target: str = "beta", policy: Policy = DEFAULT
+) -> dict[str, str]:
     guest = Guest(key=uuid, host="alpha", uuid=uuid, name=name, socket=place_of(uuid), managed_by="libvirt")
-    findings = await site.check(guest, None, target, builtin("default"))  # type: ignore[arg-type]  # it has no monitor
+    findings = await site.check(guest, None, target, policy)  # type: ignore[arg-type]  # it has no monitor
     return {each.code: each.message for each in findings}
 
 
@@ -60,6 +64,8 @@ async def test_guest_that_can_move_has_nothing_against_it_but_that_its_image_is_
     against = await found(site, name, uuid)
     assert set(against) == {"libvirt-unsafe-cache"}
     assert "none that libvirt knows to be shared" in against["libvirt-unsafe-cache"]
+    strange = replace(DEFAULT, stream=StreamRoute.SSH, disks=CopiedDisks.ALL)
+    assert set(await found(site, name, uuid, policy=strange)) == {"libvirt-unsafe-cache", "libvirt-policy"}
     assert set(await found(site, name, uuid, "gamma")) == {"libvirt-target", "libvirt-unsafe-cache"}
 
 

@@ -95,7 +95,7 @@ _EVERYWHERE = (
     frozenset(GUEST)
     | frozenset(SOURCE)
     | {"snapshot", "vfio", "preconfig", "block-job", "block-export", "replay"}
-    | {"libvirt-host-device", "libvirt-snapshots"}
+    | {"libvirt-host-device", "libvirt-policy", "libvirt-snapshots"}
 ) - {
     "capability-missing",
     "command-line-unknown",

@@ -11,6 +11,11 @@ MANAGED: Texts = {
         "libvirt manages the guest, and the target has no libvirt that can be asked",
         "install libvirt there and let migrator's user use it, or name its socket with libvirt of that host",
     ),
+    "libvirt-policy": (
+        "error",
+        "what is asked for a guest of libvirt is nothing that a move by libvirt can have",
+        "give it a policy without that; what else libvirt does with it: virsh migrate, virsh save",
+    ),
     "libvirt-cpu": (
         "error",
         "the CPU that the guest was shown cannot be had at the target: libvirt will refuse the move",

@@ -202,6 +202,7 @@ _PAIR = {
 }
 _MANAGED = {
     "libvirt-target": "whether the libvirt of the target can be asked",
+    "libvirt-policy": "the policy's stream and disks, and whether the guest is to be saved, with what libvirt moves",
     "libvirt-cpu": "the guest's CPU in libvirt's XML, with the target's (virConnectCompareHypervisorCPU; of "
     "host-passthrough the source's host, virConnectCompareCPU)",
     "libvirt-definition": "libvirt's migratable XML of the guest, with what the target's libvirt makes of it "
