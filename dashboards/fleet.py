@@ -224,7 +224,7 @@ def _hosts() -> list[Any]:
             "short",
             query(f"sum by (state) (max by (host, state) (migrator_host_state{{{_HOST}}}))", "{{state}}"),
             query(f"sum(max by (host) (migrator_host_cordoned{{{_HOST}}}))", "cordoned"),
-            span=8,
+            span=6,
         ),
         curves(
             "Time to the next maintenance window",
@@ -234,21 +234,21 @@ def _hosts() -> list[Any]:
                 f"min by (host) (migrator_window_start_timestamp_seconds{{{_HOST}}}) - time()",
                 "{{host}}",
             ),
-            span=8,
+            span=6,
         ),
         curves(
             "Hosts that do not answer",
             "Guests on them cannot be moved until they do.",
             "short",
             query(f"count(max by (host) (migrator_host_up{{{_HOST}}}) == 0) or vector(0)", "unreachable"),
-            span=8,
+            span=6,
         ),
         curves(
             "Guests by host",
             "The twenty fullest.",
             "short",
             query(f"topk(20, max by (host) (migrator_host_guests{{{_HOST}}}))", "{{host}}"),
-            span=8,
+            span=6,
         ),
         curves(
             "Busiest guests",

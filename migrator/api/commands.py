@@ -32,7 +32,6 @@ from migrator.api.documents import (
 )
 from migrator.api.plan_documents import PlanDocument
 from migrator.api.trace_context import TraceContext
-from migrator.core.hooks import RollPoint
 from migrator.errors import MigratorError
 
 #: Ids, hosts and sites.
@@ -184,7 +183,8 @@ class Roll(Command):
     accept: Annotated[list[Name], Field(max_length=64)] = []
     #: Names of ``[[hooks]]`` of the configuration that are run, by point; default: all that there are of a point.
     hooks: dict[
-        RollPoint, Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=64)]
+        Literal["after-drain", "ready"],
+        Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=64)],
     ] = {}
     #: The hooks ``after-drain`` reboot the host: it is ready once it has booted anew.
     reboots: bool = False

@@ -43,7 +43,7 @@ class OutputForm(StrEnum):
 
     @property
     def document(self) -> bool:
-        """Whether it is for programs: a document, or names, and nothing else."""
+        """Return whether it is for programs: a document, or names, and nothing else."""
         return self in (OutputForm.JSON, OutputForm.YAML, OutputForm.NAME)
 
     def print(self, document: Any) -> None:

@@ -122,7 +122,7 @@ def _take(coming: queue.SimpleQueue[Item], top: Top) -> None:
 
 
 class Top:
-    """What is on the screen, which of it is chosen, and what the last key asked for."""
+    """State of the screen: what is under way, which of it is chosen, and what the last key asked for."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client

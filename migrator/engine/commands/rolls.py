@@ -6,6 +6,7 @@ from migrator.api.commands import Caller, Refusal, Roll
 from migrator.api.documents import EvacuationDocument
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.roll import RollHost, RollProgress
+from migrator.core.hooks import RollPoint
 from migrator.engine.commands.lookups import Lookups
 from migrator.engine.evacuation_documents import evacuation_document, journalled
 from migrator.engine.evacuations import Evacuations
@@ -36,7 +37,7 @@ class RollCommands:
         if command.policy is not None:
             self._lookups.policy(command.policy)
         for point, wanted in command.hooks.items():
-            known = self._rolls.known_hooks(point)
+            known = self._rolls.known_hooks(RollPoint(point))
             if strange := [name for name in wanted if name not in known]:
                 there = f"there are {', '.join(known)}" if known else "there are none"
                 raise Refusal(
@@ -63,7 +64,7 @@ class RollCommands:
                 roll=RollProgress(
                     hosts=tuple(RollHost(host=name) for name in names),
                     max_unavailable=command.max_unavailable,
-                    hooks={str(point): tuple(wanted) for point, wanted in command.hooks.items()},
+                    hooks={point: tuple(wanted) for point, wanted in command.hooks.items()},
                     reboots=command.reboots,
                     ready_timeout_seconds=command.ready_timeout_seconds,
                 ),
