@@ -8,7 +8,7 @@ import typer
 
 from migrator.cli import completion
 from migrator.cli import service_options as options
-from migrator.cli.option_types import Json
+from migrator.cli.option_types import ConfigFile, Json
 from migrator.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -132,6 +132,52 @@ def load(
         ),
         server,
         output=options.chosen(output, json=json),
+    )
+
+
+@app.command(short_help="Move guests that are shut off, by the command lines that start them.")
+def relocate(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="On the source's host, each with the command line of one guest: as a shell takes it, or a JSON list.",
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="HOST", help="Where they are.", autocompletion=completion.hosts),
+    ],
+    to: Annotated[str, typer.Option(metavar="HOST", help="Where they go.", autocompletion=completion.hosts)],
+    config: ConfigFile = None,
+    policy: options.Policy = None,
+    accept: options.Accept = None,
+    server: options.Server = None,
+    output: options.OutputForm = None,
+    json: Json = False,
+) -> None:
+    """Move guests that are shut off: their disks are copied, and the file with the command line comes with them.
+
+    Each is started without running, moved by the service as a guest that stands still, and ended there. After an
+    interruption type the same again. Exit codes as those of migrate --wait.
+    """
+    from migrator.cli import relocate as work  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
+    form = options.chosen(output, json=json)
+    remote.run(
+        lambda client: work.relocate(
+            client,
+            config,
+            files,
+            source=source,
+            target=to,
+            policy=policy,
+            accept=options.codes(accept),
+            output=form,
+        ),
+        server,
+        output=form,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 from migrator.errors import CommandFailed, ComparisonFailed, QemuError
 from migrator.qemu.drive_slots import read_inserted
@@ -41,7 +42,7 @@ class DiskComparison:
                     f"what is written to disk {device} has not been noted since the switch"
                 )
             nodes[device] = inserted["node-name"]
-        await self._monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": path}}})
+        await self._start_server({"type": "unix", "data": {"path": path}})
         exports = {device: f"{EXPORTS}{bitmap}" for device, bitmap in devices.items()}
         try:
             for device, name in exports.items():
@@ -50,6 +51,17 @@ class DiskComparison:
             await self.stop()
             raise
         return exports
+
+    async def _start_server(self, address: Mapping[str, Any]) -> None:
+        """Start it, in place of one that a comparison which was broken off has left, or of one that serves nothing."""
+        try:
+            await self._monitor.execute("nbd-server-start", {"addr": address})
+        except CommandFailed:
+            exports = await self._monitor.execute("query-block-exports")
+            if any(not each["id"].startswith(EXPORTS) for each in exports):
+                raise
+            await self._monitor.execute("nbd-server-stop")
+            await self._monitor.execute("nbd-server-start", {"addr": address})
 
     async def _export(self, name: str, node: str, *bitmaps: str) -> None:
         arguments = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": False}

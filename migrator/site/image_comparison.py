@@ -7,15 +7,16 @@ that was not copied as it should have been. Both sides read block by block and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import migrator.hosts.image_program
 from migrator.core.image_removal import ImageRemoval, OldImage
-from migrator.errors import ComparisonFailed, HostError
+from migrator.errors import ComparisonFailed, HostError, QemuError
 from migrator.hosts.access import HostAccess
 from migrator.qemu.disk_comparison import DiskComparison
 from migrator.site.connections import HostConnections
@@ -50,30 +51,35 @@ class ImageComparison:
         self._connections, self._rate = connections, rate
 
     async def compare(self, removal: ImageRemoval) -> ImageRemoval:
-        """See :meth:`migrator.ports.Site.compare_images`."""
+        """See :meth:`migrator.ports.Site.compare_images`. The guest's monitor is held for moments only."""
+        path = f"{removal.socket.rpartition('/')[0]}/compared"
+        bitmaps = {image.device: image.written for image in removal.images}
+        async with self._asked(removal) as comparison:
+            exports = await comparison.serve(bitmaps, path)
+        same = False
+        try:
+            compared = [
+                await self._compare(removal, image, path, exports[image.device]) for image in removal.images
+            ]
+            same = True
+        finally:
+            with contextlib.suppress(HostError, QemuError):  # it has ended meanwhile, and serves nothing
+                async with self._asked(removal) as comparison:
+                    await comparison.stop(bitmaps if same else None)
+        return replace(removal, images=tuple(compared))
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, removal: ImageRemoval) -> AsyncIterator[DiskComparison]:
+        """Open the guest's monitor where it is now."""
         end = await self._connections.open(
             removal.target, removal.socket, role="source", identity=removal.process
         )
         try:
-            path = f"{removal.socket.rpartition('/')[0]}/compared"
-            bitmaps = {image.device: image.written for image in removal.images}
-            exports = await end.comparison.serve(bitmaps, path)
-            bitmaps_served = False
-            try:
-                compared = [
-                    await self._compare(removal, image, end.comparison, path, exports[image.device])
-                    for image in removal.images
-                ]
-                bitmaps_served = True
-            finally:
-                await end.comparison.stop(bitmaps if bitmaps_served else None)
+            yield end.comparison
         finally:
             await end.close()
-        return replace(removal, images=tuple(compared))
 
-    async def _compare(
-        self, removal: ImageRemoval, image: OldImage, comparison: DiskComparison, path: str, export: str
-    ) -> OldImage:
+    async def _compare(self, removal: ImageRemoval, image: OldImage, path: str, export: str) -> OldImage:
         here, there = self._connections.access(removal.host), self._connections.access(removal.target)
         old = {"image": image.path, "format": image.format}
         now = {"socket": path, "export": export}
@@ -93,23 +99,23 @@ class ImageComparison:
             identity, size = left.identity, left.size
             differing = sorted(_differing(left, right))
             if differing:
-                await self._explain(image, old, now, differing, comparison, (here, there))
+                await self._explain(removal, image, old, now, differing)
             first += _BLOCKS
         return replace(image, identity=identity)
 
     async def _explain(
         self,
+        removal: ImageRemoval,
         image: OldImage,
         old: Mapping[str, str],
         now: Mapping[str, str],
         blocks: Sequence[int],
-        comparison: DiskComparison,
-        hosts: tuple[HostAccess, HostAccess],
     ) -> None:
         """Find for each difference that the guest has written there since the switch.
 
         :raise ComparisonFailed: it has not.
         """
+        here, there = self._connections.access(removal.host), self._connections.access(removal.target)
         parts = [
             each for block in blocks for each in range(block * _BLOCK // _PART, (block + 1) * _BLOCK // _PART)
         ]
@@ -118,10 +124,11 @@ class ImageComparison:
                 await asyncio.sleep(_LOOK_SECONDS)
             spans = list(_spans(parts))
             left, right = await asyncio.gather(
-                self._digests(hosts[0], old, _PART, spans), self._digests(hosts[1], now, _PART, spans)
+                self._digests(here, old, _PART, spans), self._digests(there, now, _PART, spans)
             )
-            export, bitmap = await comparison.serve_written(image.device, image.written)
-            written = await self._written(hosts[1], now["socket"], export, bitmap)
+            async with self._asked(removal) as comparison:
+                export, bitmap = await comparison.serve_written(image.device, image.written)
+            written = await self._written(there, now["socket"], export, bitmap)
             parts = [each for each in sorted(_differing(left, right)) if not _covers(written, each)]
             if not parts:
                 return

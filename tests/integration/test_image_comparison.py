@@ -71,6 +71,8 @@ async def test_a_guest_that_writes_is_compared_with_what_it_left_and_that_is_rem
 ) -> None:
     qemu, removal = await arrived(lab, each_qemu)
     before = qemu.beats
+    # A comparison that was broken off has left its server.
+    await qemu.query("nbd-server-start", addr={"type": "unix", "data": {"path": f"{lab.directory}/left"}})
     compared = await comparison().compare(removal)
     assert qemu.beats > before
     assert await qemu.query("query-block-exports") == []

@@ -24,7 +24,7 @@ def why_not_copied(disk: Disk) -> str:
     if disk.format not in COPIED_FORMATS:
         return f"its driver is {disk.format}, and images of raw and qcow2 are copied"
     if image.encrypted:
-        return "it is encrypted"
+        return "it is encrypted: its header, with the keys, would be made anew, and its contents be sent in clear"
     if image.snapshots:
         return f"its {image.snapshots} internal snapshots would stay behind"
     if image.bitmaps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 from migrator.core.migration.disk_copies import (
@@ -102,7 +103,9 @@ class DiskMirrors:
         """
         await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
         devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
-        await self._destination.mirroring.prepare_bitmaps(self._noted())
+        # Where there is none, that is said once its time has come; an earlier controller may have made it.
+        with contextlib.suppress(CommandFailed):
+            await self._destination.mirroring.prepare_bitmaps(self._noted())
         encrypted_for = self._migration if self._tls is not None else ""
         served = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
         where = await self._lead(served)
