@@ -153,7 +153,7 @@ def relocate(
     policy: options.Policy = None,
     accept: options.Accept = None,
     server: options.Server = None,
-    output: options.OutputForm = None,
+    output: options.Form = None,
     json: Json = False,
 ) -> None:
     """Move guests that are shut off: their disks are copied, and the file with the command line comes with them.

@@ -11,7 +11,7 @@ from typing import Any
 from migrator import settings as configuration
 from migrator.cli import Exit, watch
 from migrator.cli.client import Document, ServiceClient
-from migrator.cli.output import Output
+from migrator.cli.output import OutputForm
 from migrator.cli.show import print_line
 from migrator.core.model import RunState
 from migrator.errors import UsageError
@@ -29,7 +29,7 @@ def relocate(
     target: str,
     policy: str | None,
     accept: list[str],
-    output: Output,
+    output: OutputForm,
 ) -> int:
     """Move guests that are shut off, one after the other; ends at the first that does not move.
 
@@ -78,7 +78,7 @@ def _one(
     target: str,
     policy: str | None,
     accept: list[str],
-    output: Output,
+    output: OutputForm,
 ) -> int:
     guest = do(lambda guests: guests.read(source, file))
     there = _find(client, guest.uuid)
@@ -123,7 +123,7 @@ def _find(client: ServiceClient, uuid: str) -> Document | None:
 
 
 def _move(
-    client: ServiceClient, uuid: str, target: str, policy: str | None, accept: list[str], output: Output
+    client: ServiceClient, uuid: str, target: str, policy: str | None, accept: list[str], output: OutputForm
 ) -> tuple[int, str]:
     begun = client.post("migrations", {"guest": uuid, "to": target, "policy": policy, "accept": accept})
     return watch.migration(client, begun, output=output), str(begun["id"])
