@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,8 +12,27 @@ from migrator.core.preflight.facts import Facts
 
 #: How an end of a migration that is a file is found again, in place of the path of a socket.
 PREFIX = "file:"
-#: Version of the description; a later one is not understood.
-FORMAT = 1
+#: Version of the description; a later one is not understood. Of a stream it is 1, which older versions understand.
+FORMAT = 2
+
+
+#: The first QEMU that writes and reads a state of the form ``mapped-ram``.
+_WITH_MAPPED_RAM = (9, 0)
+
+
+class FileForm(StrEnum):
+    """Form of the state in a file."""
+
+    #: QEMU's migration stream, which every version reads.
+    STREAM = "stream"
+    #: Each page of memory at a place of its own; written and read by several threads, from QEMU 9.0 on.
+    MAPPED = "mapped-ram"
+
+
+def reads_mapped(version: str) -> bool:
+    """Tell whether a QEMU of that version knows the form ``mapped-ram``."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= _WITH_MAPPED_RAM
 
 
 class SavedState(StrEnum):
@@ -55,6 +75,7 @@ class SavedGuest:
     runtime: Mapping[str, Any]
     bytes: int = 0
     sha256: str = ""
+    form: FileForm = FileForm.STREAM
     #: Images of its disks, each with its size and the time of its last change (nanoseconds since the epoch) once it was
     #: saved; nothing for what is no file.
     images: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -97,6 +118,7 @@ class SavedSummary:
     binary: str
     version: str
     bytes: int
+    form: FileForm = FileForm.STREAM
     loaded_by: str = ""
     loaded_at: str = ""
 
@@ -136,6 +158,9 @@ def why_not_there(seen: SurveyedFile, migration: str, *, completed: bool, qemus:
     if seen.changed:
         return f"not there, or changed since it was saved: {', '.join(seen.changed[:5])}"
     program = saved.binary.rpartition("/")[2]
+    there = qemus.get(saved.binary, "")
+    if saved.form is FileForm.MAPPED and there and not reads_mapped(there):
+        return f"it has the form mapped-ram, which QEMU {there} there does not read (9.0 or later does)"
     if qemus and not any(path.rpartition("/")[2] == program for path in qemus):
         return f"there is no {program}"
     return ""

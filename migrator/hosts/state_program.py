@@ -13,6 +13,7 @@ A QEMU is started with what PATH.json says: it is believed only where nobody but
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -25,9 +26,12 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 _CHUNK = 1 << 20
+#: Forms of a state: QEMU's stream; or each page at a place of its own, written and read by the QEMUs themselves.
+STREAM, MAPPED = "stream", "mapped-ram"
 #: Bytes that are held back until the file is marked as used: the QEMU cannot have taken the guest without them.
 _LAST = 64
 #: A description is longer than this only where something is wrong.
@@ -96,8 +100,11 @@ def read_input(*others: Any, timeout: float | None = None) -> list[Any]:
     return [each for each in ready if each != sys.stdin.buffer.fileno()]
 
 
-def checksum(file: Any) -> tuple[int, str]:
+def checksum(file: Any, form: str = STREAM) -> tuple[int, str]:
     """Return size and SHA-256 of a file, read from the disk.
+
+    With ``mapped-ram`` it is that of the parts that are not zero, each with its place: most of such a file may be
+    holes, and a copy of it may have others.
 
     :raise Gone: the standard input has ended meanwhile.
     """
@@ -105,11 +112,36 @@ def checksum(file: Any) -> tuple[int, str]:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file.seek(0)
     found, size = hashlib.sha256(), 0
+    if form == MAPPED:
+        size = os.fstat(file.fileno()).st_size
+        for at in _data_chunks(file, size):
+            chunk = os.pread(file.fileno(), _CHUNK, at)
+            read_input(timeout=0)
+            if chunk.count(0) != len(chunk):
+                found.update(at.to_bytes(8, "big") + chunk)
+        return size, found.hexdigest()
     while chunk := file.read(_CHUNK):
         read_input(timeout=0)
         found.update(chunk)
         size += len(chunk)
     return size, found.hexdigest()
+
+
+def _data_chunks(file: Any, size: int) -> Iterator[int]:
+    """Yield where the chunks of a file begin that may hold anything but zeroes."""
+    at = 0
+    while at < size:
+        try:
+            data = os.lseek(file.fileno(), at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # the rest is a hole
+            raise
+        hole = os.lseek(file.fileno(), data, os.SEEK_HOLE)
+        at = max(at, data - data % _CHUNK)
+        while at < hole:
+            yield at
+            at += _CHUNK
 
 
 def distrust(path: str) -> str:
@@ -257,29 +289,28 @@ def receive(path: str) -> None:
     for name in (path, f"{path}.json"):
         if os.path.lexists(name):
             raise FileExistsError(17, "it is there already", name)
-    part = part_of(path, document["migration"])
+    part, form = part_of(path, document["migration"]), document.get("form", STREAM)
     file = open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "r+b")  # noqa: SIM115
     directory = ""
     try:
         if why := _foreign(part, os.fstat(file.fileno())):
             raise PermissionError(1, f"nothing is written there: {why}", path)
         lock(file)
-        directory = tempfile.mkdtemp(prefix="migrator-save-")
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"{directory}/stream")
-            listener.listen(1)
-            say(event="listening", socket=f"{directory}/stream")
-            while not read_input(listener):
-                pass
-            connection, _ = listener.accept()
-        _take(connection, file)
-        size = file.tell()
+        if form == MAPPED:
+            _let_write(part)
+            size = os.fstat(file.fileno()).st_size
+            written = ""
+        else:
+            directory = tempfile.mkdtemp(prefix="migrator-save-")
+            _receive_stream(directory, file)
+            size, written = file.tell(), taken.hexdigest()
         if not whole(file, size):
             raise OSError(f"the stream was cut off after {size} bytes")
         os.fsync(file.fileno())
-        written = taken.hexdigest()
-        if checksum(file) != (size, written):
+        read = checksum(file, form)
+        if read != (size, written or read[1]):
             raise OSError("what was written is not what is read back: the disk is not to be trusted")
+        written = read[1]
         read_input(timeout=0)
         # The guest stands still, and its QEMU has given its images out of its hands.
         document["images"] = {image: stamp(image, settle=True) for image in document.get("images", {})}
@@ -297,6 +328,25 @@ def receive(path: str) -> None:
 
 
 taken = hashlib.sha256()
+
+
+def _let_write(part: str) -> None:
+    """Have a QEMU write the file by itself, until it is said to be done."""
+    say(event="listening", file=part)
+    if sys.stdin.buffer.readline(16) != b"done\n":
+        raise Gone
+
+
+def _receive_stream(directory: str, file: Any) -> None:
+    """Take a stream at a socket in a directory."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{directory}/stream")
+        listener.listen(1)
+        say(event="listening", socket=f"{directory}/stream")
+        while not read_input(listener):
+            pass
+        connection, _ = listener.accept()
+    _take(connection, file)
 
 
 def _take(connection: socket.socket, file: Any) -> None:
@@ -319,9 +369,13 @@ def send(path: str, where: str) -> None:
         raise FileNotFoundError(2, "there is no description of it", f"{path}.json")
     with open_regular(path, os.O_RDWR) as file:
         lock(file)
-        if checksum(file) != (document["bytes"], document["sha256"]):
+        form = document.get("form", STREAM)
+        if checksum(file, form) != (document["bytes"], document["sha256"]):
             raise OSError(f"{path} is not what was saved: its checksum is another")
         say(event="checked")
+        if form == MAPPED:
+            _let_read()
+            return
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(where)
             file.seek(0)
@@ -350,6 +404,15 @@ def send(path: str, where: str) -> None:
                 connection.settimeout(600)
                 while connection.recv(4096):
                     pass
+
+
+def _let_read() -> None:
+    """Have a QEMU read the file by itself, once it is marked as used; nobody else works on it meanwhile."""
+    say(event="ready")
+    if sys.stdin.buffer.readline(16) != b"go\n":
+        raise Gone
+    say(event="sent")
+    sys.stdin.buffer.read()  # until whoever began this has seen what became of it
 
 
 def _give(connection: socket.socket, chunk: bytes) -> None:

@@ -43,6 +43,8 @@ async def listen(
         raise CommandFailed(
             monitor.name, f"migrate-incoming {uri}", error.error_class, error.description
         ) from error
+    if uri.startswith("file:"):
+        return uri  # nobody connects: it reads
     for _ in range(_ASKED):
         if listening := await addresses(monitor):
             return listening[0]

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import migrator.hosts.state_program
-from migrator.core.model import Finding, MigrationStatus, View
+from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
@@ -158,6 +158,11 @@ def parse(document: Any, host: str, path: str) -> SavedGuest:
         raise HostError(
             host, f"{path}.json is no description of a saved guest ({where}: {first['msg']})"
         ) from error
+
+
+def file_view(run: RunState, status: MigrationStatus) -> View:
+    """Return what is seen of an end that is a file."""
+    return View(process=ProcessState.ALIVE, answers=True, run=run, status=status, can_fence=True)
 
 
 class FileEnd:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from migrator.core.inventory import HostFacts
@@ -39,6 +40,10 @@ class RecentFacts:
         self._hosts = hosts
         self._read: dict[str, tuple[float, HostFacts]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+
+    def known(self) -> Sequence[HostFacts]:
+        """Return what was read last of every host that was read."""
+        return [facts for _, facts in self._read.values()]
 
     async def fresh(self, host: str) -> HostFacts:
         """Read them.

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from migrator.testing.lab import until
+from migrator.testing.postgresql import Postgres
 from tests.acceptance.service_site import MIB, LiveSite, guest, served
+from tests.acceptance.two_controllers import two_controllers
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -47,6 +49,41 @@ async def test_guests_of_a_group_that_leave_a_host_are_switched_together() -> No
             assert each["downtime_seconds"] < _TOGETHER_SECONDS, each["decisions"]
             assert each["mode"] == "precopy"
         await site.everyone_at(MACHINES, "b")
+
+
+@pytest.mark.matrix
+async def test_guests_of_a_group_are_switched_together_where_two_controllers_share_the_work(
+    postgresql: Postgres,
+) -> None:
+    async with two_controllers(postgresql, guests=MACHINES, rules=f"{GROUP}\n") as both:
+        site = both.site
+        await site.known(len(MACHINES))
+        asked = await site.post("hosts/a/evacuate")
+        run = await site.ended(asked["id"], "completed")
+        migrations = await moved(site, run)
+        assert len({each["controller"] for each in migrations}) == 1, "one drives all of them"
+        times = sorted(map(switched_at, migrations))
+        assert (times[-1] - times[0]).total_seconds() < _TOGETHER_SECONDS
+        await site.everyone_at(MACHINES, "b")
+        # And back, with the one that acts killed while one of them waits for the others.
+        await site.post("hosts/a/activate")
+        asked = await site.post("migrations", group="shop", to="a")
+
+        async def one_waits() -> bool:
+            return any(each["switch_in_seconds"] is not None for each in await site.migrations())
+
+        await until(one_waits, what="a guest that waits for its group", within=60)
+        gone = await both.ask_acting()
+        both.kill(gone)
+
+        async def another_acts() -> bool:
+            return await both.acting() not in ("", gone)
+
+        await until(another_acts, what="another controller", within=30)
+        await both.ask_acting()
+        run = await site.ended(asked["id"], "completed", within=90)
+        assert {each["standing"] for each in run["guests"]} == {"moved"}
+        await site.everyone_at(MACHINES, "a")
 
 
 async def test_a_controller_that_is_killed_leaves_guests_that_wait_in_one_place_each() -> None:

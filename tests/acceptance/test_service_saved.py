@@ -29,6 +29,14 @@ async def loaded(site: LiveSite, file: Path, to: str, state: str = "completed") 
     return await site.migration_ended(begun["id"], state)
 
 
+async def over(site: LiveSite, migration: str) -> Any:
+    async def ended() -> bool:
+        return bool((await site.get(f"migrations/{migration}"))["ended_at"])
+
+    await until(ended, what="its end", within=60)
+    return await site.get(f"migrations/{migration}")
+
+
 def beside(file: Path) -> Any:
     return json.loads(Path(f"{file}.json").read_text())
 
@@ -64,6 +72,45 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere_out_of_its_file_once(
         status, problem = await site.try_post("loads", file=str(file), to="a")
         assert status == 409, problem
         assert "was loaded already" in problem["detail"]
+
+
+async def test_a_guest_of_a_newer_qemu_has_each_page_at_its_place_in_the_file(
+    tmp_path: Path, qemu_binary: Callable[[str], Path]
+) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    async with made([], "a", "b", "c") as site:
+        await site.boot(web, "a", binary=qemu_binary("10.0"))
+        site.change_host("b", ("address = ", f'qemu = "{qemu_binary("7.2")}"\naddress = '))
+        site.serve()
+        await site.until_served()
+        await site.known(1)
+        document = await saved(site, web, file)
+        assert document["streams"] == 2
+        assert beside(file)["form"] == "mapped-ram"
+        assert file.stat().st_size >= web.memory_bytes
+        # A QEMU that cannot read it is refused, and the file stays as it was.
+        refused = await loaded(site, file, "b", "failed")
+        assert refused["refused"]
+        assert "has the form mapped-ram, which QEMU 7.2" in refused["error"]
+        assert beside(file)["state"] == "saved"
+        assert site.instances(web) == []
+        # One byte of it is another: so is one that is in no hole of a copy.
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        document = await loaded(site, file, "c", "failed")
+        assert "its checksum is another" in document["error"]
+        file.write_bytes(whole)
+        # A controller that is killed while it is loaded leaves the guest in one place.
+        begun = await site.post("loads", file=str(file), to="c")
+        await at_once(lambda: beside(file)["state"] == "loading")
+        await site.restart()
+        document = await over(site, begun["id"])
+        if document["state"] != "completed":
+            assert beside(file)["state"] == "saved", document
+            assert site.instances(web) == []
+            await loaded(site, file, "c")
+        assert site.where(await site.runs_once(web)) == "c"
+        assert beside(file)["state"] == "loaded"
 
 
 async def test_saved_guests_are_listed_with_where_they_can_be_loaded(tmp_path: Path) -> None:
@@ -177,11 +224,7 @@ async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_pat
         site.serve()
         await site.until_served()
 
-        async def over() -> bool:
-            return bool((await site.get(f"migrations/{begun['id']}"))["ended_at"])
-
-        await until(over, what="its end", within=60)
-        document = await site.get(f"migrations/{begun['id']}")
+        document = await over(site, begun["id"])
         if document["state"] == "completed":
             assert beside(file)["state"] == "loaded"
         else:

@@ -223,6 +223,10 @@ class TwoControllers:
         except httpx2.TransportError:
             return False
 
+    def kill(self, name: str) -> None:
+        """Kill one of the two."""
+        os.killpg(self._processes[name].pid, signal.SIGKILL)
+
     async def round(
         self, number: int, *, how: str, after: float, watch: Standstills, plans: bool = True
     ) -> None:
@@ -342,17 +346,23 @@ class TwoControllers:
 
 @asynccontextmanager
 async def two_controllers(
-    server: Postgres, *, url: str = "", trees: Mapping[str, Path] = MappingProxyType({})
+    server: Postgres,
+    *,
+    url: str = "",
+    guests: Sequence[GuestMachine] = (),
+    rules: str = "",
+    trees: Mapping[str, Path] = MappingProxyType({}),
 ) -> AsyncIterator[TwoControllers]:
-    """Both run, and one of them acts, on a site of two hosts with six guests on the first.
+    """Both run, and one of them acts, on a site of two hosts with six guests on the first, or with these.
 
     :param url: of the journal; by default one on that server.
+    :param rules: of these guests, for the configuration.
     :param trees: where the program of ``one`` or ``two`` is, if it is another than this one.
     """
-    guests = machines()
+    guests = guests or machines()
     url = url or server.place(server.create()).url
     engine = create_async_engine(url)
-    rules = "".join(
+    rules = rules or "".join(
         f'[[guests]]\nmatch = "{kind}-*"\npolicy = "{policy}"\n\n' for kind, policy in POLICIES.items()
     )
     async with made(guests, "a", "b", speed=_SPEED) as site:

@@ -31,6 +31,11 @@ HOSTS: Texts = {
         "an image of the saved guest has changed since the guest was saved: its memory is older, and would destroy it",
         "start the guest from its disks; accept it only where you know that nothing in the image has changed",
     ),
+    "load-form": (
+        "error",
+        "the file has the form mapped-ram, which the QEMU that is to take the guest cannot read",
+        "load it on a host with QEMU 9.0 or later",
+    ),
     "save-plugged": (
         "error",
         "something was plugged into the guest since its start, which no command line would make again",
@@ -85,6 +90,11 @@ HOSTS: Texts = {
         "error",
         "the policy has the stream go through an SSH tunnel, and none can be made",
         "let the source's host log in to the target's by SSH without a password, or set stream = direct; docs/tls.md",
+    ),
+    "tunnel-ceiling": (
+        "warning",
+        "an SSH tunnel holds up to 2 MiB, which take longer over this link than the guest may stand still",
+        "let the stream go directly with certificates (docs/tls.md), or allow a longer downtime",
     ),
     "stream-through-controller": (
         "warning",

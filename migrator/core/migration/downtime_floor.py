@@ -20,6 +20,28 @@ _ROUND_TRIPS = 3
 _LEAST_SECONDS = 0.005
 
 
+#: An SSH tunnel may hold so much that was written and has not arrived: the window of a channel of OpenSSH's.
+TUNNEL_BYTES = 2 << 20
+
+
+def tunnel_findings(policy: Policy, bytes_per_second: float | None) -> list[Finding]:
+    """Return a warning where what a tunnel may hold alone takes as long as the guest may stand still.
+
+    :param bytes_per_second: what the stream will carry; ``None`` or 0: not known, and nothing is claimed.
+    """
+    speed = _speed_at_the_switch(policy, bytes_per_second)
+    if policy.offline or not speed:
+        return []
+    takes = downtime_floor(speed) + TUNNEL_BYTES / speed
+    if takes <= policy.max_downtime_seconds:
+        return []
+    message = (
+        f"max_downtime is {show_seconds(policy.max_downtime_seconds)}; what an SSH tunnel may hold when the guest is "
+        f"stopped alone takes up to {show_seconds(takes)} at {show_rate(speed)}"
+    )
+    return [finding("tunnel-ceiling", message)]
+
+
 def downtime_floor(bytes_per_second: float, *, round_trip_seconds: float = 0.0) -> float:
     """Return the seconds that even an idle guest stands still at the least.
 

@@ -252,6 +252,7 @@ class MigrationDriver(MigrationLoop):
             bandwidth_bytes_per_second=self._given_bandwidth,
             listen=self._listen,
             return_path=self._return_path,
+            mapped=self._mapped,
             tell=self._intent_log.decide,
         )
         if self._mirrors.copies:

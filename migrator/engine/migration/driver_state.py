@@ -75,7 +75,7 @@ class DriverState:
     :param to_send_bytes: of its memory, what is not empty; ``None``: not known.
     :param new_images: disks whose images were made at the destination for this migration.
     :param listen: where the destination listens for the stream: ``tcp:ADDR:0``.
-    :param return_path: see :func:`migrator.engine.migration.prepare.prepare`.
+    :param return_path: see :func:`migrator.engine.migration.prepare.prepare`, as of `mapped`.
     :param look_stretch: so many times as long as usual is waited for the next look where there is nothing to decide.
     :param on_status: called with every new sample and state, on the event loop; must return at once.
     :param on_decision: called with every decision, likewise.
@@ -103,6 +103,7 @@ class DriverState:
         tunnel: StreamTunnel | None = None,
         spare_cpus: float | None = None,
         return_path: bool = True,
+        mapped: bool = False,
         moved_with: str = "",
         to_send_bytes: int | None = None,
         about: Mapping[str, Any] | None = None,
@@ -112,7 +113,7 @@ class DriverState:
     ) -> None:
         self._source, self._destination = source, destination
         self._policy = policy
-        self._listen, self._return_path = listen, return_path
+        self._listen, self._return_path, self._mapped = listen, return_path, mapped
         self._about = dict(about or {})
         self._experience = experience
         self._stream_speed = stream_speed

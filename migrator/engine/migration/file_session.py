@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from migrator.core.findings import finding
+from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
-from migrator.core.model import Decision, Finding, State
+from migrator.core.model import Decision, Finding, MigrationStatus, State
 from migrator.core.saved_guest import SavedSummary
 from migrator.engine import clock
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
+from migrator.engine.migration.mapped_load import MappedIncoming
+from migrator.engine.migration.prepare import MAPPED_RAM
 from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu
 
+#: Threads that write and read such a file.
+_CHANNELS = 2
 #: A decision: what became of what a guest that is saved had not yet written to its disks.
 GUEST_FLUSH = "guest-flush"
 
@@ -27,6 +32,8 @@ class FileSession(MigrationSession):
     file: FileMove | None = None
     #: The guest's filesystems may be frozen: whoever takes it up thaws them.
     thaw_owed = False
+    #: Each page has a place of its own in its file.
+    _is_mapped = False
     #: What its file says once the guest is in it alone; ``None``: it is not, or could not be read.
     saved_as: SavedSummary | None = None
 
@@ -59,11 +66,46 @@ class FileSession(MigrationSession):
             return [preflight.unchecked(error)]
 
     async def _start_incoming(self, source: Qemu) -> IncomingDestination:
-        if self.file is None or not self.saves or self.services.saved is None:
+        if self.file is None or self.services.saved is None:
             return await super()._start_incoming(source)
-        return await self.services.saved.start(
-            self.guest, cast(Any, source), self.file.path, migration=self.id
-        )
+        incoming: Any
+        if self.saves:
+            incoming = await self.services.saved.start(
+                self.guest, cast(Any, source), self.file.path, migration=self.id
+            )
+            self._is_mapped = incoming.mapped
+            incoming.qemu.is_written = self._is_written
+        else:
+            incoming, self._is_mapped = await super()._start_incoming(source), cast(Any, source).mapped
+            if self._is_mapped:
+                await self._refuse_older(incoming)
+                incoming = MappedIncoming(incoming, self.file.path)
+                cast(Any, source).begin_reading = incoming.reader.read
+        if self._is_mapped:
+            self.policy = replace(self.policy, streams=_CHANNELS)
+        return cast(IncomingDestination, incoming)
+
+    def _is_written(self) -> bool:
+        """Return whether the guest's QEMU has written all of its state, as of the last look."""
+        views = self._driver.views if self._driver is not None else None
+        return views is not None and views[0].answers and views[0].status is MigrationStatus.COMPLETED
+
+    async def _refuse_older(self, incoming: IncomingDestination) -> None:
+        """Refuse a QEMU that cannot read the form of its file.
+
+        :raise PreflightRefused: it cannot; it has ended.
+        """
+        facts = await incoming.qemu.facts()
+        if MAPPED_RAM in facts.capabilities:
+            return
+        await incoming.discard()
+        path = self.file.path if self.file is not None else ""
+        text = f"{path} has the form mapped-ram, which QEMU {facts.version} on {self.target} cannot read"
+        raise PreflightRefused([finding("load-form", text)])
+
+    @property
+    def _mapped(self) -> bool:
+        return self._is_mapped
 
     async def transfer(self) -> None:
         """See :meth:`MigrationSession.transfer`; a guest that is saved has its disks flushed before it is stopped."""
@@ -121,7 +163,7 @@ class FileSession(MigrationSession):
         return await super()._fall_back(state, error)
 
     def _listen(self, incoming: IncomingDestination) -> str:
-        if self.file is None or self.saves:
+        if self.file is None or self.saves or self._is_mapped:
             return super()._listen(incoming)
         return f"unix:{incoming.socket.rpartition('/')[0]}/load"
 

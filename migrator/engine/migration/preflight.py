@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from migrator.core.findings import PreflightRefused, applies_to_every_target, errors_first, finding
+from migrator.core.migration.downtime_floor import tunnel_findings
 from migrator.core.model import RUNNING_STATES, Finding, Severity
 from migrator.core.policy import Compression, Policy, PostcopyMode, StreamRoute
 from migrator.core.preflight.disk_room import CopiedDisk
@@ -93,10 +94,10 @@ async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy
         return TlsChoice(findings=(unchecked(error),))
 
 
-async def check_tunnel(tunnel: StreamTunnel) -> Sequence[Finding]:
+async def check_tunnel(tunnel: StreamTunnel, policy: Policy, stream_speed: float | None) -> Sequence[Finding]:
     """Return what speaks against the tunnel of a stream; what cannot be looked at is an error."""
     try:
-        return await tunnel.check()
+        return [*await tunnel.check(), *tunnel_findings(policy, stream_speed)]
     except MigratorError as error:
         return [unchecked(error)]
 
@@ -134,7 +135,7 @@ async def look(
         found = await check(site, guest, source, target, policy, stream_speed=stream_speed)
         chosen = await choose_tls(site, guest, target, policy)
         tunnel = tunnel_for(site, guest, source, target, policy)
-        tunnelled = await check_tunnel(tunnel) if tunnel is not None else ()
+        tunnelled = await check_tunnel(tunnel, policy, stream_speed) if tunnel is not None else ()
         return errors_first((*found, *chosen.findings, *tunnelled))
     finally:
         await source.close()

@@ -29,7 +29,7 @@ _OFF = (
     "xbzrle",
     "zero-copy-send",
 )
-_MULTIFD, _XBZRLE = "multifd", "xbzrle"
+_MULTIFD, _XBZRLE, MAPPED_RAM = "multifd", "xbzrle", "mapped-ram"
 _PREEMPT, _BLOCKTIME = "postcopy-preempt", "postcopy-blocktime"
 #: Always on; preflight has seen that both sides have them.
 _ON = ("events", "return-path", "pause-before-switchover")
@@ -51,6 +51,7 @@ async def prepare(
     bandwidth_bytes_per_second: int,
     listen: str,
     return_path: bool,
+    mapped: bool = False,
     tell: Callable[[str, str], None],
 ) -> tuple[str, Abilities, StreamLayout]:
     """Set both ends up; where to migrate to, and what turned out to be possible.
@@ -62,11 +63,12 @@ async def prepare(
     :param limit_seconds: the downtime limit to begin with.
     :param bandwidth_bytes_per_second: the most the stream may take, to begin with.
     :param return_path: False: one end is a file, which says by itself how far it is.
+    :param mapped: one end is a file in which each page has a place of its own.
     :param tell: is told an action and its reason where the policy had to be fallen short of.
     :raise QemuError: an end refused or did not answer; both may have been changed.
     """
     wanted = dict.fromkeys(_OFF, False) | dict.fromkeys(_ON, True)
-    wanted["return-path"] = return_path
+    wanted |= {"return-path": return_path, MAPPED_RAM: mapped}
     wanted |= {"auto-converge": abilities.throttle, "postcopy-ram": abilities.postcopy}
     if layout.deltas:
         layout = await _send_deltas(source, layout, delta_cache_bytes, tell)

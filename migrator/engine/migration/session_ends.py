@@ -103,7 +103,9 @@ class SessionEnds(SessionState):
             self.services.site, self.guest, self.target, self.policy
         )
         self._tunnel = preflight.tunnel_for(self.services.site, self.guest, source, self.target, self.policy)
-        tunnelled = await preflight.check_tunnel(self._tunnel) if self._tunnel is not None else ()
+        tunnelled: Sequence[Finding] = ()
+        if self._tunnel is not None:
+            tunnelled = await preflight.check_tunnel(self._tunnel, self.policy, self._stream_speed())
         return errors_first((*found, *chosen.findings, *tunnelled))
 
     def _stream_speed(self) -> float | None:
@@ -259,6 +261,11 @@ class SessionEnds(SessionState):
         """Return whether the destination answers over the stream."""
         return True
 
+    @property
+    def _mapped(self) -> bool:
+        """Return whether one end is a file in which each page has a place of its own."""
+        return False
+
     def _stood_seconds(self) -> float:
         """Return for how long the guest stood still."""
         return max(self.result.standstill_seconds or 0.0, self.result.downtime_seconds or 0.0)
@@ -324,6 +331,7 @@ class SessionEnds(SessionState):
             spare_cpus=self._spare_cpus,
             about=self.about(),
             return_path=self._return_path,
+            mapped=self._mapped,
             moved_with=self.moved_with,
             to_send_bytes=self._to_send_bytes,
             look_stretch=self.services.look_stretch,
