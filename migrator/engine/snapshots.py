@@ -124,6 +124,7 @@ def _seen(session: JournalledSession, driven: bool) -> tuple[object, ...]:
         session.switchable_since,
         session.moved_with,
         driven,
+        session.ready,  # of one that another controller drives its phase does not say it
         session.ended_at,
         session.started_at,
         session.preparing_since,

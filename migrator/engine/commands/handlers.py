@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from migrator.api.commands import (
     Activate,
     Answer,
@@ -125,8 +127,14 @@ class CommandHandlers:
         for run in self._registry.evacuations.values():
             if run.key == key:
                 return evacuation_document(run)
-        for kind in ("migration", "evacuation"):
-            for saved in await self._journal.page(kind, limit=1, where={"command": key}):
-                model = MigrationDocument if kind == "migration" else EvacuationDocument
-                return model.model_validate(public(saved))
+        migrations, evacuations = await asyncio.gather(
+            *(
+                self._journal.page(kind, limit=1, where={"command": key})
+                for kind in ("migration", "evacuation")
+            )
+        )
+        for saved in migrations:
+            return MigrationDocument.model_validate(public(saved))
+        for saved in evacuations:
+            return EvacuationDocument.model_validate(public(saved))
         return None
