@@ -204,6 +204,16 @@ class Restore(Command):
     verb: ClassVar[str] = "restore"
     host: Name
     policy: Name | None = None
+    #: Only whom this evacuation of the host moved away; default: all who are away since its last restore.
+    evacuation: Name | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an evacuation that is not given: the rest is asked for as it always was."""
+        fields: dict[str, Any] = serialize(self)
+        if self.evacuation is None:
+            fields.pop("evacuation", None)
+        return fields
 
 
 class Activate(Command):

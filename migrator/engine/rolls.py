@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -218,10 +218,13 @@ class Rolls:
         policy = run.policy or None
         match action:
             case Empty(host=host):
-                command = Evacuate(host=host, policy=policy, accept=list(run.accept))
-                await self._begin(run, host, command, "evacuation")
+                empty = Evacuate(host=host, policy=policy, accept=list(run.accept))
+                await self._begin(run, host, empty, "evacuation")
             case Refill(host=host):
-                await self._begin(run, host, Restore(host=host, policy=policy), "restore")
+                # Whoever else is away from it since earlier is not of this roll.
+                moved = next((each.evacuation for each in _hosts(run) if each.host == host), "")
+                refill = Restore(host=host, policy=policy, evacuation=moved or None)
+                await self._begin(run, host, refill, "restore")
             case RunHooks(host=host, point=point):
                 self._run_hooks(run, host, point)
             case LookAt(host=host):
@@ -229,16 +232,17 @@ class Rolls:
             case CancelRun(evacuation=evacuation):
                 try:
                     await self.commands.carry_out(Cancel(target=evacuation), _caller(run), key="")
-                except Refusal as refusal:
-                    self._log.info(
-                        "not cancelled", roll=identifier, evacuation=evacuation, error=str(refusal)
-                    )
+                except (JournalError, Refusal) as error:
+                    self._log.info("not cancelled", roll=identifier, evacuation=evacuation, error=str(error))
 
     async def _begin(self, run: Evacuation, host: str, command: Command, what: str) -> None:
         caller = _caller(run)
         key = str(CommandKey(caller.user, f"roll.{run.id}.{host}.{what}"))
         try:
             begun = await self.commands.carry_out(command, caller, key=key)
+        except JournalError as error:
+            self._log.warning("roll waits", roll=run.id, host=host, error=str(error))
+            return
         except Refusal as refusal:
             if refusal.code == "unavailable":
                 self._log.warning("roll waits", roll=run.id, host=host, error=str(refusal))
@@ -293,7 +297,7 @@ class Rolls:
 
 
 def _document(run: Evacuation, host: str, point: RollPoint, name: str) -> Mapping[str, Any]:
-    attempts = {each.host: each.attempts for each in run.roll.hosts} if run.roll is not None else {}
+    attempts = {each.host: each.attempts for each in _hosts(run)}
     return {
         "version": 1,
         "hook": name,
@@ -302,6 +306,10 @@ def _document(run: Evacuation, host: str, point: RollPoint, name: str) -> Mappin
         "attempt": attempts.get(host, 1),
         "roll": evacuation_document(run).model_dump(mode="json"),
     }
+
+
+def _hosts(run: Evacuation) -> Sequence[RollHost]:
+    return run.roll.hosts if run.roll is not None else ()
 
 
 def _caller(run: Evacuation) -> Caller:

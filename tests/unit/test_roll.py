@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Cancel, Cordon, Refusal, Roll
+from migrator.api.commands import Activate, Cancel, Cordon, Evacuate, Refusal, Roll
 from migrator.core.drain.roll import (
     CancelRun,
     Empty,
@@ -329,6 +329,17 @@ class TestWhole:
             assert hooks.told == [("after-drain", "a"), ("ready", "a"), ("after-drain", "b"), ("ready", "b")]
             hosts = [running.queries.host(name) for name in "ab"]
             assert [each.state for each in hosts] == [HostState.ACTIVE, HostState.ACTIVE]
+
+    async def test_only_guests_that_it_moved_come_home(self, service: SimulatedService) -> None:
+        async with service.running() as running:
+            await running.end_of(await running.ask(Evacuate(host="a")))
+            await running.ask(Activate(host="a"))
+            [away] = service.site.running("vm-0")
+            assert away != "a"
+            end = await running.end_of(await running.ask(Roll(hosts=["a"])))
+            assert end.state is EvacuationState.COMPLETED
+            assert service.site.running("vm-0") == [away]
+            assert running.queries.host("a").state is HostState.ACTIVE
 
     async def test_a_hook_that_says_no_stops_it_and_says_where(self, service: SimulatedService) -> None:
         service.roll_hooks = ScriptedRollHooks(

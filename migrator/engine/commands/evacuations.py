@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -128,7 +128,7 @@ class EvacuationCommands:
             self._lookups.takes_guests(host)
             if not host.up:
                 raise Refusal("not-now", f"guests cannot come home: {host.error}")
-            guests = await self._guests_of_last_evacuation(host.name)
+            guests = await self._guests_away(host.name, command.evacuation)
             if not guests and host.state is HostState.ACTIVE:
                 raise Refusal(
                     "conflict",
@@ -188,12 +188,20 @@ class EvacuationCommands:
         )
         return evacuation_document(self._registry.evacuations[run.id])
 
-    async def _guests_of_last_evacuation(self, host: str) -> list[Guest]:
-        """Return those that left it, or an evacuation that was gone on with, and still exist elsewhere.
+    async def _guests_away(self, host: str, evacuation: str | None) -> list[Guest]:
+        """Return those that its evacuations moved away since its last restore, and that still exist elsewhere.
 
         Where a restore came last: those that it did not bring home.
+
+        :param evacuation: only those that this one moved; ``None``: all.
         """
         moved: dict[str, Guest] = {}
+        if evacuation is not None:
+            saved = await self._journal.find("evacuation", evacuation)
+            run = self._registry.evacuations.get(evacuation) or (from_journal(saved) if saved else None)
+            if run is None or run.kind != "evacuate" or run.host != host:
+                raise Refusal("not-found", f"there is no evacuation {evacuation} of {host}")
+            return self._elsewhere(_moved_by(run), host)
         for saved in await self._journal.page("evacuation", limit=_LOOKED_THROUGH, where={"host": host}):
             # What has just ended may not have reached the journal yet.
             run = self._registry.evacuations.get(saved["id"]) or from_journal(saved)
@@ -205,11 +213,14 @@ class EvacuationCommands:
                 if not moved:
                     moved = {entry.guest.key: entry.guest for entry in run.left}
                 break
-            for key, entry in run.entries.items():
-                if entry.standing is GuestStanding.MOVED:
-                    moved.setdefault(key, entry.guest)
+            for key, guest in _moved_by(run).items():
+                moved.setdefault(key, guest)
+        return self._elsewhere(moved, host)
+
+    def _elsewhere(self, keys: Iterable[str], host: str) -> list[Guest]:
+        """Return the guests of these keys that exist, and are not on that host."""
         now = {guest.key: guest for guest in self._inventory.guests()}
-        return [now[key] for key in moved if key in now and now[key].host != host]
+        return [now[key] for key in keys if key in now and now[key].host != host]
 
     async def activate(self, command: Activate) -> HostDocument:
         """Have a host take guests again."""
@@ -319,6 +330,10 @@ def _evacuation(command: Evacuate, window: MaintenanceWindow, caller: Caller, ke
         key=key,
         **_asked_by(caller),
     )
+
+
+def _moved_by(run: Evacuation) -> dict[str, Guest]:
+    return {key: entry.guest for key, entry in run.entries.items() if entry.standing is GuestStanding.MOVED}
 
 
 def _cancelled(run: Evacuation) -> Evacuation:
