@@ -153,7 +153,7 @@ def evacuation_row(one: Document) -> Row:
         )
     return (
         one["id"],
-        one["host"] or one["group"] or ", ".join(each["host"] for each in one.get("hosts", ())),
+        one["host"] or one["group"] or _rolled(one),
         one["kind"],
         one["state"],
         _left(one),
@@ -161,6 +161,17 @@ def evacuation_row(one: Document) -> Row:
         "" if one["state"] == "scheduled" else _brief(one["deadline"]),
         note,
     )
+
+
+#: Names of hosts in one cell.
+_HOSTS_NAMED = 3
+
+
+def _rolled(one: Document) -> str:
+    names = [each["host"] for each in one.get("hosts", ())]
+    if len(names) <= _HOSTS_NAMED:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def _left(one: Document) -> str:

@@ -36,6 +36,17 @@ _LESSER = (
     "KIND",
     "UP",
     "MEMORY FREE",
+    "ANSWERS AT",
+    "VERSION",
+    "HEARTBEAT",
+    "FORECAST END",
+    "DEADLINE",
+    "TAKES",
+    "DOWNTIME",
+    "ORDER",
+    "LEASE",
+    "DRIVES",
+    "LEFT",
 )
 
 #: The state of a migration that completed, but not as its policy wants it.
@@ -50,6 +61,7 @@ _STYLE = {
     ABOVE: "bold red",
     "moved": "green",
     "draining": "yellow",
+    "active, cordoned": "yellow",
     "lost-contact": "bold red",
     "set-aside": "red",
     "no-target": "yellow",

@@ -48,6 +48,7 @@ _KEYS = {
     b"\x03": "quit",
 }
 _HELP = "j k choose   Enter why   c cancel   p postcopy   q leave (nothing is cancelled by that)"
+_SHORT_HELP = "j k  Enter why  c cancel  p postcopy  q leave"
 
 Item = Document | MigratorError | str
 
@@ -196,7 +197,7 @@ class Top:
         if what == "postcopy" and kind != "migration":
             self._say("postcopy is for a migration: choose one of its guests")
         elif not one.get(f"can_{what}", True):
-            self._say(f"{one['id']} is {one['state']}: {_WHY_NOT[what]}")
+            self._say(f"{one['id']} {_WHY_NOT[what]}: its state is {one['state']}")
         else:
             self._asked = what
 
@@ -226,7 +227,7 @@ class Top:
         top = [Text(_summary(self.state), style="bold", no_wrap=True, overflow="ellipsis")]
         if self.state.lost:
             top.append(Text(clean(self.state.lost), style="bold red", no_wrap=True, overflow="ellipsis"))
-        bottom = [Text(self._last_line(), style="reverse" if self._asked else "dim", no_wrap=True)]
+        bottom = [Text(self._last_line(width), style="reverse" if self._asked else "dim", no_wrap=True)]
         if self._message[0]:
             lines = tables.wrapped(self._message[0], width)
             bottom = [*(Text(line, style="bold yellow") for line in lines), *bottom]
@@ -235,9 +236,9 @@ class Top:
         shown = body[:room]
         return Group(*top, *shown, *(Text("") for _ in range(room - len(shown) + 1)), *bottom)
 
-    def _last_line(self) -> str:
+    def _last_line(self, width: int) -> str:
         if not self._asked:
-            return _HELP
+            return _HELP if len(_HELP) <= width else _SHORT_HELP
         what = "cancel it" if self._asked == "cancel" else "switch it to postcopy"
         return f"{self._chosen}: {what}? y does it, any other key does not"
 
@@ -289,8 +290,8 @@ def _indented(line: str, width: int) -> list[str]:
 
 
 _WHY_NOT = {
-    "cancel": "it cannot be cancelled any more",
-    "postcopy": "it cannot go to postcopy now, or its policy or one of the QEMUs does not allow it",
+    "cancel": "cannot be cancelled any more",
+    "postcopy": "cannot go to postcopy, now or because of its policy or one of the QEMUs",
 }
 
 

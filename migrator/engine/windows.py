@@ -100,7 +100,7 @@ class Windows:
                     self._evacuations.end(
                         run.id,
                         EvacuationState.STOPPED,
-                        f"the window ended and nothing was begun{why and f': {why}'}",
+                        f"its time has passed and nothing was begun{why and f': {why}'}",
                     )
                 case Due.NOTICE:
                     self._registry.change(run.id, lambda each: replace(each, begins_soon=True))

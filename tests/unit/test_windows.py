@@ -107,7 +107,8 @@ def window(starts_in: float, seconds: float) -> MaintenanceWindow:
         (window(0, 60), True, Due.BEGIN),
         (window(-59, 60), False, Due.BEGIN),
         (window(-60, 60), False, Due.MISSED),
-        (MaintenanceWindow(starts_at=NOW - timedelta(days=1)), False, Due.BEGIN),
+        (MaintenanceWindow(starts_at=NOW - timedelta(hours=5)), False, Due.BEGIN),
+        (MaintenanceWindow(starts_at=NOW - timedelta(hours=6)), False, Due.MISSED),
     ],
 )
 def test_what_is_due(one: MaintenanceWindow, noticed: bool, what: Due) -> None:
@@ -225,7 +226,7 @@ class TestScheduled:
             end = await running.end_of(asked)
             assert (end.state, end.error) == (
                 EvacuationState.STOPPED,
-                "the window ended and nothing was begun",
+                "its time has passed and nothing was begun",
             )
             assert _state(running, "a") is HostState.ACTIVE
 

@@ -16,6 +16,8 @@ from migrator.units import show_seconds
 
 #: A window may begin so far ahead.
 _FARTHEST = timedelta(days=400)
+#: One without an end that could not begin for so long is not begun any more: nobody wants last night's by then.
+_LATEST = timedelta(hours=6)
 #: Everyone is told once more so long before it begins.
 NOTICE_SECONDS = 600.0
 
@@ -131,8 +133,8 @@ class Due(StrEnum):
 
 def due(window: MaintenanceWindow, now: datetime, *, noticed: bool) -> Due:
     """Say what is to be done about one that has not begun."""
-    starts, ends = window.starts_at or now, window.ends_at
-    if ends is not None and now >= ends:
+    starts = window.starts_at or now
+    if now >= (window.ends_at or starts + _LATEST):
         return Due.MISSED
     if now >= starts:
         return Due.BEGIN
