@@ -158,6 +158,8 @@ class TwoControllers:
             self._processes[name] = subprocess.Popen(
                 [
                     sys.executable,
+                    # Another tree's is started as anybody would: with an option it is not forked from what is loaded.
+                    *(["-B"] if tree is not None else []),
                     "-m",
                     "migrator",
                     "serve",
