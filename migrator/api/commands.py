@@ -102,6 +102,8 @@ class Save(Command):
     guest: GuestName
     #: On the guest's host.
     file: HostFile
+    #: ``auto``: each page at a place of its own where its QEMU can do that; ``stream``: what every QEMU can load.
+    form: Literal["auto", "stream"] = "auto"
     #: Codes of findings that are accepted.
     accept: Annotated[list[Name], Field(max_length=64)] = []
 

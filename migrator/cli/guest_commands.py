@@ -84,6 +84,10 @@ def migrate(
 def save(
     guest: options.Guest,
     file: options.SavedFile,
+    as_stream: Annotated[
+        bool,
+        typer.Option("--stream", help="As a stream, which every QEMU can load, whatever its own can write."),
+    ] = False,
     accept: options.Accept = None,
     wait: options.Wait = False,
     server: options.Server = None,
@@ -98,7 +102,13 @@ def save(
 
     remote.run(
         lambda client: remote.save(
-            client, guest, file, options.codes(accept), wait=wait, output=options.chosen(output, json=json)
+            client,
+            guest,
+            file,
+            options.codes(accept),
+            as_stream=as_stream,
+            wait=wait,
+            output=options.chosen(output, json=json),
         ),
         server,
         output=options.chosen(output, json=json),

@@ -98,10 +98,19 @@ def migrate_group(
 
 
 def save(
-    client: ServiceClient, guest: str, file: str, accept: list[str], *, wait: bool, output: OutputForm
+    client: ServiceClient,
+    guest: str,
+    file: str,
+    accept: list[str],
+    *,
+    as_stream: bool,
+    wait: bool,
+    output: OutputForm,
 ) -> int:
     """Save a guest into a file."""
-    begun = client.post("saves", {"guest": guest, "file": file, "accept": accept})
+    # Without it the field is not sent: a service of before does not know it.
+    form = {"form": "stream"} if as_stream else {}
+    begun = client.post("saves", {"guest": guest, "file": file, "accept": accept, **form})
     return _tell_begun(client, begun, wait=wait, output=output)
 
 

@@ -233,7 +233,7 @@ class Reconciler:
             run=run.id,
             by=run.requested_by,
             trace=trace_context.of(run.traceparent, run.tracestate),
-            file=FileMove(use=FileUse.SAVE, path=action.path),
+            file=FileMove(use=FileUse.SAVE, path=action.path, as_stream=True),
         )
         return await self._journal_and_drive(session, action.reason)
 

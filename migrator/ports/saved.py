@@ -55,10 +55,11 @@ class SavedGuests(Protocol):
         """
 
     async def start(
-        self, guest: Guest, source: SourceQemu, path: str, *, migration: str
+        self, guest: Guest, source: SourceQemu, path: str, *, migration: str, as_stream: bool
     ) -> IncomingDestination:
         """Return the file as what the guest moves into; nothing is made before it is listened at.
 
+        :param as_stream: it is to be a stream, whatever else its QEMU can write.
         :raise QemuError: the source cannot be asked.
         """
 

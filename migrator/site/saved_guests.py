@@ -149,14 +149,15 @@ class SavedGuestFiles:
         return await source.thaw_disks(self._connections.access(guest.host).forward)
 
     async def start(
-        self, guest: Guest, source: SourceQemu, path: str, *, migration: str
+        self, guest: Guest, source: SourceQemu, path: str, *, migration: str, as_stream: bool
     ) -> IncomingDestination:
         """See :meth:`migrator.ports.SavedGuests.start`."""
         argv = source.process.arguments() if source.process is not None else []
         configuration, facts = await source.configuration(argv), await source.facts()
         # Such a file is opened by the QEMU itself: one that sees another root cannot.
         rooted = not any("chroot" in word for word in argv)
-        mapped = rooted and _MAPPED in facts.capabilities and not self._older(argv)
+        able = rooted and not as_stream
+        mapped = able and _MAPPED in facts.capabilities and not self._older(argv)
         if not isinstance(configuration, Configuration):
             raise CommandFailed(source.name, "save", "GenericError", "its configuration cannot be kept")
         saved = SavedGuest(

@@ -48,7 +48,7 @@ class SavingCommands:
             if found := preflight.obstacle(guest):
                 raise refused_by_preflight(f"{guest.label} cannot be saved: {guest.obstacle}", found)
             self._lookups.not_under_way(guest)
-            file = FileMove(use=FileUse.SAVE, path=command.file)
+            file = FileMove(use=FileUse.SAVE, path=command.file, as_stream=command.form == "stream")
             return await self._begin(guest, guest.host, file, command.accept, caller, key)
 
     async def load(self, command: Load, caller: Caller, key: str) -> MigrationDocument:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from migrator.core.policy import CopiedDisks, LastResort, Policy, TlsUse
 
@@ -35,3 +36,10 @@ class FileMove:
     path: str
     #: With ``load``: when it was saved, seconds since the epoch.
     saved_at: float = 0.0
+    #: With ``save``: as a stream, which every QEMU can load, whatever else its own can write.
+    as_stream: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """Return it for the journal: what is as by default is left out, which an older version may not know."""
+        defaults = {each.name: each.default for each in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}

@@ -71,7 +71,11 @@ class FileSession(MigrationSession):
         incoming: Any
         if self.saves:
             incoming = await self.services.saved.start(
-                self.guest, cast(Any, source), self.file.path, migration=self.id
+                self.guest,
+                cast(Any, source),
+                self.file.path,
+                migration=self.id,
+                as_stream=self.file.as_stream,
             )
             self._is_mapped = incoming.mapped
             incoming.qemu.is_written = self._is_written

@@ -346,7 +346,7 @@ class JournalledSession(FileSession):
                 "cancelled": self.requests.cancel,
                 "hooks_owed": self.hooks_owed,
                 "thaw_owed": self.thaw_owed,
-                "file": asdict(self.file) if self.file is not None else None,
+                "file": self.file.fields() if self.file is not None else None,
                 "image_removal": removal_to_fields(self.image_removal)
                 if self.image_removal is not None
                 else None,
