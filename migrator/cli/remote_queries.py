@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from migrator.cli import INTERRUPTED, Exit, tables
+from migrator.cli import INTERRUPTED, Exit, columns, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, ServiceClient, segment
 from migrator.cli.output import OutputForm
@@ -26,8 +26,8 @@ def hosts(client: ServiceClient, *, output: OutputForm) -> None:
         return
     _table(
         output,
-        (show.HOSTS, show.HOSTS_WIDE),
-        [(show.host_row(host), show.host_wide(host)) for host in found["items"]],
+        (columns.HOSTS, columns.HOSTS_WIDE),
+        [(columns.host_row(host), columns.host_wide(host)) for host in found["items"]],
         empty="there are no hosts; add [[hosts]] to the service's configuration",
     )
 
@@ -58,8 +58,8 @@ def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: Ou
     if output.document:
         output.print(found)
         return
-    rows = ((show.guest_row(guest), show.guest_wide(guest)) for guest in found["items"])
-    _table(output, (show.GUESTS, show.GUESTS_WIDE), rows, empty="there are no guests")
+    rows = ((columns.guest_row(guest), columns.guest_wide(guest)) for guest in found["items"])
+    _table(output, (columns.GUESTS, columns.GUESTS_WIDE), rows, empty="there are no guests")
 
 
 def plan(
@@ -82,7 +82,7 @@ def plan(
         return code
     guests = sorted(found["guests"], key=lambda guest: (guest["order"] is None, guest["order"]))
     wide = output is OutputForm.WIDE
-    tables.table(show.PLAN, map(show.plan_row, guests), empty=f"{host} is empty", wide=wide)
+    tables.table(columns.PLAN, map(columns.plan_row, guests), empty=f"{host} is empty", wide=wide)
     for line in show.plan_lines(found):
         print(line)
     if moment is not None:
@@ -118,11 +118,11 @@ def status(client: ServiceClient, identifier: str | None, *, output: OutputForm)
         output.print({"migrations": migrations, "evacuations": evacuations})
         return Exit.DONE
     if evacuations:
-        rows = [(show.evacuation_row(one), show.evacuation_wide(one)) for one in evacuations]
-        _table(output, (show.EVACUATIONS, show.EVACUATIONS_WIDE), rows, empty="")
+        rows = [(columns.evacuation_row(one), columns.evacuation_wide(one)) for one in evacuations]
+        _table(output, (columns.EVACUATIONS, columns.EVACUATIONS_WIDE), rows, empty="")
     if migrations:
-        rows = [(show.migration_row(one), show.migration_wide(one)) for one in migrations]
-        _table(output, (show.MIGRATIONS, show.MIGRATIONS_WIDE), rows, empty="")
+        rows = [(columns.migration_row(one), columns.migration_wide(one)) for one in migrations]
+        _table(output, (columns.MIGRATIONS, columns.MIGRATIONS_WIDE), rows, empty="")
     if not migrations and not evacuations:
         print("nothing is under way")
     for one in migrations:
@@ -138,8 +138,8 @@ def service_status(client: ServiceClient, *, output: OutputForm) -> int:
         output.print(found)
         return Exit.DONE
     if found["controllers"]:
-        rows = (show.controller_row(each, found) for each in found["controllers"])
-        tables.table(show.CONTROLLERS, rows, empty="")
+        rows = (columns.controller_row(each, found) for each in found["controllers"])
+        tables.table(columns.CONTROLLERS, rows, empty="")
     for line in show.service_lines(found):
         print(clean(line))
     return Exit.DONE

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from migrator.cli import Exit, tables
+from migrator.cli import Exit, columns, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient
 from migrator.errors import MigratorError
@@ -155,13 +155,13 @@ class LiveState:
         parts: list[object] = []
         if self.lost:
             parts.append(Text(clean(self.lost), style="bold red"))
-        parts.append(tables.grid(show.HOSTS, map(show.host_row, self.hosts), width=width))
+        parts.append(tables.grid(columns.HOSTS, map(columns.host_row, self.hosts), width=width))
         if self.evacuations:
-            rows = map(show.evacuation_row, self.evacuations.values())
-            parts += [Text(""), tables.grid(show.EVACUATIONS, rows, width=width)]
+            rows = map(columns.evacuation_row, self.evacuations.values())
+            parts += [Text(""), tables.grid(columns.EVACUATIONS, rows, width=width)]
         if self.migrations:
-            rows = map(show.migration_row, self.migrations.values())
-            parts += [Text(""), tables.grid(show.MIGRATIONS, rows, width=width)]
+            rows = map(columns.migration_row, self.migrations.values())
+            parts += [Text(""), tables.grid(columns.MIGRATIONS, rows, width=width)]
         else:
             parts += [Text(""), Text("no guest is moving", style="dim")]
         if self._events:

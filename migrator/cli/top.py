@@ -13,7 +13,7 @@ import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from migrator.cli import Exit, tables
+from migrator.cli import Exit, columns, tables
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
 from migrator.cli.screen import LiveState, read_events
@@ -249,8 +249,8 @@ class Top:
         lines: list[Text] = []
         chosen_at = 0
         for header, row, items in (
-            (show.EVACUATIONS, show.evacuation_row, self.state.evacuations),
-            (show.MIGRATIONS, show.migration_row, self.state.migrations),
+            (columns.EVACUATIONS, columns.evacuation_row, self.state.evacuations),
+            (columns.MIGRATIONS, columns.migration_row, self.state.migrations),
         ):
             if not items:
                 continue

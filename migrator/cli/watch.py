@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from migrator.cli import Exit
+from migrator.cli import Exit, columns
 from migrator.cli import show_service as show
 from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceClient, segment
 from migrator.cli.output import OutputForm
@@ -230,7 +230,7 @@ class _View:
             return
         total = len(one["guests"])
         done = total - one["guests_left"]
-        row = show.evacuation_row(one)
+        row = columns.evacuation_row(one)
         end = f"forecast to end {row[5]}" if row[5] else ""
         note = "" if row[7] == one["error"] else row[7]
         parts = [show.guests_left(one, total), end, show.left(one), note]
@@ -251,7 +251,7 @@ class _View:
 
     def _scheduled(self, one: Document) -> None:
         """Say when it begins, and what is expected of its window, where that is different from before."""
-        shown = show.evacuation_row(one)[-1]
+        shown = columns.evacuation_row(one)[-1]
         if self._shown.get(one["id"], ("", 0.0))[0] != shown:
             self._shown[one["id"]] = (shown, time.monotonic())
             self._say(clean(f"{one['host']}: scheduled {shown}"))

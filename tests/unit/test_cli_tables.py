@@ -15,7 +15,7 @@ from rich.console import Console
 
 from migrator.api.commands import Save
 from migrator.api.field_errors import describe
-from migrator.cli import screen, tables, tokens
+from migrator.cli import columns, screen, tables, tokens
 from migrator.cli import show_service as show
 from migrator.cli.client import ServiceClient
 from migrator.text import clean
@@ -25,7 +25,7 @@ _ROWS = st.lists(st.lists(st.text(max_size=30), min_size=8, max_size=8), max_siz
 
 @given(rows=_ROWS, width=st.integers(20, 200))
 def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int):
-    for line in tables.grid(show.GUESTS, rows, width=width).plain.split("\n"):
+    for line in tables.grid(columns.GUESTS, rows, width=width).plain.split("\n"):
         assert cell_len(line) <= width
 
 
@@ -47,10 +47,10 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
         "u" * 36,
         "cannot move: x",
     ]
-    wide = tables.grid(show.GUESTS, [row], width=200).plain
+    wide = tables.grid(columns.GUESTS, [row], width=200).plain
     assert all(cell in wide for cell in row)
     assert "DIRTIED" not in wide, "a column without anything in it only takes room"
-    narrow = tables.grid(show.GUESTS, [row], width=60).plain
+    narrow = tables.grid(columns.GUESTS, [row], width=60).plain
     assert "UUID" not in narrow
     assert "alpha" in narrow
     assert "running" in narrow
@@ -60,7 +60,7 @@ def test_names_give_way_before_columns_do_and_lesser_columns_before_what_matters
 def test_a_note_goes_on_below_instead_of_being_cut():
     note = "cannot move: blocked: the qcow format used by node 'disk' does not support live migration"
     row = ["web", "alpha", "running", "1.0 GiB", "", "default", "u" * 36, note]
-    lines = tables.grid(show.GUESTS, [row, ["db", *row[1:7], ""]], width=80).plain.split("\n")
+    lines = tables.grid(columns.GUESTS, [row, ["db", *row[1:7], ""]], width=80).plain.split("\n")
     place = lines[0].index("NOTE")
     assert " ".join(line[place:].strip() for line in lines[1:-1]) == note
     assert lines[-1].startswith("db")
@@ -81,11 +81,11 @@ def test_reasons_are_never_cut_whatever_the_width(width: int):
         why,
         "",
     ]
-    shown = tables.grid(show.PLAN, [row], width=width).plain
+    shown = tables.grid(columns.PLAN, [row], width=width).plain
     assert all(cell_len(line) <= width for line in shown.split("\n"))
     assert "".join(why.split()) in "".join(shown.split())
     host = ["alpha", "draining", "down", "3", "1.0 GiB", "2.0 GiB", "1.0 MiB/s", why]
-    shown = tables.grid(show.HOSTS, [host], width=width).plain
+    shown = tables.grid(columns.HOSTS, [host], width=width).plain
     assert "".join(why.split()) in "".join(shown.split())
 
 
@@ -139,7 +139,7 @@ def test_figures_say_the_time_left_before_the_rates_and_the_verdict_in_words(for
 
 @pytest.mark.parametrize("width", [1, 2, 5, 10])
 def test_a_terminal_that_is_far_too_narrow(width: int):
-    for line in tables.grid(show.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
+    for line in tables.grid(columns.HOSTS, [["alpha"] * 8], width=width).plain.split("\n"):
         assert cell_len(line) <= width
 
 
