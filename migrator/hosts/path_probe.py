@@ -26,7 +26,7 @@ _PORTS = range(32_768, 60_999)
 _TRIES = 4
 #: Of an IPv4 packet of 1,500 bytes, without its headers.
 _PING_BYTES = 1_472
-_TAKEN, _NO_CONNECTION, _NOT_THERE, _NOT_BACK = 3, 4, 5, 6
+_TAKEN, _NO_CONNECTION, _NOT_THERE, _NOT_BACK, _NO_ADDRESS = 3, 4, 5, 6, 7
 _NO_PROGRAM = 127
 _WHY = {
     _NO_CONNECTION: "no connection from {here} to {address} of {there}",
@@ -35,7 +35,7 @@ _WHY = {
 }
 # The listening side answers one byte once it has the whole burst, and then sends its own.
 _PROGRAM = """
-import socket, sys, time
+import errno, socket, sys, time
 role, address, port, burst, begin, part = sys.argv[1:]
 port, burst, begin, part = int(port), int(burst), float(begin), float(part)
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -52,8 +52,8 @@ if role == "listen":
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind((address, port))
-        except OSError:
-            sys.exit(3)
+        except OSError as error:
+            sys.exit(7 if error.errno == errno.EADDRNOTAVAIL else 3)
         server.listen(1)
         server.settimeout(begin + part)
         try:
@@ -118,6 +118,8 @@ class PathProbe:
                 return await self._ping(address)
             if taken.status == _TAKEN:
                 continue
+            if taken.status == _NO_ADDRESS:
+                return PathHealth(carries=None, why=f"{self.there.name} has no address {address} now")
             if sent.status == 0:
                 return PathHealth(carries=True)
             if sent.status in _WHY:
@@ -127,21 +129,28 @@ class PathProbe:
         return PathHealth(carries=None, why=f"{self.there.name} cannot listen at {address}")
 
     async def _exchange(self, address: str, port: int) -> tuple[Output, Output]:
-        """Run both sides; the one that listens does not go on for long once the other has given up.
+        """Run both sides; neither goes on for long once the other has given up.
 
         :raise HostError: one of them cannot be asked.
         """
+        unknown = Output(status=0, stdout=b"", stderr=b"")
         listening = asyncio.create_task(
             self._run(self.there, "listen", address, port), name=f"probe at {self.there.name}"
         )
+        sending = asyncio.create_task(
+            self._run(self.here, "send", address, port), name=f"probe at {self.here.name}"
+        )
         try:
-            sent = await self._run(self.here, "send", address, port)
+            await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done() and listening.result().status in (_TAKEN, _NO_ADDRESS):
+                return listening.result(), unknown  # there is nobody to send to
+            sent = await sending
             await asyncio.wait({listening}, timeout=_PART_SECONDS if sent.status == 0 else _ENDS_SECONDS)
-            taken = listening.result() if listening.done() else Output(status=0, stdout=b"", stderr=b"")
+            return listening.result() if listening.done() else unknown, sent
         finally:
-            listening.cancel()
-            await asyncio.wait({listening})
-        return taken, sent
+            for side in (listening, sending):
+                side.cancel()
+            await asyncio.wait({listening, sending})
 
     async def _run(self, host: HostAccess, role: str, address: str, port: int) -> Output:
         python = sys.executable if isinstance(host, LocalAccess) else "python3"

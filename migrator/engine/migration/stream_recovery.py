@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
 from migrator import logs
 from migrator.core.migration.rules import recovers
 from migrator.core.model import MigrationStatus, ProcessState, View
@@ -10,13 +14,15 @@ from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.stream_routing import StreamRouting
 from migrator.errors import CommandFailed, Driven, QemuError, Refused
-from migrator.ports import Qemu, StreamPath, UnprobedPath
+from migrator.ports import PathHealth, Qemu, StreamPath, UnprobedPath
 
 #: Pauses between two tries grow by half from the first to the longest, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.5, 5.0, 1.5
 #: A connection that was just asked for shows in QEMU's status after so many seconds at the latest, where the network
 #: carries it; 7.2 would take a second request for one more connection.
 _CONNECT_SECONDS = 3.0
+#: So long the usual address is waited for where another one is known to carry the stream.
+_USUAL_FIRST_SECONDS = 0.5
 #: The driver looks at both ends at least so often.
 _LOOK_SECONDS = 0.2
 
@@ -113,22 +119,22 @@ class StreamRecovery:
         """Ask both ends to take the stream up over the first address that carries it; False where none does."""
         whys: list[str] = []
         path = self._path or UnprobedPath(addresses=())
-        for address in path.addresses:
-            health = await path.probe(address)
-            if health.carries is False:
-                whys.append(f"the network: {health.why}")
-                continue
-            self._tries += 1
-            try:
-                uri = await self._destination.listen_again(address)
-                await self._source.resume_stream(await self._route.lead_anew(uri))
-            except Driven:
-                raise
-            except (QemuError, Refused) as error:
-                whys.append(str(error))
-                continue
-            self._say(f"both ends to go on over {address}")
-            return True
+        async with contextlib.aclosing(_probed(path)) as probed:
+            async for address, health in probed:
+                if health.carries is False:
+                    whys.append(f"the network: {health.why}")
+                    continue
+                self._tries += 1
+                try:
+                    uri = await self._destination.listen_again(address)
+                    await self._source.resume_stream(await self._route.lead_anew(uri))
+                except Driven:
+                    raise
+                except (QemuError, Refused) as error:
+                    whys.append(str(error))
+                    continue
+                self._say(f"both ends to go on over {address}")
+                return True
         self._say(
             "; ".join(whys) or "a network that is known: nobody says where the destination can be reached"
         )
@@ -139,3 +145,32 @@ class StreamRecovery:
         if what != self._told:
             self._told = what
             self._intent_log.decide("recover", f"waits for {what}")
+
+
+async def _probed(path: StreamPath) -> AsyncGenerator[tuple[str, PathHealth], None]:
+    """Yield the addresses with their health, those of which nobody can tell last; the usual one comes first where it
+    carries the stream, but no other waits for it long: a probe of a dead one may take its time.
+    """
+    probes = {
+        asyncio.create_task(path.probe(address), name=f"probe of {address}"): address
+        for address in path.addresses
+    }
+    left, unknown = [*probes], []
+    try:
+        while left:
+            await asyncio.wait(left[:1], timeout=_USUAL_FIRST_SECONDS)
+            done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for probe in [each for each in left if each in done]:
+                left.remove(probe)
+                found = probes[probe], probe.result()
+                if found[1].carries is None:
+                    unknown.append(found)
+                else:
+                    yield found
+        for found in unknown:
+            yield found
+    finally:
+        for probe in left:
+            probe.cancel()
+        if left:
+            await asyncio.wait(left)
