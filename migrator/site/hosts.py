@@ -40,6 +40,7 @@ from migrator.site.guest_records import guest_record, with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
 from migrator.site.libvirt_hosts import LibvirtHosts
 from migrator.site.managed_checks import ManagedChecks
+from migrator.site.managed_ends import ManagedEnds
 from migrator.site.managed_guests import ManagedGuests
 from migrator.site.saved_guests import SavedGuestFiles
 
@@ -102,6 +103,7 @@ class SiteHosts:
         daemons = LibvirtHosts(connections)
         self._managed = ManagedGuests(connections, daemons)
         self._managed_checks = ManagedChecks(connections, daemons)
+        self._ends = ManagedEnds(connections, daemons)
         self.use(connections, checker=checker, launcher=launcher)
         self._discovery = GuestDiscovery(connections)
         self._tunnel_routes = KnownRoutes()
@@ -283,6 +285,9 @@ class SiteHosts:
         absent: bool = False,
     ) -> SourceQemu:
         """See :meth:`HostConnections.open`; a file that a guest is saved into or loaded from has a prefix."""
+        if uuid_at(socket) is not None:
+            known_end = absent or role == "destination" or bool(identity)
+            return await self._ends.open(host, socket, role=role, known=known_end)
         if socket.startswith(PREFIX):
             migration = str((identity or {}).get("migration", ""))
             return await self.saved.open(host, socket, role=role, migration=migration)
@@ -354,7 +359,9 @@ class SiteHosts:
         accepted: Sequence[str] = (),
         keep_backing: bool = False,
     ) -> IncomingDestination:
-        """See :class:`DestinationStarter`."""
+        """See :class:`DestinationStarter`; a guest of libvirt is given its place by libvirt itself."""
+        if uuid_at(guest.socket) is not None:
+            return await self._ends.start_destination(guest, target)
         return await self._launcher.start_destination(
             guest, source, target, migration=migration, accepted=accepted, keep_backing=keep_backing
         )
@@ -384,12 +391,13 @@ class SiteHosts:
         return await self._images.remove(removal)
 
     async def settle(self, guest: Guest) -> Sequence[str]:
-        """See :class:`DestinationStarter`."""
-        return await self._launcher.settle(guest)
+        """See :class:`DestinationStarter`; of a guest of libvirt there is nothing to settle, nor to clear."""
+        return [] if uuid_at(guest.socket) is not None else await self._launcher.settle(guest)
 
     async def clear(self, guest: Guest) -> None:
         """See :class:`DestinationStarter`."""
-        await self._launcher.clear(guest)
+        if uuid_at(guest.socket) is None:
+            await self._launcher.clear(guest)
 
     async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> Sequence[str]:
         """See :class:`DestinationStarter`."""

@@ -10,7 +10,7 @@ from migrator import logs
 from migrator.api.documents import ResolutionDocument
 from migrator.core.migration.answer_review import awaited_actions
 from migrator.core.migration.invariants import Invariant
-from migrator.core.migration.lifecycle import Step, decide
+from migrator.core.migration.lifecycle import Step
 from migrator.core.model import ProcessState, State, View
 from migrator.engine.migration import resolution, take_over
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -109,13 +109,13 @@ class HeldMigrations:
             return False
         if held.record is None:
             return True  # what both ends show now is said; nothing is done
-        answer = decide(held.intent, *now)
+        answer = held.next()
         if session.result.held_code in set(Invariant):
             session.note_views(now)  # both ends may not go on by themselves: that is for a person to say
             return False
         if answer.state is State.HELD:
             code = held.held_code and answer.row
-            until = awaited_actions(held.intent, *now, code)
+            until = "a person's word" if held.managed else awaited_actions(held.intent, *now, code)
             session.update_hold(answer.row, answer.why, until, now)
             return False
         if session.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:

@@ -13,8 +13,10 @@ from typing import Any
 
 from migrator.api.documents import ResolutionDocument
 from migrator.core.migration import answer_review as core
+from migrator.core.migration import managed_lifecycle
 from migrator.core.migration.answer_review import AnswerReview, OperatorAction
-from migrator.core.migration.lifecycle import Step
+from migrator.core.migration.lifecycle import Next, Step, decide
+from migrator.core.migration.managed_lifecycle import ManagerCall
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import ProcessState, State, View
 from migrator.core.policy import to_fields
@@ -22,6 +24,7 @@ from migrator.engine.migration import missing_record
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.errors import HostError, MigratorError, QemuError, RecordError
 from migrator.ports import Qemu, Record
+from migrator.ports.managed import ManagedMigration
 
 _LOOK_SECONDS = 2.0
 _NOWHERE = View(process=ProcessState.UNKNOWN)
@@ -65,8 +68,37 @@ class HeldCase:
         """The row that holds it; ``None`` where nothing tells what was meant."""
         return self.session.result.held_code if self.record is not None else None
 
+    @property
+    def managed(self) -> bool:
+        """Return whether the guest's manager carries it out."""
+        return isinstance(self.source, ManagedMigration)
+
+    def next(self) -> Next:
+        """Return the next step for what both ends show now."""
+        if self.managed:
+            return managed_lifecycle.decide(self.intent, self.here, self.there, ManagerCall(), overdue=True)
+        return decide(self.intent, self.here, self.there)
+
+    def _review_managed(self, word: OperatorAnswer) -> AnswerReview:
+        others = [each for each in OperatorAnswer if each is not word]
+        why = managed_lifecycle.agrees(word, self.here, self.there)
+        return AnswerReview(
+            word=word,
+            accepted=not why,
+            code=f"managed-{word}",
+            why=why or "both ends show so",
+            state=State.COMPLETED if word is OperatorAnswer.DESTINATION else State.FAILED,
+            instead=tuple(
+                each for each in others if not managed_lifecycle.agrees(each, self.here, self.there)
+            )
+            if why
+            else (),
+        )
+
     def review(self, said: ResolutionRequest) -> AnswerReview:
         """Return what the answer comes to."""
+        if self.managed:
+            return self._review_managed(said.word)
         intent = replace(self.intent, said_off=said.off)
         return core.review_answer(said.word, intent, self.here, self.there, held_code=self.held_code)
 

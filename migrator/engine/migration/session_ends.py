@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from migrator.core.findings import errors_first
 from migrator.core.hooks import HookPoint
@@ -26,9 +26,11 @@ from migrator.engine.migration.shared_path import OwnPath
 from migrator.engine.migration.slow_step import SlowStep
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu, Record, StreamPath, StreamTunnel
+from migrator.ports.managed import ManagedMigration
 
 if TYPE_CHECKING:
     from migrator.core.guest_experience import GuestPrior
+    from migrator.engine.migration.managed_driver import ManagedDriver
 
 #: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
 QUIET_START = "quiet-start"
@@ -47,7 +49,7 @@ class SessionEnds(SessionState):
     _destination: Qemu | None = None
     #: What was started at the target and has not got its guest yet.
     _incoming: IncomingDestination | None = None
-    _driver: MigrationDriver | None = None
+    _driver: MigrationDriver | ManagedDriver | None = None
     #: What its stream is encrypted with; ``None``: it is plain.
     _tls: StreamTls | None = None
     #: What its stream goes through; ``None``: nothing.
@@ -303,13 +305,14 @@ class SessionEnds(SessionState):
         listen: str,
         *,
         new_images: Sequence[str] = (),
-    ) -> MigrationDriver:
+    ) -> MigrationDriver | ManagedDriver:
         if self._tunnel is None:  # another controller may have begun it
             self._tunnel = preflight.tunnel_for(
                 self.services.site, self.guest, source, self.target, self.policy
             )
         shared_path = self.services.shared_path(self.guest.host, self.target)
-        return MigrationDriver(
+        managed = isinstance(source, ManagedMigration)
+        return (self._managed_driver if managed else MigrationDriver)(
             name=self.id,
             source=source,
             destination=destination,
@@ -338,6 +341,14 @@ class SessionEnds(SessionState):
             on_status=self._show,
             on_decision=self._note_decision,
         )
+
+    def _managed_driver(self, **parts: Any) -> ManagedDriver:
+        from migrator.engine.migration.managed_driver import (  # noqa: PLC0415 - guests without a manager have no use for it
+            UNSAFE_CACHE,
+            ManagedDriver,
+        )
+
+        return ManagedDriver(accepted_unsafe=UNSAFE_CACHE in self.accepted, **parts)
 
     @property
     def _to_send_bytes(self) -> int | None:

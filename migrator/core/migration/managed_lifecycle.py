@@ -1,0 +1,310 @@
+"""The next safe step of a migration that the guest's manager carries out: it switches and hands over by itself.
+
+Nothing here sends ``migrate-continue``, lets a guest run at the destination, or ends a process: the manager does, and
+undoes it by itself where that is safe. What is left is to wait, to cancel, to have a broken postcopy go on, to let a
+guest go on at its source that nobody else can have, and to say where it ended. Pure and total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from migrator.core.migration.rules import Next, Step
+from migrator.core.migration.situation import Intent, OperatorAnswer
+from migrator.core.model import RUNNING_STATES, MigrationStatus, ProcessState, RunState, State, View
+
+
+class SourceHas(StrEnum):
+    """What the source's manager has of the guest."""
+
+    #: The manager cannot be asked.
+    SILENT = "silent"
+    #: Nothing: it has left, or ended.
+    NOTHING = "nothing"
+    #: Nothing: it ended by itself.
+    ENDED = "ended"
+    #: The guest, and it runs; no migration is under way.
+    RUNS = "runs"
+    #: The guest, and it stands still because somebody wanted that; no migration is under way.
+    RESTS = "rests"
+    #: A migration is under way, and may be cancelled.
+    COPIES = "copies"
+    #: The guest stands still for the switch of a migration that is under way.
+    SWITCHES = "switches"
+    #: The guest stands still after a migration of which nobody saw the end.
+    STANDS = "stands"
+    #: The pages of a guest that runs at the destination.
+    SERVES = "serves"
+    #: ... over a stream that is broken.
+    BROKEN = "broken"
+
+
+class DestinationHas(StrEnum):
+    """What the destination's manager has of the guest."""
+
+    SILENT = "silent"
+    NOTHING = "nothing"
+    #: It ended there by itself.
+    ENDED = "ended"
+    #: It waits for the guest, or takes it in.
+    WAITS = "waits"
+    RUNS = "runs"
+    #: All of the guest, which stands still.
+    RESTS = "rests"
+    #: It runs and fetches its memory.
+    FETCHES = "fetches"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerCall:
+    """The call by which this process had the manager begin."""
+
+    #: It has not returned.
+    runs: bool = False
+    #: It returned and said that all went well.
+    went_well: bool = False
+    #: It returned and said otherwise.
+    failed: bool = False
+
+
+_POSTCOPY_BROKEN = {
+    MigrationStatus.POSTCOPY_PAUSED,
+    MigrationStatus.POSTCOPY_RECOVER,
+    MigrationStatus.POSTCOPY_RECOVER_SETUP,
+}
+
+
+def source_has(view: View) -> SourceHas:
+    """Classify the source; total."""
+    if view.process is ProcessState.DEAD:
+        return SourceHas.ENDED if view.ended else SourceHas.NOTHING
+    if not view.answers:
+        return SourceHas.SILENT
+    if view.status in _POSTCOPY_BROKEN:
+        return SourceHas.BROKEN
+    if view.status in (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_DEVICE):
+        return SourceHas.SERVES
+    if view.run is RunState.POSTMIGRATE:
+        return SourceHas.STANDS
+    if view.run is RunState.FINISH_MIGRATE:
+        return SourceHas.SWITCHES
+    if view.status in (MigrationStatus.ACTIVE, MigrationStatus.SETUP):
+        return SourceHas.COPIES
+    return SourceHas.RUNS if view.run in RUNNING_STATES else SourceHas.RESTS
+
+
+def destination_has(view: View) -> DestinationHas:
+    """Classify the destination; total."""
+    if view.process is ProcessState.DEAD:
+        return DestinationHas.ENDED if view.ended else DestinationHas.NOTHING
+    if not view.answers:
+        return DestinationHas.SILENT
+    if view.status in _POSTCOPY_BROKEN:
+        return DestinationHas.BROKEN
+    if view.run in (RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE):
+        return DestinationHas.WAITS
+    if view.status in (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_DEVICE):
+        return DestinationHas.FETCHES
+    return DestinationHas.RUNS if view.run in RUNNING_STATES else DestinationHas.RESTS
+
+
+S, D = SourceHas, DestinationHas
+#: The guest is at the source and nowhere else can it run.
+_AT_SOURCE = (S.RUNS, S.RESTS)
+
+
+def decide(
+    intent: Intent,
+    source: View,
+    destination: View,
+    call: ManagerCall,
+    *,
+    overdue: bool = False,
+    expired: bool = False,
+) -> Next:
+    """Return the next step for what was meant and what both managers show now; has an answer for everything.
+
+    :param overdue: nothing has changed for longer than this phase may take.
+    :param expired: the recovery of a postcopy was tried for as long as it is.
+    """
+    here, there = source_has(source), destination_has(destination)
+    if intent.said is OperatorAnswer.LOST and here in (S.NOTHING, S.ENDED) and there in (D.NOTHING, D.ENDED):
+        return _end("said-lost", State.FAILED, "a person said that the guest is lost")
+    if S.SILENT is here or D.SILENT is there:
+        return _out_of_reach(here, there, call, overdue=overdue)
+    if here in (S.SERVES, S.BROKEN) or there in (D.FETCHES, D.BROKEN):
+        return _in_postcopy(here, there, call, expired=expired, overdue=overdue)
+    if here is S.COPIES:
+        if intent.undo is not None and not intent.postcopy:
+            return Next(
+                step=Step.CANCEL, row="undo", why="the guest stays where it is: its migration is cancelled"
+            )
+        return _wait("copies", "memory is copied")
+    if call.runs or here is S.SWITCHES:
+        if overdue and not call.runs:
+            return _held("switch-stalled", "the guest stands still for the switch, and it does not come")
+        return _wait("under-way", "the manager is at work")
+    if here in (S.NOTHING, S.ENDED):
+        return _source_has_nothing(here, there, overdue=overdue)
+    if here is S.STANDS:
+        return _source_stands(there, overdue=overdue)
+    return _at_source(intent, here, there, overdue=overdue)
+
+
+def _out_of_reach(here: SourceHas, there: DestinationHas, call: ManagerCall, *, overdue: bool) -> Next:
+    """Answer where a manager cannot be asked."""
+    if call.went_well and there in (D.RUNS, D.RESTS):
+        return _end("arrived", State.COMPLETED, "the guest has arrived; its source cannot be asked now")
+    if here in _AT_SOURCE and not call.runs and overdue:
+        # The manager of a source runs its guest only while the destination cannot.
+        return _end("stays-unseen", State.FAILED, "the guest is at the source; its target cannot be asked")
+    if not overdue:
+        return _wait("out-of-reach", "a manager cannot be asked")
+    if S.SILENT is here and D.SILENT is there:
+        return _held("both-silent", "libvirt answers at neither end, and where the guest runs is not known")
+    if S.SILENT is here:
+        return _held(
+            "source-silent", "libvirt at the source does not answer, and the guest may run or stand there"
+        )
+    return _held(
+        "destination-silent", "libvirt at the target does not answer, and the guest may run or stand there"
+    )
+
+
+def _in_postcopy(
+    here: SourceHas, there: DestinationHas, call: ManagerCall, *, expired: bool, overdue: bool
+) -> Next:
+    if there in (D.NOTHING, D.ENDED):
+        if there is D.ENDED:
+            return _end("ended-there", State.GUEST_ENDED, "the guest ended by itself at the target")
+        return _held(
+            "postcopy-lost-target",
+            "the guest's memory was at both ends, and at the target nothing of it is left: the source alone can "
+            "never run it again",
+        )
+    if here in (S.NOTHING, S.ENDED):
+        if there is D.RUNS:
+            return _end("arrived", State.COMPLETED, "the guest runs at the target, complete")
+        if call.runs or not overdue:
+            return _wait("finishing", "the last pages are at the target, which says so in a moment")
+        return _held(
+            "postcopy-lost-source",
+            "pages of the guest that its target lacks were at the source, and are gone",
+        )
+    if here in _AT_SOURCE and there in (D.FETCHES, D.RUNS):
+        return _held("runs-twice", "the guest runs at the target, and its source has it as well")
+    if S.BROKEN is here or D.BROKEN is there:
+        if call.runs:
+            return _wait(
+                "breaks", "the stream of the postcopy is broken, and the manager has not ended its try"
+            )
+        if expired:
+            return _held("postcopy-broken", "the stream of the postcopy is broken and could not be mended")
+        if here is S.BROKEN:
+            return Next(step=Step.RECOVER, row="recover", why="the stream of the postcopy is broken")
+        return _wait("breaks", "one end has noticed that the stream is broken")
+    return _wait("serves", "the guest runs at the target and fetches its memory")
+
+
+def _source_has_nothing(here: SourceHas, there: DestinationHas, *, overdue: bool) -> Next:
+    if there in (D.RUNS, D.RESTS):
+        return _end("arrived", State.COMPLETED, "the guest is at the target")
+    if there is D.ENDED or here is S.ENDED:
+        return _end("ended", State.GUEST_ENDED, "the guest ended by itself")
+    if not overdue:
+        return _wait("nowhere-yet", "the source has nothing of the guest any more, and the target not yet")
+    if there is D.WAITS:
+        return _held(
+            "waits-alone", "the source has nothing of the guest any more, and the target waits for it"
+        )
+    return _held(
+        "source-died",
+        "the guest's QEMU at the source ended, or was killed, before all of it was at the target: start it from its "
+        "disks",
+    )
+
+
+def _source_stands(there: DestinationHas, *, overdue: bool) -> Next:
+    """Answer where the guest stands still at the source after a migration of which nobody saw the end."""
+    if there is D.NOTHING:
+        return Next(
+            step=Step.REVIVE,
+            row="revive",
+            why="the guest stands still at the source, and the target has nothing of it: it goes on there",
+        )
+    if not overdue:
+        return _wait("unconfirmed", "the managers have still to agree where the guest is")
+    if there in (D.RUNS, D.RESTS):
+        return _held(
+            "unconfirmed",
+            "the guest is at the target, and the source still has it, stopped: once the target's is seen to be "
+            "well, end the source's (virsh destroy, and virsh undefine)",
+        )
+    return _held("stands", "the guest stands still at the source, and the target may have it")
+
+
+def _at_source(intent: Intent, here: SourceHas, there: DestinationHas, *, overdue: bool) -> Next:
+    if there in (D.NOTHING, D.ENDED):
+        state = intent.undo or State.FAILED
+        return _end("stays", state, "the guest is at the source")
+    if not overdue:
+        return _wait("clears", "the target has still to remove what waited for the guest")
+    if there is D.RUNS and here is S.RUNS:
+        return _held("runs-twice", "the guest runs at both ends: end one of them at once")
+    if there is D.WAITS:
+        return _held("left-over", "the guest is at the source, and at the target something waits for it")
+    return _held("at-both", "both ends have the guest, and which one is meant nobody can tell")
+
+
+def _wait(row: str, why: str) -> Next:
+    return Next(step=Step.WAIT, row=row, why=why)
+
+
+def _held(row: str, why: str) -> Next:
+    return Next(step=Step.END, row=row, why=why, outcome=State.HELD)
+
+
+def _end(row: str, state: State, why: str) -> Next:
+    return Next(step=Step.END, row=row, why=why, outcome=state)
+
+
+def state_of(intent: Intent, source: View, destination: View) -> State:
+    """Return the lifecycle's word for a migration that has not ended."""
+    here, there = source_has(source), destination_has(destination)
+    if intent.undo is not None:
+        return State.FINISHING
+    if S.BROKEN is here or D.BROKEN is there:
+        return State.RECOVERING
+    if there is D.FETCHES or here is S.SERVES:
+        return State.POSTCOPY
+    if there in (D.RUNS, D.RESTS):
+        return State.FINISHING
+    return State.SWITCHOVER if here in (S.SWITCHES, S.STANDS) else State.PRECOPY
+
+
+def can_cancel(intent: Intent, source: View) -> bool:
+    """Tell whether a cancel is still safe: the manager takes care of the rest, but for postcopy."""
+    return not intent.postcopy and source_has(source) in (S.COPIES, S.RUNS, S.RESTS, S.SWITCHES)
+
+
+def agrees(word: OperatorAnswer, source: View, destination: View) -> str:
+    """Return why an operator's answer is not what both ends show; empty where it is."""
+    here, there = source_has(source), destination_has(destination)
+    gone_here, gone_there = here in (S.NOTHING, S.ENDED), there in (D.NOTHING, D.ENDED)
+    match word:
+        case OperatorAnswer.SOURCE if here in _AT_SOURCE and gone_there:
+            return ""
+        case OperatorAnswer.SOURCE:
+            return "the source does not have it, or the target has it as well: end what is there, with virsh, first"
+        case OperatorAnswer.DESTINATION if there in (D.RUNS, D.RESTS) and gone_here:
+            return ""
+        case OperatorAnswer.DESTINATION:
+            return "the target does not have it, or the source has it as well: end what is there, with virsh, first"
+        case OperatorAnswer.LOST:
+            return (
+                ""
+                if gone_here and gone_there
+                else "an end has it, or cannot be asked: end what is there first"
+            )

@@ -1,0 +1,422 @@
+"""Drives a migration that the guest's manager carries out: begins it, steers it, and says how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from migrator.core.findings import errors_first
+from migrator.core.migration import managed_lifecycle
+from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.managed_lifecycle import DestinationHas, ManagerCall, SourceHas
+from migrator.core.migration.rules import Next, Step
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
+from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
+from migrator.core.model import RUNNING_STATES, Finding, Mode, ProcessState, Sample, State, View
+from migrator.core.policy import PostcopyMode
+from migrator.engine import clock
+from migrator.engine.migration.block_job_wait import too_late
+from migrator.engine.migration.ceiling import against_ceiling
+from migrator.engine.migration.driver_state import DriverState
+from migrator.engine.migration.ending import explain, measure
+from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
+from migrator.engine.migration.steering import Steering
+from migrator.errors import CommandFailed, Fault, HostError, MigratorError, QemuError
+from migrator.faults import contained
+from migrator.ports import Tuning
+from migrator.ports.managed import ManagedGuestState, ManagedMigration, ManagedOptions
+
+#: Code of the finding that two hosts may cache a disk differently; who accepts it has the manager leave out its check.
+UNSAFE_CACHE = "libvirt-unsafe-cache"
+#: Seconds between looks: while it copies, and while the guest stands still.
+_COPIES_SECONDS, _NEAR_SECONDS = 0.25, 0.05
+#: What needs a person must show so many times in a row, so many seconds apart.
+_LOOKS_TO_HOLD, _HOLD_PAUSE_SECONDS = 3, 0.5
+#: Seconds between two cancels, and two tries to mend a postcopy.
+_AGAIN_SECONDS = 2.0
+_FAULTS_BORNE = 5
+#: A decision: the manager's own figures of the downtime, beside ours.
+MANAGER_FIGURES = "manager-figures"
+
+
+class _ManagedSteering(Steering):
+    """Steers a copy whose switches are the manager's: it stops the guest for postcopy by itself."""
+
+    async def _start_postcopy(self, uri: str | None = None) -> None:  # noqa: ARG002 - it was begun before
+        await self._intent_log.commit(postcopy=True)
+        if self._intent_log.intent.undo is not None:
+            return  # that could not be put on record
+        self._forecast_stall()
+        try:
+            await self._source.start_postcopy()
+        except CommandFailed as error:
+            self._intent_log.keep(postcopy=False)
+            self._intent_log.undo(State.FAILED, f"libvirt refused postcopy: {error.description}")
+
+
+class ManagedDriver(DriverState):
+    """Drives one guest of a manager from its source to a destination, once.
+
+    Has the same calls as :class:`migrator.engine.migration.driver.MigrationDriver`.
+    """
+
+    def __init__(self, *, accepted_unsafe: bool = False, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._steering = _ManagedSteering(
+            self._source,
+            policy=self._policy,
+            intent_log=self._intent_log,
+            result=self.result,
+            shaper=self._shaper,
+            guarding=self._guarding,
+            group_hold=self._group_hold,
+            prior=self._prior,
+        )
+        self._unsafe = accepted_unsafe
+        #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
+        self._observer.destination_fenced = True
+        self._was: ManagedGuestState | None = None
+        self._acted_at = 0.0
+        self._seen_postcopy = False
+        #: It was given its share, and its limit, by this controller.
+        self._tuned = False
+
+    @property
+    def _managed(self) -> ManagedMigration:
+        return cast(ManagedMigration, self._source)
+
+    @property
+    def can_cancel(self) -> bool:
+        """Return whether it is not too late for :meth:`cancel`, by the last look."""
+        return self._last_source is None or managed_lifecycle.can_cancel(
+            self._intent_log.intent, self._last_source
+        )
+
+    # --- before anything is changed --------------------------------------------------------------------------------
+
+    async def check(self) -> tuple[Finding, ...]:
+        """Read the source; what speaks against the target its manager has said already. Changes nothing."""
+        began = clock.now()
+        facts = await self._source.facts()
+        self._was = await self._managed.managed_state()
+        self._facts = facts
+        self._steering.begin(None)
+        self._abilities = Abilities(postcopy=self._policy.postcopy is not PostcopyMode.NEVER, throttle=False)
+        self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
+        self.result.preflight_seconds = clock.now() - began
+        if facts.run not in RUNNING_STATES:
+            return ()
+        return errors_first(await against_ceiling(self._policy, self._stream_speed, self._source))
+
+    # --- the whole way ---------------------------------------------------------------------------------------------
+
+    async def run(self, *, begun: Callable[[], Awaitable[None]] | None = None) -> MigrationOutcome:
+        """Begin, and drive it to its end; see :meth:`migrator.engine.migration.driver.MigrationDriver.run`."""
+        facts, was = self._facts, self._was
+        if facts is None or was is None:
+            raise RuntimeError("check() comes before run()")
+        busy = await self._source.disk_users()
+        if busy:
+            self.result.state, self.result.error = State.FAILED, too_late(busy)
+            self._report(State.FAILED)
+            return self.result
+        settings = await self._source.settings()
+        what = self._what_was(facts, settings) | {
+            "managed": asdict(was),
+            "peer_to_peer": self._managed.is_peer_to_peer(self._destination),
+        }
+        await self._intent_log.begin(what)
+        try:
+            if begun is not None:
+                await begun()
+        except MigratorError as error:
+            await self._intent_log.withdraw(str(error))
+            raise
+        self._report(State.PREPARING)
+        try:
+            with contained("the beginning"):
+                await self._begin_moving(was)
+        except (QemuError, HostError, Fault) as error:
+            self._intent_log.undo(State.FAILED, "it could not be begun")
+            self._observer.complain(str(error))
+        return await self._drive()
+
+    async def _begin_moving(self, was: ManagedGuestState) -> None:
+        await self._source.tune(Tuning(downtime_limit_seconds=self._limit_seconds))
+        if self._policy.offline and self._intent_log.intent.guest_runs:
+            await self._steering.stop_guest(
+                "the policy is offline: the guest stands still while its memory is copied"
+            )
+        if self.requests.unwanted():
+            postponed = not self.requests.cancel
+            reason = "the controller stops: it begins anew" if postponed else "cancelled before it began"
+            self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=postponed)
+            return
+        await self._intent_log.commit(milestone=Milestone.MIGRATING)
+        if self._intent_log.intent.undo is None:
+            self._given_bandwidth, self._tuned = self._share, True
+            await self._managed.begin_managed(self._destination, self._options(was))
+
+    def _options(self, was: ManagedGuestState) -> ManagedOptions:
+        return ManagedOptions(
+            listen=self._listen,
+            persistent=was.persistent,
+            postcopy=self._abilities.postcopy,
+            tls=self._security.tls is not None,
+            channels=1 if self._abilities.postcopy else self._policy.streams or 1,
+            bandwidth_bytes_per_second=self._share,
+            unsafe=self._unsafe,
+        )
+
+    @property
+    def _limit_seconds(self) -> float:
+        if self._policy.offline:
+            return self._policy.max_downtime_seconds
+        return max(PARKED_LIMIT_SECONDS, self._steering.limit_seconds)
+
+    async def take_up(
+        self,
+        facts: Mapping[str, Any],
+        intent: Intent,
+        *,
+        began_ago_seconds: float = 0.0,
+        anew: bool = False,
+    ) -> MigrationOutcome:
+        """Go on with what another controller left; see
+        :meth:`migrator.engine.migration.driver.MigrationDriver.take_up`.
+        """
+        self._intent_log.began -= began_ago_seconds
+        self._intent_log.intent = intent
+        self._was = ManagedGuestState(**facts["managed"]) if "managed" in facts else None
+        self._abilities = Abilities(**facts["abilities"])
+        self._given_bandwidth = None
+        if intent.postcopy:
+            self.result.mode = Mode.POSTCOPY
+            self._steering.settle()
+        self._observer.take_up(intent, self._intent_log.taken_up_from)
+        self._observer.destination_fenced = True
+        if intent.said is not None:
+            word = "lost" if intent.said is OperatorAnswer.LOST else f"at the {intent.said}"
+            self._intent_log.undo_reason = f"a person said: the guest is {word}"
+            self._intent_log.decide("resolve", self._intent_log.undo_reason)
+        else:
+            at = intent.milestone.name.lower()
+            self._intent_log.decide("take-up", f"a migration was left unfinished at {at}: taking it up")
+            if anew and intent.undo is None and intent.milestone is Milestone.PREPARING:
+                reason = "nothing was sent before its controller went: it begins anew"
+                self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+        return await self._drive()
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> MigrationOutcome:
+        faults = 0
+        while True:
+            try:
+                with contained(f"migration {self.result.id}"):
+                    return await self._go_on()
+            except Fault as fault:
+                faults += 1
+                self._observer.complain(str(fault))
+                if faults == _FAULTS_BORNE:
+                    return await self._end(
+                        Next(step=Step.END, row="controller-failed", why=str(fault), outcome=State.HELD)
+                    )
+            await self._observer.pause(0.1 * faults)
+
+    async def _go_on(self) -> MigrationOutcome:
+        while True:
+            source, destination, overdue = await self._observer.look(self._intent_log.intent)
+            self._note(source, destination)
+            intent, call = self._intent_log.intent, self._call()
+            answer = managed_lifecycle.decide(
+                intent, source, destination, call, overdue=overdue, expired=self._observer.expired
+            )
+            here = managed_lifecycle.source_has(source)
+            self._report(managed_lifecycle.state_of(intent, source, destination), source.sample)
+            doubtful = answer.outcome is State.HELD or answer.step is Step.REVIVE or answer.row == "stays"
+            if doubtful and not self._confirmed(answer):
+                await self._observer.pause(_HOLD_PAUSE_SECONDS)
+                continue
+            if answer.step is Step.END:
+                unknown = ProcessState.UNKNOWN in (source.process, destination.process)
+                self.unreachable = unknown and answer.state is State.HELD
+                return await self._end(answer)
+            try:
+                if await self._take(answer, here, source.sample):
+                    return self.result  # parked
+            except (QemuError, HostError) as error:
+                self._log.warning("a step failed", step=str(answer.step), error=str(error))
+                self._observer.complain(str(error))
+            await self._observer.pause(self._pause_seconds(here))
+
+    def _pause_seconds(self, here: SourceHas) -> float:
+        if here is not SourceHas.COPIES:
+            return _NEAR_SECONDS
+        near = self._steering.look_in_seconds
+        return _COPIES_SECONDS if near is None else min(_COPIES_SECONDS, max(_NEAR_SECONDS, near))
+
+    def _call(self) -> ManagerCall:
+        if not self._managed.begun_here:
+            return ManagerCall()
+        said = self._managed.managed_ended()
+        if said:
+            self._observer.complain(said)
+        return ManagerCall(runs=said is None, went_well=said == "", failed=bool(said))
+
+    def _note(self, source: View, destination: View) -> None:
+        self._last_source, self._last = source, (source, destination)
+        there = managed_lifecycle.destination_has(destination)
+        here = managed_lifecycle.source_has(source)
+        if SourceHas.SERVES is here or DestinationHas.FETCHES is there:
+            self._seen_postcopy, self.result.mode = True, Mode.POSTCOPY
+        if (
+            there in (DestinationHas.RUNS, DestinationHas.FETCHES)
+            and self._intent_log.intent.milestone is Milestone.MIGRATING
+            and here not in (SourceHas.COPIES, SourceHas.RUNS)
+        ):
+            self._intent_log.note(milestone=Milestone.HANDED_OVER)
+            self.result.duration_seconds = self.result.duration_seconds or self._intent_log.elapsed
+            self._shared_path.end_turn()
+        self._intent_updates.stop_interval()
+        if source.answers:
+            self._intent_updates.run_state(source.run)
+        self._intent_updates.run_there(destination)
+        if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
+            if managed_lifecycle.can_cancel(self._intent_log.intent, source):
+                self._intent_log.undo(State.CANCELLED, "cancelled", by_choice=True)
+            else:
+                self._too_late = True
+                self._intent_log.decide(
+                    "too-late", "too late to cancel: the guest is being handed over, or has been"
+                )
+
+    async def _take(self, answer: Next, here: SourceHas, sample: Sample | None) -> bool:
+        """Take the step; True: it is left to the next controller."""
+        match answer.step:
+            case Step.WAIT if here is SourceHas.COPIES and sample is not None:
+                return await self._steer(sample)
+            case Step.CANCEL if self._is_due():
+                await self._source.cancel()
+            case Step.RECOVER if self._is_due() and self._was is not None:
+                self._intent_log.decide("recover", answer.why)
+                self.result.recoveries += 1
+                options = replace(self._options(self._was), postcopy=True)
+                await self._managed.begin_managed(self._destination, options, resume=True)
+            case Step.REVIVE if self._is_due():
+                self._intent_log.undo(self._intent_log.intent.undo or State.FAILED, answer.why)
+                if self._intent_log.intent.guest_runs:
+                    await self._source.cont()
+        return False
+
+    def _is_due(self) -> bool:
+        """Return whether a step that was tried may be tried again."""
+        if clock.now() - self._acted_at < _AGAIN_SECONDS:
+            return False
+        self._acted_at = clock.now()
+        return True
+
+    async def _steer(self, sample: Sample) -> bool:
+        intent = self._intent_log.intent
+        if self.requests.park and intent.undo is None and not intent.postcopy:
+            return await self._park()
+        if intent.undo is not None or intent.postcopy:
+            return False
+        sample = self._heed_path(sample)
+        share = self._share
+        if share != self._given_bandwidth or not self._tuned:
+            self._given_bandwidth, self._tuned = share, True
+            await self._source.tune(
+                Tuning(
+                    max_bandwidth_bytes_per_second=UNLIMITED_BYTES_PER_SECOND if share is None else share,
+                    downtime_limit_seconds=self._limit_seconds,
+                )
+            )
+        if self.requests.postcopy and self._abilities.postcopy:
+            await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
+            return False
+        if sample.gives_way:
+            return False
+        near = self._steering.look_in_seconds is not None and not self._group_hold.holds
+        if near and not self._shared_path.take_turn():
+            return False
+        await self._steering.step(
+            replace(sample, allowed_bytes_per_second=float(share or 0)), self._abilities
+        )
+        return False
+
+    async def _park(self) -> bool:
+        """Leave it to its managers where they can go on alone; else it is undone, to begin anew."""
+        if self._managed.is_peer_to_peer(self._destination):
+            await self._source.tune(Tuning(downtime_limit_seconds=PARKED_LIMIT_SECONDS))
+            self._intent_log.decide("park", "the controller stops: libvirt goes on alone until the next one")
+            return True
+        reason = "the controller stops, and libvirt cannot go on without it: it begins anew"
+        self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
+        return False
+
+    def _confirmed(self, answer: Next) -> bool:
+        row, times = self._suspect
+        self._suspect = (answer.row, times + 1 if row == answer.row else 1)
+        return self._suspect[1] >= _LOOKS_TO_HOLD
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def _end(self, answer: Next) -> MigrationOutcome:
+        result, intent = self.result, self._intent_log.intent
+        result.state = answer.state or State.HELD
+        if result.state is State.COMPLETED:
+            await self._settle()
+        elif result.state in (State.FAILED, State.CANCELLED) and answer.row in ("stays", "stays-unseen"):
+            await self._put_back()
+        measure(result, self._intent_log, self._observer)
+        if result.duration_seconds is None or result.state is not State.COMPLETED:
+            result.duration_seconds = self._intent_log.elapsed
+        if result.state is State.COMPLETED:
+            self._progress.finish()
+            self._steering.judge(result.duration_seconds)
+        else:
+            result.error = explain(answer, self._intent_log, self._observer, self._destination)
+        if result.state is State.HELD:
+            result.held_code = answer.row
+            result.held_until = "a person's word" if not self.unreachable else "libvirt to answer"
+            if intent.said is not None:
+                self._intent_log.note(said=None, said_off=False)
+            self._intent_log.decide("held", answer.why)
+        else:
+            await self._intent_log.end()
+        self._report(result.state)
+        return result
+
+    async def _settle(self) -> None:
+        """Have a guest that has arrived be there as it was."""
+        if self._was is None:
+            return
+        try:
+            await self._managed.settle_managed(self._destination, self._was)
+        except (QemuError, HostError) as error:
+            self.result.warn("autostart-lost", str(error), "set it there: virsh autostart GUEST")
+        figures = await self._managed.measured(self._destination)
+        if figures:
+            ours = self.result.downtime_seconds
+            said = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+            self._intent_log.decide(
+                MANAGER_FIGURES,
+                f"libvirt's own figures: {said}",
+                dict(figures) | ({"our_downtime_seconds": ours} if ours is not None else {}),
+            )
+
+    async def _put_back(self) -> None:
+        """Have a guest that stays be as it was."""
+        intent = self._intent_log.intent
+        try:
+            if intent.stopped_by_us and intent.guest_runs:
+                await self._source.cont()
+            if self._was is not None:
+                await self._managed.put_back_managed(self._was)
+        except (QemuError, HostError) as error:
+            self.result.warn(
+                "not-put-back", str(error), "look at the guest: virsh domstate, migrate-getmaxdowntime"
+            )

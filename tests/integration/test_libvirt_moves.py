@@ -1,0 +1,129 @@
+"""Guests of libvirt move between real libvirtd, driven by us: as they were, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from migrator.core.model import Mode, State
+from migrator.testing.guest import IDLE
+from migrator.testing.libvirtd import LibvirtHosts
+from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_moves import PLAIN, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
+
+__all__ = ["libvirt_daemons", "libvirt_hosts"]
+
+
+@pytest.mark.parametrize(
+    "peer_to_peer",
+    [True, pytest.param(False, marks=pytest.mark.matrix)],
+    ids=["peer-to-peer", "managed-by-us"],
+)
+async def test_guest_arrives_with_its_definition_and_autostart_and_is_gone_where_it_was(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path, peer_to_peer: bool
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=IDLE, autostart=True)
+    before, was = await definition(alpha, name), await has(alpha, name)
+    async with controller(alpha, beta, uuid, state=tmp_path, peer_to_peer=peer_to_peer) as ours:
+        outcome = await ours.move()
+    assert outcome.state is State.COMPLETED, outcome.error
+    assert await has(alpha, name) == {}
+    assert await definition(beta, name) == before
+    now = await has(beta, name)
+    assert (now["State"], now["Persistent"], now["Autostart"]) == ("running", "yes", was["Autostart"])
+    await beta.wait_beating(name)
+    assert outcome.downtime_seconds is not None
+    assert 0 < outcome.downtime_seconds < PLAIN.max_downtime_seconds + 2
+    assert outcome.transferred_bytes > 0
+
+
+@pytest.fixture
+async def busy(libvirt_hosts: LibvirtHosts, tmp_path: Path) -> Busy:
+    """A guest on alpha that takes its time to beta."""
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=WRITES)
+    return Busy(name=name, uuid=uuid, alpha=alpha, beta=beta, state=tmp_path)
+
+
+async def test_cancelled_guest_stays_and_its_limits_are_as_they_were(busy: Busy) -> None:
+    before = await definition(busy.alpha, busy.name)
+    limit = await busy.alpha.virsh("migrate-getmaxdowntime", busy.name)
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        assert ours.driver.cancel()
+        outcome = await move
+    assert outcome.state is State.CANCELLED, outcome.error
+    await busy.runs_only_at(busy.alpha)
+    assert await definition(busy.alpha, busy.name) == before
+    assert await busy.alpha.virsh("migrate-getmaxdowntime", busy.name) == limit
+
+
+@pytest.mark.matrix
+async def test_guest_whose_target_daemon_is_killed_stays(busy: Busy) -> None:
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        busy.beta.kill_daemon()
+        await asyncio.sleep(0.5)
+        await busy.beta.start_daemon()
+        outcome = await move
+    assert outcome.state is State.FAILED, outcome.error
+    await busy.runs_only_at(busy.alpha)
+
+
+@pytest.mark.matrix
+async def test_guest_whose_source_daemon_is_killed_stays(busy: Busy) -> None:
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        busy.alpha.kill_daemon()
+        await asyncio.sleep(0.5)
+        await busy.alpha.start_daemon()
+        outcome = await move
+    assert outcome.state is State.FAILED, outcome.error
+    await busy.runs_only_at(busy.alpha)
+
+
+@pytest.mark.matrix
+async def test_guest_whose_qemu_at_the_target_is_killed_stays(busy: Busy) -> None:
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        os.kill(busy.beta.guest_pid(busy.name), signal.SIGKILL)
+        outcome = await move
+    assert outcome.state is State.FAILED, outcome.error
+    await busy.runs_only_at(busy.alpha)
+
+
+@pytest.mark.matrix
+async def test_guest_whose_qemu_at_the_source_is_killed_is_held(busy: Busy) -> None:
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        os.kill(busy.alpha.guest_pid(busy.name), signal.SIGKILL)
+        outcome = await move
+    assert (outcome.state, outcome.held_code) == (State.HELD, "source-died"), outcome.error
+    assert await busy.beta.state(busy.name) == ""
+
+
+@pytest.mark.matrix
+async def test_move_that_its_controller_left_is_taken_up_by_the_next(busy: Busy) -> None:
+    async with busy.controller() as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        move.cancel()
+    async with busy.controller(policy=PLAIN) as next_one:
+        outcome = await next_one.take_up(busy.records)
+    assert outcome.state is State.COMPLETED, outcome.error
+    await busy.runs_only_at(busy.beta)
+
+
+@pytest.mark.matrix
+async def test_guest_is_moved_by_postcopy_when_somebody_wants_that(busy: Busy) -> None:
+    async with busy.controller(policy=SLOW_POSTCOPY) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        ours.driver.requests.postcopy_reason = "somebody asked for it"
+        assert ours.driver.postcopy()
+        outcome = await move
+    assert (outcome.state, outcome.mode) == (State.COMPLETED, Mode.POSTCOPY), outcome.error
+    await busy.runs_only_at(busy.beta)

@@ -1,0 +1,103 @@
+"""The table of migrations that a manager carries out, over everything that both ends can show."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from migrator.core.migration import managed_lifecycle
+from migrator.core.migration.managed_lifecycle import (
+    DestinationHas,
+    ManagerCall,
+    SourceHas,
+    agrees,
+    decide,
+    destination_has,
+    source_has,
+)
+from migrator.core.migration.rules import Step
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
+from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
+
+_VIEWS = [
+    View(process=ProcessState.DEAD),
+    View(process=ProcessState.DEAD, ended=True),
+    View(process=ProcessState.UNKNOWN),
+    *(
+        View(process=ProcessState.ALIVE, answers=True, run=run, status=status)
+        for run in RunState
+        for status in MigrationStatus
+    ),
+]
+#: One view for each thing that an end can have.
+_SOURCES = {source_has(view): view for view in _VIEWS}
+_DESTINATIONS = {destination_has(view): view for view in _VIEWS}
+_CALLS = (ManagerCall(), ManagerCall(runs=True), ManagerCall(went_well=True), ManagerCall(failed=True))
+_INTENTS = [
+    Intent(milestone=milestone, undo=undo, postcopy=postcopy, said=said)
+    for milestone in (Milestone.PREPARING, Milestone.MIGRATING, Milestone.HANDED_OVER)
+    for undo in (None, State.CANCELLED, State.FAILED)
+    for postcopy in (False, True)
+    for said in (None, *OperatorAnswer)
+]
+_HERE, _THERE = SourceHas, DestinationHas
+_NOWHERE = {_THERE.NOTHING, _THERE.ENDED}
+
+
+def test_every_end_is_classified_and_every_class_is_met() -> None:
+    assert set(_SOURCES) == set(SourceHas)
+    assert set(_DESTINATIONS) == set(DestinationHas)
+
+
+@pytest.mark.parametrize("here", SourceHas)
+def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
+    source = _SOURCES[here]
+    for (there, target), intent, call, overdue, expired in itertools.product(
+        _DESTINATIONS.items(), _INTENTS, _CALLS, (False, True), (False, True)
+    ):
+        answer = decide(intent, source, target, call, overdue=overdue, expired=expired)
+        case = (here, there, intent, call, overdue, expired, answer)
+        assert answer.step in {Step.WAIT, Step.CANCEL, Step.RECOVER, Step.REVIVE, Step.END}, case
+        assert (answer.outcome is not None) == (answer.step is Step.END), case
+        if answer.outcome is State.COMPLETED:
+            # It is there, and nothing of it is here: or the manager has said so, and cannot be asked any more.
+            assert there in {_THERE.RUNS, _THERE.RESTS}, case
+            assert here in {_HERE.NOTHING, _HERE.ENDED} or (call.went_well and here is _HERE.SILENT), case
+        if answer.outcome in {State.FAILED, State.CANCELLED} and answer.row != "said-lost":
+            assert here in {_HERE.RUNS, _HERE.RESTS}, case
+            assert there in _NOWHERE | {_THERE.SILENT}, case
+        if answer.step is Step.REVIVE:
+            assert there is _THERE.NOTHING, case
+            assert not call.runs, case
+        if answer.step is Step.CANCEL:
+            assert here is _HERE.COPIES, case
+            assert not intent.postcopy, case
+        if answer.step is Step.RECOVER:
+            assert here is _HERE.BROKEN, case
+            assert not call.runs, case
+
+
+def test_guest_that_runs_twice_is_held_whatever_was_meant() -> None:
+    for intent in _INTENTS:
+        answer = decide(intent, _SOURCES[_HERE.RUNS], _DESTINATIONS[_THERE.RUNS], ManagerCall(), overdue=True)
+        assert (answer.outcome, answer.row) == (State.HELD, "runs-twice")
+
+
+def test_word_of_a_person_is_taken_only_where_both_ends_show_the_same() -> None:
+    for (here, source), (there, target) in itertools.product(_SOURCES.items(), _DESTINATIONS.items()):
+        taken = {word for word in OperatorAnswer if not agrees(word, source, target)}
+        if OperatorAnswer.SOURCE in taken:
+            assert here in {_HERE.RUNS, _HERE.RESTS}
+            assert there in _NOWHERE
+        if OperatorAnswer.DESTINATION in taken:
+            assert there in {_THERE.RUNS, _THERE.RESTS}
+            assert here in {_HERE.NOTHING, _HERE.ENDED}
+        if OperatorAnswer.LOST in taken:
+            assert here in {_HERE.NOTHING, _HERE.ENDED}
+            assert there in _NOWHERE
+
+
+def test_postcopy_is_never_cancelled() -> None:
+    for view in _VIEWS:
+        assert not managed_lifecycle.can_cancel(Intent(postcopy=True), view)
