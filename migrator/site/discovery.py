@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from migrator.core.inventory import Guest
+from migrator.core.managed_guest import LIBVIRT
 from migrator.core.migration import unfinished
 from migrator.core.model import RunState
+from migrator.core.preflight.managers import ProcessSigns, find_manager
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
 from migrator.faults import contained
 from migrator.hosts.access import HostAccess
@@ -47,6 +49,14 @@ class _FoundQemu:
     sockets: tuple[FoundSocket, ...] = ()
     #: ``None``: it is no QEMU, or nobody can tell.
     process: FoundProcess | None = None
+
+
+def _of_libvirt(guest: Guest, process: FoundProcess | None) -> Guest:
+    """Return the guest with its manager where the arguments of its process alone tell that it is libvirt."""
+    if process is None:
+        return guest
+    manager = find_manager(ProcessSigns(pid=process.pid, words=" ".join(process.words)))
+    return replace(guest, managed_by=LIBVIRT) if manager.name == LIBVIRT else guest
 
 
 class GuestDiscovery:
@@ -103,7 +113,12 @@ class GuestDiscovery:
         )
         found = self._of(host, config, seen, waiting | self._waiting(host))
         asked = await asyncio.gather(*(self._contained(host, config, each, limit) for each in found))
-        guests = list(with_distinct_keys([guest for guest in asked if guest is not None]))
+        shown = [
+            _of_libvirt(guest, each.process)
+            for guest, each in zip(asked, found, strict=True)
+            if guest is not None
+        ]
+        guests = list(with_distinct_keys(shown))
         for key in [key for key in self.known if key[0] == host and self._connections.role(*key) is None]:
             del self.known[key]
         self.known |= {(host, guest.socket or f"pid {guest.pid}"): guest for guest in guests}

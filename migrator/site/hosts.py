@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from migrator.core.findings import errors_first, finding
 from migrator.core.image_removal import ImageRemoval
 from migrator.core.inventory import Guest
-from migrator.core.managed_guest import uuid_at
+from migrator.core.managed_guest import LIBVIRT, uuid_at
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
-from migrator.core.preflight.managers import Manager, find_manager, unit_of
+from migrator.core.preflight.managers import LIBVIRTS, Manager, find_manager, unit_of
 from migrator.core.preflight.managers import findings as managing
 from migrator.core.preflight.stream_tls import TlsChoice, TlsEnd, choose
 from migrator.core.process.guest_network import GuestTaps
@@ -214,7 +214,8 @@ class SiteHosts:
                 pids = [each.pid for each in guests if each.pid is not None]
                 resident = await read_memory_usage(access, pids)
                 carried = await read_guest_taps(access, pids, links=facts.links)
-                processes = await read_processes(access, pids)
+                known = {each.pid or 0: LIBVIRTS for each in guests if each.managed_by == LIBVIRT}
+                processes = await read_processes(access, [pid for pid in pids if pid not in known])
                 listening = await read_listening(access, {*pids, *self._discovery.qemus(host)})
                 managed = await self._managed.look(host)
         except TimeoutError:
@@ -222,7 +223,7 @@ class SiteHosts:
         # Those that wait for a guest listen too, and are no strangers.
         strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
         facts = replace(facts, ports=strangers, libvirt_error=managed.error)
-        managers = {pid: find_manager(process) for pid, process in processes.items()}
+        managers = known | {pid: find_manager(process) for pid, process in processes.items()}
         shown = [
             replace(
                 each,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from migrator.core.findings import finding
 from migrator.core.inventory import Guest
+from migrator.core.managed_guest import LIBVIRT
 from migrator.core.model import Finding
 
 SYSTEMD = "systemd:"
@@ -16,7 +17,7 @@ _PARENT = "parent:"
 _OURS = "migrator-guest-"
 #: Words of a command line, and parts of a cgroup's path, that only one manager writes.
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("libvirt", re.compile(r"/libvirt/qemu/|id=charmonitor|machine-qemu\\x2d|libvirt-qemu")),
+    (LIBVIRT, re.compile(r"/libvirt/qemu/|id=charmonitor|machine-qemu\\x2d|libvirt-qemu")),
     ("proxmox", re.compile(r"/run/qemu-server/|/qemu\.slice/\d+\.scope")),
     ("incus", re.compile(r"/(?:run|log|lib)/incus/")),
     ("lxd", re.compile(r"/(?:run|log|lib|snap)/lxd/|/common/lxd/")),
@@ -66,6 +67,10 @@ class Manager:
     restarts: bool = False
 
 
+#: The manager of guests whose arguments are libvirt's.
+LIBVIRTS = Manager(name=LIBVIRT, restarts=True)
+
+
 def find_manager(process: ProcessSigns) -> Manager:
     """Return the manager of the guest in that process, as far as it shows."""
     for name, sign in _SIGNS:
@@ -96,7 +101,7 @@ def unit_of(guest: Guest) -> str:
 
 def findings(guest: Guest) -> Iterator[Finding]:
     """Yield the findings that its manager has against a move of a guest."""
-    if not guest.restarts or guest.managed_by == "libvirt":
+    if not guest.restarts or guest.managed_by == LIBVIRT:
         return  # of libvirt that it cannot be moved at all is said already
     if unit := unit_of(guest):
         yield finding(
