@@ -34,6 +34,8 @@ class SoleUse:
         self._journal = journal
         self._owner, self._seconds = owner, seconds
         self._lease = journal.lease = lease
+        #: Seconds that the last renewal took.
+        self._took = 0.0
         self.controller = controller
         #: Who acted before and let the lease end without a word; empty: it was given back, or nobody did.
         self.taken_from = lease.taken_from
@@ -107,6 +109,16 @@ class SoleUse:
         """Whether nobody else can have it yet."""
         return self._lease.may_act
 
+    @property
+    def too_short(self) -> str:
+        """Return why it may never be renewed in time, as a clause with what to do; empty where it was soon enough."""
+        if self._took <= self._seconds / _RENEWALS:
+            return ""
+        return (
+            f" (renewing it took {self._took:.1f} s, with a [controller] lease of {self._seconds:g} s: make that "
+            "longer, or see why the database is so slow)"
+        )
+
     async def run(self) -> None:
         """Keep it, until cancelled. A server that is away for however long is no reason to give it up.
 
@@ -136,11 +148,19 @@ class SoleUse:
             logs.logger().warning(
                 "the lease is renewed: this controller goes on"
                 if held
-                else "the lease could not be renewed in time: this controller leaves everything to others"
+                else f"the lease could not be renewed in time{self.too_short}: this controller leaves everything to "
+                "others"
             )
             (regained if held else lapsed)()
 
     async def _renew(self) -> None:
+        began = self._lease.clock()
+        try:
+            await self._renew_or_acquire()
+        finally:
+            self._took = self._lease.clock() - began
+
+    async def _renew_or_acquire(self) -> None:
         [renewed] = await self._journal.leases.renew([self._lease], seconds=self._seconds)
         if renewed is None:  # the server was away for longer
             renewed = await self._journal.leases.acquire(

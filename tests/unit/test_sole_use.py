@@ -130,3 +130,28 @@ async def test_that_another_took_the_place_of_says_so_whether_or_not_that_one_li
         await successor.end()
     with pytest.raises(LeaseLost, match="another controller has taken the journal"):
         await asyncio.wait_for(held.run(), 5)
+
+
+async def test_a_lease_that_is_shorter_than_its_renewal_takes_is_said_to_be_too_short(
+    one: SqlJournal,
+) -> None:
+    now = 0.0
+
+    def slow() -> float:
+        nonlocal now
+        now += 0.4  # a database so far away that each look at the clock is so much later
+        return now
+
+    held = await begin(one, "one")
+    assert held.too_short == ""
+    one.leases.clock = slow
+    renewing = asyncio.create_task(held.run(), name="renewing")
+
+    async def said() -> bool:
+        return "with a [controller] lease of 1 s: make that longer" in held.too_short
+
+    try:
+        await until(said, what="what is wrong with it")
+    finally:
+        renewing.cancel()
+        await asyncio.wait({renewing})
