@@ -2,7 +2,7 @@
 
 Nothing here sends ``migrate-continue``, lets a guest run at the destination, or ends a process: the manager does, and
 undoes it by itself where that is safe. What is left is to wait, to cancel, to have a broken postcopy go on, to let a
-guest go on at its source that nobody else can have, and to say where it ended. Pure and total.
+guest that was left standing go on at its source where a person said so, and to say where it ended. Pure and total.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def decide(
     if here in (S.NOTHING, S.ENDED):
         return _source_has_nothing(here, there, overdue=overdue)
     if here is S.STANDS:
-        return _source_stands(there, overdue=overdue)
+        return _source_stands(intent, there, overdue=overdue)
     return _at_source(intent, here, there, overdue=overdue)
 
 
@@ -226,13 +226,24 @@ def _source_has_nothing(here: SourceHas, there: DestinationHas, *, overdue: bool
     )
 
 
-def _source_stands(there: DestinationHas, *, overdue: bool) -> Next:
-    """Answer where the guest stands still at the source after a migration of which nobody saw the end."""
-    if there is D.NOTHING:
+def _source_stands(intent: Intent, there: DestinationHas, *, overdue: bool) -> Next:
+    """Answer where the guest stands still at the source after a migration of which nobody saw the end.
+
+    A manager lets it go on by itself where it knows that it was not handed over. That the target has nothing of it does
+    not tell: it may have run there, written to its disks, and died, while nobody looked.
+    """
+    if there in (D.NOTHING, D.ENDED) and intent.said is OperatorAnswer.SOURCE:
         return Next(
             step=Step.REVIVE,
             row="revive",
-            why="the guest stands still at the source, and the target has nothing of it: it goes on there",
+            why="a person said that the guest is at the source, and the target has nothing of it: it goes on there",
+        )
+    if there in (D.NOTHING, D.ENDED):
+        return _held(
+            "stands-alone",
+            "the guest stands still at the source, and the target has nothing of it: it may have run there, and "
+            "written to its disks, before it died; look at the log of its QEMU there and at the disks before you say "
+            "that it goes on at the source",
         )
     if not overdue:
         return _wait("unconfirmed", "the managers have still to agree where the guest is")
@@ -294,7 +305,7 @@ def agrees(word: OperatorAnswer, source: View, destination: View) -> str:
     here, there = source_has(source), destination_has(destination)
     gone_here, gone_there = here in (S.NOTHING, S.ENDED), there in (D.NOTHING, D.ENDED)
     match word:
-        case OperatorAnswer.SOURCE if here in _AT_SOURCE and gone_there:
+        case OperatorAnswer.SOURCE if here in (*_AT_SOURCE, S.STANDS) and gone_there:
             return ""
         case OperatorAnswer.SOURCE:
             return "the source does not have it, or the target has it as well: end what is there, with virsh, first"
