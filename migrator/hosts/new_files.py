@@ -152,6 +152,22 @@ async def make_images(
     await _make(host, f"{run_directory}/images", files, new=migration)
 
 
+async def copy_header(source: HostAccess, target: HostAccess, path: str, count: int) -> None:
+    """Copy the first bytes of an image into the one that was made for it at the target.
+
+    :raise HostError: they cannot be read, or written.
+    """
+    read = await source.run(["head", "-c", str(count), "--", path], timeout=_SECONDS)
+    if read.status or len(read.stdout) != count:
+        raise HostError(
+            source.name, f"the header of {path} cannot be read: {read.complaint or 'it is too short'}"
+        )
+    argv = ["dd", f"of={path}", "conv=notrunc,fsync", "bs=1M", "status=none"]
+    done = await target.run(argv, stdin=read.stdout, timeout=_SECONDS)
+    if done.status:
+        raise HostError(target.name, f"the header of {path} cannot be written: {done.complaint}")
+
+
 async def remove_images(host: HostAccess, run_directory: str) -> None:
     """Remove the images that were made for a guest that has never run there.
 

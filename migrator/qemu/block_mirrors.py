@@ -10,7 +10,10 @@ from typing import Any
 
 from migrator.addresses import host_port
 from migrator.core.migration.disk_copies import MIRRORS
+from migrator.core.preflight.non_migrated_state import OURS
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.core.process.command_line import path_of
+from migrator.core.process.options import Value
 from migrator.errors import CommandFailed, QemuError
 from migrator.qemu import stream_tls
 from migrator.qemu.claim import DriverClaim
@@ -115,17 +118,18 @@ class EndpointMirroring:
         the guest's disk was opened. QEMU uses that for nothing before the guest has arrived, and this is closed before.
         """
         inserted = await read_inserted(self._monitor, device)
-        if inserted["drv"] == "raw":
+        if inserted["drv"] in ("raw", "luks"):
             nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
-            size = inserted["image"]["virtual-size"]
+            size, path = inserted["image"]["virtual-size"], path_of(inserted["file"])
+            encrypted = inserted["drv"] == "luks"  # it is written as it is, beside whoever has its keys
             beneath = [
                 node
                 for node in nodes
                 if node["drv"] in _FILES
-                and node["file"] == inserted["file"]
+                and (node["file"] == inserted["file"] or (encrypted and path_of(node["file"]) == path))
                 and not node["ro"]
                 # Of one with an offset or a size of its own the contents are a part only.
-                and node.get("image", {}).get("virtual-size") == size
+                and (encrypted or node.get("image", {}).get("virtual-size") == size)
             ]
             if len(beneath) == 1:
                 return await self._second(beneath[0], name) or str(beneath[0]["node-name"])
@@ -179,6 +183,11 @@ class EndpointMirroring:
         }
         if tls is not None:
             node |= stream_tls.nbd_client_options(encrypted_for, tls)
+        if inserted["drv"] == "luks":
+            # The target has the header already: what goes there is what is in the image, and not what it says.
+            secret = Value(inserted["file"].removeprefix("json:"), first="").flat().get("key-secret", "")
+            beneath = {**node, "node-name": _link(name), "detect-zeroes": "off"}
+            node = {"driver": "luks", "node-name": name, "key-secret": secret, "file": beneath}
         await self._claim.execute("blockdev-add", node)
         nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
         # A volume that was made for it has what was there before, where a new file has nothing.
@@ -215,7 +224,7 @@ class EndpointMirroring:
             with contextlib.suppress(CommandFailed):  # it has ended meanwhile
                 await self._claim.execute("block-job-cancel", {"device": name, "force": True})
         if left := await self._until_ended(prefix, _GIVE_UP_SECONDS):
-            for name in left:
+            for name in [*left, *map(_link, left)]:
                 instance = {"type": "block-node", "node-name": name}
                 with contextlib.suppress(CommandFailed):  # it has no connection any more
                     await self._monitor.execute("yank", {"instances": [instance]}, oob=True)
@@ -244,3 +253,8 @@ class EndpointMirroring:
                     await asyncio.sleep(_LOOK_SECONDS)
                     left = await self._at_work(prefix)
         return left
+
+
+def _link(name: str) -> str:
+    """Return the name of the node that leads to a mirror's target where that is encrypted; it goes with that."""
+    return f"{OURS}link-{name.removeprefix(MIRRORS)}"

@@ -183,6 +183,7 @@ def _features(image: Mapping[str, Any]) -> ImageFeatures:
         allocated_bytes=image.get("actual-size", 0),
         options=tuple(options),
         encrypted=bool(image.get("encrypted")) or "encrypt" in data,
+        header_bytes=int(data.get("payload-offset", 0)),
         snapshots=len(image.get("snapshots", ())),
         bitmaps=len(bitmaps) if isinstance(bitmaps, list) else 0,
         data_file="data-file" in data,

@@ -24,6 +24,7 @@ from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.hosts.new_files import (
     NewFile,
+    copy_header,
     forget_images,
     make_files,
     make_images,
@@ -167,11 +168,9 @@ class Destinations:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
                 await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
-                # In the order of the guest's disks; their contents are copied to them.
                 lacking = {path: disk for path, disk in images.items() if path in missing}
                 new, volumes = await self._new_disks(lacking, guest.host, config, keep_backing=keep_backing)
-                await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
-                await make_volumes(launcher.host, run_dir.path, list(volumes.values()))
+                await self._make_disks(launcher, run_dir, guest.host, lacking, migration, new, volumes)
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
@@ -241,6 +240,24 @@ class Destinations:
             )
         return files, volumes
 
+    async def _make_disks(
+        self,
+        launcher: Launcher,
+        run_dir: RunDirectory,
+        source: str,
+        lacking: Mapping[str, Disk],
+        migration: str,
+        new: Mapping[str, NewFile],
+        volumes: Mapping[str, NewVolume],
+    ) -> None:
+        """Make the images and volumes of disks, in the order that they have in the guest; contents follow."""
+        await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
+        for path, disk in lacking.items():
+            if disk.image.header_bytes:
+                access = self._connections.access(source)
+                await copy_header(access, launcher.host, path, disk.image.header_bytes)
+        await make_volumes(launcher.host, run_dir.path, list(volumes.values()))
+
     async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
         """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
         disks = [disk for disk in (await source.facts()).disks if disk.is_flash and not disk.read_only]
@@ -256,10 +273,12 @@ class Destinations:
             raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
         with reading_output(host, path):
             owner, mode, size = done.text.split()
-            size_bytes = int(size) if disk.format == "raw" else disk.virtual_bytes
+            encrypted = disk.format == "luks"
+        size_bytes = int(size) if encrypted or disk.format == "raw" else disk.virtual_bytes
         return NewFile(
             path=path,
-            format=disk.format,
+            # What is encrypted is copied as it is, after its header.
+            format="raw" if encrypted else disk.format,
             size_bytes=size_bytes,
             owner=owner,
             mode=mode,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -275,3 +276,29 @@ async def test_a_guest_that_never_ran_takes_its_disk_along_and_does_not_run_ther
         assert here.names("b") == ["disk.img"]
         old = contents(here.site, here.site.hosts["a"], here.images / left)
         assert contents(here.site, here.site.hosts["b"], here.image) == old
+
+
+@pytest.mark.matrix  # it takes seconds of computing to make such an image
+async def test_an_encrypted_disk_travels_as_it_is_with_its_header() -> None:
+    secret = ("-object", "secret,id=s0,data=a word")
+
+    def prepare(here: DiskSite) -> GuestMachine:
+        made, disk = here.site.directory / "made.luks", here.images / "disk1.luks"
+        create = ["qemu-img", "create", "-q", "-f", "luks", "--object", secret[1], "-o"]
+        subprocess.run([*create, "key-secret=s0,iter-time=10", made, "4M"], check=True)
+        options = f"driver=luks,key-secret=s0,file.filename={made}"
+        write = ["qemu-io", "--object", secret[1], "-c", "write -q -P 7 1M 1M", "--image-opts", options]
+        subprocess.run(write, check=True)
+        here.site.hosts["a"].run("cp", "--", str(made), str(disk))
+        options = f"driver=luks,node-name=disk1,key-secret=s0,file.driver=file,file.filename={disk}"
+        device = ("-device", "virtio-blk-pci,id=disk1-device,drive=disk1,addr=0x6")
+        return replace(here.machine, extra=(*secret, "-blockdev", options, *device))
+
+    async with disk_site(prepare=prepare) as here:
+        there = await here.migrate("b")
+        assert there.returncode == 0, there.stdout + there.stderr + here.site.log()[-3000:]
+        await here.check("b")
+        await here.end()
+        (left,) = [name for name in here.names("a") if name.startswith("disk1.luks.left-")]
+        old = contents(here.site, here.site.hosts["a"], here.images / left)
+        assert contents(here.site, here.site.hosts["b"], here.images / "disk1.luks") == old

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors
+from migrator.core.preflight.disk_images import why_not_copied
 from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
@@ -52,3 +57,71 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
     finally:
         for end in ends:
             await end.close()
+
+
+@pytest.mark.matrix  # it takes seconds of computing to make such an image
+async def test_an_encrypted_disk_is_written_as_it_is_after_the_same_header(
+    lab: Lab, one_crossing: tuple[Path, Path]
+) -> None:
+    secret = "secret,id=s0,data=a word"
+    images = here, there = lab.directory / "a.luks", lab.directory / "b.luks"
+    create = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "luks",
+        "--object",
+        secret,
+        "-o",
+        "key-secret=s0,iter-time=10",
+    ]
+    subprocess.run([*create, here, "1M"], check=True)
+    write = ["qemu-io", "--object", secret, "-c", "write -q -P 7 64k 64k", "--image-opts"]
+    subprocess.run([*write, f"driver=luks,key-secret=s0,file.filename={here}"], check=True)
+    header = json.loads(
+        subprocess.run(["qemu-img", "info", "--output=json", here], check=True, capture_output=True).stdout
+    )["format-specific"]["data"]["payload-offset"]
+    with there.open("wb") as file:
+        file.write(here.read_bytes()[:header])
+        file.truncate(here.stat().st_size)
+    disks = [
+        (
+            *("-object", secret),
+            *(
+                "-blockdev",
+                f"driver=luks,node-name=disk1,key-secret=s0,file.driver=file,file.filename={image}",
+            ),
+            *("-device", "virtio-blk-pci,id=disk1-device,drive=disk1,addr=0x6"),
+        )
+        for image in images
+    ]
+    guest = await writing_guest(
+        lab, source=one_crossing[0], destination=one_crossing[1], here_disk=disks[0], there_disk=disks[1]
+    )
+    ends = [
+        Endpoint(Address(kind="unix", path=str(end.qmp)), role=role)
+        for end, role in ((guest.pair.source, "source"), (guest.pair.destination, "destination"))
+    ]
+    for end in ends:
+        await end.connect()
+        await end.claim("m")
+    try:
+        disk = next(each for each in (await ends[0].facts()).disks if each.format == "luks")
+        assert disk.image.header_bytes == header
+        assert why_not_copied(disk) == ""
+        mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
+        mirrors.copies = (DiskCopy(device=disk.device, size_bytes=MIB, path=str(here), new=True),)
+
+        async def tend(how: Mirrors) -> None:
+            pass
+
+        await mirrors.copy("tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend)
+        await guest.pair.source.query("stop")
+        assert await mirrors.end(ceiling_seconds=None) == ""
+        nodes = await guest.pair.source.query("query-named-block-nodes")
+        assert not [node for node in nodes if "migrator" in node["node-name"]]
+    finally:
+        for end in ends:
+            await end.close()
+    assert there.read_bytes() == here.read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from migrator.core.preflight.facts import Disk
 
 #: Formats of which an image is made anew at the target with the same features.
-COPIED_FORMATS = ("raw", "qcow2")
+COPIED_FORMATS = ("raw", "qcow2", "luks")
 
 
 #: The most that a guest stands still so that its mirrors can be ended: in its policy's ceilings, or in seconds if that
@@ -22,8 +22,8 @@ def why_not_copied(disk: Disk) -> str:
     """Return why a disk cannot be copied without losing something; empty where it can."""
     image = disk.image
     if disk.format not in COPIED_FORMATS:
-        return f"its driver is {disk.format}, and images of raw and qcow2 are copied"
-    if image.encrypted:
+        return f"its driver is {disk.format}, and images of raw, qcow2 and luks are copied"
+    if image.encrypted and not (disk.format == "luks" and image.header_bytes):
         return "it is encrypted: its header, with the keys, would be made anew, and its contents be sent in clear"
     if image.snapshots:
         return f"its {image.snapshots} internal snapshots would stay behind"

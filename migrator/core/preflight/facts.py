@@ -31,6 +31,8 @@ class ImageFeatures:
     #: Options of qemu-img that make an image with the same features: ``cluster_size=65536``.
     options: tuple[str, ...] = ()
     encrypted: bool = False
+    #: Of an encrypted disk: what is before its contents, and has the keys.
+    header_bytes: int = 0
     #: Internal snapshots, and persistent dirty bitmaps.
     snapshots: int = 0
     bitmaps: int = 0
@@ -61,6 +63,8 @@ class Disk:
 
     def copied_bytes(self, *, keep_backing: bool) -> int:
         """Return how much a copy of it takes, as far as that is known before."""
+        if self.image.header_bytes:  # what is encrypted has no holes
+            return self.virtual_bytes + self.image.header_bytes
         allocated = self.image.allocated_bytes or self.virtual_bytes
         return min(allocated + (0 if keep_backing else self.image.backing_bytes), self.virtual_bytes)
 

@@ -76,7 +76,8 @@ async def put_aside(session: SessionState, copies: Sequence[DiskCopy], *, arrive
         return
     if arrived and session.policy.source_images is SourceImages.REMOVE:
         session.image_removal = _removal(session, copies, moved)
-        paths = [path for path in paths if path not in moved]
+        removed = {image.named for image in session.image_removal.images} if session.image_removal else set()
+        paths = [path for path in paths if path not in removed]
         if not paths:
             return
     names = ", ".join(moved.get(path, path) for path in paths)
@@ -97,7 +98,7 @@ def _removal(
             written=bitmap_name(session.id, copy.device),
         )
         for copy in copies
-        if copy.path in moved
+        if copy.path in moved and copy.format != "luks"  # nobody but its QEMU can read what is in it
     )
     if not images:
         return None
