@@ -12,7 +12,7 @@ from pathlib import Path
 
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode, builtin
-from migrator.engine.migration.managed_driver import ManagedDriver
+from migrator.engine.migration.managed_driver import UNSAFE_CACHE, ManagedDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.libvirt.connection import LibvirtConnection
@@ -104,9 +104,10 @@ async def controller(
         listen=f"tcp:{there.host.address}:0",
         record=record,
         timeouts=timeouts,
-        accepted_unsafe=True,  # the image is one file, though libvirt cannot know that
         on_status=seen.append,
     )
+    # The image is one file, though libvirt cannot know that: somebody accepts it.
+    driver.result.warn(UNSAFE_CACHE, "on no file system that is known to be shared", "accept it")
     try:
         yield Controller(driver=driver, source=source, destination=destination, record=record, seen=seen)
     finally:

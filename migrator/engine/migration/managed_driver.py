@@ -62,7 +62,7 @@ class ManagedDriver(DriverState):
     Has the same calls as :class:`migrator.engine.migration.driver.MigrationDriver`.
     """
 
-    def __init__(self, *, accepted_unsafe: bool = False, **parts: Any) -> None:
+    def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self._steering = _ManagedSteering(
             self._source,
@@ -74,7 +74,6 @@ class ManagedDriver(DriverState):
             group_hold=self._group_hold,
             prior=self._prior,
         )
-        self._unsafe = accepted_unsafe
         #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
         self._observer.destination_fenced = True
         self._was: ManagedGuestState | None = None
@@ -167,7 +166,7 @@ class ManagedDriver(DriverState):
             tls=self._security.tls is not None,
             channels=1 if self._abilities.postcopy else self._policy.streams or 1,
             bandwidth_bytes_per_second=self._share,
-            unsafe=self._unsafe,
+            unsafe=any(each.code == UNSAFE_CACHE for each in self.result.findings),  # which were accepted
         )
 
     @property

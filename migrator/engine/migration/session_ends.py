@@ -343,12 +343,11 @@ class SessionEnds(SessionState):
         )
 
     def _managed_driver(self, **parts: Any) -> ManagedDriver:
-        from migrator.engine.migration.managed_driver import (  # noqa: PLC0415 - guests without a manager have no use for it
-            UNSAFE_CACHE,
+        from migrator.engine.migration.managed_driver import (  # noqa: PLC0415 - guests without a manager do without
             ManagedDriver,
         )
 
-        return ManagedDriver(accepted_unsafe=UNSAFE_CACHE in self.accepted, **parts)
+        return ManagedDriver(**parts)
 
     @property
     def _to_send_bytes(self) -> int | None:
