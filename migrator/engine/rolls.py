@@ -118,7 +118,9 @@ class Rolls:
                 rolls = self._registry.rolls() if self._registry.may_begin else []
                 for run in rolls:
                     await self._turn(run.id)
-                self._forget({run.id for run in self._registry.rolls()})
+                # Another controller may act: it runs hooks again that were not seen to end, and must not meet ours.
+                kept = set() if self._registry.suspended else {run.id for run in self._registry.rolls()}
+                self._forget(kept)
                 try:
                     async with asyncio.timeout(_LOOK_SECONDS if self._registry.rolls() else None):
                         await self._wake.wait()

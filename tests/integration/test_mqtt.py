@@ -158,13 +158,6 @@ BAD: list[tuple[str, str, Any, str, str | None]] = [
     ("from the future", "migrate", {"id": "x", "sent_at": "2999-01-01T00:00:00Z"}, "sent_at is 2999", "x"),
     ("an unknown verb", "destroy", {"id": "x"}, "no command 'destroy'", "x"),
     (
-        "resolve",
-        "resolve",
-        {"id": "x", "migration": "m", "guest_at": "source"},
-        "may not resolve by MQTT: [mqtt] resolvers has who may",
-        "x",
-    ),
-    (
         "an unknown field",
         "migrate",
         {"id": "x", "guest": "g", "by": 1},
@@ -250,6 +243,30 @@ async def test_another_response_topic_is_refused(
         assert (reply["code"], service.begun) == ("invalid", [])
         assert "response topic must lie below migrator/v1/site/reply/scheduler/" in reply["message"]
         assert [got for got in other.got if "/reply/" in got.topic] == []
+
+
+async def test_hosts_are_cordoned_scheduled_and_told_so(broker: Broker, site: SimulatedService) -> None:
+    async with serving(site, settings(broker)), peer(broker) as scheduler:
+        await scheduler.command("resolve", id="c0", migration="m", guest_at="source")
+        assert (await answer(scheduler, "c0"))["code"] == "forbidden"
+    configured = settings(broker, resolvers=("scheduler",))
+    async with serving(site, configured), peer(broker) as scheduler:
+        await scheduler.command("cordon", id="c1", host="b")
+        assert (await answer(scheduler, "c1"))["body"]["cordoned"]
+        await until(
+            lambda: any(got.json["body"]["cordoned"] for got in scheduler.on("host/b/state")),
+            what="the host's state",
+        )
+        times: dict[str, Any] = {"at": "2:30", "until": "5:00", "time_zone": "Europe/Berlin"}
+        await scheduler.command("evacuate", id="c2", host="a", **times)
+        body = (await answer(scheduler, "c2"))["body"]
+        assert body["state"] == "scheduled"
+        topic = f"evacuation/{body['id']}/state"
+        await until(lambda: scheduler.on(topic), what="the window")
+        assert scheduler.on(topic)[-1].json["body"]["starts_at"] == body["starts_at"]
+        # Who may resolve gets as far as the migration.
+        await scheduler.command("resolve", id="c3", migration="m", guest_at="source")
+        assert (await answer(scheduler, "c3"))["code"] == "not-found"
 
 
 async def test_role_decides(broker: Broker, site: SimulatedService) -> None:
