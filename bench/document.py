@@ -15,7 +15,7 @@ Every number here was written by the command that measured it, on the machine an
 
 `BENCH_ARGS='virsh --write'` measures and replaces one section. Aims are compared with medians.
 `make bench-policies`, `make bench-forecasts`, `make bench-evacuation` and `make bench-scale` measure the sections of
-those names.
+those names. Only *What falls short* is written by hand, from the sections as they were then.
 """
 _SECTION = re.compile(r"<!-- (?P<key>\S+) -->\n(?P<text>.*?)<!-- end -->\n", re.DOTALL)
 
