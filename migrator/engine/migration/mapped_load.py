@@ -31,9 +31,7 @@ class WaitingReader:
         :raise QemuError: it refuses, or cannot be asked.
         """
         if not self._uri:
-            raise CommandFailed(
-                self._qemu.name, "migrate-incoming", "GenericError", "nobody said what to read"
-            )
+            raise CommandFailed(self._qemu.name, "read", "GenericError", "nobody said what to read")
         self._reads = True
         await self._qemu.listen(self._uri)
 
