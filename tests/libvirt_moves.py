@@ -104,6 +104,7 @@ async def controller(
         listen=f"tcp:{there.host.address}:0",
         record=record,
         timeouts=timeouts,
+        offers_postcopy=True,
         on_status=seen.append,
     )
     # The image is one file, though libvirt cannot know that: somebody accepts it.

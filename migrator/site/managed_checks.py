@@ -9,7 +9,7 @@ from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
-from migrator.core.policy import CopiedDisks, Policy, StreamRoute
+from migrator.core.policy import CopiedDisks, Policy, PostcopyMode, StreamRoute
 from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
 from migrator.errors import HostError, QemuError
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
@@ -120,6 +120,8 @@ def _refused_wishes(policy: Policy) -> Iterator[Finding]:
     """Yield what the policy asks for and a move by libvirt has not: it must not go on without that unsaid."""
     if policy.stream is StreamRoute.SSH:
         yield finding("libvirt-policy", "the policy has the stream go through SSH (stream = ssh)")
+    if policy.postcopy is PostcopyMode.IMMEDIATE:
+        yield finding("libvirt-policy", "the policy asks for postcopy at once (postcopy = immediate)")
     if policy.disks is CopiedDisks.ALL:
         yield finding("libvirt-policy", "the policy has all disks copied (disks = all)")
 

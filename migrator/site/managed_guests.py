@@ -15,8 +15,6 @@ from migrator.libvirt.domains import DomainInventory, FoundDomain
 from migrator.site.connections import HostConnections
 from migrator.site.libvirt_hosts import LibvirtHosts
 
-#: Guests of libvirt can be moved.
-MOVES = False
 _NO_MOVES = "libvirt manages it: move it with virsh migrate"
 _OFF = f"{_NO_MOVES}; of this host the configuration leaves them to it"
 _ANOTHERS = f"{_NO_MOVES}; the libvirt that migrator asks at that host does not have it"
@@ -101,8 +99,6 @@ class ManagedGuests:
             run=found.run,
             managed_by=LIBVIRT,
             domain=found.domain,
-            obstacle="" if MOVES else _NO_MOVES,
-            obstacle_code="" if MOVES else LIBVIRT,
         )
 
     async def watch(self, host: str, changed: Callable[[], None]) -> None:

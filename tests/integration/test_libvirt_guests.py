@@ -65,8 +65,6 @@ async def test_guest_of_libvirt_is_shown_once_with_what_libvirt_says_of_it(
         managed_by="libvirt",
         network=guest.network,
         domain=guest.domain,
-        obstacle=guest.obstacle,
-        obstacle_code="libvirt",
     )
     assert guest.resident_bytes
     assert guest.domain is not None

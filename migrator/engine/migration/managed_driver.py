@@ -62,7 +62,7 @@ class ManagedDriver(DriverState):
     Has the same calls as :class:`migrator.engine.migration.driver.MigrationDriver`.
     """
 
-    def __init__(self, **parts: Any) -> None:
+    def __init__(self, *, offers_postcopy: bool = False, **parts: Any) -> None:
         super().__init__(**parts)
         self._steering = _ManagedSteering(
             self._source,
@@ -74,6 +74,8 @@ class ManagedDriver(DriverState):
             group_hold=self._group_hold,
             prior=self._prior,
         )
+        #: Not by itself: that a stream which broke is mended was not shown on a real manager.
+        self._offers_postcopy = offers_postcopy
         #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
         self._observer.destination_fenced = True
         self._was: ManagedGuestState | None = None
@@ -102,7 +104,8 @@ class ManagedDriver(DriverState):
         self._was = await self._managed.managed_state()
         self._facts = facts
         self._steering.begin(None)
-        self._abilities = Abilities(postcopy=self._policy.postcopy is not PostcopyMode.NEVER, throttle=False)
+        postcopy = self._offers_postcopy and self._policy.postcopy is not PostcopyMode.NEVER
+        self._abilities = Abilities(postcopy=postcopy, throttle=False)
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
         if facts.run not in RUNNING_STATES:

@@ -1,0 +1,140 @@
+"""A service over hosts that have guests of libvirt and others: one plan, one evacuation, one return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import pytest
+
+from migrator.testing.guest import Habit
+from migrator.testing.libvirtd import LibvirtHosts
+from migrator.testing.network import LabHosts
+from tests.acceptance.service_site import MIB, LiveSite, guest
+from tests.libvirt_hosts import NAMES, guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_moves import definition, has
+
+__all__ = ["libvirt_daemons", "libvirt_hosts"]
+
+#: The image is one file for all hosts, on a file system that libvirt does not know to be shared.
+_ACCEPT = ["libvirt-unsafe-cache"]
+
+
+class _Borrowed:
+    """Hosts that somebody else made, and ends."""
+
+    isolated = True
+
+    def __init__(self, daemons: LibvirtHosts) -> None:
+        self._daemons = daemons
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave them."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self._daemons[name].host
+
+
+@asynccontextmanager
+async def fleet(daemons: LibvirtHosts, *, peers: bool) -> AsyncIterator[LiveSite]:
+    """A site on the hosts of these daemons; the service is not started.
+
+    :param peers: each libvirtd reaches the others.
+    """
+    extra = {
+        name: f'libvirt = "qemu:///system?socket={daemons[name].socket}"\n'
+        + (f'libvirt_peer_uri = "{daemons[name].uri}"\n' if peers else "")
+        for name in NAMES
+    }
+    site = LiveSite(*NAMES, isolated=False, host_extra=extra)
+    site.hosts = cast(LabHosts, _Borrowed(daemons))
+    with site:
+        try:
+            yield site
+        finally:
+            await site.disconnect()
+
+
+async def served(site: LiveSite, guests: int) -> None:
+    site.change_config(('accept = ["tcg-loses-writes"]', f"accept = {['tcg-loses-writes', *_ACCEPT]!r}"))
+    site.serve()
+    await site.until_served(within=90)
+    await site.known(guests)
+
+
+async def started(daemons: LibvirtHosts, names: Sequence[str], directory: Path, habit: Habit) -> list[str]:
+    """Start guests on alpha; their uuids."""
+    return [
+        await daemons["alpha"].start_guest(name, directory / name, habit=habit, autostart=number == 0)
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.timeout(400)
+async def test_mixed_fleet_is_evacuated_and_comes_home_with_one_command_each(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    names, bare = [guest_name(), guest_name()], guest("bare")
+    alpha = libvirt_hosts["alpha"]
+    await started(libvirt_hosts, names, tmp_path, Habit(region_bytes=8 * MIB, bytes_per_second=float(MIB)))
+    before = {name: await definition(alpha, name) for name in names}
+    async with fleet(libvirt_hosts, peers=True) as site:
+        await site.boot(bare, "alpha")
+        await served(site, 3)
+        shown = (await site.get("guests"))["items"]
+        assert sorted(each["name"] for each in shown) == sorted([*names, "bare"])
+        away = await site.post("hosts/alpha/evacuate")
+        await site.ended(away["id"], "completed", within=200)
+        for name in names:
+            assert await has(alpha, name) == {}
+        assert site.where(await site.runs_once(bare)) != "alpha"
+        home = await site.post("hosts/alpha/restore")
+        await site.ended(home["id"], "completed", within=200)
+        for number, name in enumerate(names):
+            assert await definition(alpha, name) == before[name]
+            now = await has(alpha, name)
+            assert now["State"] == "running"
+            assert now["Autostart"] == ("enable" if number == 0 else "disable")
+            await alpha.wait_beating(name)
+            for other in NAMES[1:]:
+                assert await has(libvirt_hosts[other], name) == {}
+        assert site.where(await site.runs_once(bare)) == "alpha"
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("peers", [True, False], ids=["peer-to-peer", "managed-by-us"])
+async def test_guest_whose_service_is_killed_ends_in_one_place(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path, peers: bool
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    habit = Habit(region_bytes=24 * MIB, bytes_per_second=float(2 * MIB))
+    (uuid,) = await started(libvirt_hosts, [name], tmp_path, habit)
+    alpha.host.set_speed(8 * MIB)
+    async with fleet(libvirt_hosts, peers=peers) as site:
+        await served(site, 1)
+        move = await site.post("migrations", guest=uuid, to="beta", policy="gentle")
+        await site.until_state("precopy")
+        await asyncio.sleep(1)
+        await site.restart()
+        ended: dict[str, Any] = {}
+        async with asyncio.timeout(150):
+            while not ended.get("ended_at"):
+                ended = await site.get(f"migrations/{move['id']}")
+                await asyncio.sleep(0.2)
+        at = beta if ended["state"] == "completed" else alpha
+        other = alpha if at is beta else beta
+        assert ended["state"] in ("completed", "failed", "cancelled"), ended
+        await at.wait_beating(name)
+        with contextlib.suppress(KeyError):
+            assert (await has(other, name))["State"] != "running"
