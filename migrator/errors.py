@@ -80,7 +80,7 @@ class Fault(MigratorError):
 
 
 class ComparisonFailed(MigratorError):
-    """What a guest left at its source is not known to be what it took along, and that will not change any more."""
+    """The images that a guest left are not known to be what it took along, and that will not change any more."""
 
 
 class HostError(MigratorError):

@@ -26,7 +26,7 @@ class RemovalState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Nothing more is done about them."""
+        """Return whether nothing more is done about them."""
         return self in (RemovalState.REMOVED, RemovalState.KEPT)
 
 
@@ -80,7 +80,7 @@ class ImageRemoval:
 
 
 class NextRemovalStep(StrEnum):
-    """What is to be done about one now."""
+    """Next step of a removal."""
 
     WAIT = "wait"
     COMPARE = "compare"
@@ -90,7 +90,7 @@ class NextRemovalStep(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class GuestSeen:
-    """Where the guest of a removal is, as far as that is known now."""
+    """The guest of a removal, as far as it is seen now."""
 
     #: Hosts with a process of it that can be asked, and hosts of those that cannot.
     hosts: Sequence[str] = ()

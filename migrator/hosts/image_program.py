@@ -32,7 +32,7 @@ _QCOW2 = b"QFI\xfb"
 _MOST_NAME = 4096
 
 
-class Problem(Exception):
+class ImageProblem(Exception):
     """Something that is said, in one line, to whoever began the program."""
 
 
@@ -42,7 +42,7 @@ def say(**what: Any) -> None:
     sys.stdout.flush()
 
 
-class Disk:
+class NbdDisk:
     """A disk that is served over NBD at a unix socket.
 
     :raise OSError: there is no server, or it has gone.
@@ -53,7 +53,7 @@ class Disk:
         self._socket.settimeout(_ANSWER_SECONDS)
         self._socket.connect(path)
         if not self._take(18).startswith(_GREETING):
-            raise Problem(f"there is no NBD server at {path}")
+            raise ImageProblem(f"there is no NBD server at {path}")
         name = export.encode()
         data = struct.pack(">L", len(name)) + name + struct.pack(">H", 0)
         self._socket.sendall(struct.pack(">L", 3) + _OPTION + struct.pack(">LL", _GO, len(data)) + data)
@@ -62,20 +62,22 @@ class Disk:
             magic, _, answer, length = struct.unpack(">QLLL", self._take(20))
             content = self._take(length)
             if magic != _OPTION_REPLY or answer >= 1 << 31:
-                raise Problem(f"{export} is not served: {content.decode(errors='replace') or hex(answer)}")
+                raise ImageProblem(
+                    f"{export} is not served: {content.decode(errors='replace') or hex(answer)}"
+                )
             if answer == _ACK:
                 break
             if answer == _INFO and content[:2] == b"\0\0":
                 self.size = struct.unpack(">Q", content[2:10])[0]
         if self.size < 0:
-            raise Problem(f"the size of {export} was not told")
+            raise ImageProblem(f"the size of {export} was not told")
 
     def _take(self, count: int) -> bytes:
         parts = []
         while count:
             part = self._socket.recv(min(count, 1 << 20))
             if not part:
-                raise Problem("the disk's server has gone")
+                raise ImageProblem("the disk's server has gone")
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
@@ -85,7 +87,7 @@ class Disk:
         self._socket.sendall(struct.pack(">LHHQQL", _REQUEST, 0, 0, 1, offset, length))
         magic, error, _ = struct.unpack(">LLQ", self._take(16))
         if magic != _REPLY or error:
-            raise Problem(f"{length} bytes at {offset} cannot be read: {os.strerror(error)}")
+            raise ImageProblem(f"{length} bytes at {offset} cannot be read: {os.strerror(error)}")
         return self._take(length)
 
     def close(self) -> None:
@@ -112,7 +114,9 @@ def served(image: str, form: str) -> Iterator[str]:
                 if not os.path.exists(path):
                     process.kill()
                     said = (process.stderr.read() if process.stderr else b"").decode(errors="replace")
-                    raise Problem(f"{image} cannot be opened: {' '.join(said.split())[-300:] or 'no answer'}")
+                    raise ImageProblem(
+                        f"{image} cannot be opened: {' '.join(said.split())[-300:] or 'no answer'}"
+                    )
                 yield path
             finally:
                 process.terminate()
@@ -137,12 +141,12 @@ def digests(wanted: dict[str, Any]) -> None:
     with served(wanted["image"], wanted["format"]) as path:
         size = _digests(path, "disk", wanted)
     if identity(wanted["image"]) != before:
-        raise Problem(f"{wanted['image']} was written to while it was read")
+        raise ImageProblem(f"{wanted['image']} was written to while it was read")
     say(size=size, identity=before)
 
 
 def _digests(path: str, export: str, wanted: dict[str, Any]) -> int:
-    disk, block = Disk(path, export), wanted["block"]
+    disk, block = NbdDisk(path, export), wanted["block"]
     zeroes, began, count = bytes(block), time.monotonic(), 0
     lines: list[str] = []
     for number in (first + each for first, many in wanted["ranges"] for each in range(many)):
@@ -252,7 +256,7 @@ def main() -> int:
     wanted = json.load(sys.stdin)
     try:
         {"digests": digests, "remove": remove}[sys.argv[1]](wanted)
-    except (OSError, Problem) as error:
+    except (OSError, ImageProblem) as error:
         say(why=str(error))
         return 1
     return 0

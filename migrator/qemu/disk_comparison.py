@@ -20,7 +20,7 @@ _WRITTEN = "-written"
 
 
 class DiskComparison:
-    """What one QEMU is asked for a comparison of its guest's disks."""
+    """Asks one QEMU for a comparison of its guest's disks."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor

@@ -270,6 +270,8 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
             ),
             *("blockdev-remove-medium", "eject"),
             *("nbd-server-start", "nbd-server-stop", "block-export-add", "blockdev-mirror", "blockdev-del"),
+            *("block-export-del", "block-dirty-bitmap-add", "block-dirty-bitmap-enable"),
+            *("block-dirty-bitmap-merge", "block-dirty-bitmap-remove"),
             *("block-job-cancel", "block-job-change", "block-job-set-speed", "job-dismiss"),
         ),
         _nothing,
