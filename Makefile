@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint types rules layers generated lab collected docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall clean
+.PHONY: help setup demo test test-all lint types rules layers generated lab collected docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -31,6 +31,7 @@ help:
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'
 	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=, TRACES=1, LIBVIRT=1]'
+	@echo 'make deb       a Debian package of it, in .build/deb, looked at by lintian'
 	@echo 'make uninstall removes it; configuration and journal stay'
 	@echo 'make clean     removes .build and caches'
 
@@ -46,7 +47,7 @@ test:
 	@$(TOGETHER) types rules layers generated lab collected
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-all: lint
+test-all: lint deb
 	@scripts/setup test
 	$(PYTEST) -p tests.matrix -m 'not soak' $(PYTEST_ARGS)
 
@@ -113,6 +114,10 @@ lock:
 
 audit:
 	@scripts/audit
+
+deb:
+	@scripts/setup deb
+	@scripts/deb
 
 install:
 	@scripts/install
