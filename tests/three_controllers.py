@@ -51,6 +51,7 @@ LEASE_SECONDS = 6.0
 #: Everything has come to its end so long after the last misfortune.
 WITHIN_SECONDS = 400.0
 _RESTART_SECONDS = 2.0
+_NOBODY_SECONDS = 24 * 3600.0
 _ASK_SECONDS = 8.0
 
 
@@ -372,9 +373,15 @@ class ThreeControllers:
     # --- what an operator does ---------------------------------------------------------------------------------------
 
     async def ask(self, verb: str, key: str, **body: Any) -> Reply:
-        """Have a command carried out, whoever does it; it is asked again until it is answered."""
+        """Have a command carried out, whoever does it; it is asked again until it is answered.
+
+        :raise TimeoutError: nobody answers for a day of the simulated clock.
+        """
         envelope = Envelope(verb=verb, body=body, id=key, caller=OPERATOR)
+        deadline = self.loop.time() + _NOBODY_SECONDS
         while True:
+            if self.loop.time() > deadline:
+                raise TimeoutError(f"nobody carries {verb} out")
             for controller in self.chance.sample(self.controllers, len(self.controllers)):
                 dispatcher, process = controller.dispatcher, controller.process
                 if dispatcher is None or process.dead:
