@@ -119,7 +119,7 @@ def served(image: str, form: str) -> Iterator[str]:
                     )
                 yield path
             finally:
-                process.terminate()
+                process.kill()  # it only reads, and is not to be waited for
 
 
 def identity(image: str) -> list[int]:
