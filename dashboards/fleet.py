@@ -228,7 +228,7 @@ def _hosts() -> list[Any]:
         ),
         curves(
             "Time to the next maintenance window",
-            "By host; the evacuation begins by itself then.",
+            "By host; the evacuation begins by itself then. Nothing is shown where no window is planned.",
             "s",
             query(
                 f"min by (host) (migrator_window_start_timestamp_seconds{{{_HOST}}}) - time()",

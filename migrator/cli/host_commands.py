@@ -54,8 +54,9 @@ def evacuate(
     output: options.Form = None,
     json: Json = False,
 ) -> None:
-    """Empty a host: now, or in a window (--at, --until), which holds over restarts and is cancelled like others.
+    """Empty a host: now, or in a window (--at, --until).
 
+    A window that is planned holds over restarts, and is cancelled like others.
     Exit codes with --wait: 0 the host is empty; 1 guests are left, and listed; 5 one of them is held. With --dry-run:
     0 the host would be empty; 8 there are guests that cannot move, and they are listed.
     """

@@ -23,8 +23,9 @@ from tests.panels import panel_queries
 from tests.prometheus import Prometheus, running
 
 MIB = 1 << 20
-#: Neither a broker nor a shared journal is configured here; the panels say so.
+#: Neither a broker nor a shared journal is configured here, and no maintenance window is planned; the panels say so.
 ABSENT = (
+    "migrator_window_start_timestamp_seconds",
     *("migrator_mqtt_connected", "migrator_mqtt_waiting_messages"),
     *("migrator_lease_age_seconds", "migrator_controller_migrations"),
 )
