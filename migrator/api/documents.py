@@ -366,7 +366,7 @@ class HostDocument(Document):
 
 
 class LibvirtGuestDocument(Document):
-    """What libvirt says of a guest besides what is known of every guest."""
+    """Facts that libvirt gives of a guest, besides what is known of every guest."""
 
     #: It has a definition that outlasts it.
     persistent: bool

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
+from migrator.text import shortened
+
 #: Begins the place of a guest of libvirt on its host, in the place of a monitor's path; its uuid follows.
 PREFIX = "libvirt:"
 #: Its name as the manager of a guest.
@@ -54,15 +56,17 @@ class DaemonAddress:
                 if parts.netloc
                 else "is no address of libvirt's QEMU driver"
             )
-            raise ValueError(f"{text!r} {what}; {_HELP}")
+            raise ValueError(f"{shortened(text)} {what}; {_HELP}")
         instance, given = parts.path.strip("/"), parse_qs(parts.query)
         if instance not in ("system", "session") or set(given) - {"socket"}:
-            raise ValueError(f"{text!r} is neither the system's libvirt nor a user's; {_HELP}")
+            raise ValueError(f"{shortened(text)} is neither the system's libvirt nor a user's; {_HELP}")
         sockets = tuple(given.get("socket", ()))
         if not all(path.startswith("/") for path in sockets):
-            raise ValueError(f"{text!r}: its socket is no absolute path on the host")
+            raise ValueError(f"{shortened(text)}: its socket is no absolute path on the host")
         if instance == "session" and not sockets:
-            raise ValueError(f"{text!r} takes its socket: ?socket=/run/user/UID/libvirt/virtqemud-sock")
+            raise ValueError(
+                f"{shortened(text)} takes its socket: ?socket=/run/user/UID/libvirt/virtqemud-sock"
+            )
         return cls(sockets=sockets or SYSTEM_SOCKETS, instance=instance)
 
     def uri(self, local_path: str) -> str:
@@ -72,7 +76,7 @@ class DaemonAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class ManagedDomain:
-    """What libvirt says of a guest besides what is known of every guest."""
+    """Facts that libvirt gives of a guest, besides what is known of every guest."""
 
     #: It has a definition that outlasts it.
     persistent: bool = True

@@ -1,4 +1,4 @@
-"""What a look at one guest of libvirt shows of a migration, in the words that the engine has for a QEMU."""
+"""The state of a migration as one guest of libvirt shows it, in the words that the engine has for a QEMU."""
 
 from __future__ import annotations
 

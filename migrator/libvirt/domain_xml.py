@@ -1,4 +1,4 @@
-"""What libvirt's XML says of a guest, as values. Pure."""
+"""Libvirt's XML of a guest, read into values. Pure."""
 
 from __future__ import annotations
 

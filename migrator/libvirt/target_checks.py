@@ -1,4 +1,4 @@
-"""What the libvirt of a target says of a guest that might come: asked and judged; nothing is changed by it."""
+"""Questions to the libvirt of a target about a guest that might come, and what the answers mean; changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LeavingGuest:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetAnswers:
-    """What the libvirt of a target answered; empty words stand for nothing that speaks against the guest."""
+    """Answers of the libvirt of a target; empty words stand for nothing that speaks against the guest."""
 
     cpu: str = ""
     definition: str = ""
@@ -111,13 +111,12 @@ def judge(guest: LeavingGuest, answers: TargetAnswers, target: str) -> Iterator[
         yield finding("libvirt-cpu", f"libvirt of {target} says: {answers.cpu}")
     if answers.definition:
         yield finding("libvirt-definition", f"libvirt of {target} says: {answers.definition}")
-    for code, what, lacking in (
-        ("libvirt-network", "network", answers.networks),
-        ("libvirt-pool", "storage", answers.pools),
-        ("libvirt-secret", "secret", answers.secrets),
-    ):
-        for name, words in lacking.items():
-            yield finding(code, f"{what} {name}: libvirt of {target} says: {words}")
+    for name, words in answers.networks.items():
+        yield finding("libvirt-network", f"network {name}: libvirt of {target} says: {words}")
+    for name, words in answers.pools.items():
+        yield finding("libvirt-pool", f"storage {name}: libvirt of {target} says: {words}")
+    for name, words in answers.secrets.items():
+        yield finding("libvirt-secret", f"secret {name}: libvirt of {target} says: {words}")
     if answers.tpm_backends is not None and xml.tpm not in answers.tpm_backends:
         yield finding("libvirt-tpm", f"{target} has no TPM of the kind {xml.tpm}")
     for device in xml.host_devices:

@@ -33,7 +33,7 @@ class ManagedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ManagedGuestState:
-    """What a manager keeps of a guest, and does not carry, or changes on the way; plain enough for a record."""
+    """State that a manager keeps of a guest, and does not carry, or changes on the way; plain enough for a record."""
 
     persistent: bool
     autostart: bool

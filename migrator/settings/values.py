@@ -307,7 +307,7 @@ def _peer_uri(value: Any) -> Any:
         return value
     try:
         filled = value.format(address="192.0.2.1", name="host")
-    except (KeyError, IndexError, ValueError):
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise wrong(
             f"{shortened(value)} names what does not exist; there are {{address}} and {{name}}"
         ) from None

@@ -38,7 +38,7 @@ from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record, with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
-from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.libvirt_connections import LibvirtConnections
 from migrator.site.managed_checks import ManagedChecks
 from migrator.site.managed_ends import ManagedEnds
 from migrator.site.managed_guests import ManagedGuests
@@ -100,7 +100,7 @@ class SiteHosts:
     def __init__(
         self, connections: HostConnections, *, checker: TargetChecks, launcher: DestinationStarter
     ) -> None:
-        daemons = LibvirtHosts(connections)
+        daemons = LibvirtConnections(connections)
         self._managed = ManagedGuests(connections, daemons)
         self._managed_checks = ManagedChecks(connections, daemons)
         self._ends = ManagedEnds(connections, daemons)

@@ -17,7 +17,7 @@ from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
 from migrator.site.connections import HostConnections
-from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.libvirt_connections import LibvirtConnections
 
 #: Seconds that the libvirt of a host may take to answer all that it is asked.
 _SECONDS = 30.0
@@ -28,7 +28,7 @@ _FILES = ("file", "block")
 class ManagedChecks:
     """Checks guests of libvirt against targets; changes nothing but by the probe of sharing."""
 
-    def __init__(self, connections: HostConnections, daemons: LibvirtHosts) -> None:
+    def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
         self._connections, self._daemons = connections, daemons
 
     async def check(

@@ -14,7 +14,7 @@ from migrator.libvirt.end import DomainEnd
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.ports import Qemu
 from migrator.site.connections import HostConnections
-from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.libvirt_connections import LibvirtConnections
 
 
 class ArrivingGuest:
@@ -43,7 +43,7 @@ class ArrivingGuest:
 class ManagedEnds:
     """Opens ends of migrations that are guests of libvirt."""
 
-    def __init__(self, connections: HostConnections, daemons: LibvirtHosts) -> None:
+    def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
         self._connections, self._daemons = connections, daemons
 
     async def open(self, host: str, place: str, *, role: str, known: bool = False) -> DomainEnd:

@@ -13,7 +13,7 @@ from migrator.libvirt import binding
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domains import DomainInventory, FoundDomain
 from migrator.site.connections import HostConnections
-from migrator.site.libvirt_hosts import LibvirtHosts
+from migrator.site.libvirt_connections import LibvirtConnections
 
 _NO_MOVES = "libvirt manages it: move it with virsh migrate"
 _OFF = f"{_NO_MOVES}; of this host the configuration leaves them to it"
@@ -24,7 +24,7 @@ _AGAIN_SECONDS, _AGAIN_MOST_SECONDS = 2.0, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ManagedLook:
-    """What a look at the libvirt of a host has shown."""
+    """Guests that the libvirt of a host has shown, or why it has shown none."""
 
     guests: tuple[Guest, ...] = ()
     #: It could be asked.
@@ -38,7 +38,7 @@ class ManagedLook:
 class ManagedGuests:
     """Looks at the libvirt daemons of hosts; remembers the guests of each as they last could be asked."""
 
-    def __init__(self, connections: HostConnections, daemons: LibvirtHosts) -> None:
+    def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
         self._connections = connections
         self.daemons = daemons
         self._inventories: dict[str, tuple[LibvirtConnection, DomainInventory]] = {}

@@ -213,6 +213,12 @@ HOST: dict[str, tuple[str, Probe, Any]] = {
     "max_outgoing": ("3", of_host("max_outgoing"), 3),
     "saved_dir": ('"/s"', of_host("saved_dir"), "/s"),
     "ports": ('"any"', of_launch("ports"), "any"),
+    "libvirt": ('"off"', lambda service: service.site.connections.config("a").libvirt, None),
+    "libvirt_peer_uri": (
+        '"qemu+tls://{name}/system"',
+        lambda service: service.site.connections.config("a").libvirt_peer_uri,
+        "qemu+tls://a/system",
+    ),
 }
 #: Keys of a host that only one reached over SSH has.
 OVER_SSH = frozenset({"key_file", "known_hosts"})

@@ -29,6 +29,7 @@ def test_address_of_a_daemon_is_what_it_says(text: str, address: DaemonAddress |
         ("qemu://host/system", "leads to another host"),
         ("xen:///system", "no address of libvirt's QEMU driver"),
         ("yes", "no address of libvirt's QEMU driver"),
+        ("9" * 4000, "^.{,250}$"),
         ("qemu:///session", "takes its socket"),
         ("qemu:///embed?root=/x", "neither the system's libvirt nor a user's"),
         ("qemu:///system?socket=run/l", "no absolute path"),

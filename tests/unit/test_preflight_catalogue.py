@@ -181,6 +181,8 @@ MAY_GO_WELL = {
     "disk-access": "QEMU may run as another user than was tried",
     "file-access": "QEMU may run as another user than was tried",
     "hugepages": "the kernel may make more when asked (nr_overcommit_hugepages)",
+    "libvirt-snapshots": "the libvirt of the source may be a version that lets such a guest go",
+    "libvirt-unsafe-cache": "both hosts may see the same file, and libvirt only not know the file system",
     "machine-unversioned": "two versions may have the same machine of that name",
     "managed-elsewhere": "its manager may have been told to leave it alone",
     "memory-free": "the guest may not touch all of it, or the target may swap",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from migrator.core.findings.texts import COMMAND, DESTINATION, GUEST, PAIR, SOURCE, WAY, Texts
 from migrator.core.findings.texts_hosts import HOSTS
-from migrator.core.findings.texts_libvirt import MANAGED
+from migrator.core.findings.texts_libvirt import MANAGED, MANAGED_WAY
 from migrator.core.findings.texts_process import PROCESS
 from migrator.core.findings.texts_state import STATE
 from migrator.core.model import Finding, Severity
@@ -63,7 +63,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
         **dict(_entries("The command line, used again", COMMAND)),
         **dict(_entries("The waiting destination", DESTINATION)),
         **dict(_entries("Both QEMUs beside each other", PAIR)),
-        **dict(_entries("On the way", WAY)),
+        **dict(_entries("On the way", {**WAY, **MANAGED_WAY})),
     }
 )
 

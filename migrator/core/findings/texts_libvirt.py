@@ -77,3 +77,12 @@ MANAGED: Texts = {
         "delete them (virsh snapshot-delete, checkpoint-delete), or only what libvirt notes of them (--metadata)",
     ),
 }
+
+#: Findings about a guest of libvirt that come up only while a migration is under way.
+MANAGED_WAY: Texts = {
+    "autostart-lost": (
+        "warning",
+        "the guest has arrived, but the libvirt there could not be told to start it with its host, as it was before",
+        "set it there: virsh autostart GUEST",
+    ),
+}

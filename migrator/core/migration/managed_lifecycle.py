@@ -16,7 +16,7 @@ from migrator.core.model import RUNNING_STATES, MigrationStatus, ProcessState, R
 
 
 class SourceHas(StrEnum):
-    """What the source's manager has of the guest."""
+    """State of the guest at the source, as the manager there tells it."""
 
     #: The manager cannot be asked.
     SILENT = "silent"
@@ -41,7 +41,7 @@ class SourceHas(StrEnum):
 
 
 class DestinationHas(StrEnum):
-    """What the destination's manager has of the guest."""
+    """State of the guest at the destination, as the manager there tells it."""
 
     SILENT = "silent"
     NOTHING = "nothing"

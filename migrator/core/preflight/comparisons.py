@@ -235,6 +235,7 @@ _WAY = {
     "destination-left-over": "the destination's process, which should have ended",
     "not-restored": "migration parameters and capabilities of the source, with those before",
     "not-announced": "the answer to announce-self",
+    "autostart-lost": "the answer of the destination's libvirt to setting autostart (virDomainSetAutostart)",
 }
 
 #: Comparison behind every code of the catalogue.

@@ -16,7 +16,7 @@ _FIND = b'for path; do if [ -S "$path" ]; then printf "%s\\0" "$path"; fi; done;
 _FIND_SECONDS = 10.0
 
 
-class LibvirtHosts:
+class LibvirtConnections:
     """Connections to the libvirt daemons of hosts, by the hosts' names; each is opened when it is first needed."""
 
     def __init__(self, hosts: HostDirectory) -> None:
