@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -173,11 +173,13 @@ class TestBefore:
 class LateJob(Endpoint):
     """A source in which a job begins as late as one can: it is at the last safe point already."""
 
-    begin: Callable[[], Awaitable[None]]
+    begin: Callable[[], Coroutine[None, None, None]]
+    begun: asyncio.Task[None] | None = None
 
     async def disk_users(self) -> DiskUsers:
         if (await self.observe()).status is MigrationStatus.PRE_SWITCHOVER:
-            await self.begin()
+            self.begun = self.begun or asyncio.create_task(self.begin())
+            await asyncio.shield(self.begun)  # who asks waits for a moment only, and asks again
         return await super().disk_users()
 
 
