@@ -107,10 +107,8 @@ def next_step(removal: ImageRemoval, seen: GuestSeen, *, now: float) -> tuple[Ne
 
     :param now: seconds since the epoch.
     """
-    back = removal.host in seen.hosts or seen.goes_to == removal.host
-    if removal.state is RemovalState.REMOVING:
-        return NextRemovalStep.REMOVE, ""  # it was decided, and some of it may be done
-    if back:
+    # One that was begun is judged anew: its host may not have answered for days, and what is left be needed by now.
+    if removal.host in seen.hosts or seen.goes_to == removal.host:
         return NextRemovalStep.KEEP, f"the guest is back at {removal.host}, or on its way there"
     if now - removal.arrived_at > LONGEST_SECONDS:
         waited = removal.reason or "the guest was not seen running"

@@ -173,14 +173,17 @@ class ImageRemovals:
 
     async def _remove(self, pending: _Pending) -> None:
         if pending.removal.state is not RemovalState.REMOVING:
-            await self._change(pending, replace(pending.removal, state=RemovalState.REMOVING))
+            await self._change(pending, replace(pending.removal, state=RemovalState.REMOVING, reason=""))
+            step, _ = next_step(pending.removal, self._seen(pending.removal), now=clock.wall())
+            if step is not NextRemovalStep.REMOVE or not self._registry.may_begin:
+                return  # journalling it took a while: the next look says what is to be done now
         try:
             kept = await self._site.remove_images(pending.removal)
         except MigratorError as error:
             pending.not_before = clock.now() + _RETRY_SECONDS
             self._log.warning("images stay", migration=pending.removal.migration, error=str(error))
             return
-        removal = replace(pending.removal, state=RemovalState.REMOVED, kept=kept)
+        removal = replace(pending.removal, state=RemovalState.REMOVED, kept=kept, reason="")
         if kept:
             removal = removal.keep("; ".join(f"{path}: {why}" for path, why in kept.items()))
         await self._change(pending, removal)

@@ -7,6 +7,7 @@ standard library alone, and says what it finds in lines of JSON on its standard 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ _BEGIN_SECONDS, _ANSWER_SECONDS = 10.0, 60.0
 _MOST_ENTRIES = 20_000
 _QCOW2 = b"QFI\xfb"
 _MOST_NAME = 4096
+#: Asks for a lock of an open file, as QEMU's are (``F_OFD_GETLK``, which Python has a name for since 3.9).
+_GET_LOCK = 36
 
 
 class ImageProblem(Exception):
@@ -167,14 +170,17 @@ def _digests(path: str, export: str, wanted: dict[str, Any]) -> int:
     return size
 
 
-def based_on(image: str, names: list[str]) -> str:
-    """Return an image in the directory of one that is based on a file of one of these names; empty: there is none."""
+def user_of(image: str, names: list[str]) -> str:
+    """Return why an image may be in use by another in its directory: that is based on a file of one of these names, or
+    cannot be read; empty: there is none.
+    """
     directory = os.path.dirname(image)
     reals = {os.path.realpath(each) for each in names}
     with os.scandir(directory) as entries:
         for count, entry in enumerate(entries):
             if count > _MOST_ENTRIES:
-                return f"one of more than {_MOST_ENTRIES} files in {directory}, which are not looked at"
+                many = f"one of more than {_MOST_ENTRIES} files in {directory}"
+                return f"{many}, which are not looked at, may be based on it"
             if not entry.is_file(follow_symlinks=False):
                 continue
             try:
@@ -187,11 +193,15 @@ def based_on(image: str, names: list[str]) -> str:
                         continue
                     file.seek(offset)
                     name = os.fsdecode(file.read(min(length, _MOST_NAME)))
-            except OSError:
+            except FileNotFoundError:
                 continue
+            except OSError as error:
+                return f"{entry.path}, which cannot be read ({error.strerror}), may be based on it"
             of = name.removeprefix("file:")
-            if os.path.realpath(os.path.join(directory, of)) in reals or any(each in name for each in names):
-                return entry.path
+            # In JSON names of files may be written in other ways.
+            said = [os.path.basename(each) for each in names] if name.startswith("json:") else names
+            if os.path.realpath(os.path.join(directory, of)) in reals or any(each in name for each in said):
+                return f"{entry.path} is based on it"
     return ""
 
 
@@ -200,7 +210,13 @@ def locked(image: str) -> bool:
     at = os.lstat(image)
     this = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
     with open("/proc/locks", encoding="ascii", errors="replace") as locks:
-        return any(this in line.split() for line in locks)
+        if any(this in line.split() for line in locks):
+            return True
+    # Some file systems (btrfs, overlays) have another number there; a server of files knows of other hosts' locks.
+    with open(image, "rb") as file:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        held, *_ = struct.unpack("hhqqi4x", fcntl.fcntl(file, _GET_LOCK, asked))
+        return bool(held != fcntl.F_UNLCK)
 
 
 def opened(image: str) -> bool:
@@ -233,12 +249,12 @@ def remove(wanted: dict[str, Any]) -> None:
     why = ""
     if not stat.S_ISREG(at.st_mode):
         why = "it is no regular file any more"
-    elif identity(image) != wanted["identity"]:
-        why = "it is another file by now, or was written to"
-    elif locked(image) or opened(image):
-        why = "a process has it open"
-    elif user := based_on(image, [image, wanted["named"]]):
-        why = f"{user} is based on it"
+    elif not (why := user_of(image, [image, wanted["named"]])):
+        # What may have changed while the directory was looked through is looked at last.
+        if identity(image) != wanted["identity"]:
+            why = "it is another file by now, or was written to"
+        elif locked(image) or opened(image):
+            why = "a process has it open"
     if why:
         say(done=False, why=why)
         return

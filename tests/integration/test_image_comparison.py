@@ -131,6 +131,9 @@ async def test_what_somebody_has_a_use_for_is_not_removed(tmp_path: Path) -> Non
     name = b"disk.qcow2"  # as its owner wrote it before the guest left
     clone.write_bytes(b"QFI\xfb" + struct.pack(">LQL", 3, 512, len(name)) + bytes(492) + name)
     assert str(clone) in await why()
+    other_name = b'json:{"driver":"qcow2","file":{"driver":"file","filename":"./disk.qcow2"}}'
+    clone.write_bytes(b"QFI\xfb" + struct.pack(">LQL", 3, 512, len(other_name)) + bytes(492) + other_name)
+    assert str(clone) in await why()
     clone.unlink()
     assert await comparison().remove(removal) == {}
     assert not image.exists()

@@ -32,6 +32,7 @@ REMOVAL = ImageRemoval(
     arrived_at=1000.0,
 )
 COMPARED = replace(REMOVAL, state=RemovalState.COMPARED)
+REMOVING = replace(REMOVAL, state=RemovalState.REMOVING)
 THERE = GuestSeen(hosts=("b",), alive=True)
 
 
@@ -59,12 +60,14 @@ THERE = GuestSeen(hosts=("b",), alive=True)
             COMPARED, GuestSeen(), 1001.0 + LONGEST_SECONDS, NextRemovalStep.KEEP, id="not seen for a week"
         ),
         pytest.param(
-            replace(COMPARED, state=RemovalState.REMOVING),
+            REMOVING,
             replace(THERE, hosts=("a",)),
             1060.0,
-            NextRemovalStep.REMOVE,
-            id="begun",
+            NextRemovalStep.KEEP,
+            id="begun, and has come back",
         ),
+        pytest.param(REMOVING, THERE, 1060.0, NextRemovalStep.REMOVE, id="begun"),
+        pytest.param(REMOVING, GuestSeen(), 1060.0, NextRemovalStep.WAIT, id="begun, and not seen"),
     ],
 )
 def test_next_step(removal: ImageRemoval, seen: GuestSeen, now: float, step: NextRemovalStep) -> None:

@@ -60,21 +60,23 @@ async def _settle(session: SessionState) -> None:
 async def put_aside(session: SessionState, copies: Sequence[DiskCopy], *, arrived: bool) -> None:
     """Give the images at the source whose contents have left another name, so that nobody starts a guest from them.
 
-    Those at the target are removed by nobody from then on. Where the policy has those at the source removed, and the
-    guest has arrived, :attr:`SessionState.image_removal` says which.
+    Those at the target are removed by nobody from then on. Where that is certain, the policy has those at the source
+    removed, and the guest has arrived, :attr:`SessionState.image_removal` says which.
     """
     if not (paths := [copy.path for copy in copies]):
         return
+    safe_there = False
     with contextlib.suppress(
         MigratorError
     ):  # what it is kept from is that nobody knows any more that it has arrived
         await session.services.site.keep_images(session.target, migration=session.id)
+        safe_there = True
     try:
         moved = await session.services.site.put_aside(session.guest, paths, migration=session.id)
     except MigratorError as error:
         session.result.warn("source-image-kept", str(error), _OLD_IMAGE)
         return
-    if arrived and session.policy.source_images is SourceImages.REMOVE:
+    if arrived and safe_there and session.policy.source_images is SourceImages.REMOVE:
         session.image_removal = _removal(session, copies, moved)
         removed = {image.named for image in session.image_removal.images} if session.image_removal else set()
         paths = [path for path in paths if path not in removed]
