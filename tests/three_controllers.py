@@ -51,7 +51,8 @@ LEASE_SECONDS = 6.0
 #: Everything has come to its end so long after the last misfortune.
 WITHIN_SECONDS = 400.0
 _RESTART_SECONDS = 2.0
-_NOBODY_SECONDS = 24 * 3600.0
+#: A command that nobody has answered for so long never will be.
+_NOBODY_SECONDS = 2 * WITHIN_SECONDS
 _ASK_SECONDS = 8.0
 
 
@@ -375,7 +376,7 @@ class ThreeControllers:
     async def ask(self, verb: str, key: str, **body: Any) -> Reply:
         """Have a command carried out, whoever does it; it is asked again until it is answered.
 
-        :raise TimeoutError: nobody answers for a day of the simulated clock.
+        :raise TimeoutError: nobody answers for many minutes of the simulated clock.
         """
         envelope = Envelope(verb=verb, body=body, id=key, caller=OPERATOR)
         deadline = self.loop.time() + _NOBODY_SECONDS
