@@ -84,7 +84,10 @@ class LiveSite(LabSite):
             except httpx2.TransportError:
                 return False
 
-        await until(answers, what="the service", within=within)
+        try:
+            await until(answers, what="the service", within=within)
+        except TimeoutError:
+            raise AssertionError(("the service does not answer", self.log()[-4000:])) from None
 
     async def restart(self) -> None:
         """After a kill."""

@@ -20,7 +20,7 @@ async def test_a_window_begins_after_a_restart_and_a_roll_goes_on_after_one(tmp_
     web, handed, go = guest("web"), tmp_path / "handed", tmp_path / "go"
     extra = (
         # The first time it hangs, as the host would that is patched; its controller is killed meanwhile.
-        hook("after-drain", "patch", f"cat >>{handed}; echo >>{handed}; test -e {go} || sleep 3600")
+        hook("after-drain", "patch", f"cat >>{handed}; echo >>{handed}; test -e {go} || exec sleep 120")
         + hook("ready", "healthy", f"test -e {go}")
     )
     async with served([web], "a", "b", extra=extra) as site:

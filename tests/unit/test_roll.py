@@ -410,6 +410,44 @@ class TestWhole:
             ]
             assert running.queries.host("a").state is HostState.MAINTENANCE
 
+    @pytest.mark.parametrize("stage", [RollStage.EMPTYING, RollStage.AWAITED, RollStage.RESTORING])
+    async def test_killed_in_any_stage_it_goes_on_and_begins_nothing_twice(
+        self, service: SimulatedService, stage: RollStage
+    ) -> None:
+        service.roll_hooks.takes_seconds = 5.0
+        async with service.running(killed=True) as running:
+            asked = await running.ask(Roll(hosts=["a"]))
+            await running.until(lambda: running.run(asked.id).roll.hosts[0].stage is stage)
+        async with service.running() as running:
+            end = await running.end_of(asked)
+            assert (end.state, end.hosts[0].stage) == (EvacuationState.COMPLETED, "done")
+            runs = [each for each in await running.queries.evacuations(limit=99) if each.kind != "roll"]
+            assert sorted(each.kind for each in runs) == ["evacuate", "restore"]
+            assert service.site.running("vm-0") == ["a"]
+
+    @pytest.mark.parametrize(
+        ("stage", "becomes", "home"),
+        [
+            (RollStage.EMPTYING, "left", None),
+            (RollStage.AWAITED, "left", False),
+            (RollStage.RESTORING, "done", True),
+        ],
+    )
+    async def test_cancelled_in_any_stage_it_begins_nothing_more(
+        self, service: SimulatedService, stage: RollStage, becomes: str, home: bool | None
+    ) -> None:
+        service.roll_hooks.takes_seconds = 5.0
+        async with service.running() as running:
+            asked = await running.ask(Roll(hosts=["a", "b"]))
+            await running.until(lambda: running.run(asked.id).roll.hosts[0].stage is stage)
+            await running.ask(Cancel(target=asked.id))
+            end = await running.end_of(asked)
+            assert end.state is EvacuationState.CANCELLED
+            assert [each.stage for each in end.hosts] == [becomes, "left"]
+            assert service.site.running("vm-1") == ["b"]
+            (where,) = service.site.running("vm-0")
+            assert home is None or (where == "a") is home
+
     @pytest.mark.parametrize(
         ("fields", "why"),
         [
