@@ -67,6 +67,10 @@ class Site:
         for number in range(5):
             self.queries.guests_by_key[f"guest-{number}"] = a_guest(f"guest-{number}")
         self.queries.put_evacuation(an_evacuation())
+        tonight = datetime.now(UTC) + timedelta(hours=6)
+        self.queries.put_evacuation(
+            an_evacuation("tonight", state=EvacuationState.SCHEDULED, starts_at=tonight, deadline=None)
+        )
 
     async def evacuate(self) -> None:
         """One guest after the other, until cancelled."""
