@@ -28,7 +28,7 @@ from migrator.core.drain.roll import (
 from migrator.core.drain.states import EvacuationState
 from migrator.core.hooks import Hook, HookPlace, HookResult, RollPoint
 from migrator.core.inventory import HostState
-from migrator.testing.simulated_service import SimulatedService
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB
 
 NOW = 1000.0
@@ -314,6 +314,12 @@ def service(tmp_path: Path) -> SimulatedService:
     return service
 
 
+def _first(running: RunningEngine, roll: str) -> RollStage:
+    progress = running.run(roll).roll
+    assert progress is not None
+    return progress.hosts[0].stage
+
+
 @pytest.mark.looptime
 class TestWhole:
     async def test_hosts_are_rolled_through_one_after_the_other(self, service: SimulatedService) -> None:
@@ -417,7 +423,7 @@ class TestWhole:
         service.roll_hooks.takes_seconds = 5.0
         async with service.running(killed=True) as running:
             asked = await running.ask(Roll(hosts=["a"]))
-            await running.until(lambda: running.run(asked.id).roll.hosts[0].stage is stage)
+            await running.until(lambda: _first(running, asked.id) is stage)
         async with service.running() as running:
             end = await running.end_of(asked)
             assert (end.state, end.hosts[0].stage) == (EvacuationState.COMPLETED, "done")
@@ -439,7 +445,7 @@ class TestWhole:
         service.roll_hooks.takes_seconds = 5.0
         async with service.running() as running:
             asked = await running.ask(Roll(hosts=["a", "b"]))
-            await running.until(lambda: running.run(asked.id).roll.hosts[0].stage is stage)
+            await running.until(lambda: _first(running, asked.id) is stage)
             await running.ask(Cancel(target=asked.id))
             end = await running.end_of(asked)
             assert end.state is EvacuationState.CANCELLED
