@@ -1,4 +1,4 @@
-"""An end of a migration of whose QEMU no monitor is ours: what such an end has not is refused, or does nothing."""
+"""An end of a migration without a monitor of ours, as a file or libvirt's guest: refuses or skips what takes one."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class UnmonitoredEnd:
         raise self._cannot("mirror")
 
     def _cannot(self, what: str) -> CommandFailed:
+        """Return the refusal of a method that takes a monitor, with the reason in words."""
         return CommandFailed(self.name, what, "GenericError", "no monitor of its QEMU is ours")
 
     async def disk_users(self) -> DiskUsers:

@@ -12,26 +12,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import migrator.hosts.state_program
-from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
-from migrator.core.preflight.non_migrated_state import DiskUsers
-from migrator.core.preflight.stream_tls import StreamTls
 from migrator.core.saved_guest import PREFIX, SavedGuest, SurveyedFile
 from migrator.errors import CommandFailed, HostError
 from migrator.hosts.access import Coprocess, HostAccess
-from migrator.ports import (
-    DiskMirroring,
-    GuestConfiguration,
-    GuestProcess,
-    MigrationSettings,
-    OpenImages,
-    QemuEvent,
-    SourceGuard,
-    StreamOptions,
-    StreamSockets,
-    Tuning,
-    Unguarded,
-)
+from migrator.ports import QemuEvent
+from migrator.ports.unmonitored_end import UnmonitoredEnd
 
 _PROGRAM = inspect.getsource(migrator.hosts.state_program)
 #: Seconds that a small question about a file may take.
@@ -40,6 +27,16 @@ SAVED = TypeAdapter(SavedGuest)
 _SURVEYED = TypeAdapter(SurveyedFile)
 #: Of a command line's length.
 _PATHS_AT_ONCE = 100
+#: Why a file cannot do what is asked for, by the name of the method.
+_NOT_OF_A_FILE = {
+    "mirror": "a file takes no disks",
+    "encrypt": "a file takes no encrypted stream",
+    "listen": "it is not written into",
+    **dict.fromkeys(("migrate", "switch"), "it is not read"),
+    **dict.fromkeys(
+        ("start_postcopy", "pause_stream", "listen_again", "resume_stream"), "a file serves no pages"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +162,7 @@ def file_view(run: RunState, status: MigrationStatus) -> View:
     return View(process=ProcessState.ALIVE, answers=True, run=run, status=status, can_fence=True)
 
 
-class FileEnd:
+class FileEnd(UnmonitoredEnd):
     """An end of a migration that is a file: no QEMU, and no monitor. Implements :class:`migrator.ports.SourceQemu`."""
 
     shares_clock = True
@@ -174,10 +171,10 @@ class FileEnd:
     connected = True
 
     def __init__(self, file: StateFile, *, role: str, migration: str) -> None:
+        super().__init__()
         self.file, self.migration = file, migration
         self.name = f"{role} {PREFIX}{file.path}"
         self.address_text = f"{PREFIX}{file.path}"
-        self.guard: SourceGuard = Unguarded()
         self._notify: Callable[[], None] = lambda: None
         self.program: Coprocess | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -185,15 +182,9 @@ class FileEnd:
         #: What went wrong, in its program's words.
         self.problem = ""
 
-    @property
-    def process(self) -> GuestProcess | None:
-        """Return nothing: there is none."""
-        return None
-
-    @property
-    def mirroring(self) -> DiskMirroring:
-        """Disks of such a guest are not copied: they stay where they are."""
-        raise CommandFailed(self.name, "mirror", "GenericError", "a file takes no disks")
+    def _cannot(self, what: str) -> CommandFailed:
+        reason = _NOT_OF_A_FILE.get(what, "it is a file, and no QEMU")
+        return CommandFailed(self.name, what, "GenericError", reason)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -249,95 +240,12 @@ class FileEnd:
     async def facts(self) -> Facts:
         raise NotImplementedError
 
-    async def disk_users(self) -> DiskUsers:
-        return DiskUsers()
-
-    async def read_runtime_state(self) -> Any:
-        return None
-
-    async def restore_runtime_state(self, given: Any) -> Sequence[str]:
-        return ()
-
-    async def release_monitor(self) -> None:
-        """Do nothing: there is none."""
-
     async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
         """Note whose it is; whoever writes or reads the file holds a lock on it."""
         self.migration = self.migration or migration
 
-    async def release(self) -> None:
-        """Do nothing: see :meth:`claim`."""
-
-    async def settings(self) -> MigrationSettings:
-        return MigrationSettings(capabilities={}, parameters={})
-
-    async def enable(self, capabilities: Mapping[str, bool]) -> None:
-        """Do nothing: it has none."""
-
-    async def tune(self, tuning: Tuning) -> None:
-        """Do nothing: the disk is as fast as it is."""
-
-    async def restore(self, settings: MigrationSettings) -> None:
-        """Do nothing: there is nothing to put back."""
-
-    async def encrypt(self, migration: str, tls: StreamTls) -> None:
-        raise CommandFailed(self.name, "encrypt", "GenericError", "a file takes no encrypted stream")
-
-    async def do_not_encrypt(self) -> None:
-        """Do nothing: it never does."""
-
-    async def forget_encryption(self) -> None:
-        """Do nothing: it never did."""
-
-    async def listen(self, uri: str) -> str:
-        raise CommandFailed(self.name, "listen", "GenericError", "it is not written into")
-
-    async def migrate(self, uri: str) -> None:
-        raise CommandFailed(self.name, "migrate", "GenericError", "it is not read")
-
-    async def stream_addresses(self) -> Sequence[str]:
-        return ()
-
-    async def stream_sockets(
-        self, peers: Sequence[str], options: StreamOptions | None = None, *, again: bool = False
-    ) -> StreamSockets:
-        return StreamSockets()
-
-    async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:
-        """Do nothing: nobody writes into its guest's memory."""
-
-    async def dirty_rate(self) -> float | None:
-        return None
-
-    async def start_postcopy(self) -> None:
-        raise CommandFailed(self.name, "start_postcopy", "GenericError", "a file serves no pages")
-
-    async def switch(self) -> None:
-        raise CommandFailed(self.name, "switch", "GenericError", "it is not read")
-
-    async def pause_stream(self) -> None:
-        raise CommandFailed(self.name, "pause_stream", "GenericError", "a file serves no pages")
-
-    async def listen_again(self, address: str) -> str:
-        raise CommandFailed(self.name, "listen_again", "GenericError", "a file serves no pages")
-
-    async def resume_stream(self, uri: str) -> None:
-        raise CommandFailed(self.name, "resume_stream", "GenericError", "a file serves no pages")
-
-    async def cancel(self) -> None:
-        """Do nothing unless it is read."""
-
     async def cont(self) -> None:
         raise NotImplementedError
-
-    async def was_run(self) -> bool:
-        return False
-
-    async def stop(self) -> None:
-        """Do nothing: its guest stands still."""
-
-    async def announce(self) -> None:
-        """Do nothing: it has no network."""
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
         raise NotImplementedError
@@ -350,28 +258,3 @@ class FileEnd:
 
     async def close(self) -> None:
         await self.end_program()
-
-    # --- what a second QEMU is made from ----------------------------------------------------------------------------
-
-    async def images(self) -> OpenImages:
-        return OpenImages()
-
-    async def configuration(self, arguments: Sequence[str]) -> GuestConfiguration:
-        raise NotImplementedError
-
-    async def naming_options(self) -> Sequence[str]:
-        return ()
-
-    async def threads(self) -> Mapping[str, int]:
-        return {}
-
-    async def replicate_devices(
-        self, destination: Any, *, run_directory: str, same_files: bool = True
-    ) -> Sequence[Finding]:
-        return ()
-
-    async def pass_on_name(self, destination: Any) -> None:
-        """Do nothing: it is among the options."""
-
-    async def carry_traces(self, destination: Any) -> Sequence[str]:
-        return ()
