@@ -22,8 +22,8 @@ def service_lines(service: Document) -> list[str]:
     acting = service["acting"]
     lines = [f"{acting} acts, and plans the site" if acting else "NOBODY ACTS: nothing is planned or begun"]
     if service["role"] == "standby":
-        age = service["stale_seconds"]
-        old = "of unknown age" if age is None else f"{age(age)} old at most"
+        stale = service["stale_seconds"]
+        old = "of unknown age" if stale is None else f"{age(stale)} old at most"
         lines.append(f"{service['instance']} answers, and stands by; what it shows is {old}")
     return lines + [f"complaint: {each}" for each in service["complaints"]]
 

@@ -196,8 +196,8 @@ async def test_what_it_left_is_removed_once_it_was_compared_though_the_controlle
         (moved,) = await here.site.migrations("completed")
         actions = [each["action"] for each in moved["decisions"]]
         assert actions[-2:] == ["source-image-compared", "source-image-removed"]
-        events = (await here.site.get("events", after=0, limit=500))["items"]
-        numbers = [each["sequence"] for each in events if each["subject_id"] == moved["id"]]
+        told = await here.site.cli("events", moved["id"], "--json")
+        numbers = [each["sequence"] for each in json.loads(told.stdout)["items"]]
         assert numbers == list(range(1, len(numbers) + 1))
         await here.check("b")
 
