@@ -203,6 +203,8 @@ class Sessions:
         self._announcer.migration(session)
         if session.ended and session.image_removal is not None:
             self._image_removals.add(session.image_removal)  # in the same transaction
+        if session.ended and session.saves:
+            self._journal_writer.schedule(SAVED_ENTRY, saved_entry(session))  # and so is this
         if session.state is not State.HELD and not session.ended:
             self._change_run(session, lambda run: run.gone_on(session.guest.key))
         self._changed()
@@ -218,8 +220,6 @@ class Sessions:
             self._learn(session)
         elif session.ended and session.state is State.GUEST_ENDED:
             self._inventory.gone(session.guest, session.guest.host, session.target)
-        if session.ended and session.saves:
-            self._journal_writer.schedule(SAVED_ENTRY, saved_entry(session))
         if session.ended or session.state is State.HELD:
             how, limits = _how_it_ended(session), self._rules().site_limits
             self._change_run(
