@@ -56,7 +56,7 @@ class ManagedChecks:
             self._ask(leaving, target), self._files(leaving.xml, guest.host, target, here, there, copied)
         )
         return errors_first(
-            [*_refused_wishes(policy), *asked, *_host_findings(leaving.xml, target, there), *files]
+            [*refused_wishes(policy), *asked, *_host_findings(leaving.xml, target, there), *files]
         )
 
     async def _ask(self, leaving: LeavingGuest, target: str) -> list[Finding]:
@@ -116,10 +116,13 @@ class ManagedChecks:
         return found
 
 
-def _refused_wishes(policy: Policy) -> Iterator[Finding]:
+def refused_wishes(policy: Policy) -> Iterator[Finding]:
     """Yield what the policy asks for and a move by libvirt has not: it must not go on without that unsaid."""
     if policy.stream is StreamRoute.SSH:
         yield finding("libvirt-policy", "the policy has the stream go through SSH (stream = ssh)")
+    if policy.offline:
+        # libvirt has a guest rest at the target that rested when its move began.
+        yield finding("libvirt-policy", "the policy has the guest stand still while it is copied (offline)")
     if policy.postcopy is PostcopyMode.IMMEDIATE:
         yield finding("libvirt-policy", "the policy asks for postcopy at once (postcopy = immediate)")
     if policy.disks is CopiedDisks.ALL:

@@ -125,7 +125,6 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
         await served(site, 1)
         move = await site.post("migrations", guest=uuid, to="beta", policy="gentle")
         await site.until_state("precopy")
-        await asyncio.sleep(1)
         await site.restart()
         ended: dict[str, Any] = {}
         async with asyncio.timeout(150):

@@ -35,11 +35,12 @@ _SOURCES = {source_has(view): view for view in _VIEWS}
 _DESTINATIONS = {destination_has(view): view for view in _VIEWS}
 _CALLS = (ManagerCall(), ManagerCall(runs=True), ManagerCall(went_well=True), ManagerCall(failed=True))
 _INTENTS = [
-    Intent(milestone=milestone, undo=undo, postcopy=postcopy, said=said)
+    Intent(milestone=milestone, undo=undo, postcopy=postcopy, said=said, stopped_by_us=stopped_by_us)
     for milestone in (Milestone.PREPARING, Milestone.MIGRATING, Milestone.HANDED_OVER)
     for undo in (None, State.CANCELLED, State.FAILED)
     for postcopy in (False, True)
     for said in (None, *OperatorAnswer)
+    for stopped_by_us in (False, True)
 ]
 _HERE, _THERE = SourceHas, DestinationHas
 _NOWHERE = {_THERE.NOTHING, _THERE.ENDED}
@@ -67,6 +68,10 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
         if answer.outcome in {State.FAILED, State.CANCELLED} and answer.row != "said-lost":
             assert here in {_HERE.RUNS, _HERE.RESTS}, case
             assert there in _NOWHERE | {_THERE.SILENT}, case
+            if here is _HERE.RESTS and intent.stopped_by_us and intent.milestone is not Milestone.PREPARING:
+                # It would be let go on, and rests like that after its switch, too: its manager has said that it failed.
+                assert call.failed, case
+                assert there in _NOWHERE, case
         if answer.step is Step.REVIVE:
             assert there in _NOWHERE, case
             assert not call.runs, case

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from migrator.core.migration.rules import Next, Step
-from migrator.core.migration.situation import Intent, OperatorAnswer
+from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.model import RUNNING_STATES, MigrationStatus, ProcessState, RunState, State, View
 
 
@@ -130,6 +130,10 @@ def decide(
     :param expired: the recovery of a postcopy was tried for as long as it is.
     """
     here, there = source_has(source), destination_has(destination)
+    stopped_by_us = intent.stopped_by_us and intent.milestone is not Milestone.PREPARING
+    if here is S.RESTS and stopped_by_us and (not call.failed or there is D.SILENT):
+        # It looks the same before and after its switch, and the target lets go on what was stopped under way.
+        here = S.STANDS
     if intent.said is OperatorAnswer.LOST and here in (S.NOTHING, S.ENDED) and there in (D.NOTHING, D.ENDED):
         return _end("said-lost", State.FAILED, "a person said that the guest is lost")
     if S.SILENT is here or D.SILENT is there:

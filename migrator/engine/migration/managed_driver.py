@@ -147,10 +147,6 @@ class ManagedDriver(DriverState):
 
     async def _begin_moving(self, was: ManagedGuestState) -> None:
         await self._source.tune(Tuning(downtime_limit_seconds=self._limit_seconds))
-        if self._policy.offline and self._intent_log.intent.guest_runs:
-            await self._steering.stop_guest(
-                "the policy is offline: the guest stands still while its memory is copied"
-            )
         if self.requests.unwanted():
             postponed = not self.requests.cancel
             reason = "the controller stops: it begins anew" if postponed else "cancelled before it began"
@@ -174,8 +170,6 @@ class ManagedDriver(DriverState):
 
     @property
     def _limit_seconds(self) -> float:
-        if self._policy.offline:
-            return self._policy.max_downtime_seconds
         return max(PARKED_LIMIT_SECONDS, self._steering.limit_seconds)
 
     async def take_up(
