@@ -396,6 +396,9 @@ class ManagedDriver(DriverState):
             self.result.warn("autostart-lost", str(error), "set it there: virsh autostart GUEST")
         figures = await self._managed.measured(self._destination)
         if figures:
+            # One that is over before the first look has no sample of ours.
+            sent = int(figures.get("transferred_bytes", 0))
+            self.result.transferred_bytes = max(self.result.transferred_bytes, sent)
             ours = self.result.downtime_seconds
             said = ", ".join(f"{name} {value:g}" for name, value in figures.items())
             self._intent_log.decide(
