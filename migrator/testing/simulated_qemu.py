@@ -408,15 +408,38 @@ class SimulatedQemu(WithoutDevices):
         if self.is_destination and self.stream is not None:
             self.stream.simulator.hand_over()
             self.stream.advance()
+            self._paused_here = False
+        elif self.is_destination:
+            pass  # nothing has arrived that could run
         elif self.stream is not None:
             self.stream.simulator.cont()
             self.stream.advance()
+            self._keep_run_state()
+        elif self.machine.run is not RunState.RUNNING:
+            self._run_without_stream(RunState.RUNNING, "RESUME")
 
     async def stop(self) -> None:
         self._reach()
-        if self.stream is not None and not self.is_destination:
+        if self.is_destination:
+            self._paused_here = self._paused_here or (
+                self.stream is not None and self.stream.simulator.at_destination
+            )
+        elif self.stream is not None:
             self.stream.simulator.stop()
             self.stream.advance()
+            self._keep_run_state()
+        elif self.machine.run is RunState.RUNNING:
+            self._run_without_stream(RunState.PAUSED, "STOP")
+
+    def _run_without_stream(self, run: RunState, event: str) -> None:
+        self.machine.run = run
+        at = asyncio.get_running_loop().time()
+        self.hear(QemuEvent(name=event, arrived=at, stamped=at, data={}))
+
+    def _keep_run_state(self) -> None:
+        """Note what somebody wanted of the guest, for whoever opens its QEMU after this stream."""
+        if self.stream is not None and self.stream.simulator.run in (RunState.RUNNING, RunState.PAUSED):
+            self.machine.run = self.stream.simulator.run
 
     async def announce(self) -> None:
         self._reach()

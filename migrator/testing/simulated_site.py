@@ -306,7 +306,7 @@ class SimulatedSite:
                 if end.is_destination and not end.dead:
                     machine.host = end.host
                     machine.generation = machine.started
-                    machine.run = RunState.RUNNING
+                    machine.run = end.shown()[0]
 
     async def stream_tls(self, source: str, target: str, policy: Policy) -> TlsChoice:
         return TlsChoice()

@@ -110,6 +110,8 @@ class Simulator:
         self._due = math.inf  # when the present wait is over
         self._postcopy_wanted = False
         self._may_proceed = False
+        #: The guest ran when it was stopped for its switch.
+        self._was_running = False
         self._source_downtime = 0.0
         self._requests = 0.0
 
@@ -219,7 +221,10 @@ class Simulator:
         lost = self.status is _M.POSTCOPY_ACTIVE
         self._end(status)
         if self.run is _R.FINISH_MIGRATE and not lost:
-            self._resume_source()
+            if self._was_running:
+                self._resume_source()
+            else:
+                self.run = _R.PAUSED
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -351,8 +356,8 @@ class Simulator:
 
     def _switch(self) -> None:
         """Stop the guest; what follows depends on who asked."""
-        was_running, self.run = self.run is _R.RUNNING, _R.FINISH_MIGRATE
-        if was_running:
+        self._was_running, self.run = self.run is _R.RUNNING, _R.FINISH_MIGRATE
+        if self._was_running:
             self._stopped()
         if self.parameters.pause_before_switchover:
             self._set(_M.PRE_SWITCHOVER)
