@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint types rules layers generated lab collected docs picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
+.PHONY: help setup demo test test-all lint types rules layers generated site lab collected docs wheel picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
@@ -31,6 +31,8 @@ help:
 	@echo 'make lock      requirements*.lock anew after a change in pyproject.toml   [LOCK_ARGS=--upgrade]'
 	@echo 'make audit     what is known to be wrong with the locked versions; takes a way to the OSV database'
 	@echo 'make install   the service on this machine, under /opt/migrator; starts nothing   [PREFIX=, DESTDIR=, TRACES=1, LIBVIRT=1]'
+	@echo 'make site      the documents as pages for a browser, in .build/site'
+	@echo 'make wheel     what pipx installs, in .build/wheel'
 	@echo 'make deb       a Debian package of it, in .build/deb, looked at by lintian'
 	@echo 'make uninstall removes it; configuration and journal stay'
 	@echo 'make clean     removes .build and caches'
@@ -69,6 +71,8 @@ layers:
 generated:
 	$(BIN)/python scripts/docs --check
 	$(BIN)/python -m dashboards.build --check
+	$(BIN)/hadolint Containerfile
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lab:
 	@scripts/setup test
@@ -81,6 +85,18 @@ docs:
 	@scripts/setup lint
 	$(BIN)/python scripts/docs
 	$(BIN)/python -m dashboards.build
+
+site:
+	@scripts/setup lint
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'made .build/site/index.html'
+
+# With what builds an installation, in the versions of its lock; nothing else is loaded for it.
+wheel:
+	@scripts/setup demo
+	@rm -rf .build/wheel
+	@$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir .build/wheel .
+	@echo "made $$(ls .build/wheel/*.whl)"
 
 picture:
 	@scripts/setup demo
