@@ -343,6 +343,8 @@ class HostDocument(Document):
     guests_unmonitored: int = 0
     #: Of these: in a migration that nobody drives.
     guests_undriven: int = 0
+    #: Of these: cannot be moved at all; each says why.
+    guests_not_movable: int = 0
     #: Uuids that run here and, at the same time, once more, here or elsewhere: an emergency.
     guests_duplicate: list[str] = Field(default_factory=list)
     memory_total_bytes: int = 0

@@ -181,6 +181,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
             guest.obstacle_code == unfinished.UNFINISHED and not registry.is_moving(guest.key)
             for guest in guests
         ),
+        guests_not_movable=sum(bool(guest.obstacle) for guest in guests),
         guests_duplicate=sorted({guest.uuid for guest in guests} & inventory.doubled().keys()),
         memory_total_bytes=host.memory_bytes or host.facts.memory_total_bytes,
         memory_free_bytes=inventory.memory_free(host),

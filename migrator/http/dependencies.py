@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -123,3 +124,14 @@ KnownCaller = Annotated[Caller, Depends(_known_caller)]
 def answer(document: BaseModel, status: int = 200) -> Response:
     """`document` as JSON, as it is: it was validated when it was made."""
     return Response(document.model_dump_json(), status_code=status, media_type="application/json")
+
+
+def answer_changed(request: Request, document: BaseModel) -> Response:
+    """`document` as JSON with its ``ETag``; 304 and no body where the caller says that it has just that."""
+    body = document.model_dump_json().encode()
+    tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    asked = (each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(","))
+    if tag in asked:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, StringConstraints
@@ -16,11 +16,23 @@ from migrator.api.documents import (
     MigrationDocument,
     SampleDocument,
 )
+from migrator.api.inventory_pages import (
+    NOBODY,
+    GuestList,
+    GuestOrder,
+    GuestQuery,
+    HostList,
+    HostOrder,
+    HostQuery,
+    guest_list,
+    host_list,
+)
 from migrator.api.queries import EvacuationFilter, MigrationFilter
 from migrator.api.service_documents import ServiceDocument
 from migrator.core.drain.states import EvacuationState
+from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.http.dependencies import KnownCaller, answer, dependencies
+from migrator.http.dependencies import KnownCaller, answer, answer_changed, dependencies
 from migrator.http.problems import ProblemError
 
 router = APIRouter()
@@ -31,6 +43,18 @@ Before = Annotated[Name | None, Query(description="Those after this one: `next` 
 _Text = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
 GuestFilter = Annotated[_Text | None, Query(description="A guest's key.")]
 Identifier = Annotated[Name, Path()]
+Search = Annotated[
+    _Text,
+    Query(description="Words, each of which is somewhere in what it is known by; case does not matter."),
+]
+RowLimit = Annotated[
+    int | None, Query(ge=0, le=500, description="At most so many; 0: the counts alone. Left out: all.")
+]
+Offset = Annotated[int, Query(ge=0, le=10_000_000, description="So many of them are left out first.")]
+_SORT = "By that field; with `-` before it the largest first. What is not known is last."
+_UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "As it was: `If-None-Match` has the `ETag` of this answer."}
+}
 
 
 class MigrationPage(BaseModel):
@@ -52,18 +76,6 @@ class EvacuationPage(BaseModel):
 
     items: list[EvacuationDocument]
     next: str | None = None
-
-
-class HostList(BaseModel):
-    """Hosts by name."""
-
-    items: list[HostDocument]
-
-
-class GuestList(BaseModel):
-    """Guests by host and name."""
-
-    items: list[GuestDocument]
 
 
 @router.get("/migrations", response_model=MigrationPage, tags=["migrations"])
@@ -137,10 +149,29 @@ async def read_evacuation(request: Request, id: Identifier, _: KnownCaller) -> R
     return answer(await evacuation(request, id))
 
 
-@router.get("/hosts", response_model=HostList, tags=["hosts"])
-async def list_hosts(request: Request, _: KnownCaller) -> Response:
-    """All hosts, by name."""
-    return answer(HostList(items=list(dependencies(request).queries.hosts())))
+@router.get("/hosts", response_model=HostList, responses=_UNCHANGED, tags=["hosts"])
+async def list_hosts(
+    request: Request,
+    _: KnownCaller,
+    search: Search = "",
+    state: Annotated[list[HostState], Query(description="One of these states.")] = [],  # noqa: B006 - FastAPI copies it
+    up: bool | None = None,
+    cordoned: bool | None = None,
+    sort: Annotated[HostOrder, Query(description=_SORT)] = "host",
+    limit: RowLimit = None,
+    offset: Offset = 0,
+) -> Response:
+    """All hosts, by name; or those that are searched for, sorted, and a part of them at a time."""
+    query = HostQuery(
+        search=search,
+        states=frozenset(state),
+        up=up,
+        cordoned=cordoned,
+        sort=sort,
+        limit=limit,
+        offset=offset,
+    )
+    return answer_changed(request, host_list(dependencies(request).queries.hosts(), query))
 
 
 @router.get("/hosts/{host}", response_model=HostDocument, tags=["hosts"])
@@ -152,19 +183,42 @@ async def read_host(request: Request, host: Identifier, _: KnownCaller) -> Respo
     return answer(found)
 
 
-@router.get("/guests", response_model=GuestList, tags=["guests"])
+@router.get("/guests", response_model=GuestList, responses=_UNCHANGED, tags=["guests"])
 async def list_guests(
     request: Request,
     _: KnownCaller,
     host: Name | None = None,
     refresh: Annotated[bool, Query(description="Look at the hosts first, or at that one.")] = False,
+    search: Search = "",
+    state: Annotated[list[_Text], Query(description="One of these run states.")] = [],  # noqa: B006 - FastAPI copies it
+    managed_by: Annotated[
+        _Text | None, Query(description=f"Who else manages it, or `{NOBODY}`: nobody does.")
+    ] = None,
+    movable: bool | None = None,
+    moving: Annotated[bool | None, Query(description="It has a migration under way.")] = None,
+    duplicate: Annotated[bool | None, Query(description="Its uuid runs twice.")] = None,
+    monitored: Annotated[bool | None, Query(description="It has a monitor.")] = None,
+    sort: Annotated[GuestOrder, Query(description=_SORT)] = "host",
+    limit: RowLimit = None,
+    offset: Offset = 0,
 ) -> Response:
-    """All guests, or those of one host, by host and name."""
+    """All guests, or those of one host, by host and name; or those that are searched for, sorted, a part at a time."""
     queries = dependencies(request).queries
     if refresh:
         await queries.refresh(host)
-    found = list(queries.guests(host))
-    return answer(GuestList(items=found))
+    query = GuestQuery(
+        search=search,
+        states=frozenset(state),
+        managed_by=managed_by,
+        movable=movable,
+        moving=moving,
+        duplicate=duplicate,
+        monitored=monitored,
+        sort=sort,
+        limit=limit,
+        offset=offset,
+    )
+    return answer_changed(request, guest_list(queries.guests(host), query))
 
 
 @router.get("/guests/{guest:path}", response_model=GuestDocument, tags=["guests"])

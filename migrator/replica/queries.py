@@ -68,9 +68,9 @@ class ReplicaQueries(JournalQueries):
         return self._state.hosts.get(name)
 
     def guests(self, host: str | None = None) -> list[GuestDocument]:
-        chosen = self._state.guests.values() if host is None else [self._state.guests.get(host, [])]
-        found = [known.document for guests in chosen for known in guests]
-        return sorted(found, key=lambda guest: (guest.host, guest.name, guest.guest))
+        # Those of each host are in their order already.
+        names = sorted(self._state.guests) if host is None else [host]
+        return [known.document for name in names for known in self._state.guests.get(name, ())]
 
     async def refresh(self, host: str | None = None) -> None:
         await self._requests.ask("refresh", host=host)

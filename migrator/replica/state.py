@@ -144,6 +144,7 @@ class ReplicaState:
 
     def __init__(self) -> None:
         self.hosts: dict[str, HostDocument] = {}
+        #: Those of each host, by name.
         self.guests: dict[str, list[KnownGuest]] = {}
         #: In the memory of the other process; those that ended lately among them.
         self.migrations: dict[str, MigrationDocument] = {}
@@ -287,7 +288,7 @@ class ReplicaState:
         host = HostDocument.model_validate(given["host"])
         self._note(Subject.HOST, host.host)
         self.hosts[host.host] = host
-        self.guests[host.host] = [_known_guest(*each) for each in given["guests"]]
+        self.guests[host.host] = sorted((_known_guest(*each) for each in given["guests"]), key=_by_name)
 
     def _change_guests(self, given: dict[str, Any]) -> None:
         host = HostDocument.model_validate(given["host"])
@@ -299,7 +300,7 @@ class ReplicaState:
         for one in given["changed"]:
             each = _known_guest(*one)
             guests[each.key, each.socket] = each
-        self.guests[host.host] = list(guests.values())
+        self.guests[host.host] = sorted(guests.values(), key=_by_name)
 
     def _forget(self, subject: str, identifier: str) -> None:
         key = (str(subject), identifier)
@@ -342,6 +343,10 @@ class ReplicaState:
                 self.evacuations[evacuation.id] = evacuation
             case HostStateChanged(host=host):
                 self.hosts[host.host] = host
+
+
+def _by_name(guest: KnownGuest) -> tuple[str, str]:
+    return guest.name, guest.key
 
 
 def _read(body: bytes) -> Event:

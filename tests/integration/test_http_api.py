@@ -110,6 +110,24 @@ class TestReading:
         by_name = (await client.get("guests/beta/web")).json()
         assert (await client.get(f"guests/{by_name['uuid']}")).json() == by_name
 
+    async def test_a_part_of_the_guests_is_asked_for_and_again_only_where_it_is_different(
+        self, client: httpx2.AsyncClient, service: SimulatedService
+    ):
+        asked: dict[str, Any] = {"search": "W", "state": ["running", "paused"], "sort": "-name", "limit": 1}
+        first = await client.get("guests", params=asked)
+        page = first.json()
+        assert (page["total"], page["next"], page["counts"]["run_state"]) == (2, 1, {"running": 2})
+        again = {"If-None-Match": f'"another", W/{first.headers["etag"]}'}
+        unchanged = await client.get("guests", params=asked, headers=again)
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        service.site.add_guest("zw", host="alpha")
+        changed = await client.get("guests", params={**asked, "refresh": "true"}, headers=again)
+        assert [guest["name"] for guest in changed.json()["items"]] == ["zw"]
+        hosts = (await client.get("hosts", params={"search": "ALPHA", "up": "true", "limit": 5})).json()
+        assert (hosts["total"], hosts["counts"]["guests"]) == (1, 4)
+        for wrong in ({"sort": "nothing"}, {"limit": "501"}, {"offset": "-1"}, {"state": "a\0b"}):
+            problem(await client.get("guests", params=wrong), 422, "invalid")
+
     async def test_guests_are_looked_at_where_that_is_asked_for(
         self, client: httpx2.AsyncClient, service: SimulatedService
     ):
