@@ -302,6 +302,22 @@ def _absolute(value: Any) -> Any:
 HostPath = Annotated[str, BeforeValidator(_absolute)]
 
 
+#: In it are ``MIGRATION-XXXXXX/control.qmp``, with ids of 12 characters, and the path of a Unix socket takes 107 bytes.
+_RUN_DIRECTORY_BYTES = 107 - len("/0123456789ab-XXXXXX/control.qmp")
+
+
+def _with_room_for_sockets(value: Any) -> Any:
+    if isinstance(value, str) and (size := len(value.rstrip("/").encode())) > _RUN_DIRECTORY_BYTES:
+        raise wrong(
+            f"{shortened(value)} has {size} bytes: with more than {_RUN_DIRECTORY_BYTES} the sockets in it have no "
+            "room for their names; choose a shorter directory"
+        )
+    return value
+
+
+#: A directory on the host in which guests' sockets are made.
+RunDirectoryPath = Annotated[HostPath, BeforeValidator(_with_room_for_sockets)]
+
 #: Where a destination's run directory is made if nothing else is configured and root starts it.
 RUN_DIRECTORY = "/run/migrator/guests"
 #: Where QEMU and libvirt look for certificates by custom.
@@ -351,7 +367,7 @@ class HostDefaults(Section):
     sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", f"{RUN_DIRECTORY}/*/control.qmp")
     look_for: Literal["processes", "sockets"] = "processes"
     qemu: HostPath = ""
-    run_dir: HostPath = ""
+    run_dir: RunDirectoryPath = ""
     log_dir: HostPath = ""
     systemd: AutoOrBool = None
     start_timeout: Duration = 30.0

@@ -477,6 +477,10 @@ class TestWrong:
                 "hosts[0].sockets[0]: 'run/*.qmp' is no absolute path on the host",
             ),
             (host(sockets="[]"), "hosts[0]: sockets is empty: no guest"),
+            (
+                host(run_dir=f'"/run/{"long/" * 15}"'),
+                "has 79 bytes: with more than 75 the sockets in it have no room for their names; choose a shorter",
+            ),
             (host(launch='"template"'), 'hosts[0]: launch = "template" takes template'),
             (host(launch='"attached"'), 'hosts[0]: launch = "attached" takes attached'),
             (host(template='"systemctl start x"'), "hosts[0].template: must be a list: write ["),
