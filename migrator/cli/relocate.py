@@ -14,6 +14,7 @@ from migrator.cli.client import Document, ServiceClient
 from migrator.cli.output import OutputForm
 from migrator.cli.show import print_line
 from migrator.core.model import RunState
+from migrator.core.shut_off_guest import ShutOffGuest
 from migrator.errors import UsageError
 from migrator.settings import DEFAULT_PATH
 from migrator.site.from_settings import make_site
@@ -80,7 +81,12 @@ def _one(
     accept: list[str],
     output: OutputForm,
 ) -> int:
-    guest = do(lambda guests: guests.read(source, file))
+    async def described(guests: ShutOffGuests) -> ShutOffGuest:
+        guest = await guests.read(source, file)
+        guests.check_paths(guest, source=source, target=target)
+        return guest
+
+    guest = do(described)
     there = _find(client, guest.uuid)
     migration = ""
     if there is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from glob import escape
 from typing import Protocol, runtime_checkable
 
@@ -36,6 +36,8 @@ class HostConfig:
     qemu: str = ""
     #: It can make volumes for disks that are block devices.
     volumes: bool = False
+    #: Directories of images there, or volume groups, by names that hosts share.
+    image_directories: Mapping[str, str] = field(default_factory=dict)
     #: Put before every command; for hosts on this machine.
     prefix: tuple[str, ...] = ()
     #: Directory there of the certificates for QEMU.
@@ -113,6 +115,7 @@ def host_config(host: HostSettings, hosts: Sequence[HostSettings], limits: Limit
         ),
         qemu=host.qemu,
         volumes=host.image_template is not None,
+        image_directories=host.image_directories,
         tls_dir=host.tls_dir,
         libvirt=_libvirt(host),
         libvirt_peer_uri=host.libvirt_peer_uri.format(address=bracketed(host.addresses[0]), name=host.name),

@@ -152,8 +152,10 @@ async def make_images(
     await _make(host, f"{run_directory}/images", files, new=migration)
 
 
-async def copy_header(source: HostAccess, target: HostAccess, path: str, count: int) -> None:
+async def copy_header(source: HostAccess, target: HostAccess, path: str, there: str, count: int) -> None:
     """Copy the first bytes of an image into the one that was made for it at the target.
+
+    :param there: path of that one.
 
     :raise HostError: they cannot be read, or written.
     """
@@ -162,10 +164,10 @@ async def copy_header(source: HostAccess, target: HostAccess, path: str, count: 
         raise HostError(
             source.name, f"the header of {path} cannot be read: {read.complaint or 'it is too short'}"
         )
-    argv = ["dd", f"of={path}", "conv=notrunc,fsync", "bs=1M", "status=none"]
+    argv = ["dd", f"of={there}", "conv=notrunc,fsync", "bs=1M", "status=none"]
     done = await target.run(argv, stdin=read.stdout, timeout=_SECONDS)
     if done.status:
-        raise HostError(target.name, f"the header of {path} cannot be written: {done.complaint}")
+        raise HostError(target.name, f"the header of {there} cannot be written: {done.complaint}")
 
 
 async def remove_images(host: HostAccess, run_directory: str) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
+from migrator.hosts.host_output import reading_output
 
 #: Time-out of the site's commands, in seconds.
 _SECONDS = 60.0
-# Arguments: the directory of the notes and the number of this one; path, size, owner and mode of the volume; how many
-# words the command that removes it has, these, and the command that makes it. What it is is noted before it is used:
-# one of which that is not known is removed by nobody, as it may be somebody else's.
+#: Volumes of images that grow are a multiple of this.
+_ROUNDED_BYTES = 1 << 20
+# Arguments: the directory of the notes and the number of this one; path, size, owner and mode of the volume; format of
+# the image in it, the options of that and the size that the guest sees; how many words the command that removes it has,
+# these, and the command that makes it. What it is is noted before it is used: one of which that is not known is removed
+# by nobody, as it may be somebody else's.
 _MAKE = r"""
-d=$1 k=$2 p=$3 s=$4 o=$5 m=$6 n=$7; shift 7
+d=$1 k=$2 p=$3 s=$4 o=$5 m=$6 f=$7 g=$8 v=$9; shift 9
+n=$1; shift
 [ ! -e "$p" ] && [ ! -L "$p" ] || { echo "$p is there already" >&2; exit 1; }
 umask 077
 mkdir -p -- "$d" && : >"$d/$k.words" || exit
@@ -35,7 +41,12 @@ set -- $(stat -L -c '%t %T' -- "$p")
 b=/sys/dev/block/$((0x$1)):$((0x$2))
 env printf '%s\0%s' "$p" "$1:$2 $(cat "$b/dm/uuid" 2>/dev/null)" >"$d/$k.is" || exit
 z=$(($(cat "$b/size") * 512))
-[ "$z" = "$s" ] || { echo "$p has $z bytes, and the disk has $s" >&2; exit 1; }
+if [ "$f" = raw ]; then
+  [ "$z" = "$s" ] || { echo "$p has $z bytes, and the disk has $s" >&2; exit 1; }
+else
+  [ "$z" -ge "$s" ] || { echo "$p has $z bytes, and $f takes $s" >&2; exit 1; }
+  qemu-img create -q -f "$f" ${g:+-o "$g"} -- "$p" "$v" || exit
+fi
 [ "$(id -u)" != 0 ] || { chown -- "$o" "$p" && chmod -- "$m" "$p"; }
 """
 # One that is another by now, or is not there any more, stays as it is.
@@ -60,7 +71,10 @@ class NewVolume:
     """A volume whose contents come with the guest."""
 
     path: str
+    #: Size of the volume: that of the disk where the format is raw, else the least that the image takes.
     size_bytes: int
+    #: Size that the guest sees.
+    virtual_bytes: int
     #: ``uid:gid``, given where we may.
     owner: str
     #: As chmod takes it.
@@ -68,6 +82,27 @@ class NewVolume:
     #: Commands of the site, run without a shell.
     make: tuple[str, ...]
     remove: tuple[str, ...]
+    #: Format of the image in it, and options of that as qemu-img takes them.
+    format: str = "raw"
+    options: tuple[str, ...] = ()
+
+
+async def volume_bytes(host: HostAccess, form: str, virtual_bytes: int, options: Sequence[str]) -> int:
+    """Return how large a volume has to be for an image of that format however much the guest writes to it.
+
+    :raise HostError: qemu-img is not there, or does not know the format or an option.
+    """
+    if form == "raw":
+        return virtual_bytes
+    options = [each for each in options if not each.startswith("backing_")]
+    given = ["-o", ",".join(options)] if options else []
+    argv = ["qemu-img", "measure", "--output=json", "-O", form, *given, "--size", str(virtual_bytes)]
+    done = await host.run(argv, timeout=_SECONDS)
+    if done.status:
+        raise HostError(host.name, f"the size of a volume cannot be measured: {done.complaint}")
+    with reading_output(host.name, "qemu-img measure"):
+        full = int(json.loads(done.text)["fully-allocated"])
+    return -(-full // _ROUNDED_BYTES) * _ROUNDED_BYTES
 
 
 async def make_volumes(host: HostAccess, run_directory: str, volumes: Sequence[NewVolume]) -> None:
@@ -76,7 +111,10 @@ async def make_volumes(host: HostAccess, run_directory: str, volumes: Sequence[N
     :raise HostError: one could not be made, is there already, or has another size; others may have been made.
     """
     for number, each in enumerate(volumes):
-        about = (each.path, str(each.size_bytes), each.owner, each.mode)
+        about = (
+            *(each.path, str(each.size_bytes), each.owner, each.mode, each.format),
+            *(",".join(each.options), str(each.virtual_bytes)),
+        )
         words = (str(number), *about, str(len(each.remove)), *each.remove, *each.make)
         by_hand = f"see whether {each.path} is there, and remove it by hand: {shlex.join(each.remove)}"
         await _run(

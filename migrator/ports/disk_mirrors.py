@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from migrator.core.preflight.stream_tls import StreamTls
@@ -26,6 +26,9 @@ class DiskMirroring(Protocol):
 
     async def stop_serving(self) -> None:
         """Destination: nothing of the guest can be written over the network any more; may be called again."""
+
+    async def on_volumes(self, devices: Collection[str]) -> frozenset[str]:
+        """Destination: return those of these disks that are raw block devices, not known to read as zeroes."""
 
     async def prepare_bitmaps(self, devices: Mapping[str, str]) -> None:
         """Destination: have a bitmap for each of these disks that notes nothing yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from migrator.core.link_speeds import StreamCounters
@@ -11,6 +12,7 @@ from migrator.core.model import Finding, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.core.process.image_paths import TargetImage
 from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.source_guard import SourceGuard
 
@@ -327,12 +329,18 @@ class SourceQemu(Qemu, Protocol):
         """Return thread ids by what they are for a person: ``vCPU 0``, ``iothread io0``."""
 
     async def replicate_devices(
-        self, destination: Self, *, run_directory: str, same_files: bool = True
+        self,
+        destination: Self,
+        *,
+        run_directory: str,
+        same_files: bool = True,
+        images: Mapping[str, TargetImage] = MappingProxyType({}),
     ) -> Sequence[Finding]:
         """Plug into the destination, which does not listen yet, all that this one has and it lacks.
 
         :param run_directory: where the destination's sockets are.
-        :param same_files: disks have the same names on both sides.
+        :param same_files: disks have the same names on both sides, but for these.
+        :param images: those that have another path there, by their paths here.
         :returns: what is not the same even so.
         :raise Refused: QEMU does not show enough of something to make it again.
         :raise CommandFailed: the destination refused one of them; some may have been added.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from migrator.core.model import Finding
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
+from migrator.core.process.image_paths import TargetImage
 from migrator.errors import CommandFailed
 from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.qemu import (
@@ -155,7 +157,12 @@ class UnmonitoredEnd:
         return {}
 
     async def replicate_devices(
-        self, destination: Any, *, run_directory: str, same_files: bool = True
+        self,
+        destination: Any,
+        *,
+        run_directory: str,
+        same_files: bool = True,
+        images: Mapping[str, TargetImage] = MappingProxyType({}),
     ) -> Sequence[Finding]:
         return ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from migrator.addresses import host_port
@@ -97,6 +97,14 @@ class EndpointMirroring:
                 self._monitor.name, "nbd-server-stop", "GenericError", f"{', '.join(left)} is still exported"
             )
         await self.remove_targets(MIRRORS)
+
+    async def on_volumes(self, devices: Collection[str]) -> frozenset[str]:
+        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+        volumes = {node["file"] for node in nodes if node["drv"] == "host_device"}
+        inserted = {device: await read_inserted(self._monitor, device) for device in devices}
+        return frozenset(
+            device for device, at in inserted.items() if at["file"] in volumes and at["drv"] != "qcow2"
+        )
 
     async def prepare_bitmaps(self, devices: Mapping[str, str]) -> None:
         for device, name in devices.items():

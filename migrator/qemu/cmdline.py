@@ -17,6 +17,7 @@ from migrator.core.process.options import FIRST, Value, read, write
 from migrator.core.process.replica import Replica, TargetEnvironment
 from migrator.qemu.current_command_line import current_command_line
 from migrator.qemu.current_devices import CurrentDevices
+from migrator.qemu.image_locations import relocated_option
 from migrator.qemu.option_checks import (
     TargetResources,
     check_option,
@@ -90,7 +91,7 @@ def replicate(
     """
     now = current_command_line(read(argv[1:]), machine=machine, current_devices=current_devices)
     work = _Work(now.options, place)
-    options = list(work.options())
+    options = [relocated_option(*option, place.images) for option in work.options()]
     options = _with_machine(options, machine, graphics="nographic" not in {name for name, _ in work.source})
     options.append(("pidfile", place.pid_file))
     for monitor, path in ((CONTROL, place.control), (RESCUE, place.rescue)):

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
 from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
+from migrator.core.process.image_paths import TargetImage
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
 from migrator.qemu.backends import Command, chardev_add, lasting_name, netdev_add
 from migrator.qemu.device_inventory import DeviceInventory, PluggedDevice, read_inventory
 from migrator.qemu.drive_slots import PERIPHERAL, pci_address
+from migrator.qemu.image_locations import relocated_node
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.querying import QUERY_SECONDS, query
 
@@ -45,12 +48,14 @@ async def replicate_devices(
     *,
     run_directory: str,
     same_files: bool = True,
+    images: Mapping[str, TargetImage] = MappingProxyType({}),
     same_machine: bool = False,
 ) -> tuple[Finding, ...]:
     """Give the destination, which does not listen yet, all that the source has and it lacks.
 
     :param run_directory: where the destination's sockets are.
-    :param same_files: disks have the same names on both sides.
+    :param same_files: disks have the same names on both sides, but for those of `images`.
+    :param images: those that have another path there, by their paths here.
     :param same_machine: a file that one has mapped is the one that the other would map.
     :returns: what is not the same even so.
     :raise Refused: QEMU does not show enough of something to make it again.
@@ -75,18 +80,18 @@ async def replicate_devices(
         else:
             arguments = await _arguments(source, destination, device, here.disks)
             for command, backend in await _behind(source, here, device, arguments, made, run_directory):
-                await _add(destination, command, backend)
+                await _add(destination, command, relocated_node(backend, images))
                 made.add(str(backend.get("node-name") or backend["id"]))
         if device.id:
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
     for command, change in _networks(here, there):
         await _add(destination, command, change)
-    for command, change in media.media_changes(here, await read_inventory(destination), made):
-        await _add(destination, command, change)
+    for command, change in media.media_changes(here, await read_inventory(destination), made, images):
+        await _add(destination, command, relocated_node(change, images))
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
-        differing += media.media_differences(here, await read_inventory(destination))
+        differing += media.media_differences(here, await read_inventory(destination), images)
     return tuple(differing)
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
+from migrator.core.process.command_line import path_of
+from migrator.core.process.image_paths import TargetImage
 from migrator.qemu.backends import Command
 from migrator.qemu.device_inventory import DeviceInventory, limits_of
 from migrator.qemu.drive_slots import DriveSlot
 
 
-def media_changes(here: DeviceInventory, there: DeviceInventory, made: Collection[str]) -> Iterator[Command]:
+def media_changes(
+    here: DeviceInventory, there: DeviceInventory, made: Collection[str], images: Mapping[str, TargetImage]
+) -> Iterator[Command]:
     """Yield the commands that give the drives that both have the media and the limits of the first.
 
     :param made: names of nodes and drives that the other has already.
+    :param images: those that have another path there, by their paths here.
     :raise Refused: when QEMU does not show enough of a medium to have it again.
     """
     for name, drive in here.drives.items():
         other = there.drives.get(name)
         if other is None:
             continue
-        if drive.block.get("removable") and _medium(drive) != _medium(other):
+        if drive.block.get("removable") and _medium(drive, images) != _medium(other, {}):
             yield from _change(here, drive, other, made)
         limits = limits_of(drive)
         if limits_of(other) != limits and drive.inserted:
@@ -42,9 +47,9 @@ def _node(drive: DriveSlot) -> str:
     return "" if name.startswith("#") else name
 
 
-def _medium(drive: DriveSlot) -> tuple[Any, ...]:
+def _medium(drive: DriveSlot, images: Mapping[str, TargetImage]) -> tuple[Any, ...]:
     there = drive.inserted
-    return (there["file"], there["drv"], there["ro"], _node(drive)) if there else ()
+    return (_there(there["file"], images), there["drv"], there["ro"], _node(drive)) if there else ()
 
 
 def _change(
@@ -69,14 +74,27 @@ def _change(
         )
 
 
-def media_differences(here: DeviceInventory, there: DeviceInventory) -> Iterator[Finding]:
+def _there(file: str, images: Mapping[str, TargetImage]) -> str:
+    return images[path_of(file)].path if path_of(file) in images else file
+
+
+def media_differences(
+    here: DeviceInventory, there: DeviceInventory, images: Mapping[str, TargetImage]
+) -> Iterator[Finding]:
     """Yield a finding for each drive whose media are not the same files, whatever was done about it."""
     for name, drive in here.drives.items():
         other = there.drives.get(name)
         if other is None or not drive.inserted or not other.inserted:
             continue  # said of the device, or of its medium
-        mine = here.nodes.chain(drive.inserted["node-name"])
+        mine = [
+            (_there(file, images), driver) for file, driver in here.nodes.chain(drive.inserted["node-name"])
+        ]
         theirs = there.nodes.chain(other.inserted["node-name"])
+        if path_of(drive.inserted["file"]) in images:
+            mine, theirs = (
+                mine[:1],
+                theirs[:1],
+            )  # one that was made there is based on nothing, or as QEMU finds it
         if mine != theirs:
             yield finding(
                 "disk-not-shared",

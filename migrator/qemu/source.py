@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from migrator.core.model import Finding
 from migrator.core.process.command_line import LOCAL_DRIVERS, ImageUse, path_of
+from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.options import read, write
 from migrator.core.process.replica import Replica, TargetEnvironment
 from migrator.errors import CommandFailed
@@ -96,13 +98,19 @@ class SourceEndpoint(Endpoint):
         return await threads(self.monitor)
 
     async def replicate_devices(
-        self, destination: Endpoint, *, run_directory: str, same_files: bool = True
+        self,
+        destination: Endpoint,
+        *,
+        run_directory: str,
+        same_files: bool = True,
+        images: Mapping[str, TargetImage] = MappingProxyType({}),
     ) -> tuple[Finding, ...]:
         return await replicate_devices(
             self.monitor,
             destination.monitor,
             run_directory=run_directory,
             same_files=same_files,
+            images=images,
             same_machine=self.identity.get("boot_id") == destination.identity.get("boot_id"),
         )
 

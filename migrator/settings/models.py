@@ -385,6 +385,8 @@ class HostDefaults(Section):
     ports: Literal["keep", "any"] = "keep"
     #: Directory of certificates for QEMU, as QEMU names its files.
     tls_dir: HostPath = TLS_DIRECTORY
+    #: Directories of images, or volume groups, by names that hosts share.
+    image_directories: dict[Text, HostPath] = Field(default_factory=dict)
     #: ``None``: disks that are block devices are not copied to there.
     image_template: ImageTemplate | None = None
     #: Directory for guests that an evacuation saves as a last resort.

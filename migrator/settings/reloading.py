@@ -45,6 +45,7 @@ _HOST = {
     "max_outgoing": _NEXT_PLAN,
     "ports": f"{_NEXT_PLAN}; {_NEXT_START}",
     "tls_dir": _NEXT_LOOK,
+    "image_directories": f"{_NEXT_LOOK}; {_NEXT_START}",
     "image_template": f"{_NEXT_LOOK}; {_NEXT_START}",
     "saved_dir": _NEXT_PLAN,
     "libvirt": _NEXT_LOOK,

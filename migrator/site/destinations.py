@@ -15,23 +15,12 @@ from migrator.core.inventory import Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
-from migrator.core.preflight.facts import Disk
-from migrator.core.process.command_line import path_of
+from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.replica import Replica
-from migrator.errors import HostError
 from migrator.hosts import path_links
-from migrator.hosts.host_output import reading_output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
-from migrator.hosts.new_files import (
-    NewFile,
-    copy_header,
-    forget_images,
-    make_files,
-    make_images,
-    note_memory,
-    put_aside,
-)
-from migrator.hosts.new_volumes import NewVolume, forget_volumes, make_volumes
+from migrator.hosts.new_files import forget_images, note_memory, put_aside
+from migrator.hosts.new_volumes import forget_volumes
 from migrator.hosts.stale_directories import remove_stale
 from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.ports import IncomingDestination, SourceQemu
@@ -42,6 +31,7 @@ from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_
 from migrator.site.launch_config import LaunchConfig, fill, place, socket_of
 from migrator.site.process_checks import SourceProcess
 from migrator.site.replication import Replication, launcher_at
+from migrator.site.target_images import TargetImages
 
 #: Run directories of which it is remembered what is in them: more than migrations are under way.
 _REMEMBERED = 4_096
@@ -108,9 +98,12 @@ class Destinations:
                     await waiting.qemu.close()
         process = await self._replication.checked_process(guest, source)
         base = await self._launcher(target, config).base()
+        moved = await TargetImages(self._connections, guest, source, target).moved()
         try:
             return (
-                await self._replication.replicate(guest, source, target, config, run_dir, process, base)
+                await self._replication.replicate(
+                    guest, source, target, config, run_dir, process, base, images=moved
+                )
             ).findings
         except PreflightRefused as error:
             return error.findings
@@ -150,27 +143,33 @@ class Destinations:
         no_notes: tuple[Finding, ...] = ()
         like = LaunchProfile()
         replica: Replica | None = None
-        new: Mapping[str, NewFile] = {}
-        volumes: Mapping[str, NewVolume] = {}
+        images = TargetImages(self._connections, guest, source, target)
+        new: Sequence[str] = ()
+        moved: Mapping[str, TargetImage] = {}
         if not template:
             base = await launcher.base()
-            replica = await self._replication.replicate(guest, source, target, config, run_dir, process, base)
+            moved = await images.moved()
+            replica = await self._replication.replicate(
+                guest, source, target, config, run_dir, process, base, images=moved
+            )
             _refuse(replica.findings, accepted)
         links = path_links.links_file(replica.links) if replica is not None else ""
-        images = await self._writable_images(source) if replica is not None else {}
-        missing = await launcher.make(
-            run_dir, migration, other_user=other_user, paths=links, images=list(images)
-        )
+        there = await images.at_target() if replica is not None else []
+        missing = await launcher.make(run_dir, migration, other_user=other_user, paths=links, images=there)
         if not links:
             self._without_links.append((target, run_dir.path))
         try:
             if replica is None:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
-                await make_files(launcher.host, run_dir.path, await self._flashes(source, guest.host))
-                lacking = {path: disk for path, disk in images.items() if path in missing}
-                new, volumes = await self._new_disks(lacking, guest.host, config, keep_backing=keep_backing)
-                await self._make_disks(launcher, run_dir, guest.host, lacking, migration, new, volumes)
+                new = await images.make(
+                    launcher,
+                    run_dir,
+                    missing,
+                    migration=migration,
+                    template=config.section.image_template,
+                    keep_backing=keep_backing,
+                )
                 await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
@@ -186,7 +185,9 @@ class Destinations:
         try:
             await connect_when_up(qemu, launcher, run_dir, started, argv[0])
             _refuse(
-                await source.replicate_devices(qemu, run_directory=run_dir.path, same_files=not template),
+                await source.replicate_devices(
+                    qemu, run_directory=run_dir.path, same_files=not template, images=moved
+                ),
                 accepted,
             )
             await source.pass_on_name(qemu)
@@ -208,82 +209,7 @@ class Destinations:
             run_dir=run_dir,
             rescue=functools.partial(self._rescue, target, run_dir),
             notes=notes,
-            new_images=(*new, *volumes),
-        )
-
-    async def _writable_images(self, source: SourceQemu) -> Mapping[str, Disk]:
-        """Return the disks that are images which the guest writes to, by path."""
-        disks = [disk for disk in (await source.facts()).disks if not (disk.is_flash or disk.read_only)]
-        return {path: disk for disk in disks if (path := path_of(disk.file)).startswith("/")}
-
-    async def _new_disks(
-        self, lacking: Mapping[str, Disk], host: str, config: LaunchConfig, *, keep_backing: bool
-    ) -> tuple[Mapping[str, NewFile], Mapping[str, NewVolume]]:
-        """Return what has to be made for disks of this host: files, and volumes for those that are block devices."""
-        files, volumes, template = {}, {}, config.section.image_template
-        for path, disk in lacking.items():
-            like = await self._like(disk, path, host, keep_backing=keep_backing)
-            device = await self._connections.access(host).run(["test", "-b", path], timeout=_SHORT)
-            if device.status:
-                files[disk.device] = like
-                continue
-            if template is None:
-                raise HostError(host, f"{path} is a block device, and the target has no image_template")
-            size = disk.virtual_bytes
-            volumes[disk.device] = NewVolume(
-                path=path,
-                size_bytes=size,
-                owner=like.owner,
-                mode=like.mode,
-                make=template.filled(template.make, path=path, size_bytes=size),
-                remove=template.filled(template.remove, path=path, size_bytes=size),
-            )
-        return files, volumes
-
-    async def _make_disks(
-        self,
-        launcher: Launcher,
-        run_dir: RunDirectory,
-        source: str,
-        lacking: Mapping[str, Disk],
-        migration: str,
-        new: Mapping[str, NewFile],
-        volumes: Mapping[str, NewVolume],
-    ) -> None:
-        """Make the images and volumes of disks, in the order that they have in the guest; contents follow."""
-        await make_images(launcher.host, run_dir.path, list(new.values()), migration=migration)
-        for path, disk in lacking.items():
-            if disk.image.header_bytes:
-                access = self._connections.access(source)
-                await copy_header(access, launcher.host, path, disk.image.header_bytes)
-        await make_volumes(launcher.host, run_dir.path, list(volumes.values()))
-
-    async def _flashes(self, source: SourceQemu, host: str) -> list[NewFile]:
-        """The files of the guest's flashes, as they are at the source; QEMU carries what is in them."""
-        disks = [disk for disk in (await source.facts()).disks if disk.is_flash and not disk.read_only]
-        paths = [(disk, path_of(disk.file)) for disk in disks]
-        return [await self._like(disk, path, host) for disk, path in paths if path.startswith("/")]
-
-    async def _like(self, disk: Disk, path: str, host: str, *, keep_backing: bool = False) -> NewFile:
-        """Return a file like that of a disk of this host, with the same owner, size and features."""
-        done = await self._connections.access(host).run(
-            ["stat", "-L", "-c", "%u:%g %a %s", "--", path], timeout=_SHORT
-        )
-        if done.status:
-            raise HostError(host, f"{path} cannot be looked at: {done.complaint}")
-        with reading_output(host, path):
-            owner, mode, size = done.text.split()
-            encrypted = disk.format == "luks"
-        size_bytes = int(size) if encrypted or disk.format == "raw" else disk.virtual_bytes
-        return NewFile(
-            path=path,
-            # What is encrypted is copied as it is, after its header.
-            format="raw" if encrypted else disk.format,
-            size_bytes=size_bytes,
-            owner=owner,
-            mode=mode,
-            options=() if disk.is_flash else (*disk.image.options, *(_backing(disk) if keep_backing else ())),
-            expected_bytes=disk.copied_bytes(keep_backing=keep_backing),
+            new_images=tuple(new),
         )
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
@@ -371,17 +297,6 @@ class Destinations:
         there, of_process = self._connections.access(target), process.identity.threads
         left = await apply_scheduling(of_process, source.process.pid, mine, there, qemu.process.pid, theirs)
         return tuple(finding("process-settings", text) for text in left)
-
-
-def _backing(disk: Disk) -> tuple[str, ...]:
-    """Return the options of an image that is based on what a disk's is based on."""
-    image = disk.image
-    if not image.backing_file:
-        return ()
-    return (
-        f"backing_file={image.backing_file.replace(',', ',,')}",
-        f"backing_fmt={image.backing_format}",
-    )
 
 
 def _refuse(findings: Sequence[Finding], accepted: Collection[str]) -> None:

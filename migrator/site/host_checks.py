@@ -17,6 +17,7 @@ from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import HostFiles, QemuProgramFacts
+from migrator.core.process.image_paths import ImagePaths
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
@@ -59,6 +60,7 @@ class HostChecks:
         there: HostFacts,
         qemu: str = "",
         volumes: bool = False,
+        image_paths: ImagePaths | None = None,
         policy: Policy | None = None,
         replicated: bool = True,
         newer: Callable[[], Awaitable[tuple[HostFacts, HostFacts]]] | None = None,
@@ -69,6 +71,7 @@ class HostChecks:
         :param there: what was read of the target.
         :param qemu: the QEMU that is configured to be started there; empty: the one that corresponds to the source's.
         :param volumes: the target can make volumes for disks that are block devices.
+        :param image_paths: where images of the source's host are at the target; ``None``: at the same paths.
         :param policy: without it nothing is said about what policies need.
         :param replicated: the destination is started like the source, not by a command of the configuration.
         :param newer: returns `here` and `there` as they are now: an error is reported only where it holds for these.
@@ -78,7 +81,15 @@ class HostChecks:
 
         async def read(here: HostFacts, there: HostFacts) -> HostPair:
             case = await self._read(
-                guest, source, source_access, target_access, here, there, qemu, replicated=replicated
+                guest,
+                source,
+                source_access,
+                target_access,
+                here,
+                there,
+                qemu,
+                image_paths=image_paths or ImagePaths(),
+                replicated=replicated,
             )
             return replace(case, policy=policy, volumes=volumes)
 
@@ -109,6 +120,7 @@ class HostChecks:
         there: HostFacts,
         qemu: str,
         *,
+        image_paths: ImagePaths,
         replicated: bool,
     ) -> HostPair:
         facts, open_images = await source.facts(), await source.images()
@@ -121,7 +133,7 @@ class HostChecks:
         command = CommandLine(now)
         images = host_disks.images(facts)
         paths = [path_of(disk.file) for disk in facts.disks]
-        paths += [*(image.path for image in command.images()), *host_disks.paths_to_read(facts)]
+        paths += [*(image.path for image in command.images()), *host_disks.paths_to_read(facts, image_paths)]
         paths += [*host_files.paths_to_read(command), *host_network.paths_to_read(command)]
         paths += [file for path in images for file in open_images.chains.get(path, ())[1:]]
         # As the destination is started: the configured one, else the source's own program, else what is in PATH.
@@ -135,7 +147,14 @@ class HostChecks:
         process = await with_unreachable(source_access, process, command, open_images.opened)
         # Relative paths go from where it was started, which need not be where it is.
         mine = replace(mine, directory=process[1].directory if process else "")
-        theirs = replace(mine, pid=None, qemus=qemus, known=self._offers.get(target_access.name))
+        elsewhere = {image_paths.at_target(path): kind for path, kind in images.items()}
+        theirs = replace(
+            mine,
+            images={**images, **elsewhere},
+            pid=None,
+            qemus=qemus,
+            known=self._offers.get(target_access.name),
+        )
         (files_here, files_there), beside = await _both(
             _both(_seen_or(seen, source_access, mine), read_host_files(target_access, theirs)),
             read_beside(process, target_access, command, mine.paths, replicated=replicated),
@@ -155,7 +174,8 @@ class HostChecks:
                 beside = await read_beside(
                     process, target_access, command, [*mine.paths, *further], replicated=True
                 )
-        disks = {*(path_of(disk.file) for disk in facts.disks), *further}
+        own = [path_of(disk.file) for disk in facts.disks]
+        disks = {*own, *map(image_paths.at_target, own), *further}
 
         case = HostPair(
             target=target_access.name,
@@ -168,11 +188,12 @@ class HostChecks:
             opened=open_images.opened,
             based=open_images.chains,
             process=beside,
+            image_paths=image_paths,
         )
         unclear = host_disks.paths_to_probe(case)
         if unclear:
             found = await probe_sharing(
-                source_access, target_access, {path: case.files(path) for path in unclear}
+                source_access, target_access, {path: case.image(path) for path in unclear}
             )
             case = replace(case, probed=found)
         return case
@@ -215,6 +236,10 @@ class SiteChecks:
             there=there,
             qemu=self._connections.config(target).qemu,
             volumes=self._connections.config(target).volumes,
+            image_paths=ImagePaths(
+                here=self._connections.config(guest.host).image_directories,
+                there=self._connections.config(target).image_directories,
+            ),
             policy=policy,
             replicated=self._replicated(guest, target),
             newer=lambda: _both(

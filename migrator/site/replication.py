@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
+from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
 from migrator.hosts import path_links
 from migrator.hosts.launch import Launcher, RunDirectory
@@ -96,10 +97,13 @@ class Replication:
         run_dir: RunDirectory,
         process: SourceProcess | None,
         base: str,
+        *,
+        images: Mapping[str, TargetImage],
     ) -> Replica:
         """Return the start of a QEMU like the guest's in that run directory, with what will not be the same.
 
         :param base: directory of run directories there.
+        :param images: those of disks that have another path there, by their paths at the source.
         :raise PreflightRefused: no QEMU can be started like it.
         :raise HostError: a host cannot be asked.
         :raise QemuError: the source cannot.
@@ -141,6 +145,7 @@ class Replication:
             missing_directories=seen.missing_directories,
             same_machine=here,
             same_network=here and seen.network == seen.network_of_source != "",
+            images=images,
             network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
         )
         replica = guest_now.replicate(where)

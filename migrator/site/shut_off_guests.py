@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
+from migrator.core.process.command_line import CommandLine
 from migrator.core.shut_off_guest import ShutOffGuest, read
 from migrator.errors import HostError, QemuError, UsageError
 from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
@@ -15,6 +16,7 @@ from migrator.site.connections import HostConnections
 from migrator.site.from_settings import ConfiguredSite
 from migrator.site.launch_config import place
 from migrator.site.replication import launcher_at
+from migrator.site.target_images import image_paths
 
 #: Time-out of a small command, and until a QEMU that was started answers, in seconds.
 _SHORT, _START_SECONDS = 15.0, 20.0
@@ -49,6 +51,19 @@ class ShutOffGuests:
         :raise UsageError: it is none.
         """
         return read(await self.text(host, path), f"{path} on {host}")
+
+    def check_paths(self, guest: ShutOffGuest, *, source: str, target: str) -> None:
+        """Refuse a guest whose disks have other paths at a target: what starts it would name those that they have here.
+
+        :raise UsageError: it has one.
+        """
+        paths = image_paths(self._connections, source, target)
+        for image in CommandLine(guest.arguments).images():
+            if (there := paths.at_target(image.path)) != image.path:
+                raise UsageError(
+                    f"{image.path} would be {there} on {target} (image_directories), and what starts the guest names "
+                    "its path here: move it while it runs, or to a host where the path is the same"
+                )
 
     async def start(self, host: str, guest: ShutOffGuest) -> str:
         """Start its QEMU, which does not run it; return the path of its monitor.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from migrator.core.model import Finding
+from migrator.core.process.image_paths import TargetImage
 from migrator.errors import QemuError
 from migrator.ports import GuestConfiguration, GuestProcess, OpenImages
 
@@ -31,7 +33,12 @@ class WithoutDevices:
         return {}
 
     async def replicate_devices(
-        self, destination: WithoutDevices, *, run_directory: str, same_files: bool = True
+        self,
+        destination: WithoutDevices,
+        *,
+        run_directory: str,
+        same_files: bool = True,
+        images: Mapping[str, TargetImage] = MappingProxyType({}),
     ) -> tuple[Finding, ...]:
         return ()
 

@@ -30,6 +30,7 @@ def volume(tmp_path: Path) -> Iterator[NewVolume]:
     yield NewVolume(
         path=str(path),
         size_bytes=MIB,
+        virtual_bytes=MIB,
         owner="0:0",
         mode="600",
         make=("sh", "-c", _MAKE, "sh", str(path), str(MIB)),

@@ -182,6 +182,11 @@ def settled(section: str, name: str) -> Probe:
 
 #: Of a key of a host, wherever it is written: another value, and what then is in force.
 HOST: dict[str, tuple[str, Probe, Any]] = {
+    "image_directories": (
+        '{ fast = "/dev/vg0" }',
+        lambda service: service.site.connections.config("a").image_directories,
+        {"fast": "/dev/vg0"},
+    ),
     "image_template": (
         '{ make = ["m", "{path}", "{size}"], remove = ["r", "{path}"] }',
         lambda service: service.site.connections.config("a").volumes,

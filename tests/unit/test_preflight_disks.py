@@ -10,6 +10,7 @@ from migrator.core.policy import CopiedDisks
 from migrator.core.preflight import host_disks
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
+from migrator.core.process.image_paths import ImagePaths
 from tests.host_case import (
     ARGV,
     BASE,
@@ -91,7 +92,8 @@ class TestDisks:
         assert CASE.policy is not None
         case = with_source(disks=(replace(DISK, format="raw"),))
         case = replace(case, policy=replace(CASE.policy, disks=disks))
-        case = with_files(case, {IMAGE: replace(FILE, filesystem=filesystem)}, here=True)
+        local = replace(FILE, filesystem=filesystem, size_bytes=GIB)
+        case = with_files(case, {IMAGE: local}, here=True)
         place = FileFacts(
             kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
         )
@@ -102,7 +104,8 @@ class TestDisks:
         [
             (True, "raw", GIB, "disk-copied"),
             (False, "raw", GIB, "disk-not-copied"),
-            (True, "qcow2", GIB, "disk-not-copied"),
+            (True, "qcow2", 2 * GIB, "disk-copied"),
+            (True, "luks", GIB, "disk-not-copied"),
             (True, "raw", 2 * GIB, "disk-not-copied"),
         ],
     )
@@ -114,6 +117,44 @@ class TestDisks:
         device = replace(FILE, kind=FileKind.BLOCK, filesystem="devtmpfs", size_bytes=size)
         case = with_files(case, {IMAGE: device}, here=True)
         assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): FileFacts()})) == [found]
+
+    @pytest.mark.parametrize(
+        ("form", "there", "volumes", "found"),
+        [
+            ("raw", "/srv/a.qcow2", False, "disk-copied"),
+            ("raw", "/dev/vg0/a.qcow2", True, "disk-copied"),
+            ("qcow2", "/dev/vg0/a.qcow2", True, "disk-copied"),
+            ("raw", "/dev/vg0/a.qcow2", False, "disk-not-copied"),
+        ],
+    )
+    def test_image_that_goes_to_another_directory_is_looked_for_there(
+        self, form: str, there: str, volumes: bool, found: str
+    ) -> None:
+        above = host_disks.parent(there)
+        case = with_source(disks=(replace(DISK, format=form),))
+        elsewhere = ImagePaths(here={"fast": "/images"}, there={"fast": above})
+        case = with_files(replace(case, volumes=volumes, image_paths=elsewhere), {}, here=True)
+        case = with_files(case, {IMAGE: replace(FILE, filesystem="ext4", size_bytes=GIB)}, here=True)
+        place = FileFacts(
+            kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
+        )
+        assert codes(with_files(case, {there: FileFacts(), above: place})) == [found]
+        other = replace(FILE, filesystem="ext4", mount_source="/dev/vda1")
+        assert "disk-not-shared" in codes(with_files(case, {there: other, above: place}))
+
+    def test_raw_image_of_which_the_guest_sees_a_part_is_not_copied(self) -> None:
+        case = with_source(disks=(replace(DISK, format="raw", virtual_bytes=GIB),))
+        for size, found in (
+            (GIB - 511, "disk-copied"),
+            (GIB - 512, "disk-not-copied"),
+            (GIB + 1, "disk-not-copied"),
+        ):
+            local = replace(FILE, filesystem="ext4", size_bytes=size)
+            place = FileFacts(
+                kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
+            )
+            seen = with_files(case, {IMAGE: local}, here=True)
+            assert codes(with_files(seen, {IMAGE: FileFacts(), "/images": place})) == [found]
 
     def test_read_only_disk_may_be_a_copy_of_the_same_size(self) -> None:
         case = with_source(disks=(replace(DISK, read_only=True),))

@@ -15,12 +15,15 @@ from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
 from migrator.core.process.files import COHERENT, OF_MANY_HOSTS, FileFacts, FileKind, SameFile, same_file
+from migrator.core.process.image_paths import ImagePaths
 from migrator.units import show_bytes, show_seconds
 
 #: Formats whose images may be based on others. Their names are given to qemu-img: it must never guess, because a
 #: guest can write a header into a raw disk that names any file of the host.
 CHAINED = frozenset({"qcow2", "qed", "vmdk", "qcow", "vhdx", "vpc"})
 _FDSET = "/dev/fdset/"
+#: A file of raw contents that ends within one of these is seen by the guest to its end.
+_SECTOR_BYTES = 512
 #: Room that is not known.
 _ANY_ROOM = 1 << 62
 #: Protocols behind which there is nothing to reach.
@@ -38,7 +41,7 @@ def paths_to_probe(pair: HostPair) -> list[str]:
     """Return the paths of the disks whose identities do not tell whether both hosts see the same file."""
     unclear = []
     for path in _writable_paths(pair.source):
-        here, there = pair.files(path)
+        here, there = pair.image(path)
         if (
             here.kind is FileKind.REGULAR
             and there.exists
@@ -90,12 +93,13 @@ def check(pair: HostPair) -> Iterator[Finding]:
     for path in sorted(uses.keys() - of_disks):
         if path.startswith(_FDSET) or uses[path].snapshot:
             continue
-        if not pair.files_there.file(path).exists:
+        if not pair.files_there.file(path).exists and not pair.image(path)[1].exists:
             yield finding("disk-file-missing", f"{path} does not exist at {pair.target}")
 
 
 def _disk(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
-    here, there = pair.files(path)
+    written = not disk.read_only and not disk.is_flash
+    here, there = pair.image(path) if written else pair.files(path)
     replaced = list(host_process.disk_replaced(pair.process, path, here, disk.device))
     if replaced:
         yield from replaced
@@ -110,10 +114,11 @@ def _disk(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterat
     if not needed:
         tried = pair.process is not None and pair.process.target is not None
         user = "that QEMU will be there" if tried else "that migrator is there"
+        at = _at_target(pair, disk, path)
         number = "" if pair.files_there.user is None else f" (uid {pair.files_there.user})"
         yield finding(
             "disk-access",
-            f"{path} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {pair.target} by "
+            f"{at} of disk {disk.device} cannot be {'read' if disk.read_only else 'written'} at {pair.target} by "
             f"the user {user}{number}; it belongs to {there.owner}:{there.group}, mode {there.permissions:o}",
         )
     yield from _backing(pair, disk, path)
@@ -126,8 +131,8 @@ def _disk(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterat
 
 def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     """Yield findings where source and target do not write to the same file, or may not."""
-    here, there = pair.files(path)
-    same = _same(pair, path)
+    here, there = pair.files(path) if disk.is_flash else pair.image(path)
+    same = _same(pair, disk, path)
     if disk.is_flash and same is not SameFile.YES:
         if disk.format not in CHAINED and here.exists and here.size_bytes != there.size_bytes:
             yield _other_size(pair, disk, path)
@@ -137,8 +142,9 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
     if same is SameFile.NO:
         yield finding(
             "disk-not-shared",
-            f"{path} of disk {disk.device} is another file at {pair.target}{_where(here, there)}: the guest would go "
-            "on with other contents, and what is there is never written over",
+            f"{_at_target(pair, disk, path)} of disk {disk.device} is another file at {pair.target}"
+            f"{_where(here, there)}: the guest would go on with other contents, and what is there is never written "
+            "over",
         )
         return
     if pair.policy is not None and pair.policy.disks is CopiedDisks.ALL and not disk.is_flash:
@@ -160,10 +166,11 @@ def _shared(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iter
         yield finding("disk-lock-off", f"QEMU does not lock {path} of disk {disk.device} (locking=off)")
 
 
-def paths_to_read(source: Facts) -> list[str]:
-    """Return the paths to be looked at besides the disks' own: the places where an image would be made."""
+def paths_to_read(source: Facts, image_paths: ImagePaths) -> list[str]:
+    """Return the paths to be looked at besides the disks' own: where an image is, or would be, and its directory."""
     paths = [path_of(disk.file) for disk in source.disks if not disk.read_only]
-    return [parent(path) for path in paths if path and path.startswith("/")]
+    found = [image_paths.at_target(path) for path in paths if path.startswith("/")]
+    return [each for path in found for each in ([parent(path)] if path in paths else [path, parent(path)])]
 
 
 def parent(path: str) -> str:
@@ -188,23 +195,24 @@ def _new_flash(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
 
 def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     """Yield findings about a disk whose image is not there at the target: one is made, and the contents are copied."""
-    missing = f"{path} of disk {disk.device} does not exist at {pair.target}"
+    at = pair.image_paths.at_target(path)
+    missing = f"{at} of disk {disk.device} does not exist at {pair.target}"
     refused = pair.policy is not None and pair.policy.disks is CopiedDisks.NONE
     replicated = pair.process is None or pair.process.replicated
     if disk.read_only or refused or not replicated:
         yield finding("disk-file-missing", missing)
         return
-    if pair.files_here.file(path).kind is FileKind.BLOCK:
+    if _is_volume(pair, path):
         yield from _new_volume(pair, disk, path, use)
         return
-    where = pair.files_there.file(parent(path))
+    where = pair.files_there.file(parent(at))
     if not path.startswith("/") or not where.exists:
         yield finding(
             "disk-file-missing",
-            f"{missing}, and there is no directory {parent(path)} to make it in: "
+            f"{missing}, and there is no directory {parent(at)} to make it in: "
             "an image is made at the same path, its directory is not",
-            f"mount its storage there at the same path; where the disk is to be copied, make {parent(path)}, with "
-            "the owner and mode that it has at the source",
+            f"mount its storage there at the same path; where the disk is to be copied, make {parent(at)}, with "
+            "the owner and mode that it has at the source, or say where it goes (image_directories)",
         )
         return
     here = pair.files_here.file(path)
@@ -221,7 +229,7 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         return
     if not where.executable:
         yield finding(
-            "disk-access", f"{missing}, and QEMU's user could not reach it in {parent(path)} if it were made"
+            "disk-access", f"{missing}, and QEMU's user could not reach it in {parent(at)} if it were made"
         )
     needed = disk.copied_bytes(keep_backing=_keeps_backing(pair))
     based = (
@@ -233,7 +241,7 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
         f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(disk.virtual_bytes)}){based}"
         + _burst(pair),
         copied_bytes=needed,
-        directory=parent(path),
+        directory=parent(at),
         file_system=where.device,
         free_bytes=where.free_bytes,
         held_bytes=where.held_bytes,
@@ -242,14 +250,11 @@ def _new_image(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> I
 
 def _new_volume(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
     """Yield findings about a block device that is not there at the target: the target's own commands make it."""
-    missing = f"{path} of disk {disk.device} does not exist at {pair.target}"
+    at = pair.image_paths.at_target(path)
+    missing = f"{at} of disk {disk.device} does not exist at {pair.target}"
     why = _why_not_made(pair, disk, path, use)
-    if not why and disk.format != "raw":
-        why = f"it is a block device with {disk.format} in it"
-    if not why and pair.files_here.file(path).size_bytes != disk.virtual_bytes:
-        why = "the guest sees a part of the block device alone"
-    if not why and pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE:
-        why = "the policy would have its source removed (source_images = remove), and volumes are not: set it to keep"
+    if not why and disk.format not in ("raw", "qcow2"):
+        why = f"a block device with {disk.format} in it is not made"
     if not why and not pair.volumes:
         yield finding(
             "disk-not-copied",
@@ -260,11 +265,16 @@ def _new_volume(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> 
         yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why}")
     else:
         # What a volume group or a pool has left is not known: whoever makes it refuses where that is too little.
+        copied = (
+            disk.virtual_bytes
+            if disk.format == "raw"
+            else disk.copied_bytes(keep_backing=_keeps_backing(pair))
+        )
         yield copied_disk(
-            f"{missing}: a volume is made there, and it is copied first ({show_bytes(disk.virtual_bytes)})",
-            copied_bytes=disk.virtual_bytes,
-            directory=parent(path),
-            file_system=f"volumes of {parent(path)}",
+            f"{missing}: a volume is made there, and it is copied first ({show_bytes(copied)})",
+            copied_bytes=copied,
+            directory=parent(at),
+            file_system=f"volumes of {parent(at)}",
             free_bytes=_ANY_ROOM,
         )
 
@@ -285,6 +295,14 @@ def _why_not_made(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -
         return "its backing chain is given on the command line"
     if use is not None and use.snapshot:
         return "what the guest writes goes to a temporary file"
+    if here.kind is FileKind.BLOCK and disk.format == "luks":
+        return f"it is a block device with {disk.format} in it"
+    if disk.format == "raw" and not here.size_bytes <= disk.virtual_bytes < here.size_bytes + _SECTOR_BYTES:
+        what = "block device" if here.kind is FileKind.BLOCK else "file"
+        return f"the guest sees {disk.virtual_bytes} bytes of the {here.size_bytes} of that {what}"
+    remove = pair.policy is not None and pair.policy.source_images is SourceImages.REMOVE
+    if here.kind is FileKind.BLOCK and remove:
+        return "the policy would have its source removed (source_images = remove), and volumes are not: set it to keep"
     return why_not_copied(disk) or (_why_not_kept(pair, disk, chain) if _keeps_backing(pair) else "")
 
 
@@ -307,6 +325,12 @@ def _why_not_kept(pair: HostPair, disk: Disk, chain: Sequence[str]) -> str:
     """Return why its image cannot be based on what it is based on now; empty where it can, or is based on nothing."""
     if not disk.image.backing_file:
         return ""
+    at = pair.image_paths.at_target(path_of(disk.file))
+    if at != path_of(disk.file) and not disk.image.backing_file.startswith("/"):
+        return (
+            f"what it is based on ({disk.image.backing_file}) is to be kept (backing = keep), and would not be found "
+            f"from {at}"
+        )
     if not disk.image.backing_format or disk.image.backing_file.startswith("json:"):
         return f"what it is based on ({disk.image.backing_file}) is to be kept (backing = keep), and is no plain file"
     for file in chain[1:] or (disk.image.backing_file,):
@@ -327,11 +351,12 @@ def _room(pair: HostPair) -> Iterator[Finding]:
     wanted: Counter[str] = Counter()
     for disk in pair.source.disks:
         path = path_of(disk.file)
-        there = pair.files_there.file(path)
-        volume = pair.files_here.file(path).kind is FileKind.BLOCK
-        if disk.read_only or disk.is_flash or not path or there.exists or volume:
+        there = pair.image(path)[1]
+        if disk.read_only or disk.is_flash or not path or there.exists or _is_volume(pair, path):
             continue
-        wanted[parent(path)] += disk.copied_bytes(keep_backing=_keeps_backing(pair))
+        wanted[parent(pair.image_paths.at_target(path))] += disk.copied_bytes(
+            keep_backing=_keeps_backing(pair)
+        )
     devices: Counter[str] = Counter()
     for directory, needed in wanted.items():
         devices[pair.files_there.file(directory).device] += needed
@@ -361,8 +386,17 @@ def _locked(pair: HostPair, disk: Disk, path: str) -> Finding:
     )
 
 
-def _same(pair: HostPair, path: str) -> SameFile:
-    here, there = pair.files(path)
+def _at_target(pair: HostPair, disk: Disk, path: str) -> str:
+    return path if disk.read_only or disk.is_flash else pair.image_paths.at_target(path)
+
+
+def _is_volume(pair: HostPair, path: str) -> bool:
+    """Tell whether the image that would be made for a disk at the target is a block device."""
+    return pair.image_paths.is_volume(path, here=pair.files_here.file(path).kind is FileKind.BLOCK)
+
+
+def _same(pair: HostPair, disk: Disk, path: str) -> SameFile:
+    here, there = pair.files(path) if disk.is_flash else pair.image(path)
     if not here.exists:
         return SameFile.UNKNOWN
     same = same_file(here, there, one_machine=pair.one_machine)
@@ -378,7 +412,7 @@ def _where(here: FileFacts, there: FileFacts) -> str:
 
 
 def _two_machines(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> Iterator[Finding]:
-    there = pair.files_there.file(path)
+    there = pair.files_there.file(_at_target(pair, disk, path))
     if f"{there.device}:{there.inode}" in pair.files_there.written:
         yield _locked(pair, disk, path)
     # A flash is read into memory when QEMU starts, and goes on from there at the target.
@@ -398,7 +432,7 @@ def _two_machines(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -
 def _backing(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:
     if disk.format not in CHAINED:
         return
-    mine, theirs = pair.files_here.chains.get(path), pair.files_there.chains.get(path)
+    mine, theirs = pair.files_here.chains.get(path), pair.files_there.chains.get(_at_target(pair, disk, path))
     # What QEMU itself has open counts; the command line may say otherwise than the image.
     chain = pair.based.get(path) or mine or theirs
     if chain is None:

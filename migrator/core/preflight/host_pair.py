@@ -11,6 +11,7 @@ from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, HostFiles, SameFile
+from migrator.core.process.image_paths import ImagePaths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class HostPair:
     policy: Policy | None = None
     #: The target can make volumes for disks that are block devices.
     volumes: bool = False
+    #: Where images of this host are at the target.
+    image_paths: ImagePaths = field(default_factory=ImagePaths)
 
     @property
     def one_machine(self) -> bool:
@@ -50,3 +53,7 @@ class HostPair:
     def files(self, path: str) -> tuple[FileFacts, FileFacts]:
         """Return the files that `path` leads to here and there."""
         return self.files_here.file(path), self.files_there.file(path)
+
+    def image(self, path: str) -> tuple[FileFacts, FileFacts]:
+        """Return the file here of a disk that the guest writes to, and what is where its image has to be there."""
+        return self.files_here.file(path), self.files_there.file(self.image_paths.at_target(path))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from migrator.core.model import Finding
+from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.listening import ListeningPort
 
 
@@ -34,6 +35,8 @@ class TargetEnvironment:
     same_machine: bool = False
     same_network: bool = False
     network: TargetNetwork = field(default_factory=TargetNetwork)
+    #: Images of disks that have another path there, by their paths at the source.
+    images: Mapping[str, TargetImage] = field(default_factory=dict)
 
     @property
     def control(self) -> str:

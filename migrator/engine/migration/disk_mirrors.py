@@ -109,6 +109,8 @@ class DiskMirrors:
         encrypted_for = self._migration if self._tls is not None else ""
         served = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
         where = await self._lead(served)
+        made = [copy.device for copy in self.copies if copy.new]
+        volumes = await self._destination.mirroring.on_volumes(made) if made else frozenset()
         for copy, name in zip(self.copies, self._names(), strict=True):
             used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
             self._tell(
@@ -119,7 +121,7 @@ class DiskMirrors:
                 copy.device,
                 name,
                 where,
-                whole=not copy.new,
+                whole=not copy.new or copy.device in volumes,
                 based=copy.based,
                 encrypted_for=encrypted_for,
                 tls=self._tls,
