@@ -413,6 +413,8 @@ def unit_command(run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile
     return [
         *("systemd-run", "--quiet", "--collect", f"--unit={run_dir.unit}", f"--slice={like.slice}"),
         *("--service-type=exec", "--property=KillMode=mixed", "--property=TasksMax=16384"),
+        # A host that goes down stops it only after that unit, which moves guests away: contrib/systemd.
+        "--property=Before=migrator-drain.service",
         *(
             f"--property=StandardOutput=append:{run_dir.log}",
             f"--property=StandardError=append:{run_dir.log}",

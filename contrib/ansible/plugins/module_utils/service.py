@@ -118,7 +118,7 @@ class Service:
         """
         given = json.dumps({key: value for key, value in body.items() if value is not None})
         key = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
-        return self._patiently(lambda: self._request("POST", _path(path), given, key))
+        return self.patiently(lambda: self._request("POST", _path(path), given, key))
 
     def pages(self, *path, **query):
         """Return the items of all pages of a list."""
@@ -146,7 +146,7 @@ class Service:
                     evacuation=one,
                 )
             time.sleep(poll)
-            one = self._patiently(lambda: self.get("evacuations", begun["id"]))
+            one = self.patiently(lambda: self.get("evacuations", begun["id"]))
         return one
 
     def under_way(self, host):
@@ -154,7 +154,11 @@ class Service:
         running = self.get("evacuations", active="true", host=host)["items"]
         return next((each for each in running if each["state"] != "scheduled"), None)
 
-    def _patiently(self, ask):
+    def patiently(self, ask):
+        """Return what `ask` returns, which is called again while the service is away, up to `away_timeout`.
+
+        :raise ServiceError: the service answers with a problem, or stays away.
+        """
         until = time.monotonic() + self._away_seconds
         while True:
             try:

@@ -1,0 +1,170 @@
+"""The unit of contrib/systemd: what it runs when a host goes down and when it has booted, against a live service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.api.commands import Evacuate
+from tests.conftest import missing
+from tests.http_service import OPERATOR
+from tests.service_thread import ServiceThread, in_thread
+
+FILES = Path(__file__).parents[2] / "contrib" / "systemd"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[ServiceThread]:
+    with in_thread(tmp_path) as service:
+        yield service
+
+
+class HostUnit:
+    """The commands of the unit on a host of a test: ``systemctl`` says there what the system does."""
+
+    def __init__(self, place: Path, server: str) -> None:
+        self._place, self._server = place, server
+        place.mkdir()
+        (place / "token").write_text(f"{OPERATOR}\n")
+        self.system("stopping")
+
+    def system(self, state: str) -> None:
+        """Have it run, or shut down (``stopping``)."""
+        (self._place / "systemctl").write_text(f"#!/bin/sh\necho {state}\n")
+        (self._place / "systemctl").chmod(0o755)
+
+    def begin(self, verb: str, *options: str, host: str = "alpha") -> subprocess.Popen[str]:
+        given = {"host": host, "server": self._server, "token-file": f"{self._place}/token"}
+        given |= {"state": f"{self._place}/{host}", "settle": "0", "poll": "0.05", "timeout": "5"}
+        return subprocess.Popen(
+            [
+                *(sys.executable, str(FILES / "migrator-drain"), verb),
+                *(f"--{name}={value}" for name, value in given.items()),
+                *options,
+            ],
+            env={**os.environ, "PATH": f"{self._place}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, verb: str, *options: str, host: str = "alpha") -> tuple[int, str]:
+        """Return the exit code and what was said."""
+        with self.begin(verb, *options, host=host) as process:
+            said, _ = process.communicate(timeout=60)
+        return process.returncode, said
+
+
+@pytest.fixture
+def unit(service: ServiceThread, tmp_path: Path) -> HostUnit:
+    return HostUnit(tmp_path / "host", service.place.url)
+
+
+def host(service: ServiceThread, name: str = "alpha") -> Any:
+    return service.do(lambda running: running.queries.host(name))
+
+
+def test_host_that_goes_down_is_emptied_and_filled_again_after_its_boot(
+    service: ServiceThread, unit: HostUnit
+) -> None:
+    unit.system("running")
+    assert unit.run("down") == (0, "migrator-drain: the system is not shutting down: nothing is moved\n")
+    assert host(service).state == "active"
+
+    unit.system("stopping")
+    code, said = unit.run("down")
+    assert code == 0, said
+    assert (host(service).state, host(service).guests) == ("maintenance", 0)
+    assert unit.run("down") == (0, "migrator-drain: alpha has no guests\n")
+
+    code, said = unit.run("up")
+    assert code == 0, said
+    assert "brings 3 guest(s) home" in said
+    service.until(lambda running: not running.queries.active_evacuations(), "its guests are home")
+    assert (host(service).state, host(service).guests) == ("active", 3)
+    assert unit.run("up") == (0, "")
+
+
+def test_host_that_somebody_emptied_stays_empty_after_its_boot(
+    service: ServiceThread, unit: HostUnit
+) -> None:
+    assert unit.run("down")[0] == 0
+    assert unit.run("up")[0] == 0
+    service.until(lambda running: not running.queries.active_evacuations(), "its guests are home")
+    service.ask(Evacuate(host="alpha"))
+    service.until(lambda running: not running.queries.active_evacuations(), "it is empty")
+    assert unit.run("down") == (0, "migrator-drain: alpha has no guests\n")
+    assert unit.run("up") == (0, "")
+    assert host(service).state == "maintenance"
+
+
+def test_guests_are_not_moved_where_everything_goes_down(service: ServiceThread, unit: HostUnit) -> None:
+    both = [unit.begin("down", "--settle=30", host=name) for name in ("alpha", "beta")]
+    said = ""
+    for process in both:
+        with process:
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, said
+    assert "2 hosts go down at once (alpha, beta): nobody is moved" in said
+    assert (host(service, "alpha").guests, host(service, "beta").guests) == (3, 2)
+    assert not service.do(lambda running: running.queries.active_evacuations())
+    assert unit.run("up") == (0, "")
+
+
+def test_host_that_is_not_empty_in_time_goes_down_all_the_same(
+    service: ServiceThread, unit: HostUnit
+) -> None:
+    service.move_slowly()
+    begun = time.monotonic()
+    code, said = unit.run("down", "--seconds=6.5")
+    assert code == 1
+    assert time.monotonic() - begun < 20
+    assert "alpha: stopped, 3 of 3 guests left: " in said
+    assert (host(service).state, host(service).guests) == ("draining", 3)
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_service_that_is_away_is_in_nobodys_way(how: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        unit = HostUnit(tmp_path / "host", where)
+        if how == "refused":
+            silent.close()
+        begun = time.monotonic()
+        code, said = unit.run("down", "--timeout=0.5")
+    assert code == 1
+    assert said.startswith(f"migrator-drain: alpha: no answer from the service at {where}: ")
+    assert said.count("\n") == 1
+    assert time.monotonic() - begun < 10
+
+
+def test_service_that_goes_away_meanwhile_is_given_up(service: ServiceThread, unit: HostUnit) -> None:
+    service.move_slowly()
+    with unit.begin("down", "--away-seconds=0.5") as process:
+        service.until(lambda running: running.queries.active_migrations(), "it moves")
+        service.stop()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "no answer from the service" in said
+
+
+def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        missing("there is no systemd-analyze here")
+    text = (FILES / "migrator-drain.service").read_text()
+    own = tmp_path / "migrator-drain.service"
+    own.write_text(text.replace("/usr/local/lib/migrator/migrator-drain", str(FILES / "migrator-drain")))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(own)], capture_output=True, text=True, check=False
+    )
+    about = [line for line in done.stderr.splitlines() if "migrator-drain" in line]
+    assert (done.returncode, about) == (0, []), done.stderr
