@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -28,6 +29,8 @@ from migrator.testing.workload import idle, steady
 
 #: A request, with what it holds of many guests, and an answer.
 LINE_BYTES = 1 << 24
+#: Python looks at young objects by itself, and never at all of them: that would be a pause which no QEMU has.
+_YOUNG, _ONCE, _NEVER = 5_000, 10, 1_000_000
 #: Of a stream that has long to go: at each turn of each of a thousand, the farms would take more than a core.
 _REST_SECONDS = 0.5
 
@@ -105,6 +108,7 @@ class _Server:
 
 
 async def _serve(directory: Path) -> None:
+    gc.set_threshold(_YOUNG, _ONCE, _NEVER)
     server = _Server(directory)
 
     async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
-#: New objects are looked at so often.
-_EVERY_SECONDS = 0.5
+#: New objects are looked at so often: while guests move there are many, and each pause shall be short.
+_EVERY_SECONDS, _MOVING_EVERY_SECONDS = 0.5, 0.1
 #: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
 #: All objects are looked at when there are so many more blocks of memory than after the last time, in number and in
@@ -46,7 +46,8 @@ class GarbageCollection:
         try:
             self._leave_out()
             while True:
-                await asyncio.sleep(_EVERY_SECONDS)
+                moving = any(each() for each in self.moving)
+                await asyncio.sleep(_MOVING_EVERY_SECONDS if moving else _EVERY_SECONDS)
                 gc.collect()
                 gc.freeze()
                 # Not gc.get_freeze_count(): it goes through all objects, which is what is to be avoided here.
