@@ -89,11 +89,20 @@ class GuestQuery(_Query):
     monitored: bool | None = None
     sort: GuestOrder = "host"
 
+    @property
+    def filters(self) -> bool:
+        """Some may not be asked for, whatever their words are."""
+        asked = (self.managed_by, self.movable, self.moving, self.duplicate, self.monitored)
+        return bool(self.states) or any(each is not None for each in asked)
+
     def fits(self, guest: GuestDocument) -> bool:
         """Return whether `guest` is asked for, whatever its words are."""
         return (
             (not self.states or guest.run_state in self.states)
-            and (self.managed_by is None or self.managed_by in (guest.managed_by or NOBODY, manager(guest)))
+            and (
+                self.managed_by is None
+                or self.managed_by in (guest.managed_by or NOBODY, _manager(guest.managed_by))
+            )
             and self.movable in (None, guest.movable)
             and self.moving in (None, guest.migration is not None)
             and self.duplicate in (None, guest.duplicate)
@@ -170,26 +179,52 @@ class HostList(BaseModel):
     counts: HostCounts
 
 
-def manager(guest: GuestDocument) -> str:
+def _manager(managed_by: str) -> str:
     """Return who else manages a guest, without which unit of it; empty where nobody does."""
-    return guest.managed_by.partition(":")[0]
+    return managed_by.partition(":")[0]
 
 
 def guest_list(guests: Iterable[GuestDocument], query: GuestQuery) -> GuestList:
     """Return the part of `guests`, which are in the order of host and name, that is asked for."""
     worded = _with_words(guests, query.search, _guest_words)
-    fitting = [guest for guest in worded if query.fits(guest)]
+    fitting = [guest for guest in worded if query.fits(guest)] if query.filters else worded
     ordered = _ordered(fitting, query.sort, as_it_is="host")
     items, following = _part(ordered, query)
-    counts = GuestCounts(
-        run_state=Counter(guest.run_state for guest in worded),
-        managed_by=Counter(map(manager, worded)),
-        not_movable=sum(not guest.movable for guest in worded),
-        moving=sum(guest.migration is not None for guest in worded),
-        duplicate=sum(guest.duplicate for guest in worded),
-        unmonitored=sum(not guest.monitored for guest in worded),
+    return GuestList.model_construct(
+        items=items, total=len(fitting), next=following, counts=_guest_counts(worded)
     )
-    return GuestList.model_construct(items=items, total=len(fitting), next=following, counts=counts)
+
+
+def _guest_counts(guests: Iterable[GuestDocument]) -> GuestCounts:
+    # Most are like many others: what they are like is counted first.
+    alike = Counter(
+        (
+            guest.run_state,
+            guest.managed_by,
+            guest.movable,
+            guest.migration is None,
+            guest.duplicate,
+            guest.monitored,
+        )
+        for guest in guests
+    )
+    run_state, managed_by = Counter[str](), Counter[str]()
+    not_movable = moving = duplicate = unmonitored = 0
+    for (state, by, movable, rests, doubled, monitored), number in alike.items():
+        run_state[state] += number
+        managed_by[_manager(by)] += number
+        not_movable += 0 if movable else number
+        moving += 0 if rests else number
+        duplicate += number if doubled else 0
+        unmonitored += 0 if monitored else number
+    return GuestCounts(
+        run_state=run_state,
+        managed_by=managed_by,
+        not_movable=not_movable,
+        moving=moving,
+        duplicate=duplicate,
+        unmonitored=unmonitored,
+    )
 
 
 def host_list(hosts: Iterable[HostDocument], query: HostQuery) -> HostList:

@@ -67,10 +67,10 @@ class ReplicaQueries(JournalQueries):
     def host(self, name: str) -> HostDocument | None:
         return self._state.hosts.get(name)
 
-    def guests(self, host: str | None = None) -> list[GuestDocument]:
-        # Those of each host are in their order already.
-        names = sorted(self._state.guests) if host is None else [host]
-        return [known.document for name in names for known in self._state.guests.get(name, ())]
+    def guests(self, host: str | None = None) -> Sequence[GuestDocument]:
+        if host is None:
+            return self._state.listed_guests()
+        return [known.document for known in self._state.guests.get(host, ())]
 
     async def refresh(self, host: str | None = None) -> None:
         await self._requests.ask("refresh", host=host)

@@ -146,6 +146,7 @@ class ReplicaState:
         self.hosts: dict[str, HostDocument] = {}
         #: Those of each host, by name.
         self.guests: dict[str, list[KnownGuest]] = {}
+        self._listed: list[GuestDocument] | None = None
         #: In the memory of the other process; those that ended lately among them.
         self.migrations: dict[str, MigrationDocument] = {}
         self.evacuations: dict[str, EvacuationDocument] = {}
@@ -162,6 +163,12 @@ class ReplicaState:
         self._gone: dict[DocumentKey, int] = {}
         #: Of a snapshot that is being received: documents that have not come yet.
         self._missing: set[DocumentKey] = set()
+
+    def listed_guests(self) -> list[GuestDocument]:
+        """Return the guests of all hosts, by host and name: the same list until one of them is different."""
+        if self._listed is None:
+            self._listed = [each.document for host in sorted(self.guests) for each in self.guests[host]]
+        return self._listed
 
     # --- a snapshot, from whoever has one ----------------------------------------------------------------------------
 
@@ -289,11 +296,14 @@ class ReplicaState:
         self._note(Subject.HOST, host.host)
         self.hosts[host.host] = host
         self.guests[host.host] = sorted((_known_guest(*each) for each in given["guests"]), key=_by_name)
+        self._listed = None
 
     def _change_guests(self, given: dict[str, Any]) -> None:
         host = HostDocument.model_validate(given["host"])
         self._note(Subject.HOST, host.host)
         self.hosts[host.host] = host
+        if not given["gone"] and not given["changed"]:
+            return
         guests = {(each.key, each.socket): each for each in self.guests[host.host]}
         for key, path in given["gone"]:
             del guests[key, path]
@@ -301,6 +311,7 @@ class ReplicaState:
             each = _known_guest(*one)
             guests[each.key, each.socket] = each
         self.guests[host.host] = sorted(guests.values(), key=_by_name)
+        self._listed = None
 
     def _forget(self, subject: str, identifier: str) -> None:
         key = (str(subject), identifier)
@@ -314,6 +325,7 @@ class ReplicaState:
             case Subject.HOST:
                 self.hosts.pop(identifier, None)
                 self.guests.pop(identifier, None)
+                self._listed = None
             case Subject.MIGRATION:
                 self.migrations.pop(identifier, None)
             case Subject.EVACUATION:

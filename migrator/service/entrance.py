@@ -33,6 +33,7 @@ from migrator.service.entrance_mqtt import EntranceMqtt
 from migrator.service.entrance_role import ControllerRole, RoleCommands, RoleRequests, RoleTokens
 from migrator.service.entrance_settings import ALIVE_SECONDS, SILENT_TIMES, EntranceSettings
 from migrator.service.forwarded_commands import ForwardedCommands
+from migrator.service.garbage import GarbageCollection
 from migrator.store.journal import SqlJournal
 from migrator.store.place import journal_place
 
@@ -62,7 +63,11 @@ class _Entrance:
         self._requests.use(self._channel)
         settings = await self._settings
         faults.on_fault = lambda: self._channel.send(MessageKind.FAULT)
-        alive = asyncio.create_task(faults.keep_going("alive", self._say_alive), name="alive")
+        own = {
+            # A site of many guests is as many objects, which Python by itself would look through at each growth.
+            asyncio.create_task(faults.keep_going("garbage", GarbageCollection().run), name="garbage"),
+            asyncio.create_task(faults.keep_going("alive", self._say_alive), name="alive"),
+        }
         async with await SqlJournal.open_beside(journal_place(settings.store)) as journal:
             queries = ReplicaQueries(
                 state=self._state,
@@ -93,8 +98,9 @@ class _Entrance:
                 self._channel.send(MessageKind.READY)
                 await self._end.wait()
             await self._role.end()
-        alive.cancel()
-        await asyncio.wait({alive})
+        for task in own:
+            task.cancel()
+        await asyncio.wait(own)
         self._channel.close()
 
     @asynccontextmanager
