@@ -49,18 +49,23 @@ def _common(
     pass
 
 
-@app.command(short_help="Move one guest between two QMP sockets, without a service.")
+@app.command(short_help="Move one guest between two QMP sockets, or two libvirts, without a service.")
 def direct(
     source: Annotated[
         str | None,
         typer.Option(
             metavar="QMP",
-            help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or ssh:HOST:PATH.",
+            help="The guest's QMP monitor: unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or ssh:HOST:PATH. "
+            "A guest of libvirt: qemu:///system?guest=NAME or qemu+ssh://USER@HOST/system?guest=NAME.",
         ),
     ] = None,
     destination: Annotated[
         str | None,
-        typer.Option(metavar="QMP", help="QMP monitor of a QEMU started there with '-S -incoming defer'."),
+        typer.Option(
+            metavar="QMP",
+            help="QMP monitor of a QEMU started there with '-S -incoming defer'. For a guest of libvirt the other "
+            "libvirt: qemu+ssh://USER@HOST/system.",
+        ),
     ] = None,
     policy: Annotated[
         str,
@@ -223,12 +228,13 @@ def direct(
     json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every step to standard error.")] = False,
 ) -> None:
-    """Move one guest between two QMP sockets: no service, no broker, no inventory.
+    """Move one guest between two QMP sockets, or two libvirts: no service, no broker, no inventory.
 
     The source is the QEMU that the guest runs in; the destination is a fresh one, started with the same machine and
-    '-S -incoming defer'. It ends in one of two ways: the guest runs at the destination and the source has ended, or
-    the guest is at the source as it was and the destination has ended. If this command itself is killed, run it again
-    with the same two addresses: it finishes or undoes what it left.
+    '-S -incoming defer'. A guest of libvirt needs none: qemu:///system?guest=NAME is its source, and
+    qemu+ssh://HOST/system its destination. It ends in one of two ways: the guest runs at the destination and the
+    source has ended, or the guest is at the source as it was and the destination has ended. If this command itself is
+    killed, run it again with the same two addresses: it finishes or undoes what it left.
 
     Exit codes: 0 done; 1 failed, the guest is where it was; 2 wrong use; 3 refused by preflight, nothing was changed;
     4 cancelled (Ctrl-C), the guest is where it was; 5 held, a person must look; 6 the guest ended by itself.

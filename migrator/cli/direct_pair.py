@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from migrator.cli.direct_network import DirectGuestNetworks
+from migrator.cli.direct_site import UnattendedSite
 from migrator.cli.direct_tls import DirectTls
 from migrator.core.migration.situation import Intent
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
-from migrator.engine.migration.services import EndLocation
+from migrator.engine.migration.services import EndLocation, MovedGuest
 from migrator.errors import QemuError, UsageError
 from migrator.ports import EndedRecord, Qemu, Record, StrayRecord, StreamPath, StreamTunnel
 from migrator.qemu.endpoint import Endpoint
@@ -49,7 +50,7 @@ class GivenDestination:
         """Do nothing: whether its process shall stay is for the person who started it to say."""
 
 
-class GivenPair:
+class GivenPair(UnattendedSite):
     """Implements :class:`migrator.engine.migration.services.MigrationSite` for two QEMUs named by their addresses.
 
     :param networks: reads what their networks hang on.
@@ -151,34 +152,12 @@ class GivenPair:
 
         return await self.destination.mend_clock(here, stood_seconds=stood_seconds)
 
-    async def suppress_restart(self, guest: GivenGuest) -> None:
+    async def suppress_restart(self, guest: MovedGuest) -> None:
         """Give the destination the name of a guest that has no uuid: nobody else is to be told.
 
         :raise QemuError: one of both does not answer, or refuses it.
         """
         await self.source.pass_on_name(self.destination)
-
-    async def allow_restart(self, guest: GivenGuest) -> None:
-        """Do nothing: nobody was told."""
-
-    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
-        """Do nothing: see :meth:`GivenDestination.discard`."""
-
-    async def keep_images(self, host: str, *, migration: str) -> None:
-        """Do nothing: none is made."""
-
-    async def put_aside(
-        self, guest: GivenGuest, paths: Sequence[str], *, migration: str
-    ) -> Mapping[str, str]:
-        """Do nothing: the images are of whoever made them."""
-        return {}
-
-    async def settle(self, guest: GivenGuest) -> Sequence[str]:
-        """Return nothing: the guest is found where its destination was started."""
-        return ()
-
-    async def clear(self, guest: GivenGuest) -> None:
-        """Do nothing: what is left of the source is its starter's."""
 
     async def guest_taps(self, host: str, pid: int, *, taps: Sequence[str] = ()) -> GuestTaps:
         """See :class:`migrator.ports.GuestNetworks`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from migrator.errors import HostError
 from migrator.machine import is_gone
+from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.transport import MonitorTransport
 
@@ -61,6 +62,10 @@ class OverSsh:
             return True
         process.close()
         return process.identity != dict(identity)
+
+    async def has_gone_from(self, text: str, identity: Mapping[str, Any]) -> bool:
+        """Tell the same of an address as a person types it."""
+        return await self.is_gone(address.parse(text), identity)
 
     async def close(self) -> None:
         """Close the connection to every host."""

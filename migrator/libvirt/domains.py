@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from migrator.core.managed_guest import ManagedDomain
 from migrator.core.model import RunState
@@ -98,6 +99,34 @@ class DomainInventory:
         elif event.kind != "lost":
             return
         self._changed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDomain:
+    """A guest that was looked up by its name."""
+
+    uuid: str
+    name: str
+    active: bool
+
+
+def find_guest(connection: Any, wanted: str) -> NamedDomain:
+    """Return the guest of that name, or of that uuid; on a thread.
+
+    :raise libvirt.libvirtError: there is none.
+    """
+    module = load()
+    try:
+        domain = connection.lookupByName(wanted)
+    except module.libvirtError:
+        try:
+            uuid = str(UUID(wanted))
+        except ValueError:
+            uuid = ""
+        if not uuid:
+            raise
+        domain = connection.lookupByUUIDString(uuid)
+    return NamedDomain(uuid=domain.UUIDString(), name=domain.name(), active=bool(domain.isActive()))
 
 
 def _states(connection: Any) -> dict[str, RunState]:

@@ -172,9 +172,22 @@ class DomainEnd(UnmonitoredEnd):
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:  # noqa: ARG002 - libvirt chooses
         seconds = max(1, round(period_seconds))
-        await self._call(
-            lambda domain: domain.startDirtyRateCalc(seconds), "measure dirty rate", _CHANGE_SECONDS
-        )
+
+        def start(domain: Any) -> bool:
+            if domain.jobInfo()[0] != load().VIR_DOMAIN_JOB_NONE:
+                return (
+                    False  # libvirt would have this, and all that comes after, wait for the end of that job
+                )
+            domain.startDirtyRateCalc(seconds)
+            return True
+
+        if not await self._call(start, "measure dirty rate", _CHANGE_SECONDS):
+            raise CommandFailed(
+                self.name,
+                "measure dirty rate",
+                "GenericError",
+                "libvirt measures none while a guest migrates",
+            )
 
     async def dirty_rate(self) -> float | None:
         def read(domain: Any) -> Mapping[str, Any]:

@@ -12,7 +12,6 @@ from migrator.errors import HostError, Unreachable
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.end import DomainEnd
 from migrator.libvirt.migration import DomainDestination, DomainSource
-from migrator.ports import Qemu
 from migrator.site.connections import HostConnections
 from migrator.site.libvirt_connections import LibvirtConnections
 
@@ -32,7 +31,7 @@ class ArrivingGuest:
         self.socket = place_of(end.uuid)
 
     @property
-    def qemu(self) -> Qemu:
+    def qemu(self) -> DomainDestination:
         """Return the end at the target; nothing is there yet."""
         return self._end
 

@@ -280,7 +280,8 @@ class ManagedDriver(DriverState):
         if source.answers:
             self._intent_updates.run_state(source.run)
         self._intent_updates.run_there(destination)
-        if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
+        wants_cancel = self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None
+        if wants_cancel and here is not SourceHas.SILENT:  # whoever is silent may yet show that there is time
             if managed_lifecycle.can_cancel(self._intent_log.intent, source):
                 self._intent_log.undo(State.CANCELLED, "cancelled", by_choice=True)
             else:
