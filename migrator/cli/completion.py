@@ -96,7 +96,7 @@ def tokens(context: typer.Context, incomplete: str) -> list[str]:
 
 def policies(incomplete: str) -> list[str]:
     """Return the built-in policies."""
-    known = ("default", "gentle", "must-finish", "postcopy-first", "save", "offline")
+    known = ("default", "gentle", "must-finish", "postcopy-first", "save", "cold", "offline")
     return [name for name in known if name.startswith(incomplete)]
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from migrator.api.documents import DecisionDocument, MigrationDocument
 from migrator.cli.picture import Curve, Mark, Panel, TimeSpan, picture
 from migrator.cli.recording import read
-from migrator.core.model import Decision, Mode, Sample, State
+from migrator.core.model import STOPPED_MODES, Decision, Sample, State
 from migrator.errors import UsageError
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
@@ -158,7 +158,7 @@ def _facts(document: MigrationDocument) -> list[str]:
         first.append(f"took {show_seconds(document.duration_seconds)}")
     if document.downtime_seconds is not None:
         above = "above its ceiling of" if document.ceiling_exceeded else "ceiling"
-        asked = "" if document.mode is Mode.OFFLINE else f" ({above} {ceiling})"
+        asked = "" if document.mode in STOPPED_MODES else f" ({above} {ceiling})"
         first.append(f"downtime {show_seconds(document.downtime_seconds)}{asked}")
     if document.postcopy_stall_seconds is not None:
         first.append(f"waited {show_seconds(document.postcopy_stall_seconds)} for pages")

@@ -54,6 +54,12 @@ class Mode(StrEnum):
     POSTCOPY = "postcopy"
     #: The guest stood still for all of it, because its policy said so.
     OFFLINE = "offline"
+    #: It did not: the guest was shut down, and started anew at the destination.
+    COLD = "cold"
+
+
+#: The guest stands still for all of it, and no ceiling of downtime is meant.
+STOPPED_MODES = frozenset({Mode.OFFLINE, Mode.COLD})
 
 
 class RunState(StrEnum):

@@ -142,6 +142,10 @@ class Policy:
     offline: bool = False
     #: In an evacuation: a guest that cannot leave otherwise is saved into a file, and runs nowhere until it is loaded.
     saves: bool = False
+    #: A guest that cannot move live is shut down and started anew at the target: what is in its memory is lost.
+    cold: bool = False
+    #: A guest that is shut down for that has so long; one that takes longer stays, and is never ended by force unasked.
+    max_shutdown_seconds: float = 120.0
     block_jobs: BlockJobs = BlockJobs.WAIT
     prefer: Preference = Preference.DOWNTIME
     start: Start = Start.NOW
@@ -175,6 +179,8 @@ class Policy:
             raise UsageError(f"policy {self.name}: max_duration must be more than 0")
         if self.max_postcopy_stall_seconds <= 0:
             raise UsageError(f"policy {self.name}: max_postcopy_stall must be more than 0")
+        if self.max_shutdown_seconds <= 0:
+            raise UsageError(f"policy {self.name}: max_shutdown must be more than 0")
         if self.streams is not None and not 1 <= self.streams <= MOST_STREAMS:
             raise UsageError(
                 f"policy {self.name}: streams is {self.streams}; give 1 to {MOST_STREAMS}, or auto"
@@ -302,6 +308,13 @@ _BUILTIN = (
         max_throttle_ratio=0.5,
         postcopy=PostcopyMode.ALLOW,
         saves=True,
+    ),
+    Policy(
+        name="cold",
+        max_downtime_seconds=0.3,
+        max_throttle_ratio=0.5,
+        postcopy=PostcopyMode.ALLOW,
+        cold=True,
     ),
     Policy(name="offline", max_downtime_seconds=0.3, offline=True, last_resort=LastResort.PAUSE),
 )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from migrator.api.documents import FindingDocument
 from migrator.api.plan_documents import PlanDocument, PlannedGuest, PlannedGuestExperience, PlannedPath
+from migrator.core.cold_start import START_SECONDS, is_cold
 from migrator.core.drain import preview
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.saving import saved_into
@@ -18,6 +19,7 @@ from migrator.core.findings import errors_first
 from migrator.core.guest_experience import GuestExperience
 from migrator.core.inventory import Guest
 from migrator.core.model import Finding, State
+from migrator.core.policy import Policy
 from migrator.core.preflight.disk_room import PlannedRoom, beside_others
 from migrator.engine import clock
 from migrator.engine.dirty_rates import DirtyRates
@@ -86,7 +88,7 @@ class Preview:
         )
         found = await self._computing.compute(preview.outlook, preview.portions(snapshot, run, placed=placed))
         for key, each in found.guests.items():
-            if each.no_end is not None:
+            if each.no_end is not None and not is_cold(findings.get(key, ())):
                 findings[key] = errors_first([*findings.get(key, ()), each.no_end])
         guests = []
         for number, (key, entry) in enumerate(run.entries.items()):
@@ -94,7 +96,7 @@ class Preview:
             own = snapshot.policies.of(entry.guest, run.policy)
             known = _experience(self._experiences.of(key))
             its = (found.guests.get(key), findings.get(key, ()), known)
-            planned = _guest(entry.guest, target, reason, own.name, *its)
+            planned = _guest(entry.guest, target, reason, own, *its)
             if not planned.possible:
                 path = saved_into(entry.guest, snapshot.hosts.get(host), own, "ID")
                 planned = planned.model_copy(update={"saved_into": path})
@@ -224,27 +226,29 @@ def _guest(
     guest: Guest,
     target: str | None,
     reason: str,
-    policy: str,
+    policy: Policy,
     outlook: preview.GuestOutlook | None,
     findings: Sequence[Finding],
     experience: PlannedGuestExperience | None,
 ) -> PlannedGuest:
     outlook = outlook or preview.GuestOutlook()
     takes = outlook.takes
+    cold = is_cold(findings)
     return PlannedGuest(
         guest=guest.key,
         guest_name=guest.name,
         target=target,
         reason=reason,
-        policy=policy,
-        possible=target is not None and outlook.no_end is None and not preflight.errors(findings),
+        policy=policy.name,
+        possible=target is not None and (cold or outlook.no_end is None) and not preflight.errors(findings),
         order=outlook.order,
         starts_in_seconds=outlook.starts_in_seconds,
         takes_p10_seconds=takes.p10 if takes else None,
         takes_p50_seconds=takes.p50 if takes else None,
         takes_p90_seconds=takes.p90 if takes else None,
-        verdict=outlook.verdict.value if outlook.verdict is not None else "",
-        downtime_seconds=outlook.downtime_seconds,
+        verdict=outlook.verdict.value if outlook.verdict is not None and not cold else "",
+        # At the most: nobody knows how long a guest takes to shut down, nor to boot.
+        downtime_seconds=policy.max_shutdown_seconds + START_SECONDS if cold else outlook.downtime_seconds,
         moved_with=outlook.moved_with,
         findings=_documents(findings),
         experience=experience,

@@ -286,6 +286,16 @@ class Launcher:
         limit = f"{self.timeout_seconds:g} s (start_timeout)"
         return f"{program} did not come up within {limit} and was ended{said} (log: {run_dir.log})"
 
+    async def forget_end(self, run_dir: RunDirectory) -> None:
+        """Have another QEMU be started in a directory whose former one has ended.
+
+        :raise HostError: the host cannot be asked.
+        """
+        if run_dir.unit:
+            await self.host.run(["systemctl", "stop", run_dir.unit], timeout=_KILL_SECONDS + _SHORT)
+            await self.host.run(["systemctl", "reset-failed", run_dir.unit], timeout=_SHORT)
+        await self._run("rm", "-f", "--", run_dir.pid_file)
+
     async def explain_exit(self, run_dir: RunDirectory, program: str = "QEMU") -> str:
         """Explain, for a message, why a QEMU has ended: its last words and where its log is."""
         words = await self.log_tail(run_dir) or "it said nothing"

@@ -20,7 +20,7 @@ from migrator.api.events import (
 )
 from migrator.core.migration.guest_impact import standstill_at_least
 from migrator.core.migration.invariants import VIOLATED
-from migrator.core.model import Mode, State
+from migrator.core.model import STOPPED_MODES, State
 from migrator.metrics import label_values
 from migrator.metrics.catalogue import BY_NAME
 
@@ -278,7 +278,7 @@ class Counters:
         if downtime is not None:
             self._downtime.labels(mode).observe(downtime, exemplar=exemplar)
             ceiling = migration.max_downtime_seconds
-            if ceiling > 0 and migration.mode is not Mode.OFFLINE:
+            if ceiling > 0 and migration.mode not in STOPPED_MODES:
                 self._of_ceiling.labels(mode).observe(downtime / ceiling, exemplar=exemplar)
         if migration.state is not State.HELD:
             self._count_impact(migration)
@@ -288,7 +288,7 @@ class Counters:
 
     def _count_impact(self, migration: MigrationDocument) -> None:
         """Count what the guest felt, once it is over."""
-        if migration.mode is Mode.OFFLINE:
+        if migration.mode in STOPPED_MODES:
             return
         exemplar = {"migration": migration.id}
         if migration.standstill_seconds is not None:
@@ -333,7 +333,7 @@ class Counters:
             standstill=migration.standstill_seconds,
             uncertainty=migration.standstill_uncertainty_seconds,
         )
-        if downtime is not None and migration.mode is not Mode.OFFLINE:
+        if downtime is not None and migration.mode not in STOPPED_MODES:
             self._downtimes[guest] = PastMigration(
                 host=host, at=at, downtime_seconds=downtime, ceiling_seconds=migration.max_downtime_seconds
             )

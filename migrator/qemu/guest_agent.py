@@ -102,6 +102,11 @@ class GuestAgent:
             )
         return answer.get("return")
 
+    async def send(self, command: str, arguments: dict[str, Any]) -> None:
+        """Send a command that is not answered; waits until cancelled."""
+        self._writer.write(_command(command, arguments))
+        await self._writer.drain()
+
     async def _answer(self) -> dict[str, Any]:
         try:
             found = json.loads(await self._read_until(b"\n"))
@@ -274,3 +279,30 @@ async def _thaw(path: str, timeout: float) -> bool:
         except QemuError:
             continue
     return False
+
+
+async def shut_down(monitor: Monitor, local: Callable[[str], Awaitable[str]], *, timeout: float = 5.0) -> str:
+    """Have the agent of a guest shut it down; why it was not asked, empty where it was.
+
+    Never raises for what the guest or its agent does, and takes no longer than twice `timeout`. That it was asked does
+    not mean that the guest will obey: no agent answers this command where it does.
+
+    :param local: as with :func:`mend_clock`.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            channel = await find_channel(monitor)
+            if channel is None:
+                return "the guest has no agent"
+            if channel.taken:
+                return "another client has the channel of its agent"
+            path = await local(channel.path)
+        async with connect(path, name="guest agent", timeout=timeout) as agent:
+            await agent.send("guest-shutdown", {"mode": "powerdown"})
+            return ""
+    except TimedOut:
+        return f"no agent answered within {timeout:g} s"
+    except (QemuError, HostError) as error:
+        return str(error)
+    except TimeoutError:
+        return f"its agent could not be found within {timeout:g} s"

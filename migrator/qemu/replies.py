@@ -251,7 +251,8 @@ REPLIES: Final[Mapping[str, CoreSchema]] = {
     # Told: that it answered is all we read.
     **dict.fromkeys(
         (
-            *("announce-self", "calc-dirty-rate", "cont", "qmp_capabilities", "quit", "stop", "yank"),
+            *("announce-self", "calc-dirty-rate", "cont", "qmp_capabilities", "quit", "set-action", "stop"),
+            *("system_powerdown", "system_reset", "yank"),
             *("migrate", "migrate-continue", "migrate-incoming", "migrate-start-postcopy", "migrate_cancel"),
             *("migrate-pause", "migrate-recover"),
             *("migrate-set-capabilities", "migrate-set-parameters", "trace-event-set-state"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from migrator.core.model import Finding
+from migrator.core.model import Finding, RunState
 from migrator.core.process.command_line import LOCAL_DRIVERS, ImageUse, path_of
 from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.options import read, write
@@ -20,9 +22,15 @@ from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.device_inventory import read_current_devices
 from migrator.qemu.devices import replicate_devices
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.guest_agent import shut_down
 from migrator.qemu.hot_plugged import hot_plugged
 from migrator.qemu.runtime_state import carry_traces
 from migrator.qemu.threads import threads
+
+#: Name of the mark at a source whose guest was asked to shut down.
+_ASKED = "asked-to-shut-down"
+#: Seconds in which QEMU carries out a reset.
+_RESET_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,60 @@ class SourceEndpoint(Endpoint):
             images=images,
             same_machine=self.identity.get("boot_id") == destination.identity.get("boot_id"),
         )
+
+    async def power_down(self, local: Callable[[str], Awaitable[str]] | None) -> str:
+        """Ask the guest to shut down, by its agent where it has one, else by its power button; say by which.
+
+        :param local: leads to a socket of its host, as :func:`migrator.qemu.guest_agent.shut_down` wants it; ``None``:
+            by the button in any case.
+        :raise QemuError: QEMU refused, or cannot be asked.
+        """
+        await self._claim.ensure()
+        why = "asked again" if local is None else await shut_down(self.monitor, local)
+        if not why:
+            return "its agent was asked"
+        await self._claim.execute("system_powerdown")
+        return f"its power button was pressed ({why})"
+
+    async def stay_after_shutdown(self, *, stays: bool) -> None:
+        """Have QEMU go on, or end, when the guest has shut down.
+
+        :raise QemuError: QEMU refused (it is older than 6.0), or cannot be asked.
+        """
+        await self._claim.execute("set-action", {"shutdown": "pause" if stays else "poweroff"})
+
+    async def boot_again(self) -> None:
+        """Have a guest boot that has shut down, and whose QEMU went on.
+
+        :raise QemuError: QEMU refused, or cannot be asked.
+        """
+        await self._claim.execute("system_reset")
+        deadline = time.monotonic() + _RESET_SECONDS
+        while (await self.observe()).run is RunState.SHUTDOWN and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)  # a reset is carried out after it was answered
+        await self.cont()
+
+    async def mark_asked(self, migration: str) -> None:
+        """Note at this QEMU that its guest was asked to shut down; false marks are no harm, missing ones are.
+
+        :raise QemuError: it cannot be asked.
+        """
+        await self._claim.ensure()
+        await marks.add(self.monitor, _ASKED, migration)
+
+    async def was_asked(self) -> bool:
+        """Tell whether its guest was, or was about to be, asked to shut down.
+
+        :raise QemuError: it cannot be asked.
+        """
+        return _ASKED in await marks.read(self.monitor, _ASKED)
+
+    async def forget_asked(self) -> None:
+        """Remove the mark of :meth:`mark_asked`.
+
+        :raise QemuError: it cannot be asked.
+        """
+        await marks.remove(self.monitor, _ASKED)
 
     async def carry_traces(self, destination: Endpoint) -> list[str]:
         return await carry_traces(self.monitor, destination.monitor)

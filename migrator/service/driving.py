@@ -88,6 +88,7 @@ async def driving(
             look_stretch=LookPace(),
             hooks=SiteHooks.following(live, site.connections),
             saved=site.saved,
+            cold=site.cold,
         ),
         site=site.driven_by,
         driver=mark,

@@ -206,6 +206,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             hooks=hooks,
             roll_hooks=hooks,
             saved=site.saved,
+            cold=site.cold,
         )
         worker = Worker()
         stack.push_async_callback(worker.close)

@@ -492,6 +492,7 @@ class PolicySettings(Section):
     prefer: Preference | None = None
     start: Start | None = None
     max_postcopy_stall: Seconds | None = None
+    max_shutdown: Seconds | None = None
     disks: CopiedDisks | None = None
     source_images: SourceImages | None = None
     backing: Backing | None = None

@@ -10,7 +10,7 @@ from migrator.errors import UsageError
 from migrator.settings import words
 from migrator.settings.models import PolicySettings
 
-BUILTIN = ("default", "gentle", "must-finish", "postcopy-first", "save", "offline")
+BUILTIN = ("default", "gentle", "must-finish", "postcopy-first", "save", "cold", "offline")
 #: As a person writes it, and as :class:`~migrator.core.policy.Policy` has it.
 _FIELDS = {
     "max_downtime": "max_downtime_seconds",
@@ -23,6 +23,7 @@ _FIELDS = {
     "prefer": "prefer",
     "start": "start",
     "max_postcopy_stall": "max_postcopy_stall_seconds",
+    "max_shutdown": "max_shutdown_seconds",
     "disks": "disks",
     "source_images": "source_images",
     "backing": "backing",

@@ -70,6 +70,7 @@ _POLICY_KEYS = (
         "prefer",
         "start",
         "max_postcopy_stall",
+        "max_shutdown",
         "disks",
         "source_images",
         "backing",

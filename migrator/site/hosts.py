@@ -34,10 +34,13 @@ from migrator.hosts.stream_tunnel import KnownRoutes, SshTunnel
 from migrator.ports import HostLook, IncomingDestination, Qemu, SourceQemu, StreamPath, StreamTunnel
 from migrator.qemu import naming
 from migrator.qemu.endpoint import Endpoint
+from migrator.site import cold_ends
+from migrator.site.cold_starts import ColdStartEnds
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
 from migrator.site.guest_records import guest_record, with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
+from migrator.site.launch_config import LaunchConfig
 from migrator.site.libvirt_connections import LibvirtConnections
 from migrator.site.managed_checks import ManagedChecks
 from migrator.site.managed_ends import ManagedEnds
@@ -116,8 +119,16 @@ class SiteHosts:
         """Go over these from now on."""
         self._connections = self.connections = connections
         self.saved = SavedGuestFiles(connections)
+        self.cold = ColdStartEnds(connections, self._how_started)
         self._images = ImageComparison(connections)
         self._checker, self._launcher = checker, launcher
+
+    def _how_started(self, guest: Guest, host: str) -> LaunchConfig:
+        return self.how(guest, host)
+
+    def how(self, guest: Guest, host: str) -> LaunchConfig:  # noqa: ARG002 - for those that are configured
+        """How the guest's QEMU is started on a host."""
+        return LaunchConfig()
 
     def stream_path(
         self,
@@ -292,6 +303,8 @@ class SiteHosts:
         if socket.startswith(PREFIX):
             migration = str((identity or {}).get("migration", ""))
             return await self.saved.open(host, socket, role=role, migration=migration)
+        if identity and cold_ends.KEY in identity:
+            return await self.cold.open(host, socket, role=role, identity=identity, absent=absent)
         known = self._discovery.known.get((host, socket))
         end = await self._connections.open(
             host,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.errors import HostError, QemuError, Unreachable
@@ -26,6 +26,7 @@ class WaitingQemu:
     :param rescue: makes an end of its other monitor, for when the first is silent.
     :param notes: what is not the same as at the source, and does not concern the guest.
     :param new_images: disks whose images were made for it.
+    :param anew: starts another in its directory once it has ended; see :meth:`start_anew`.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class WaitingQemu:
         rescue: Callable[[], Endpoint] | None = None,
         notes: tuple[Finding, ...] = (),
         new_images: tuple[str, ...] = (),
+        anew: Callable[[], Awaitable[SourceEndpoint]] | None = None,
     ) -> None:
         self._qemu, self._listen, self._socket, self._rescue = qemu, listen, socket, rescue
         self._launcher, self._run_dir = launcher, run_dir
-        self.notes, self.new_images = notes, new_images
+        self.notes, self.new_images, self._anew = notes, new_images, anew
 
     @property
     def qemu(self) -> Qemu:
@@ -63,6 +65,21 @@ class WaitingQemu:
     def socket(self) -> str:
         """Path of its QMP socket on its host."""
         return self._socket
+
+    async def start_anew(self) -> SourceEndpoint:
+        """Start another in its place, now that it has ended: that waits for no guest, and boots its own once it is let
+        run.
+
+        :raise HostError: it was started by somebody else, or does not start; then nothing but the log is left.
+        """
+        if self._anew is None or self._launcher is None or self._run_dir is None:
+            raise HostError(
+                "the target", f"{self._qemu.name} was not started by us, and cannot be started anew"
+            )
+        await self._qemu.close()
+        await self._launcher.forget_end(self._run_dir)
+        self._qemu = await self._anew()
+        return self._qemu
 
     async def discard(self, *, images: bool = False) -> None:
         """End the process if it still waits, and remove what was made for it but its log; its monitor is closed.
@@ -122,7 +139,12 @@ _HOLDS_A_GUEST = frozenset(
 
 
 def _waits(run: RunState, status: MigrationStatus) -> bool:
-    """No guest is in it, or only a part of one that runs elsewhere: not where postcopy has begun, whatever it shows."""
+    """No guest is in it, or only a part of one that runs elsewhere: not where postcopy has begun, whatever it shows.
+
+    Nor where it was to boot one, and was never let run.
+    """
+    if run is RunState.PRELAUNCH and status is MigrationStatus.NONE:
+        return True
     return run is RunState.INMIGRATE and status not in _HOLDS_A_GUEST
 
 
@@ -136,9 +158,17 @@ async def require_incoming(qemu: Endpoint) -> None:
 
 
 async def connect_when_up(
-    qemu: Endpoint, launcher: Launcher, run_dir: RunDirectory, process: GuestProcess | None, program: str
+    qemu: Endpoint,
+    launcher: Launcher,
+    run_dir: RunDirectory,
+    process: GuestProcess | None,
+    program: str,
+    *,
+    incoming: bool = True,
 ) -> None:
     """Connect; returns once it is seen to wait.
+
+    :param incoming: it waits for a guest; else only to be let run.
 
     :raise HostError: it has ended, or does not answer in time.
     """
@@ -146,7 +176,8 @@ async def connect_when_up(
     while True:
         try:
             await qemu.connect(timeout=_GREETING_SECONDS)
-            await require_incoming(qemu)
+            if incoming:
+                await require_incoming(qemu)
         except Unreachable as error:
             if process is not None and process.alive is False:
                 raise HostError(launcher.host.name, await launcher.explain_exit(run_dir, program)) from error

@@ -171,6 +171,7 @@ MAY_GO_WELL = {
         ("bridge-down", "bridge-uplink", "tap-bridge", "tap-down", "tap-vlan"),
         "somebody sees to the network while the guest moves, or it does without",
     ),
+    "guest-not-shut-down": "a guest that hangs, or has nothing to lose, may be ended by force",
     "load-disks": "an image may be copied, or its time changed, with nothing in it being another",
     "save-room": "what the guest has in memory may be mostly zero, and takes no room then",
     "tls-certificate": "the network between the hosts may be nobody else's, and the guest arrives in clear",

@@ -340,6 +340,11 @@ WAY: Texts = {
         "the guest is saved, and its file could not be told so: the journal knows it, and the file can be loaded here",
         "bring its host back before the file is loaded by a service with another journal",
     ),
+    "guest-not-shut-down": (
+        "overridable",
+        "a guest that was asked to shut down has not done so in time; accepted, its QEMU is ended by force then",
+        "shut it down from inside, give it more time (max_shutdown), or accept that what it has not written is lost",
+    ),
     "hook-failed": (
         "warning",
         "a hook of the site failed, or could not be run, where it has no say: the migration went on without it",

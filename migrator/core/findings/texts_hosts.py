@@ -46,6 +46,16 @@ HOSTS: Texts = {
         "the guest's QEMU could not be started again like that when it is loaded",
         "move the guest instead",
     ),
+    "cold-start": (
+        "warning",
+        "the guest cannot move live, and its policy (cold) has it shut down and started anew at the target",
+        "expect that it is away until it has booted there, and that what is in its memory is lost",
+    ),
+    "cold-start-impossible": (
+        "error",
+        "the guest cannot move live, and its QEMU could not be started again from its command line as it is now",
+        "unplug what was plugged in, have its QEMU run as migrator's own user, or shut the guest down yourself",
+    ),
     "hook-veto": (
         "error",
         "a hook of the site says no to this migration",

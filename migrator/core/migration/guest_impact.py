@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from migrator.core.model import Mode
+from migrator.core.model import STOPPED_MODES
 
 
 def standstill_at_least(
@@ -18,4 +18,4 @@ def standstill_at_least(
 
 def above_ceiling(seconds: float | None, ceiling: float, mode: str) -> bool:
     """Tell whether the guest certainly stood still for longer than was allowed; ``offline`` allows any time."""
-    return mode != Mode.OFFLINE and seconds is not None and seconds > ceiling > 0
+    return mode not in STOPPED_MODES and seconds is not None and seconds > ceiling > 0

@@ -55,6 +55,8 @@ _TRAVEL = {
 _HOSTS = {
     "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
     "not-checked": "whether source and target could be asked",
+    "cold-start": "the errors of a check, with those that a guest which is started anew does not have",
+    "cold-start-impossible": "the source's user, command line, paths and plugged devices, with what can be started",
     "save-path": "the name, with what is there on the guest's host",
     "save-room": "the guest's memory, with the room on that file system",
     "load-form": "form of the file, with the capabilities of the QEMU that is to read it",
@@ -223,6 +225,7 @@ _MANAGED = {
 }
 _WAY = {
     "save-unconfirmed": "whether the saved file could be marked as complete",
+    "guest-not-shut-down": "whether the guest is off, once its policy's time for that is over",
     "hook-failed": "the exit status of the site's hooks, and whether they could be run",
     "record-lost": "whether the record of the migration can be written",
     "record-left-over": "whether the record of the migration can be put away",

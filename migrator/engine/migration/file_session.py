@@ -12,10 +12,10 @@ from migrator.core.model import Decision, Finding, MigrationStatus, State
 from migrator.core.saved_guest import SavedSummary
 from migrator.engine import clock
 from migrator.engine.migration import preflight
+from migrator.engine.migration.cold_session import ColdSession
 from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.mapped_load import MappedIncoming
 from migrator.engine.migration.prepare import MAPPED_RAM
-from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError
 from migrator.ports import IncomingDestination, Qemu
 
@@ -25,7 +25,7 @@ _CHANNELS = 2
 GUEST_FLUSH = "guest-flush"
 
 
-class FileSession(MigrationSession):
+class FileSession(ColdSession):
     """Saves its guest into a file, or loads it from there, where it has one; else it moves it from host to host."""
 
     guest: Guest
@@ -112,7 +112,7 @@ class FileSession(MigrationSession):
         return self._is_mapped
 
     async def transfer(self) -> None:
-        """See :meth:`MigrationSession.transfer`; a guest that is saved has its disks flushed before it is stopped."""
+        """See :meth:`ColdSession.transfer`; a guest that is saved has its disks flushed before it is stopped."""
         await self._flush()
         await super().transfer()
 
@@ -162,7 +162,7 @@ class FileSession(MigrationSession):
         )
 
     async def _fall_back(self, state: State, error: str) -> bool:
-        """See :meth:`MigrationSession._fall_back`; a guest that stays where it is has nothing frozen."""
+        """See :meth:`ColdSession._fall_back`; a guest that stays where it is has nothing frozen."""
         await self.thaw()
         return await super()._fall_back(state, error)
 

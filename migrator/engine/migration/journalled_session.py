@@ -105,7 +105,8 @@ class JournalledSession(FileSession):
         found = await preflight.look(
             self.services.site, self.guest, self.target, self.policy, stream_speed=self._stream_speed()
         )
-        return tuple(self.services.accept(self.services.judge_room(self, found), self.accepted))
+        judged = self.services.accept(self.services.judge_room(self, found), self.accepted)
+        return tuple(self.or_cold(judged))
 
     # --- its group ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.ports import (
+    ColdStarts,
     EndedRecord,
     Experience,
     GuestNetworks,
@@ -180,6 +181,8 @@ class SessionServices:
     roll_hooks: RollHooks | None = None
     #: Guests whose state is in files.
     saved: SavedGuests | None = None
+    #: Guests that are shut down and started anew; ``None``: none are.
+    cold: ColdStarts | None = None
     #: So many times as long as usual is waited for the next look at a migration that is far from its switch.
     look_stretch: Callable[[], float] = lambda: 1.0
     #: Seconds after which images are removed that a guest has left at its source, where its policy says so.

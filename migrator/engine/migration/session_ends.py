@@ -297,6 +297,11 @@ class SessionEnds(SessionState):
         where = f"at {self.guest.socket} on {self.guest.host}"
         return f"another guest ({uuid}) is {where} by now; see: migrator guests"
 
+    @property
+    def _timeouts(self) -> PhaseTimeouts:
+        """Return how long nothing may change in each phase."""
+        return PhaseTimeouts(recovery=self.services.recovery_seconds())
+
     def _make_driver(
         self,
         source: Qemu,
@@ -325,7 +330,7 @@ class SessionEnds(SessionState):
             prior=self.prior(),
             stream_speed=self._stream_speed(),
             new_images=new_images,
-            timeouts=PhaseTimeouts(recovery=self.services.recovery_seconds()),
+            timeouts=self._timeouts,
             path=self.stream_path(),
             # What goes through a tunnel says nothing of what the path would carry without.
             shared_path=shared_path if self._tunnel is None else OwnPath(),

@@ -1,0 +1,150 @@
+"""Guests that cannot move live are shut down in order and started anew at the target; never two, and never none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrator.testing.guest import NotBooted
+from migrator.testing.lab import GuestMachine, until
+from tests.acceptance.service_site import LiveSite, guest, made
+
+#: QEMU refuses to migrate a guest with such a device, as it does one with a device of its host.
+_STUCK = ("-device", "nvme,drive=local,serial=1")
+
+
+def stuck(name: str, directory: Path, **how: Any) -> GuestMachine:
+    """Return a guest that cannot move live."""
+    disk = directory / f"{name}.raw"
+    disk.write_bytes(bytes(1 << 20))
+    machine = guest(name, region=0, **how)
+    drive = f"if=none,id=local,file={disk},format=raw,cache=none,aio=threads,file.locking=off"
+    return replace(machine, extra=(*machine.extra, "-drive", drive, *_STUCK))
+
+
+@asynccontextmanager
+async def site_of(
+    machine: GuestMachine, binary: Path | None = None, **policy: str
+) -> AsyncIterator[LiveSite]:
+    """Return a served site of two hosts with this guest, whose policy `cold` says so."""
+    said = "".join(f"{key} = {value!r}\n" for key, value in ({"max_shutdown": "20s"} | policy).items())
+    async with made([], "a", "b", extra=f"[policies.cold]\n{said}") as site:
+        how: dict[str, Any] = {"binary": binary} if binary is not None else {}
+        await site.start(machine, "a", **how)
+        site.serve()
+        await site.until_served()
+        await site.known(1)
+        yield site
+
+
+async def runs_at(site: LiveSite, machine: GuestMachine, host: str) -> None:
+    """Wait until it has booted there, and see that it runs nowhere else."""
+
+    async def booted() -> bool:
+        try:
+            return site.where(await site.runs_once(machine)) == host
+        except NotBooted:
+            return False
+
+    await until(booted, what="its boot")
+
+
+async def cold(site: LiveSite, machine: GuestMachine, state: str, **more: Any) -> Any:
+    body = {"guest": str(machine.uuid), "to": "b", "policy": "cold", **more}
+    begun = await site.post("migrations", **body)
+    return await site.migration_ended(begun["id"], state)
+
+
+async def test_a_guest_that_cannot_move_live_is_shut_down_and_boots_at_the_target(
+    tmp_path: Path, one_version: Path
+) -> None:
+    web = stuck("web", tmp_path)
+    async with site_of(web, one_version) as site:
+        refused = await site.post("migrations", guest=str(web.uuid), to="b")
+        refused = await site.migration_ended(refused["id"], "failed")
+        assert "blocked" in refused["error"]
+        document = await cold(site, web, "completed")
+        assert document["mode"] == "cold"
+        (why,) = [each for each in document["decisions"] if each["action"] == "cold-start"]
+        assert "it is shut down, within 20.0 s, and started anew at b" in why["reason"]
+        # From when it was asked to shut down, not only from when it was off.
+        assert 0.05 < document["downtime_seconds"] < 20
+        await runs_at(site, web, "b")
+        assert site.left_in("a") == []
+        # And once more: what was started anew is a guest like others.
+        back = await site.post("migrations", guest=str(web.uuid), to="a", policy="cold")
+        await site.migration_ended(back["id"], "completed")
+        await runs_at(site, web, "a")
+
+
+async def test_a_guest_that_does_not_shut_down_in_time_stays_and_is_ended_by_force_where_that_is_accepted(
+    tmp_path: Path,
+) -> None:
+    # Its interrupts are off: it never hears of its power button.
+    web = replace(stuck("web", tmp_path), image=_deaf(tmp_path))
+    async with site_of(web, max_shutdown="2s") as site:
+        document = await cold(site, web, "failed")
+        assert "was asked to shut down and has not within 2.0 s" in document["error"]
+        assert "--accept guest-not-shut-down" in document["error"]
+        assert [site.where(each) for each in await site.running(web)] == ["a"]
+        assert site.left_in("b") == []
+        await cold(site, web, "completed", accept=["guest-not-shut-down"])
+        assert [site.where(each) for each in await site.running(web)] == ["b"]
+
+
+def _deaf(directory: Path) -> Path:
+    """Return the image of a guest that runs and hears of nothing: `cli`, and a jump to itself."""
+    image = directory / "deaf.img"
+    image.write_bytes((b"\xfa\xeb\xfe" + bytes(507) + b"\x55\xaa").ljust(1 << 20, b"\0"))
+    return image
+
+
+async def test_a_guest_that_cannot_be_started_at_the_target_boots_again_where_it_was(tmp_path: Path) -> None:
+    web = stuck("web", tmp_path)
+    async with site_of(web) as site:
+        # What waits there can be started; what is to boot the guest cannot.
+        broken = tmp_path / "qemu"
+        (qemu,) = site.instances(web)
+        program = Path(f"/proc/{qemu.pid}/exe").readlink()
+        broken.write_text(
+            f'#!/bin/sh\ncase "$*" in *-incoming*) exec {program} "$@";; esac\necho no luck >&2\nexit 1\n'
+        )
+        broken.chmod(0o755)
+        site.change_host("b", ('memory = "4GiB"', f'memory = "4GiB"\nqemu = "{broken}"'))
+        await site.restart()
+        document = await cold(site, web, "failed")
+        assert "no luck" in document["error"]
+        await runs_at(site, web, "a")
+        assert site.left_in("b") == []
+
+
+@pytest.mark.parametrize("when", ["asked", "off"])
+async def test_a_controller_that_is_killed_meanwhile_leaves_the_guest_running_in_one_place(
+    tmp_path: Path, when: str
+) -> None:
+    web = stuck("web", tmp_path)
+    async with site_of(web) as site:
+        (qemu,) = site.instances(web)
+        begun = await site.post("migrations", guest=str(web.uuid), to="b", policy="cold")
+
+        async def far_enough() -> bool:
+            document = await site.get(f"migrations/{begun['id']}")
+            off = not Path(f"/proc/{qemu.pid}").exists()
+            return off or (when == "asked" and document["state"] == "precopy") or bool(document["ended_at"])
+
+        await until(far_enough, what="its shutdown")
+        await site.restart()
+
+        async def over() -> bool:
+            return bool((await site.get(f"migrations/{begun['id']}"))["ended_at"])
+
+        await until(over, what="its end", within=60)
+        document = await site.get(f"migrations/{begun['id']}")
+        where = {"completed": "b"}.get(document["state"], "a")
+        assert document["state"] in ("completed", "failed", "cancelled"), document
+        await runs_at(site, web, where)
