@@ -99,6 +99,11 @@ def bracketed(name: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
+def stream_host(listen: str) -> str:
+    """Return the host of where a stream is taken, ``tcp:HOST:PORT``, IPv6 without brackets."""
+    return listen.removeprefix("tcp:").rpartition(":")[0].strip("[]")
+
+
 def _unbracketed(text: str) -> str:
     head, _, tail = text.rpartition(":")
     if _address(text) is not None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.engine.migration.managed_driver import UNSAFE_CACHE, ManagedDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
-from migrator.libvirt.connection import LibvirtConnection
+from migrator.libvirt.binding import load
+from migrator.libvirt.connection import DomainEvent, LibvirtConnection
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.store.records import FileRecord
 from migrator.store.step_records import StepRecords
@@ -63,6 +65,20 @@ class Controller:
     def state(self) -> State:
         return self.seen[-1].state if self.seen else State.QUEUED
 
+    async def at_stop(self, act: Callable[[], object]) -> None:
+        """Do something the moment that the guest stops at its source."""
+        happened = asyncio.Event()
+
+        def hear(event: DomainEvent) -> None:
+            if event.kind == "lifecycle" and event.event == load().VIR_DOMAIN_EVENT_SUSPENDED:
+                unsubscribe()
+                act()
+                happened.set()
+
+        unsubscribe = self.source.connection.subscribe(hear)
+        async with asyncio.timeout(60):
+            await happened.wait()
+
     async def until_copies(self, rounds: int = 1) -> None:
         """Wait until memory is on its way."""
         await until(
@@ -72,9 +88,53 @@ class Controller:
         )
 
 
-def _connection(daemon: LibvirtDaemon) -> LibvirtConnection:
+class Relay:
+    """Carries what is said to a daemon and what it answers, until it is muted: then nothing of what it answers.
+
+    :param path: of the socket that it listens on.
+    """
+
+    def __init__(self, daemon: LibvirtDaemon, path: Path) -> None:
+        self._daemon, self._path = daemon, path
+        self._muted = False
+        self._server: asyncio.Server | None = None
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.uri = f"qemu+unix:///system?socket={path}"
+
+    def mute(self) -> None:
+        """Carry no answer from now on; nobody is told."""
+        self._muted = True
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._join, self._path)
+        return self
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._daemon.socket)
+        for one, other, answers in ((reader, far_writer, False), (far_reader, writer, True)):
+            task = asyncio.create_task(self._pump(one, other, answers=answers), name="relay")
+            self._pumps.add(task)
+
+    async def _pump(self, one: asyncio.StreamReader, other: asyncio.StreamWriter, *, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await one.read(1 << 16):
+                if not (answers and self._muted):
+                    other.write(data)
+                    await other.drain()
+        other.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._pumps:
+            task.cancel()
+        if self._pumps:
+            await asyncio.wait(self._pumps)
+
+
+def _connection(daemon: LibvirtDaemon, uri: str = "") -> LibvirtConnection:
     async def uris() -> list[str]:
-        return [daemon.uri]
+        return [uri or daemon.uri]
 
     return LibvirtConnection(daemon.host.name, uris)
 
@@ -88,12 +148,22 @@ async def controller(
     state: Path,
     policy: Policy = PLAIN,
     peer_to_peer: bool = True,
+    peer_uri: str = "",
+    asked: str = "",
     timeouts: PhaseTimeouts | None = None,
 ) -> AsyncIterator[Controller]:
-    """A controller between two hosts; what it holds is let go of in the end, whatever became of the guest."""
-    connections = _connection(here), _connection(there)
+    """A controller between two hosts; what it holds is let go of in the end, whatever became of the guest.
+
+    :param peer_uri: by which the source reaches the target, if it is not the usual one.
+    :param asked: the URI by which the controller reaches the target, if it is not the usual one.
+    """
+    if not peer_to_peer:
+        asked = asked or peer_uri
+    connections = _connection(here), _connection(there, asked)
     source = DomainSource(connections[0], uuid)
-    destination = DomainDestination(connections[1], uuid, peer_uri=there.uri if peer_to_peer else "")
+    destination = DomainDestination(
+        connections[1], uuid, peer_uri=(peer_uri or there.peer_uri) if peer_to_peer else ""
+    )
     record = FileRecord("m-1", directory=state / "records")
     seen: list[MigrationProgress] = []
     driver = ManagedDriver(
@@ -104,7 +174,6 @@ async def controller(
         listen=f"tcp:{there.host.address}:0",
         record=record,
         timeouts=timeouts,
-        offers_postcopy=True,
         on_status=seen.append,
     )
     # The image is one file, though libvirt cannot know that: somebody accepts it.
@@ -148,10 +217,17 @@ class Busy:
         return self.state / "records"
 
     def controller(
-        self, *, policy: Policy = SLOW, peer_to_peer: bool = True
+        self, *, policy: Policy = SLOW, peer_to_peer: bool = True, there: str = "", asked: str = ""
     ) -> AbstractAsyncContextManager[Controller]:
         return controller(
-            self.alpha, self.beta, self.uuid, state=self.state, policy=policy, peer_to_peer=peer_to_peer
+            self.alpha,
+            self.beta,
+            self.uuid,
+            state=self.state,
+            policy=policy,
+            peer_to_peer=peer_to_peer,
+            peer_uri=there,
+            asked=asked,
         )
 
     @asynccontextmanager

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from migrator.addresses import bracketed, stream_host
 from migrator.errors import CommandFailed, HostError, MigratorError, QemuError
 from migrator.libvirt.binding import load
-from migrator.libvirt.connection import LibvirtConnection
+from migrator.libvirt.connection import DomainEvent, LibvirtConnection
 from migrator.libvirt.end import MIB, UNLIMITED_MIB, DomainEnd, mebibytes
 from migrator.libvirt.job_stats import read_figures
 from migrator.ports import Qemu
@@ -27,6 +28,13 @@ class DomainDestination(DomainEnd):
     def __init__(self, connection: LibvirtConnection, uuid: str, *, peer_uri: str = "") -> None:
         super().__init__(connection, uuid, role="destination")
         self.peer_uri = peer_uri
+        #: Its libvirt was heard all the time since this was set.
+        self.heard = False
+
+    def _hear(self, event: DomainEvent) -> None:
+        if event.kind == "lost":
+            self.heard = False
+        super()._hear(event)
 
 
 class DomainSource(DomainEnd):
@@ -69,7 +77,8 @@ class DomainSource(DomainEnd):
         if resume:
             flags |= load().VIR_MIGRATE_POSTCOPY_RESUME
         uuid, peer_uri = self.uuid, there.peer_uri
-        target = None if peer_uri else await there.connection.open()
+        target = await there.connection.open()
+        there.heard = True
 
         def move(connection: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
@@ -85,6 +94,10 @@ class DomainSource(DomainEnd):
         if not moving.cancelled():
             moving.exception()  # what it was is told by :meth:`managed_ended`
         self._notify()
+
+    def watched(self, destination: Qemu) -> bool:
+        """See :meth:`migrator.ports.managed.ManagedMigration.watched`."""
+        return _there(destination).heard
 
     @property
     def begun_here(self) -> bool:
@@ -106,6 +119,10 @@ class DomainSource(DomainEnd):
             return str(error)
         raise error
 
+    async def pause_stream(self) -> None:
+        flag = load().VIR_DOMAIN_ABORT_JOB_POSTCOPY
+        await self._change(lambda domain: domain.abortJobFlags(flag), "break the stream off")
+
     async def put_back_managed(self, was: ManagedGuestState) -> None:
         """See :meth:`migrator.ports.managed.ManagedMigration.put_back_managed`."""
 
@@ -118,14 +135,28 @@ class DomainSource(DomainEnd):
 
     async def settle_managed(self, destination: Qemu, was: ManagedGuestState) -> None:
         """See :meth:`migrator.ports.managed.ManagedMigration.settle_managed`."""
-        if not (was.persistent and was.autostart):
+        if not was.persistent:
             return
-        there = _there(destination)
+        there, uuid = _there(destination), self.uuid
+        if was.autostart:
+            await there.connection.call(
+                lambda connection: connection.lookupByUUIDString(uuid).setAutostart(1),
+                what="set autostart",
+                timeout=_SHORT_SECONDS,
+            )
+        persists = await there.connection.call(
+            lambda connection: bool(connection.lookupByUUIDString(uuid).isPersistent()),
+            what="read the guest",
+            timeout=_SHORT_SECONDS,
+        )
+        if persists:
+            await self.connection.call(
+                lambda connection: _undefine(connection, uuid), what="undefine", timeout=_SHORT_SECONDS
+            )
 
-        def settle(connection: Any) -> None:
-            connection.lookupByUUIDString(there.uuid).setAutostart(1)
-
-        await there.connection.call(settle, what="set autostart", timeout=_SHORT_SECONDS)
+    async def forget_managed(self) -> None:
+        """See :meth:`migrator.ports.managed.ManagedMigration.forget_managed`."""
+        await self._change(lambda domain: domain.destroy(), "end the guest")
 
     async def measured(self, destination: Qemu) -> Mapping[str, Any]:
         """See :meth:`migrator.ports.managed.ManagedMigration.measured`."""
@@ -139,6 +170,19 @@ class DomainSource(DomainEnd):
             return await there.connection.call(read, what="read figures", timeout=_SHORT_SECONDS)
         except (HostError, QemuError):
             return {}
+
+
+def _undefine(connection: Any, uuid: str) -> None:
+    """Forget a guest that does not run, and was left where it came from; on a thread."""
+    module = load()
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+    except module.libvirtError as error:
+        if error.get_error_code() == module.VIR_ERR_NO_DOMAIN:
+            return
+        raise
+    if not domain.isActive() and domain.isPersistent():
+        domain.undefineFlags(module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | module.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
 
 
 def _there(destination: Qemu) -> DomainDestination:
@@ -167,10 +211,9 @@ def _flags(options: ManagedOptions) -> int:
 
 def _parameters(options: ManagedOptions) -> dict[str, Any]:
     module = load()
-    address = options.listen.removeprefix("tcp:").rpartition(":")[0].strip("[]")
-    host = f"[{address}]" if ":" in address else address
+    address = stream_host(options.listen)
     parameters: dict[str, Any] = {
-        module.VIR_MIGRATE_PARAM_URI: f"tcp://{host}",
+        module.VIR_MIGRATE_PARAM_URI: f"tcp://{bracketed(address)}",
         module.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: address,
         module.VIR_MIGRATE_PARAM_BANDWIDTH: mebibytes(options.bandwidth_bytes_per_second),
     }

@@ -75,6 +75,9 @@ class ManagedMigration(Protocol):
         Only of a call of this process.
         """
 
+    def watched(self, destination: Qemu) -> bool:
+        """Return whether whatever happened at the destination since :meth:`begin_managed` was heard of."""
+
     @property
     def begun_here(self) -> bool:
         """Return whether :meth:`begin_managed` was called in this process."""
@@ -85,8 +88,14 @@ class ManagedMigration(Protocol):
         :raise HostError, QemuError: it cannot be done.
         """
 
+    async def forget_managed(self) -> None:
+        """End a guest that runs at the destination, complete, where it came from.
+
+        :raise HostError, QemuError: it cannot be done.
+        """
+
     async def settle_managed(self, destination: Qemu, was: ManagedGuestState) -> None:
-        """Have a guest that has arrived start with its host there if it did so here.
+        """Have a guest that has arrived start with its host there if it did so here, and no definition of it left here.
 
         :raise HostError, QemuError: it cannot be done.
         """

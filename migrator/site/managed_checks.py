@@ -9,7 +9,7 @@ from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
-from migrator.core.policy import CopiedDisks, Policy, PostcopyMode, StreamRoute
+from migrator.core.policy import CopiedDisks, Policy, StreamRoute
 from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
 from migrator.errors import HostError, QemuError
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
@@ -123,8 +123,6 @@ def refused_wishes(policy: Policy) -> Iterator[Finding]:
     if policy.offline:
         # libvirt has a guest rest at the target that rested when its move began.
         yield finding("libvirt-policy", "the policy has the guest stand still while it is copied (offline)")
-    if policy.postcopy is PostcopyMode.IMMEDIATE:
-        yield finding("libvirt-policy", "the policy asks for postcopy at once (postcopy = immediate)")
     if policy.disks is CopiedDisks.ALL:
         yield finding("libvirt-policy", "the policy has all disks copied (disks = all)")
 

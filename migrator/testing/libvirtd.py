@@ -45,6 +45,10 @@ host_uuid = "{uuid}"
 unix_sock_dir = "{sockets}"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
+listen_tls = 0
+listen_tcp = 1
+listen_addr = "{address}"
+auth_tcp = "none"
 log_outputs = "3:stderr"
 """
 _QEMU_CONF = """\
@@ -134,12 +138,16 @@ class LibvirtDaemon:
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = directory / "sockets" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
+        #: By which the others reach it, over the network between the hosts.
+        self.peer_uri = f"qemu+tcp://{host.address}/system"
 
     async def __aenter__(self) -> Self:
         directory = self.directory
         for name in ("run", "etc", "sockets", "var/lib", "var/log", "var/cache", "var/tmp"):
             (directory / name).mkdir(parents=True)
-        conf = _LIBVIRTD_CONF.format(uuid=uuid.uuid4(), sockets=directory / "sockets")
+        conf = _LIBVIRTD_CONF.format(
+            uuid=uuid.uuid4(), sockets=directory / "sockets", address=self.host.address
+        )
         (directory / "etc/libvirtd.conf").write_text(conf)
         (directory / "etc/qemu.conf").write_text(
             _QEMU_CONF + ("" if self._cgroups else "cgroup_controllers = []\n")
@@ -151,7 +159,7 @@ class LibvirtDaemon:
         ]
         # The shell stays as the first process of its namespace: it reaps the QEMUs, which libvirtd does not.
         again = shlex.quote(str(directory / "start"))
-        script = " && ".join([*mounts, f"while :; do libvirtd; read word <{again}; done"])
+        script = " && ".join([*mounts, f"while :; do libvirtd --listen; read word <{again}; done"])
         space = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         with (directory / "log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -53,7 +53,7 @@ async def fleet(daemons: LibvirtHosts, *, peers: bool) -> AsyncIterator[LiveSite
     """
     extra = {
         name: f'libvirt = "qemu:///system?socket={daemons[name].socket}"\n'
-        + (f'libvirt_peer_uri = "{daemons[name].uri}"\n' if peers else "")
+        + (f'libvirt_peer_uri = "{daemons[name].peer_uri}"\n' if peers else "")
         for name in NAMES
     }
     site = LiveSite(*NAMES, isolated=False, host_extra=extra)

@@ -14,7 +14,6 @@ from migrator.site.managed_checks import refused_wishes
     ("wish", "named"),
     [
         ({"offline": True, "postcopy": PostcopyMode.NEVER}, "offline"),
-        ({"postcopy": PostcopyMode.IMMEDIATE}, "postcopy"),
         ({"stream": StreamRoute.SSH}, "ssh"),
         ({"disks": CopiedDisks.ALL}, "disks"),
     ],
@@ -27,3 +26,5 @@ def test_what_it_has_not_is_refused_and_named(wish: dict[str, Any], named: str) 
 
 def test_a_usual_policy_is_taken() -> None:
     assert list(refused_wishes(Policy(name="own", max_downtime_seconds=0.3))) == []
+    early = Policy(name="own", max_downtime_seconds=0.3, postcopy=PostcopyMode.IMMEDIATE)
+    assert list(refused_wishes(early)) == []

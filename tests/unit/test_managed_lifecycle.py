@@ -33,10 +33,20 @@ _VIEWS = [
 #: One view for each thing that an end can have.
 _SOURCES = {source_has(view): view for view in _VIEWS}
 _DESTINATIONS = {destination_has(view): view for view in _VIEWS}
-_CALLS = (ManagerCall(), ManagerCall(runs=True), ManagerCall(went_well=True), ManagerCall(failed=True))
+_CALLS = (
+    ManagerCall(),
+    ManagerCall(runs=True),
+    ManagerCall(went_well=True),
+    ManagerCall(failed=True),
+    ManagerCall(failed=True, watched=True),
+)
+_STEPS = {
+    *(Step.WAIT, Step.CANCEL, Step.PAUSE_STREAM, Step.RECOVER, Step.REVIVE),
+    *(Step.FENCE_SOURCE, Step.HALT, Step.END),
+}
 _INTENTS = [
     Intent(milestone=milestone, undo=undo, postcopy=postcopy, said=said, stopped_by_us=stopped_by_us)
-    for milestone in (Milestone.PREPARING, Milestone.MIGRATING, Milestone.HANDED_OVER)
+    for milestone in (Milestone.PREPARING, Milestone.MIGRATING, Milestone.SWITCHING, Milestone.HANDED_OVER)
     for undo in (None, State.CANCELLED, State.FAILED)
     for postcopy in (False, True)
     for said in (None, *OperatorAnswer)
@@ -59,7 +69,7 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
     ):
         answer = decide(intent, source, target, call, overdue=overdue, expired=expired)
         case = (here, there, intent, call, overdue, expired, answer)
-        assert answer.step in {Step.WAIT, Step.CANCEL, Step.RECOVER, Step.REVIVE, Step.END}, case
+        assert answer.step in _STEPS, case
         assert (answer.outcome is not None) == (answer.step is Step.END), case
         if answer.outcome is State.COMPLETED:
             # It is there, and nothing of it is here: or the manager has said so, and cannot be asked any more.
@@ -71,7 +81,10 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
             if here is _HERE.RESTS and intent.stopped_by_us and intent.milestone is not Milestone.PREPARING:
                 # It would be let go on, and rests like that after its switch, too: its manager has said that it failed.
                 assert call.failed, case
+                assert call.watched, case
                 assert there in _NOWHERE, case
+            if there is _THERE.SILENT:
+                assert intent.milestone < Milestone.SWITCHING, case
         if answer.step is Step.REVIVE:
             assert there in _NOWHERE, case
             assert not call.runs, case
@@ -79,11 +92,19 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
                 case
             )  # it may have run there, and written to its disks
         if answer.step is Step.CANCEL:
-            assert here is _HERE.COPIES, case
+            assert here in {_HERE.COPIES, _HERE.SWITCHES}, case
+            assert here is _HERE.COPIES or there in {_THERE.WAITS, *_NOWHERE}, case
             assert not intent.postcopy, case
         if answer.step is Step.RECOVER:
-            assert here is _HERE.BROKEN, case
+            assert (here, there) == (_HERE.BROKEN, _THERE.BROKEN), case
             assert not call.runs, case
+        if answer.step is Step.PAUSE_STREAM:
+            assert here is _HERE.SERVES, case
+            assert there in {_THERE.FETCHES, _THERE.BROKEN}, case  # it would be lost before it runs
+        if answer.step is Step.FENCE_SOURCE:
+            assert (here, there) == (_HERE.SWITCHES, _THERE.RUNS), case
+        if here is _HERE.RUNS and there is _THERE.SILENT and intent.milestone >= Milestone.SWITCHING:
+            assert answer.step is Step.HALT or (call.runs and answer.step is Step.WAIT), case
 
 
 def test_guest_that_runs_twice_is_held_whatever_was_meant() -> None:

@@ -40,6 +40,8 @@ class Step(StrEnum):
     RESTORE = "restore"
     #: ``quit`` to the destination, which has nothing worth keeping, and wait for its end.
     DISMISS = "dismiss"
+    #: ``stop`` at a source that its manager let go on while nobody can tell whether the guest runs elsewhere as well.
+    HALT = "halt"
     #: The end; :attr:`Next.state` says which.
     END = "end"
 

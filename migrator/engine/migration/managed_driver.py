@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
+from migrator.addresses import bracketed, stream_host
 from migrator.core.findings import errors_first
 from migrator.core.migration import managed_lifecycle
 from migrator.core.migration.convergence_state import Abilities
@@ -20,12 +21,12 @@ from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.driver_state import DriverState
 from migrator.engine.migration.ending import explain, measure
+from migrator.engine.migration.managed_postcopy import ManagedRecovery, ManagedSteering
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
-from migrator.engine.migration.steering import Steering
-from migrator.errors import CommandFailed, Fault, HostError, MigratorError, QemuError
+from migrator.errors import Fault, HostError, MigratorError, QemuError, Refused
 from migrator.faults import contained
-from migrator.ports import Tuning
+from migrator.ports import StreamPath, Tuning, UnprobedPath
 from migrator.ports.managed import ManagedGuestState, ManagedMigration, ManagedOptions
 
 #: Code of the finding that two hosts may cache a disk differently; who accepts it has the manager leave out its check.
@@ -34,26 +35,13 @@ UNSAFE_CACHE = "libvirt-unsafe-cache"
 _COPIES_SECONDS, _NEAR_SECONDS = 0.25, 0.05
 #: What needs a person must show so many times in a row, so many seconds apart.
 _LOOKS_TO_HOLD, _HOLD_PAUSE_SECONDS = 3, 0.5
+#: The guest may have stopped for its switch.
+_SWITCHES = (SourceHas.SWITCHES, SourceHas.STANDS, SourceHas.SERVES, SourceHas.BROKEN)
 #: Seconds between two cancels, and two tries to mend a postcopy.
 _AGAIN_SECONDS = 2.0
 _FAULTS_BORNE = 5
 #: A decision: the manager's own figures of the downtime, beside ours.
 MANAGER_FIGURES = "manager-figures"
-
-
-class _ManagedSteering(Steering):
-    """Steers a copy whose switches are the manager's: it stops the guest for postcopy by itself."""
-
-    async def _start_postcopy(self, uri: str | None = None) -> None:  # noqa: ARG002 - it was begun before
-        await self._intent_log.commit(postcopy=True)
-        if self._intent_log.intent.undo is not None:
-            return  # that could not be put on record
-        self._forecast_stall()
-        try:
-            await self._source.start_postcopy()
-        except CommandFailed as error:
-            self._intent_log.keep(postcopy=False)
-            self._intent_log.undo(State.FAILED, f"libvirt refused postcopy: {error.description}")
 
 
 class ManagedDriver(DriverState):
@@ -62,9 +50,10 @@ class ManagedDriver(DriverState):
     Has the same calls as :class:`migrator.engine.migration.driver.MigrationDriver`.
     """
 
-    def __init__(self, *, offers_postcopy: bool = False, **parts: Any) -> None:
+    def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self._steering = _ManagedSteering(
+        path: StreamPath | None = parts.get("path")
+        self._steering = ManagedSteering(
             self._source,
             policy=self._policy,
             intent_log=self._intent_log,
@@ -72,15 +61,23 @@ class ManagedDriver(DriverState):
             shaper=self._shaper,
             guarding=self._guarding,
             group_hold=self._group_hold,
+            path=path,
             prior=self._prior,
         )
-        #: Not by itself: that a stream which broke is mended was not shown on a real manager.
-        self._offers_postcopy = offers_postcopy
+        self._recovery = ManagedRecovery(
+            self._source,
+            self._destination,
+            resume=self._resume_postcopy,
+            path=path or UnprobedPath(addresses=[stream_host(self._listen)]),
+            route=self._route,
+            intent_log=self._intent_log,
+            observer=self._observer,
+            result=self.result,
+        )
         #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
         self._observer.destination_fenced = True
         self._was: ManagedGuestState | None = None
         self._acted_at = 0.0
-        self._seen_postcopy = False
         #: It was given its share, and its limit, by this controller.
         self._tuned = False
 
@@ -104,7 +101,7 @@ class ManagedDriver(DriverState):
         self._was = await self._managed.managed_state()
         self._facts = facts
         self._steering.begin(None)
-        postcopy = self._offers_postcopy and self._policy.postcopy is not PostcopyMode.NEVER
+        postcopy = self._policy.postcopy is not PostcopyMode.NEVER
         self._abilities = Abilities(postcopy=postcopy, throttle=False)
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
@@ -226,6 +223,7 @@ class ManagedDriver(DriverState):
         while True:
             source, destination, overdue = await self._observer.look(self._intent_log.intent)
             self._note(source, destination)
+            self._recovery.note(source, destination)
             intent, call = self._intent_log.intent, self._call()
             answer = managed_lifecycle.decide(
                 intent, source, destination, call, overdue=overdue, expired=self._observer.expired
@@ -235,6 +233,8 @@ class ManagedDriver(DriverState):
             doubtful = answer.outcome is State.HELD or answer.step is Step.REVIVE or answer.row == "stays"
             if doubtful and not self._confirmed(answer):
                 await self._observer.pause(_HOLD_PAUSE_SECONDS)
+                continue
+            if answer.row == "stays" and await self._begin_without_postcopy():
                 continue
             if answer.step is Step.END:
                 unknown = ProcessState.UNKNOWN in (source.process, destination.process)
@@ -248,6 +248,22 @@ class ManagedDriver(DriverState):
                 self._observer.complain(str(error))
             await self._observer.pause(self._pause_seconds(here))
 
+    async def _begin_without_postcopy(self) -> bool:
+        """Begin once more without postcopy, where its manager refused that before anything was sent; False: it did not.
+
+        Whether it works there (userfaultfd, the memory's backend) shows only when it is asked for.
+        """
+        wanted = self._policy.postcopy is PostcopyMode.ALLOW and self._intent_log.intent.undo is None
+        if self._was is None or not wanted or not self._abilities.postcopy or self.result.transferred_bytes:
+            return False
+        said = self._managed.managed_ended() or ""
+        if "ostcopy" not in said:
+            return False
+        self._abilities = replace(self._abilities, postcopy=False)
+        self._intent_log.decide("no-postcopy", said)
+        await self._managed.begin_managed(self._destination, self._options(self._was))
+        return True
+
     def _pause_seconds(self, here: SourceHas) -> float:
         if here is not SourceHas.COPIES:
             return _NEAR_SECONDS
@@ -260,17 +276,27 @@ class ManagedDriver(DriverState):
         said = self._managed.managed_ended()
         if said:
             self._observer.complain(said)
-        return ManagerCall(runs=said is None, went_well=said == "", failed=bool(said))
+        return ManagerCall(
+            runs=said is None,
+            went_well=said == "",
+            failed=bool(said),
+            watched=self._managed.watched(self._destination),
+        )
 
     def _note(self, source: View, destination: View) -> None:
         self._last_source, self._last = source, (source, destination)
         there = managed_lifecycle.destination_has(destination)
         here = managed_lifecycle.source_has(source)
-        if SourceHas.SERVES is here or DestinationHas.FETCHES is there:
-            self._seen_postcopy, self.result.mode = True, Mode.POSTCOPY
+        if here in (SourceHas.SERVES, SourceHas.BROKEN) or there is DestinationHas.FETCHES:
+            self.result.mode = Mode.POSTCOPY
+        switches = here in _SWITCHES or (
+            self._observer.stop_interval.stopped is not None and not self._intent_log.intent.stopped_by_us
+        )
+        if switches and self._intent_log.intent.milestone is Milestone.MIGRATING:
+            self._intent_log.note(milestone=Milestone.SWITCHING)
         if (
             there in (DestinationHas.RUNS, DestinationHas.FETCHES)
-            and self._intent_log.intent.milestone is Milestone.MIGRATING
+            and Milestone.MIGRATING <= self._intent_log.intent.milestone < Milestone.HANDED_OVER
             and here not in (SourceHas.COPIES, SourceHas.RUNS)
         ):
             self._intent_log.note(milestone=Milestone.HANDED_OVER)
@@ -296,17 +322,33 @@ class ManagedDriver(DriverState):
             case Step.WAIT if here is SourceHas.COPIES and sample is not None:
                 return await self._steer(sample)
             case Step.CANCEL if self._is_due():
+                self._intent_log.undo(State.FAILED, answer.why)
                 await self._source.cancel()
-            case Step.RECOVER if self._is_due() and self._was is not None:
-                self._intent_log.decide("recover", answer.why)
-                self.result.recoveries += 1
-                options = replace(self._options(self._was), postcopy=True)
-                await self._managed.begin_managed(self._destination, options, resume=True)
+            case Step.FENCE_SOURCE if self._is_due():
+                self._intent_log.decide(answer.step, answer.why)
+                await self._managed.forget_managed()
+            case Step.HALT:
+                await self._steering.stop_guest(answer.why)
+            case Step.PAUSE_STREAM if self._is_due():
+                await self._recovery.pause()
+            case Step.RECOVER:
+                await self._recovery.recover()
             case Step.REVIVE if self._is_due():
                 self._intent_log.undo(self._intent_log.intent.undo or State.FAILED, answer.why)
                 if self._intent_log.intent.guest_runs:
                     await self._source.cont()
         return False
+
+    async def _resume_postcopy(self, address: str) -> None:
+        """Have both managers take up the broken stream over this address of the target's host.
+
+        :raise QemuError, Refused: it was not begun.
+        """
+        if self._was is None:
+            raise Refused("what the guest was like is not on record")
+        listen = f"tcp:{bracketed(address)}:0"
+        options = replace(self._options(self._was), listen=listen, postcopy=True)
+        await self._managed.begin_managed(self._destination, options, resume=True)
 
     def _is_due(self) -> bool:
         """Return whether a step that was tried may be tried again."""
@@ -394,7 +436,8 @@ class ManagedDriver(DriverState):
         try:
             await self._managed.settle_managed(self._destination, self._was)
         except (QemuError, HostError) as error:
-            self.result.warn("autostart-lost", str(error), "set it there: virsh autostart GUEST")
+            remedy = "virsh autostart GUEST there, and virsh undefine GUEST at its source"
+            self.result.warn("autostart-lost", str(error), remedy)
         figures = await self._managed.measured(self._destination)
         if figures:
             # One that is over before the first look has no sample of ours.

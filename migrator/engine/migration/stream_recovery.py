@@ -71,7 +71,8 @@ class StreamRecovery:
             self._intent_log.decide("stream-broken", "the postcopy stream broke: it is recovered")
         if self._broke_at is None:
             return
-        if source.status in _GOES_ON and destination.status in _GOES_ON:
+        has_left = source.process is ProcessState.DEAD and destination.status is MigrationStatus.COMPLETED
+        if has_left or (source.status in _GOES_ON and destination.status in _GOES_ON):
             seconds = self._intent_log.elapsed - self._broke_at
             self._result.recoveries += 1
             self._broke_at, self.waiting_for = None, ""
@@ -126,8 +127,7 @@ class StreamRecovery:
                     continue
                 self._tries += 1
                 try:
-                    uri = await self._destination.listen_again(address)
-                    await self._source.resume_stream(await self._route.lead_anew(uri))
+                    await self._resume_over(address)
                 except Driven:
                     raise
                 except (QemuError, Refused) as error:
@@ -139,6 +139,14 @@ class StreamRecovery:
             "; ".join(whys) or "a network that is known: nobody says where the destination can be reached"
         )
         return False
+
+    async def _resume_over(self, address: str) -> None:
+        """Ask both ends to take the stream up over an address that carries it, or may.
+
+        :raise QemuError, Refused: an end refused, or cannot be told.
+        """
+        uri = await self._destination.listen_again(address)
+        await self._source.resume_stream(await self._route.lead_anew(uri))
 
     def _say(self, what: str) -> None:
         self.waiting_for = what
