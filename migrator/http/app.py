@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from migrator import __version__
 from migrator.api.service_documents import ServiceDocument
-from migrator.http import command_routes, openapi, page, probes, query_routes, session, stream
+from migrator.http import command_routes, openapi, page_routes, probes, query_routes, session, stream
 from migrator.http.access import Access, TokenVerifier
 from migrator.http.dependencies import ALONE, Dependencies, Metrics
 from migrator.http.limits import Limits, LimitsMiddleware, Rates, Streams
@@ -64,7 +64,7 @@ def create_app(
         api.include_router(routes.router)
     app.include_router(api)
     app.include_router(probes.router)
-    app.include_router(page.router)
+    app.include_router(page_routes.router)
     app.add_route("/openapi.json", openapi.served(app), include_in_schema=False)
     answer_with_problems(app)
     app.add_middleware(LimitsMiddleware, limits=limits)

@@ -1,0 +1,86 @@
+"""A simulated site behind the real engine, its HTTP entrance and the page: for pictures of it, and to measure it.
+
+::
+
+    async with served(site_of(hosts=12, guests=60), directory) as (running, url):
+        ...                                     # sign in with TOKEN
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from migrator.http.app import create_app
+from migrator.http.limits import Limits
+from migrator.http.listeners import Tcp, UnixSocket
+from migrator.http.server import Servers
+from migrator.ports import Grant
+from migrator.testing.simulated_service import RunningEngine, SimulatedService
+from migrator.testing.simulated_site import SimulatedSite
+from migrator.testing.workload import MIB, steady
+
+TOKEN = "operator-of-a-simulated-site"
+_NAMES = ("web", "db", "mail", "cache", "queue", "build", "git", "search", "auth", "video")
+
+
+class OneToken:
+    """Implements :class:`migrator.http.access.TokenVerifier` for one operator."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Grant] = {}
+
+    async def verify(self, secret: str) -> Grant | None:
+        """See the protocol."""
+        return Grant(id="token operator", name="operator", role="operator") if secret == TOKEN else None
+
+    async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
+        """See the protocol."""
+        secret = f"session-{len(self._sessions)}"
+        ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        self._sessions[secret] = replace(token, id=secret, ends_at=ends_at)
+        return secret, self._sessions[secret]
+
+    async def session(self, secret: str) -> Grant | None:
+        """See the protocol."""
+        return self._sessions.get(secret)
+
+    async def end_session(self, secret: str) -> None:
+        """See the protocol."""
+        self._sessions.pop(secret, None)
+
+    async def holding(self, grants: Collection[str]) -> set[str]:
+        """See the protocol."""
+        return {"token operator", *self._sessions} & set(grants)
+
+
+def site_of(*, hosts: int, guests: int, link: float = 120 * MIB, seed: int = 1) -> SimulatedSite:
+    """Return a site whose guests are spread evenly, write at various rates, and of whom a few cannot move."""
+    site, chance = SimulatedSite(), random.Random(seed)
+    for n in range(1, hosts + 1):
+        site.add_host(f"host-{n}", link=link, memory_bytes=512 << 30)
+    for n in range(guests):
+        memory = chance.choice((256, 512, 1024, 2048)) * MIB
+        rate = chance.choice((0.5, 2, 5, 10, 30)) * MIB
+        site.add_guest(
+            f"{_NAMES[n % len(_NAMES)]}-{n // len(_NAMES) + 1:02}",
+            host=f"host-{n % hosts + 1}",
+            memory_bytes=memory,
+            workload=replace(steady(memory // 8, rate), constant_bytes=memory // 2),
+            obstacle="a disk is a file of its host" if n % 97 == 11 else "",
+        )
+    return site
+
+
+@asynccontextmanager
+async def served(site: SimulatedSite, directory: Path) -> AsyncIterator[tuple[RunningEngine, str]]:
+    """Run the engine on the site and serve it, while the block lasts; what is returned last is the page's address."""
+    async with SimulatedService(directory / "records", site).running(killed=True) as running:
+        app = create_app(running.dispatcher, running.queries, OneToken(), limits=Limits(requests_per_second=500, burst=5000))
+        servers = Servers(app, unix=UnixSocket(path=directory / "api.sock"), tcp=Tcp(port=0), timeout_seconds=2)
+        async with servers:
+            yield running, servers.addresses[1]

@@ -1,0 +1,127 @@
+/** What needs a person now, the worst first: what it is, what to do, and the buttons that do it. Asks nothing. */
+import * as actions from "./actions.js";
+import {clock, count, guestName, plain, relative, sentence} from "./format.js";
+import {href, links} from "./router.js";
+import {STAYING, kindOf, subjectOf, titleOf} from "./words.js";
+
+const CERTIFICATE_DAYS = 14;
+
+export function attention(store, now = Date.now()) {
+  const found = [
+    ...service(store), ...duplicates(store), ...[...store.migrations.values()].flatMap(ofMigration),
+    ...[...store.hosts.values()].flatMap((host) => ofHost(host, now)),
+    ...[...store.evacuations.values()].flatMap((one) => ofEvacuation(one, now)),
+    ...store.pastEvacuations.flatMap((one) => ofPast(one, store, now)),
+  ];
+  return found.sort((a, b) => (a.level === "bad" ? 0 : 1) - (b.level === "bad" ? 0 : 1));
+}
+
+function service(store) {
+  const given = store.service;
+  if (!given) return [];
+  const found = given.complaints.map((each) => ({
+    id: `service ${each}`, level: "bad", title: /broker/i.test(each) ? "The broker is away" : /journal/i.test(each) ? "The journal is away" : "The service complains",
+    what: sentence(each), todo: "Guests run on, and what is under way goes on. migrator doctor, on the controller's machine, says what is wrong.", buttons: [],
+  }));
+  if (given.role !== "alone" && !given.acting && !found.length) {
+    found.push({id: "acting", level: "bad", title: "No controller acts", what: "Nothing is begun or driven until one takes over.", todo: "See whether the controllers run, and whether they reach the journal's server.", buttons: []});
+  }
+  return found;
+}
+
+function duplicates(store) {
+  const twice = new Map();
+  for (const host of store.hosts.values()) for (const uuid of host.guests_duplicate || []) twice.set(uuid, [...(twice.get(uuid) || []), host.host]);
+  return [...twice].map(([uuid, hosts]) => {
+    const known = store.duplicates.find((each) => each.uuid === uuid);
+    return {
+      id: `twice ${uuid}`, level: "bad", title: `${known ? guestName(known) : uuid} runs twice`,
+      what: `The same uuid, ${uuid}, runs on ${[...new Set(hosts)].join(" and ")}: both write to its disks.`,
+      todo: "Stop one of them at once, and whatever starts it again. Then look at its disks.",
+      link: href(["guests"], {duplicate: "true"}), see: "See both", buttons: [],
+    };
+  });
+}
+
+function ofMigration(one) {
+  const who = guestName(one), link = links.migration(one.id), between = `${one.source} to ${one.destination}`;
+  if (one.state === "held") {
+    return [{
+      id: one.id, level: "bad", title: `${who} is held`, link, see: "See the migration",
+      what: `${sentence(one.error || one.held_code || "")} It waits for ${plain(one.held_until || "a person's word")}.`,
+      todo: `Look at both QEMUs, on ${one.source} and on ${one.destination}, and say where the guest is. What will be done is said before it is done.`,
+      buttons: actions.answersOf(one),
+    }];
+  }
+  const forecast = one.forecast;
+  if (one.state === "recovering") {
+    return [{
+      id: one.id, level: "bad", title: `${who}: its postcopy stream is broken`, link, see: "See the migration",
+      what: `It waits for memory that is still on ${one.source}${one.waiting_for ? `: ${plain(one.waiting_for)}` : ""}.`,
+      todo: `Mend the link between ${one.source} and ${one.destination}. The stream goes on by itself. Do not stop either QEMU.`, buttons: [],
+    }];
+  }
+  if (forecast && forecast.verdict === "cannot" && ["precopy", "mirroring"].includes(one.state)) {
+    return [{
+      id: one.id, level: "warn", title: `${who} is stuck`, link, see: "See the migration",
+      what: `Moving from ${between}, it writes faster than its policy, ${one.policy}, lets the migration end.`,
+      todo: one.can_postcopy ? "Switch it to postcopy, or cancel it and move it at a quieter time or with another policy." : "Cancel it and move it at a quieter time, or with another policy, must-finish for one.",
+      buttons: [
+        ...(one.can_postcopy ? [{label: "Postcopy now", press: () => actions.postcopy(one)}] : []),
+        ...(one.can_cancel ? [{label: "Cancel", press: () => actions.cancelMigration(one), kind: "danger"}] : []),
+      ],
+    }];
+  }
+  return [];
+}
+
+function ofHost(host, now) {
+  const name = host.host, link = links.host(name), see = "See the host", found = [];
+  if (!host.up) {
+    found.push({
+      id: `down ${name}`, level: "bad", title: `${name} cannot be reached`, link, see,
+      what: `${sentence(host.error)} ${host.guests ? `${count(host.guests, "guest")} ${host.guests === 1 ? "was" : "were"} there ${host.looked_at ? relative(host.looked_at, now) : "when it was seen last"}.` : ""}`,
+      todo: "Guests on it may well run. See whether the machine is up and takes migrator's connection; it is asked again all the time.", buttons: [],
+    });
+  }
+  if (host.guests_undriven) found.push({id: `undriven ${name}`, level: "bad", title: `${name}: ${count(host.guests_undriven, "guest")} in a migration that nobody drives`, what: "A migration was begun by something that is gone.", todo: "migrator direct --rescue, with the monitors of both ends, brings it to an end.", link, see, buttons: []});
+  if (host.libvirt_error) found.push({id: `libvirt ${name}`, level: "warn", title: `${name}: its libvirt does not answer`, what: sentence(host.libvirt_error), todo: "Its guests of libvirt cannot be moved until it does. See whether libvirtd runs there.", link, see, buttons: []});
+  if (host.guests_unmonitored) found.push({id: `unmonitored ${name}`, level: "warn", title: `${name}: ${count(host.guests_unmonitored, "guest")} without a monitor`, what: "They cannot be asked, nor moved.", todo: "Add their sockets to the host's configuration, or give them a QMP monitor.", link: href(["guests"], {search: name, monitored: "false"}), see: "See the guests", buttons: []});
+  const days = host.certificates_expire_at ? (Date.parse(host.certificates_expire_at) - now) / 86400000 : Infinity;
+  if (days < CERTIFICATE_DAYS) found.push({id: `certificate ${name}`, level: days < 2 ? "bad" : "warn", title: `${name}: its certificate ${days < 0 ? "has expired" : `expires ${relative(host.certificates_expire_at, now)}`}`, what: "Encrypted streams to and from it will be refused.", todo: `migrator pki renew ${name}`, link, see, buttons: []});
+  return found;
+}
+
+function ofEvacuation(one, now) {
+  const title = titleOf(one), link = links.evacuation(one.id), see = "See it", found = [];
+  const cancel = one.can_cancel ? [{label: "Cancel", press: () => actions.cancelEvacuation(one), kind: "danger"}] : [];
+  if (one.state === "scheduled") {
+    if (one.window_fit !== "may-not-fit" && one.window_fit !== "does-not-fit") return [];
+    return [{id: one.id, level: "warn", title: `${title}: its window ${one.window_fit === "does-not-fit" ? "will not do" : "may not do"}`, what: `${sentence(one.window_forecast)} It begins ${relative(one.starts_at, now)}.`, todo: "Plan a longer window, or see below which guests keep it from ending.", link, see, buttons: cancel}];
+  }
+  if (one.late) found.push({id: `late ${one.id}`, level: "bad", title: `${title} is late`, what: `Its deadline was ${clock(one.deadline)}; ${count(one.guests_left, "guest")} left.`, todo: "See which guests hold it up.", link, see, buttons: cancel});
+  else if (one.at_risk) found.push({id: `risk ${one.id}`, level: "warn", title: `${title}: the deadline is at risk`, what: `${one.deadline ? `It must end by ${clock(one.deadline)}, ${relative(one.deadline, now)}` : "A guest will stay"}${one.forecast_end_at ? `; it is expected to end at ${clock(one.forecast_end_at)}${one.forecast_end_p90_at ? `, at the latest at ${clock(one.forecast_end_p90_at)}` : ""}` : ""}.`, todo: "See which guests hold it up: those that are stuck can be switched to postcopy.", link, see, buttons: []});
+  const staying = one.guests.filter((guest) => STAYING.has(guest.standing) && guest.standing !== "held");
+  if (staying.length) {
+    const first = staying[0];
+    found.push({id: `staying ${one.id}`, level: "bad", title: `${title}: ${count(staying.length, "guest")} cannot move`, what: `${guestName(first)}: ${sentence(first.reason)}${staying.length > 1 ? ` And ${count(staying.length - 1, "other")}.` : ""}`, todo: "Mend what its reason names, and it is tried again; or move it by itself with another policy.", link, see: "See every guest", buttons: staying.length === 1 ? [{label: `Move ${guestName(first)}`, press: () => actions.move(first)}] : []});
+  }
+  if (one.kind === "roll") {
+    for (const each of (one.hosts || []).filter((host) => host.stage === "failed")) found.push({id: `roll ${one.id} ${each.host}`, level: "bad", title: `The roll stopped at ${each.host}`, what: sentence(each.reason), todo: `Mend it, then restore or activate ${each.host} and roll through the rest.`, link, see, buttons: [{label: `Restore ${each.host}`, press: () => actions.restore(each.host)}]});
+  }
+  return found;
+}
+
+/** One that ended with guests left, as long as its host still is half empty. */
+function ofPast(one, store, now) {
+  if (!["incomplete", "stopped"].includes(one.state) || now - Date.parse(one.ended_at) > 86400000) return [];
+  const host = store.hosts.get(one.host);
+  if (one.kind === "evacuate" && (!host || host.state !== "draining" || !host.guests)) return [];
+  if (store.pastEvacuations.some((other) => subjectOf(other) === subjectOf(one) && other.ended_at > one.ended_at)) return [];
+  return [{
+    id: `past ${one.id}`, level: "bad", title: `${titleOf(one)} ended with ${count(one.guests_left, "guest")} left`,
+    what: `${sentence(one.error || "")} It ended ${relative(one.ended_at, now)}.`, todo: `See why each stayed, mend that, and ${kindOf(one) === "evacuation" ? "evacuate again" : "begin again"}.`,
+    link: links.evacuation(one.id), see: "See every guest", buttons: one.kind === "evacuate" ? [{label: `Evacuate ${one.host}`, press: () => actions.evacuate(one.host)}, {label: `Activate ${one.host}`, press: () => actions.activate(one.host)}] : [],
+  }];
+}
+
