@@ -24,7 +24,8 @@ from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
 
-TOKEN = "operator-of-a-simulated-site"
+#: Of the one operator that there is.
+TOKEN = "operator-of-a-simulated-site"  # noqa: S105 - it opens nothing else
 _NAMES = ("web", "db", "mail", "cache", "queue", "build", "git", "search", "auth", "video")
 
 
@@ -80,7 +81,14 @@ def site_of(*, hosts: int, guests: int, link: float = 120 * MIB, seed: int = 1) 
 async def served(site: SimulatedSite, directory: Path) -> AsyncIterator[tuple[RunningEngine, str]]:
     """Run the engine on the site and serve it, while the block lasts; what is returned last is the page's address."""
     async with SimulatedService(directory / "records", site).running(killed=True) as running:
-        app = create_app(running.dispatcher, running.queries, OneToken(), limits=Limits(requests_per_second=500, burst=5000))
-        servers = Servers(app, unix=UnixSocket(path=directory / "api.sock"), tcp=Tcp(port=0), timeout_seconds=2)
+        app = create_app(
+            running.dispatcher,
+            running.queries,
+            OneToken(),
+            limits=Limits(requests_per_second=500, burst=5000),
+        )
+        servers = Servers(
+            app, unix=UnixSocket(path=directory / "api.sock"), tcp=Tcp(port=0), timeout_seconds=2
+        )
         async with servers:
             yield running, servers.addresses[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 from migrator.api.documents import (
     DecisionDocument,
+    DirtyRatesDocument,
     EvacuationDocument,
     GuestDocument,
     HostDocument,
@@ -122,6 +123,10 @@ class FakeQueries:
         """One."""
         ended = {document.id: document for document in self.journal}
         return self.by_id.get(identifier) or ended.get(identifier)
+
+    async def dirty_rates(self, guest: str) -> DirtyRatesDocument:
+        """Nothing was measured."""
+        return DirtyRatesDocument(guest=guest)
 
     async def samples(self, migration: str) -> Sequence[SampleDocument]:
         """What was put there."""

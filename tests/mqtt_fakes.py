@@ -16,6 +16,7 @@ from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate
 from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
+    DirtyRatesDocument,
     EvacuationDocument,
     GuestDocument,
     HostDocument,
@@ -134,6 +135,10 @@ class FakeQueries:
             event for event in states if (event["subject"], event["subject_id"]) == (subject, subject_id)
         ]
         return read_event(of_it[-1]) if of_it else None
+
+    async def dirty_rates(self, guest: str) -> DirtyRatesDocument:
+        """Nothing was measured."""
+        return DirtyRatesDocument(guest=guest)
 
     async def samples(self, migration: str) -> Sequence[SampleDocument]:
         return []

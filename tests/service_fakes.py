@@ -38,6 +38,7 @@ from migrator.api.commands import (
 from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
+    DirtyRatesDocument,
     EvacuationDocument,
     EvacuationGuest,
     FindingDocument,
@@ -173,6 +174,10 @@ class ScriptedService:
 
     async def migration(self, identifier: str) -> MigrationDocument | None:
         return self._migrations.get(identifier)
+
+    async def dirty_rates(self, guest: str) -> DirtyRatesDocument:
+        """Nothing was measured."""
+        return DirtyRatesDocument(guest=guest)
 
     async def samples(self, migration: str) -> Sequence[SampleDocument]:
         return list(self._samples.get(migration, ()))

@@ -242,6 +242,24 @@ class SampleDocument(Document):
     postcopy_requests: int = 0
 
 
+class DirtyRateHour(Document):
+    """A guest's write rate in one hour of the day, the mean of its measurements there."""
+
+    #: 0 to 23, UTC.
+    hour: int
+    bytes_per_second: float
+    #: Measurements that count; what is older counts less.
+    weight: float
+
+
+class DirtyRatesDocument(Document):
+    """A guest's write rate over the day, as it was measured on all days of which something is known."""
+
+    guest: str
+    #: Only those of which something is known.
+    hours: list[DirtyRateHour] = Field(default_factory=list)
+
+
 class EvacuationGuest(Document):
     """One guest of an evacuation."""
 

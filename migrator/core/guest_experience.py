@@ -153,6 +153,15 @@ class GuestExperience:
         rate, own = self.hours.get(hour, (0.0, 0.0))
         return (rate * own + day * _DAY_WEIGHT) / (own + _DAY_WEIGHT)
 
+    def hours_of_day(self) -> dict[int, tuple[float, float]]:
+        """Return by hour of the day (UTC) the mean write rate of all days, and the weight of that."""
+        found: dict[int, tuple[float, float]] = {}
+        for hour, (rate, weight) in sorted(self.hours.items()):
+            mean, before = found.get(hour % 24, (0.0, 0.0))
+            if (both := before + weight) > 0:
+                found[hour % 24] = ((mean * before + rate * weight) / both, both)
+        return dict(sorted(found.items()))
+
     def quietest_hour(self, since: float, until: float) -> tuple[float, float] | None:
         """Return when the hour begins in which the guest writes least, and its expected rate; the first of equals.
 

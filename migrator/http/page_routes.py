@@ -17,18 +17,9 @@ router = APIRouter()
 
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 #: In the page's own files, whatever a guest's name would like to add to it: no inline script or style runs.
-_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "connect-src 'self'",
-        "img-src data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-    )
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 #: In ``index.html``: the directory that the other files are served from, and one line for each module.
 _BASE, _PRELOADS = "{{base}}", "{{preloads}}"
@@ -61,7 +52,9 @@ async def part(version: str, name: str) -> Response:
 def _index() -> str:
     text = files("migrator.http").joinpath("page", "index.html").read_text(encoding="utf-8")
     base = f"/page/{_version()}"
-    modules = (f'<link rel="modulepreload" href="{base}/{each}">' for each in _files() if each.endswith(".js"))
+    modules = (
+        f'<link rel="modulepreload" href="{base}/{each}">' for each in _files() if each.endswith(".js")
+    )
     return text.replace(_BASE, base).replace(_PRELOADS, "\n".join(modules))
 
 

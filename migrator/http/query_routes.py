@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from migrator.api.commands import Name
 from migrator.api.documents import (
+    DirtyRatesDocument,
     EvacuationDocument,
     GuestDocument,
     HostDocument,
@@ -230,6 +231,14 @@ async def read_guest(
     if found is None:
         raise ProblemError(404, "not-found", f"there is no guest {guest!r}")
     return answer(found)
+
+
+@router.get("/dirty-rates", response_model=DirtyRatesDocument, tags=["guests"])
+async def read_dirty_rates(
+    request: Request, guest: Annotated[_Text, Query(description="A guest's key.")], _: KnownCaller
+) -> Response:
+    """One guest's write rate by hour of the day, as it was measured: when it can be moved most easily."""
+    return answer(await dependencies(request).queries.dirty_rates(guest))
 
 
 @router.get("/service", response_model=ServiceDocument, tags=["service"])

@@ -70,13 +70,19 @@ async def all_events(
     subject: Subject | None = None,
     subject_id: Name | None = None,
     limit: Annotated[int, Query(ge=1, le=_PAGE, description="Of a page of JSON.")] = _PAGE,
+    last: Annotated[
+        int | None, Query(ge=1, le=_PAGE, description="In place of `after`: begin so many events before now.")
+    ] = None,
 ) -> Response:
     """Events of everything, or of one `subject`; without `after` those from now on.
 
     Each has its id, but for `progress`, which is sent live only. A client that comes again with the last id it saw
     (`after` or `Last-Event-ID`) misses none.
     """
-    return await _events(request, caller, _begin(after, last_event_id), subject, subject_id, limit)
+    begin = _begin(after, last_event_id)
+    if begin is None and last is not None:
+        begin = max(0, dependencies(request).queries.bus.last_event_id - last)
+    return await _events(request, caller, begin, subject, subject_id, limit)
 
 
 @router.get("/migrations/{id}/events", tags=["events"], response_class=Response, responses=_SSE)

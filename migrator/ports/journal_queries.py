@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
-from migrator.api.documents import EvacuationDocument, MigrationDocument, SampleDocument
+from migrator.api.documents import (
+    DirtyRateHour,
+    DirtyRatesDocument,
+    EvacuationDocument,
+    MigrationDocument,
+    SampleDocument,
+)
 from migrator.api.events import Event, Subject, read_event
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.core.guest_experience import GuestExperience
 from migrator.core.migration.downsampling import Point
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 
@@ -97,6 +104,19 @@ class JournalQueries(ABC):
         row = await self._reader.find("evacuation", identifier)
         found = self._readable("evacuation", [row] if row else [], self._evacuation)
         return found[0] if found else None
+
+    async def dirty_rates(self, guest: str) -> DirtyRatesDocument:
+        """See :meth:`migrator.ports.queries.Queries.dirty_rates`."""
+        row = await self._reader.find("guest-experience", guest)
+        known = self._readable("guest-experience", [row] if row else [], GuestExperience.from_fields)
+        hours = known[0].hours_of_day() if known else {}
+        return DirtyRatesDocument(
+            guest=guest,
+            hours=[
+                DirtyRateHour(hour=hour, bytes_per_second=rate, weight=weight)
+                for hour, (rate, weight) in hours.items()
+            ],
+        )
 
     async def events(
         self,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from migrator.api.documents import (
+    DirtyRatesDocument,
     EvacuationDocument,
     GuestDocument,
     HostDocument,
@@ -90,6 +91,9 @@ class Queries(Protocol):
 
     async def samples(self, migration: str) -> Sequence[SampleDocument]:
         """Return a few hundred figures of a migration by time; none where none were kept."""
+
+    async def dirty_rates(self, guest: str) -> DirtyRatesDocument:
+        """Return how fast the guest of that key was seen to write, by hour of the day, as far as that is known."""
 
     async def evacuations(
         self, *, limit: int, before: str | None = None, where: EvacuationFilter | None = None

@@ -1,6 +1,6 @@
 /** The frame: who is signed in, whether what is shown is fresh, where one can go, and the view of the address. */
 import {html, render, useEffect, useState} from "./ui.js";
-import {Dialogs} from "./dialogs.js";
+import {close, Dialogs, opened} from "./dialogs.js";
 import {Events} from "./events.js";
 import {Evacuation} from "./evacuation.js";
 import {Evacuations} from "./evacuations.js";
@@ -72,7 +72,8 @@ function titleFor(urgent) {
 }
 
 applyTheme();
-onRoute(() => { changed(); scrollTo(0, 0); });
+onRoute(() => { if (opened) close(); changed(); });
+addEventListener("hashchange", () => scrollTo(0, 0));
 watchKeys();
 // Elapsed times and forecasts go on, also while nothing is told.
 setInterval(() => { if (!document.hidden && store.session) changed(); }, 1000);

@@ -1,7 +1,7 @@
 /** What happens, live, and what has just happened. */
 import {html, useEffect} from "./ui.js";
 import {Chips, Empty, Search, State} from "./parts.js";
-import {clock, guestName, plain, sentence} from "./format.js";
+import {clock, count, guestName, plain, sentence} from "./format.js";
 import {filterBy, links} from "./router.js";
 import {failed, recallEvents, store} from "./store.js";
 import {matches} from "./lists.js";
@@ -20,8 +20,8 @@ function told(event) {
     return {who: one ? guestName(one) : id, link: links.migration(id), state: body.action, plainState: true, text: sentence(body.reason)};
   }
   if (subject === "migration") return {who: guestName(body), link: links.migration(id), state: body.state, bad: body.ceiling_exceeded, text: `${body.source} to ${body.destination}. ${sentence(body.error || body.waiting_for || "")}`};
-  if (subject === "evacuation") return {who: `${kindOf(body)} of ${plain(subjectOf(body))}`, link: links.evacuation(id), state: body.state, bad: body.late, text: `${body.guests_left} left. ${body.late ? "Late. " : body.at_risk ? "At risk. " : ""}${sentence(body.error || "")}`};
-  if (subject === "host") return {who: id, link: links.host(id), state: body.state, bad: !body.up, text: `${body.up ? "" : "Unreachable. "}${body.guests} guests. ${sentence(body.error || "")}`};
+  if (subject === "evacuation") return {who: `${kindOf(body)} of ${plain(subjectOf(body))}`, link: links.evacuation(id), state: body.state, bad: body.late, text: `${count(body.guests_left, "guest")} left. ${body.late ? "Late. " : body.at_risk ? "At risk. " : ""}${sentence(body.error || "")}`};
+  if (subject === "host") return {who: id, link: links.host(id), state: body.state, bad: !body.up, text: `${body.up ? "" : "Unreachable. "}${count(body.guests, "guest")}. ${sentence(body.error || "")}`};
   return {who: `${body.user}: ${body.verb}`, link: body.subject === "migration" && body.subject_id ? links.migration(body.subject_id) : body.subject === "evacuation" && body.subject_id ? links.evacuation(body.subject_id) : null, state: body.answer, bad: body.answer === "refused", text: `by ${body.interface}. ${sentence(body.message || "")}`};
 }
 

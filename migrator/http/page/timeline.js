@@ -9,11 +9,10 @@ const GROUP = {held: 0, "set-aside": 0, "no-target": 0, migrating: 1, waiting: 2
 /** Phases of one migration: [{phase, from, to}], in milliseconds; those of the past only. */
 export function phasesOf(one, begin, now) {
   const created = Date.parse(one.created_at), started = one.started_at ? Date.parse(one.started_at) : null;
-  const ended = one.ended_at ? Date.parse(one.ended_at) : null, until = ended ?? now;
-  const found = [{phase: "waits", from: begin, to: Math.max(begin, started ?? until)}];
-  if (started === null) return found;
-  const copying = ["queued", "waiting", "preparing"].includes(one.state) ? until : Math.min(until, started + (one.preparation_seconds ?? 0) * 1000);
-  found.push({phase: "prepares", from: started, to: copying});
+  const ended = one.ended_at ? Date.parse(one.ended_at) : null, until = ended ?? now, copying = Math.min(until, started ?? until);
+  // Both ends are set up first; then it waits for its turn on the links.
+  const prepares = ["queued", "waiting"].includes(one.state) ? created : one.preparation_seconds === null ? copying : Math.min(copying, created + one.preparation_seconds * 1000);
+  const found = [{phase: "waits", from: begin, to: created}, {phase: "prepares", from: created, to: prepares}, {phase: "waits", from: prepares, to: copying}].filter((each) => each.to > each.from);
   if (copying >= until) return found;
   const still = (one.downtime_seconds ?? 0) * 1000, made = (one.decisions || []).find((each) => each.action === "start-postcopy");
   if (one.mode === "postcopy" && made) {
@@ -36,10 +35,10 @@ export function timelineOf(evacuation, migrations, now) {
   const deadline = evacuation.deadline || evacuation.window_ends_at, due = deadline ? Date.parse(deadline) : null;
   const known = [ended ?? now + 1000, ...(forecast ? [forecast.p90 ?? forecast.p50] : []), ...rows.flatMap((row) => row.bars.map((bar) => bar.to))];
   let to = Math.max(begin + 1000, ...known);
-  if (due && due < begin + 3 * (to - begin)) to = Math.max(to, due);
+  if (due && !ended && due < begin + 2 * (to - begin)) to = Math.max(to, due);
   to += (to - begin) * 0.03;
   const order = (row) => GROUP[row.standing] ?? 3;
-  rows.sort((a, b) => order(a) - order(b) || (order(a) === 3 ? b.end - a.end : a.start - b.start));
+  rows.sort((a, b) => order(a) - order(b) || (order(a) === 3 && !ended ? b.end - a.end : a.start - b.start));
   return {from: begin, to, now: ended ? null : now, deadline: due, forecast, rows, use: useOf(migrations, begin, ended ?? now), since: null};
 }
 
