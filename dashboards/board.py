@@ -164,10 +164,41 @@ def to(title: str, uid: str, **variables: str) -> build.DashboardLink:
     return build.DashboardLink(title).type(dashboard.DashboardLinkType.LINK).url(f"/d/{uid}?{same}{given}")
 
 
+def on_page(title: str, view: str, column: str) -> build.DashboardLink:
+    """A link from a row of a table to the service's page: what the row's column names, in that view."""
+    url = f"${{page}}/#/{view}/${{__data.fields.{column}}}"
+    return build.DashboardLink(title).type(dashboard.DashboardLinkType.LINK).url(url).target_blank(True)
+
+
+def named_guests(which: str) -> str:
+    """The query of a variable for guests by these series of ``migrator_guest_info``: chosen by name, used by key."""
+    return f"query_result({which})"
+
+
+#: What is shown of such a result, and what stands for it.
+_NAMED_GUEST = r'/[{,]guest="(?<value>(?:[^"\\]|\\.)+)|[{,]name="(?<text>(?:[^"\\]|\\.)+)/g'
+
+
+def evacuations_shown(series: str) -> build.AnnotationQuery:
+    """Annotations from the begin to the end of each evacuation that has these series."""
+    made = build.AnnotationQuery().name("Evacuations").datasource(source()).enable(True)
+    made = made.expr(f"{series} >= bool 0").title_format("{{host}}").text_format("{{evacuation}}")
+    return made.icon_color("blue")
+
+
+def decisions_shown(series: str, *, enabled: bool = True) -> build.AnnotationQuery:
+    """An annotation for the last decision of each kind that has these series."""
+    made = build.AnnotationQuery().name("Decisions").datasource(source()).enable(enabled)
+    made = made.expr(f"{series} * 1000").use_value_for_time(True)
+    return made.title_format("{{action}}").text_format("{{migration}}").icon_color("orange")
+
+
 def _variable(name: str, label: str, values: str, *, many: bool) -> build.QueryVariable:
     made = build.QueryVariable(name).label(label).query({"query": values, "refId": name})
     made = made.datasource(source()).refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
     made = made.sort(dashboard.VariableSort.ALPHABETICAL_ASC).multi(many).include_all(many)
+    if values.startswith("query_result"):
+        made = made.regex(_NAMED_GUEST)
     if many:
         every = dashboard.VariableOption(selected=True, text=["All"], value=["$__all"])
         return made.all_value(".*").current(every)
@@ -182,12 +213,16 @@ def board(
     *,
     host: str = "",
     guest: str = "",
+    one_host: bool = False,
+    view: str = "",
     annotations: Sequence[build.AnnotationQuery] = (),
 ) -> dict[str, Any]:
     """A dashboard as JSON.
 
     :param host: the query for the values of the variable ``host``; empty for none.
     :param guest: likewise; one is chosen where it comes from migrations.
+    :param one_host: one is chosen, not several.
+    :param view: of the service's page, that the link to it opens.
     """
     made = build.Dashboard(title).uid(uid).description(description).tags(["migrator"])
     made = made.refresh("10s").time("now-1h", "now").timezone("browser").readonly()
@@ -197,14 +232,18 @@ def board(
     of_job = 'label_values(migrator_build_info{job=~"$job"}, instance)'
     made = made.with_variable(_variable("instance", "Controller", of_job, many=True))
     if host:
-        made = made.with_variable(_variable("host", "Host", host, many=True))
+        made = made.with_variable(_variable("host", "Host", host, many=not one_host))
     if guest:
         made = made.with_variable(_variable("guest", "Guest", guest, many="migration" not in guest))
-    page = build.TextBoxVariable("page").label("Page of the service").default_value("http://localhost:8080")
-    made = made.with_variable(page)
+    page = 'label_values(migrator_link_info{job=~"$job"}, page)'
+    made = made.with_variable(_variable("page", "Page of the service", page, many=False))
     others = build.DashboardLink("migrator").type(dashboard.DashboardLinkType.DASHBOARDS).tags(["migrator"])
     made = made.link(others.include_vars(True).keep_time(True))
-    own = build.DashboardLink("Page of the service").type(dashboard.DashboardLinkType.LINK).url("${page}")
+    own = (
+        build.DashboardLink("Page of the service")
+        .type(dashboard.DashboardLinkType.LINK)
+        .url(f"${{page}}/#/{view}")
+    )
     made = made.link(own.target_blank(True))
     for each in annotations:
         made = made.annotation(each)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dashboards.evacuation import evacuation
 from dashboards.fleet import fleet
+from dashboards.host import host
 from dashboards.migration import migration
 from dashboards.service import service
 
@@ -16,7 +17,13 @@ HERE = Path(__file__).parent
 
 def texts() -> dict[str, str]:
     """The text of every file, by its name."""
-    made = {"fleet": fleet(), "evacuation": evacuation(), "migration": migration(), "service": service()}
+    made = {
+        "fleet": fleet(),
+        "evacuation": evacuation(),
+        "host": host(),
+        "migration": migration(),
+        "service": service(),
+    }
     return {f"{name}.json": json.dumps(each, indent=2, sort_keys=True) + "\n" for name, each in made.items()}
 
 

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from dashboards.board import ALL, GOOD_AT_ZERO, NOTHING, RECORDED, board, curves, figure, query, rows, to
+from dashboards.board import (
+    ALL,
+    GOOD_AT_ZERO,
+    NOTHING,
+    RECORDED,
+    board,
+    curves,
+    decisions_shown,
+    evacuations_shown,
+    figure,
+    on_page,
+    query,
+    rows,
+    to,
+)
 
 _MINE = f'{ALL}, host=~"$host"'
 #: Joins figures of migrations with where they come from.
@@ -27,6 +41,13 @@ def evacuation() -> dict[str, Any]:
             ("Guests", _guests()),
         ),
         host='label_values(migrator_evacuation_guests_left{job=~"$job"}, host)',
+        view="evacuations",
+        annotations=[
+            evacuations_shown(f"migrator_evacuation_guests_left{{{_MINE}}}"),
+            decisions_shown(
+                f"migrator_migration_decision_timestamp_seconds{{{ALL}}} {_LEAVING}", enabled=False
+            ),
+        ],
     )
 
 
@@ -166,7 +187,10 @@ def _guests() -> list[Any]:
             },
             units={"progress": "percentunit", "bandwidth": "binBps", "dirty rate": "binBps"},
             span=14,
-            links=[to("This migration", "migrator-migration", guest="guest")],
+            links=[
+                to("This migration", "migrator-migration", guest="guest"),
+                on_page("The guest on the page", "guests", "guest"),
+            ],
         ),
         rows(
             "Guests that do not get on",
@@ -175,6 +199,10 @@ def _guests() -> list[Any]:
             f"migrator_evacuation_guest_stuck{{{_MINE}}} or {NOTHING.format(label='guest')}",
             columns={"guest": "guest", "host": "host", "standing": "standing"},
             span=10,
-            links=[to("Migrations of this guest", "migrator-migration", guest="guest")],
+            links=[
+                to("Migrations of this guest", "migrator-migration", guest="guest"),
+                to("This host", "migrator-host", host="host"),
+                on_page("The guest on the page", "guests", "guest"),
+            ],
         ),
     ]

@@ -12,7 +12,10 @@ from dashboards.board import (
     RECORDED,
     board,
     curves,
+    evacuations_shown,
     figure,
+    named_guests,
+    on_page,
     query,
     rows,
     threshold,
@@ -36,7 +39,8 @@ def fleet() -> dict[str, Any]:
             ("Hosts and guests", _hosts()),
         ),
         host='label_values(migrator_host_up{job=~"$job"}, host)',
-        guest='label_values(migrator_guest_info{job=~"$job", host=~"$host"}, guest)',
+        guest=named_guests('migrator_guest_info{job=~"$job", host=~"$host"}'),
+        annotations=[evacuations_shown(f"migrator_evacuation_guests_left{{{_HOST}}}")],
     )
 
 
@@ -121,7 +125,12 @@ def _wrong() -> list[Any]:
                 "instance": "controller",
             },
             span=16,
-            links=[to("Migrations of this guest", "migrator-migration", guest="guest")],
+            links=[
+                to("Migrations of this guest", "migrator-migration", guest="guest"),
+                to("This host", "migrator-host", host="host"),
+                on_page("The guest on the page", "guests", "guest"),
+                on_page("The host on the page", "hosts", "host"),
+            ],
         ),
         figure(
             "Controllers",
@@ -207,7 +216,10 @@ def _migrations() -> list[Any]:
                 "Value #C": "remaining",
             },
             units={"progress": "percentunit", "time left": "s", "remaining": "bytes"},
-            links=[to("This migration", "migrator-migration", guest="guest")],
+            links=[
+                to("This migration", "migrator-migration", guest="guest"),
+                on_page("On the page", "migrations", "migration"),
+            ],
         ),
     ]
 
@@ -281,6 +293,10 @@ def _hosts() -> list[Any]:
             "short",
             f"migrator_evacuation_guests_left{{{_HOST}}} or {NOTHING.format(label='host')}",
             columns={"host": "host", "evacuation": "evacuation", "Value": "guests left"},
-            links=[to("This evacuation", "migrator-evacuation", host="host")],
+            links=[
+                to("This evacuation", "migrator-evacuation", host="host"),
+                to("This host", "migrator-host", host="host"),
+                on_page("On the page", "evacuations", "evacuation"),
+            ],
         ),
     ]

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from grafana_foundation_sdk.builders import dashboard as build
-
-from dashboards.board import ALL, board, curves, figure, query, rows, source
+from dashboards.board import ALL, board, curves, decisions_shown, figure, named_guests, on_page, query, rows
 
 _MINE = f'{ALL}, guest=~"$guest"'
 
 
 def migration() -> dict[str, Any]:
     """The dashboard."""
-    decisions = build.AnnotationQuery().name("Decisions").datasource(source()).enable(True)
-    decisions = decisions.expr(f"migrator_migration_decision_timestamp_seconds{{{_MINE}}} * 1000")
-    decisions = decisions.use_value_for_time(True).title_format("{{action}}").text_format("{{migration}}")
+    known = 'last_over_time(migrator_guest_info{job=~"$job"}[$__range])'
+    moved = 'last_over_time(migrator_migration_info{job=~"$job"}[$__range])'
     return board(
         "migrator-migration",
         "migrator: Migration",
         "One guest on its way: what is left, whether it dirties more than the link carries, what was decided.",
         (("Now", _now()), ("Memory", _memory()), ("Guest", _guest()), ("Decisions", _decisions())),
-        guest='label_values(migrator_migration_info{job=~"$job"}, guest)',
-        annotations=[decisions.icon_color("orange")],
+        # One that is not there any more goes by its key.
+        guest=named_guests(f"{known} and on (guest) {moved} or on (guest) max by (guest) ({moved})"),
+        view="guests/${guest}",
+        annotations=[decisions_shown(f"migrator_migration_decision_timestamp_seconds{{{_MINE}}}")],
     )
 
 
@@ -131,5 +130,6 @@ def _decisions() -> list[Any]:
             "dateTimeAsIso",
             f"migrator_migration_decision_timestamp_seconds{{{_MINE}}} * 1000",
             columns={"migration": "migration", "action": "action", "Value": "when"},
+            links=[on_page("On the page", "migrations", "migration")],
         ),
     ]

@@ -36,7 +36,12 @@ class Service:
             controller_migrations=lambda: {"one": 3},
         )
         self.metrics = Metrics(
-            queries=self.queries, version="1.2.3", probes=probes, clock=self.clock, now=self.clock
+            queries=self.queries,
+            version="1.2.3",
+            probes=probes,
+            page_url="https://page.example",
+            clock=self.clock,
+            now=self.clock,
         )
 
     async def values(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

@@ -403,6 +403,12 @@ SERVICE = (
         "because the event loop is busy.",
     ),
     gauge("migrator_build_info", "1, with the version.", "version"),
+    gauge(
+        "migrator_link_info",
+        "1, with where people open the page and read the runbook ([site] page_url, runbook_url); absent without them.",
+        "page",
+        "runbook",
+    ),
 )
 
 #: All, in the order of the document.

@@ -66,11 +66,14 @@ class Metrics:
         queries: Queries,
         version: str,
         probes: Probes | None = None,
+        page_url: str = "",
+        runbook_url: str = "",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._queries = queries
         self._version = version
+        self._page_url, self._runbook_url = page_url, runbook_url
         self._probes = probes or Probes()
         self._lag = Lag()
         self._watch: asyncio.Task[None] | None = None
@@ -181,6 +184,8 @@ class Metrics:
             lag_seconds=self._lag.largest_seconds(),
             look_stretch_ratio=self._probes.look_stretch(),
             version=self._version,
+            page_url=self._page_url,
+            runbook_url=self._runbook_url,
         )
 
     def render(self, snapshot: GaugeSnapshot, accept: str | None) -> tuple[bytes, str]:

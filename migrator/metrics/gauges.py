@@ -57,6 +57,9 @@ class GaugeSnapshot:
     lag_seconds: float = 0.0
     look_stretch_ratio: float = 1.0
     version: str = ""
+    #: Where people open the page, and read the runbook; empty where that is not configured.
+    page_url: str = ""
+    runbook_url: str = ""
 
 
 class _Family:
@@ -222,6 +225,8 @@ class Gauges:
         for controller, count in snapshot.controller_migrations.items():
             families["controller_migrations"].set((controller,), count)
         families["build_info"].set((snapshot.version,), 1.0)
+        if snapshot.page_url or snapshot.runbook_url:
+            families["link_info"].set((snapshot.page_url, snapshot.runbook_url), 1.0)
 
 
 def _epoch(time: datetime | None) -> float | None:

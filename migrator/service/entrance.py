@@ -78,7 +78,7 @@ class _Entrance:
             )
             forwarded = ForwardedCommands(journal, acting=self._role.acting)
             await self._role.begin(journal, forwarded)
-            scraped = ScrapedElsewhere(look=lambda: self._look(queries), ask=self._counts)
+            scraped = ScrapedElsewhere(look=lambda: self._look(queries, settings), ask=self._counts)
             app = create_app(
                 RoleCommands(
                     self._role, here=EntranceCommands(self._requests, self._why_silent), elsewhere=forwarded
@@ -184,7 +184,7 @@ class _Entrance:
     def _complaints(self) -> Sequence[str]:
         return [why] if (why := self._why_silent()) else self._role.complaints()
 
-    def _look(self, queries: ReplicaQueries) -> GaugeSnapshot:
+    def _look(self, queries: ReplicaQueries, settings: EntranceSettings) -> GaugeSnapshot:
         service = self._role.document()
         own = GaugeSnapshot(
             controller_migrations={
@@ -195,6 +195,8 @@ class _Entrance:
             complaints=len(queries.complaints()),
             broker=self._mqtt.gauges if self._mqtt is not None else None,
             version=__version__,
+            page_url=settings.page_url,
+            runbook_url=settings.runbook_url,
         )
         if service.role not in ("acting", "alone"):
             return own  # the site's figures are shown by the one that acts

@@ -20,6 +20,9 @@ class EntranceSettings:
     #: ``None``: no broker is configured.
     mqtt: MqttConfig | None
     store: StoreSettings
+    #: Where people open the page, and read the runbook.
+    page_url: str = ""
+    runbook_url: str = ""
     log_level: str
     #: Log lines are for a machine.
     json_log: bool

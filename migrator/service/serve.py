@@ -138,6 +138,8 @@ def _for_entrances(settings: Settings) -> EntranceSettings:
         store=settings.store,
         log_level=settings.site.log_level,
         json_log=_json_lines(settings.site),
+        page_url=settings.site.page_url,
+        runbook_url=settings.site.runbook_url,
     )
 
 

@@ -99,6 +99,9 @@ class SiteSettings(Section):
     pki_dir: FilePath = Path("/etc/migrator/pki")
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: Where people open the page and read the runbook; for links in dashboards and alerts.
+    page_url: Url = ""
+    runbook_url: Url = ""
     #: Seconds that a clean stop may take; systemd's TimeoutStopSec must be longer.
     stop_timeout: Duration = 60.0
 

@@ -88,6 +88,8 @@ IN_FORCE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "pki_dir": RESTART,
             "log_format": _AT_ONCE,
             "log_level": _AT_ONCE,
+            "page_url": RESTART,
+            "runbook_url": RESTART,
             "stop_timeout": _AT_ONCE,
         },
         "http": {},

@@ -58,7 +58,13 @@ class Site:
             controller_migrations=lambda: {"one": 1},
             journal_complaint=lambda: self.complaint,
         )
-        self.metrics = Metrics(queries=self.queries, version="1.2.3", probes=probes)
+        self.metrics = Metrics(
+            queries=self.queries,
+            version="1.2.3",
+            probes=probes,
+            page_url="https://migrator.example",
+            runbook_url="https://docs.example/runbook",
+        )
         self.target = Target(self.metrics)
         for name, state in (("host-1", HostState.DRAINING), ("host-2", HostState.ACTIVE)):
             self.queries.hosts_by_name[name] = a_host(
@@ -220,7 +226,13 @@ async def test_what_is_scraped_is_what_is_documented_and_variables_find_their_va
         assert each["help"]
     for board in BOARDS.values():
         for variable in board["templating"]["list"]:
-            if variable["type"] == "query":
+            asked = variable.get("query", "")
+            if variable["type"] == "query" and asked["query"].startswith("query_result("):
+                expr = asked["query"].removeprefix("query_result(")[:-1].replace("$__range", "1h")
+                found = await prometheus.query(re.sub(r"\$\w+", ".*", expr))
+                known = {each["metric"]["guest"]: each["metric"].get("name") for each in found}
+                assert known["guest-1"] == "name of guest-1"
+            elif variable["type"] == "query":
                 expr, label = variable["query"]["query"].removeprefix("label_values(")[:-1].rsplit(", ", 1)
                 expr = re.sub(r"\$\w+", ".*", expr)
                 values = await prometheus.get(f"label/{label}/values", **{"match[]": expr})
@@ -290,6 +302,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         "host-2",
         up=False,
         guests_undriven=1,
+        guests_unmonitored=2,
         guests_duplicate=["guest-1"],
         certificates_expire_at=datetime.now(UTC) + timedelta(days=7),
     )
@@ -301,11 +314,13 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
 
     fired: dict[str, float] = {}
     named: dict[str, str] = {}
+    leads_to: dict[str, str] = {}
     every = set(_alert_names())
 
     async def all_fire() -> bool:
         for name, alerts in (await prometheus.firing()).items():
             fired.setdefault(name, time.monotonic() - began)
+            leads_to.setdefault(name, alerts[0]["annotations"]["runbook_url"])
             named.setdefault(name, " ".join(alert["annotations"]["summary"] for alert in alerts))
         await asyncio.sleep(INTERVAL_SECONDS / 10)
         return fired.keys() >= every - {"MigratorDown"}
@@ -316,6 +331,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
     # It runs 20 times as fast as shipped; a busy machine may take twice its time. Two wait for a minute first.
     slowest = {name: after for name, after in fired.items() if name not in AFTER_A_MINUTE}
     assert max(slowest.values()) < 2 * SHIPPED_SECONDS * PACE, slowest
+    assert leads_to == {name: f"https://docs.example/runbook#{name.lower()}" for name in leads_to}
     for name, who in (
         ("MigratorMigrationHeld", "name of guest-0 (guest-0)"),
         ("MigratorPostcopyBroken", "name of guest-1 (guest-1)"),
@@ -326,6 +342,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         ("MigratorGuestCannotLeave", "name of guest-4 (guest-4)"),
         ("MigratorHostUnreachable", "host-2"),
         ("MigratorGuestUndriven", "host-2"),
+        ("MigratorGuestUnmonitored", "host-2: 2 of its guests"),
         ("MigratorGuestRunsTwice", "guest-1"),
         ("MigratorEvacuationLate", "host-1"),
         ("MigratorBrokerAway", site.target.address),

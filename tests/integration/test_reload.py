@@ -317,6 +317,8 @@ TOGETHER: dict[str, dict[str, str]] = {
 OTHER: dict[str, str] = {
     "site.name": '"there"',
     "site.pki_dir": '"{directory}/pki"',
+    "site.page_url": '"https://page.example"',
+    "site.runbook_url": '"https://runbook.example"',
     "site.instance": '"two"',
     "store.path": '"{directory}/state/other.db"',
     "store.url": '"postgresql+asyncpg://migrator@db/migrator"',

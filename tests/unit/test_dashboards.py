@@ -54,7 +54,7 @@ EVERY_PANEL = [
 
 def put_in(expr: str) -> str:
     """A panel's query as Grafana would send it."""
-    expr = expr.replace("$__rate_interval", "1m")
+    expr = expr.replace("$__rate_interval", "1m").replace("$__range", "1h")
     return re.sub(r"\$\w+", ".*", expr)
 
 
@@ -109,7 +109,7 @@ def test_grafanas_own_model_reads_all_of_it(name: str) -> None:
 
 
 def test_dashboards_and_panels_are_told_apart() -> None:
-    assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS) == 4
+    assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS) == 5
     for board in BOARDS.values():
         ids = [panel["id"] for panel in board["panels"]]
         assert len(set(ids)) == len(ids)
@@ -176,11 +176,29 @@ def test_every_variable_is_there_and_used(name: str) -> None:
     assert used == there
     for each in board["templating"]["list"]:
         if each["type"] == "query":
-            inside = re.fullmatch(r"label_values\((.*), (\w+)\)", each["query"]["query"])
+            asked = each["query"]["query"]
+            if asked.startswith("query_result("):
+                assert_exists(put_in(asked.removeprefix("query_result(")[:-1]))
+                continue
+            inside = re.fullmatch(r"label_values\((.*), (\w+)\)", asked)
             assert inside is not None
             assert_exists(put_in(inside[1]))
             [selector] = selectors(promql_parser.parse(put_in(inside[1])))
             assert inside[2] in (labels_of(selector.name) or set()) | TARGET
+
+
+def test_guests_are_chosen_by_name_and_used_by_key() -> None:
+    results = (
+        'migrator_guest_info{guest="u-1",host="a",instance="i:1",job="migrator",name="web \\"1\\""} 1 1764490000000',
+        '{guest="u-1",host="a",name="web \\"1\\",",site="s"} 1 1764490000000',
+    )
+    for name in ("fleet", "migration"):
+        [variable] = [each for each in BOARDS[name]["templating"]["list"] if each["name"] == "guest"]
+        pattern = variable["regex"].removeprefix("/").removesuffix("/g").replace("?<", "?P<")
+        for result in results:
+            found = [match.groupdict() for match in re.finditer(pattern, result)]
+            assert [each["value"] for each in found if each["value"]] == ["u-1"]
+            assert next(each["text"] for each in found if each["text"]).startswith('web \\"1\\"')
 
 
 def test_links_lead_to_dashboards_that_exist_and_set_variables_that_they_have() -> None:
@@ -196,10 +214,34 @@ def test_links_lead_to_dashboards_that_exist_and_set_variables_that_they_have() 
     assert seen >= 4
 
 
-def test_decisions_are_annotations_of_a_migration() -> None:
-    [annotation] = BOARDS["migration"]["annotations"]["list"]
-    assert_exists(put_in(annotation["expr"]))
-    assert annotation["useValueForTime"] is True
+def test_tables_lead_to_views_of_the_page() -> None:
+    views = set()
+    for board in BOARDS.values():
+        for view, column in re.findall(r"\$\{page\}/#/(\w+)/\$\{__data\.fields\.(\w+)\}", json.dumps(board)):
+            views.add((view, column))
+            tables = [panel for panel in panels(board) if panel["type"] == "table"]
+            shown = [
+                set(panel["transformations"][-1]["options"]["renameByName"].values()) for panel in tables
+            ]
+            assert any(column in columns for columns in shown)
+    assert {view for view, _ in views} == {"guests", "hosts", "migrations", "evacuations"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("fleet", ["Evacuations"]),
+        ("evacuation", ["Evacuations", "Decisions"]),
+        ("host", ["Evacuations", "Decisions"]),
+        ("migration", ["Decisions"]),
+    ],
+)
+def test_evacuations_and_decisions_are_annotations(name: str, shown: list[str]) -> None:
+    annotations = BOARDS[name]["annotations"]["list"]
+    assert [each["name"] for each in annotations] == shown
+    for each in annotations:
+        assert_exists(put_in(each["expr"]))
+        assert each.get("useValueForTime", False) is (each["name"] == "Decisions")
 
 
 def test_every_metric_of_the_list_is_on_a_dashboard_or_in_a_rule() -> None:
@@ -213,8 +255,8 @@ def test_every_metric_of_the_list_is_on_a_dashboard_or_in_a_rule() -> None:
         for expr in exprs
         for each in selectors(promql_parser.parse(put_in(expr)))
     }
-    # The name of a guest is looked up by the alerts' texts, on dashboards guests go by their key.
-    assert set(BY_NAME) - named == {"migrator_guest_info"}
+    # Looked up by the alerts' texts and by a variable.
+    assert set(BY_NAME) - named == {"migrator_link_info"}
 
 
 # Rules -----------------------------------------------------------------------------------------------------------
@@ -231,7 +273,9 @@ def test_an_alert_is_complete(name: str) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning", "info")
     assert alert["annotations"]["summary"]
     assert alert["annotations"]["description"]
-    assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+    assert alert["annotations"]["runbook_url"].endswith(
+        f"{{{{ else }}}}docs/runbook.md{{{{ end }}}}#{name.lower()}"
+    )
     for query in re.findall(r'printf "(\S+)" ', alert["annotations"]["summary"]):
         assert_exists(query.replace("%q", '"x"'))
     for query in re.findall(r'printf "(\S+)" ', alert["annotations"]["description"]):
