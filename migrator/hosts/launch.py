@@ -17,6 +17,7 @@ from migrator.hosts.access import HostAccess, Output, read_besides
 from migrator.hosts.customary_places import customary_places
 from migrator.hosts.new_files import remove_files, remove_images, remove_memory
 from migrator.hosts.new_volumes import remove_volumes
+from migrator.hosts.tpm_emulators import end_emulator
 from migrator.ports import GuestProcess
 from migrator.settings.models import HostDefaults
 
@@ -340,6 +341,7 @@ class Launcher:
         finally:
             for one in found:
                 one.close()
+        await end_emulator(self.host, run_dir.path, state=images)
         await remove_files(self.host, run_dir.path)
         if images:
             await remove_images(self.host, run_dir.path)
@@ -401,6 +403,7 @@ class Launcher:
         """
         if await self.is_running(run_dir):
             raise HostError(self.host.name, f"a QEMU still runs in {run_dir.path}, which is left as it is")
+        await end_emulator(self.host, run_dir.path, state=False)
         await remove_memory(self.host, run_dir.path)
         await self.remove(run_dir)
 

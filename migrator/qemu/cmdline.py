@@ -142,6 +142,7 @@ class _Work:
             same_machine=place.same_machine,
             same_network=place.same_network,
             sockets=self._connected_sockets(),
+            started=frozenset(place.served),
         )
         self._ports = PortAssignment(place.network, same=place.same_network)
         self._counted: Counter[str] = Counter()
@@ -223,6 +224,8 @@ class _Work:
             if value.get("path"):
                 value.set("path", self._moved_path(value.get("path")))
             value.set("wait", "off")  # else it would wait for a client before it answers anybody
+        elif backend == "socket" and value.get("path") in self._place.served:
+            value.set("path", self._place.served[value.get("path")])
         elif backend == "file":
             value.set("append", "on")  # where both see the file, what the guest said before stays in it
         elif backend == "stdio":

@@ -29,6 +29,8 @@ class TargetResources:
     same_network: bool
     #: Path of the socket that each character device connects to.
     sockets: Mapping[str, str]
+    #: Of these, those whose process is started there too.
+    started: Collection[str] = frozenset()
 
 
 def is_window(name: str, value: Value) -> bool:
@@ -110,8 +112,8 @@ def _of_helpers(name: str, value: Value, there: TargetResources) -> Iterator[Fin
     if not (served or (name == "tpmdev" and kind == "emulator")):
         return
     socket = there.sockets.get(value.get("chardev"), "")
-    if socket in there.occupied and not there.same_machine:
-        return  # somebody has started it there
+    if socket in there.started or (socket in there.occupied and not there.same_machine):
+        return  # it is started there, or somebody has done that
     where = f"at {socket} " if socket else ""
     if served:
         yield finding(

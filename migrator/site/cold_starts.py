@@ -11,6 +11,8 @@ from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
 from migrator.core.model import RUNNING_STATES, Finding
 from migrator.core.policy import Policy
+from migrator.core.process.command_line import CommandLine
+from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError, QemuError
 from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
 from migrator.ports import IncomingDestination, SourceQemu
@@ -96,6 +98,8 @@ class ColdStartEnds:
         if process is None or process.drops.user or str(process.identity.user) != uid:
             yield impossible("its QEMU runs as another user than migrator there")
         now = (await source.configuration(argv)).current()
+        if tpm_socket(CommandLine(now)):
+            yield impossible("its TPM is emulated by another process, whose state comes with a stream alone")
         if len(paths(now, "/")) != len(paths(now)):
             yield impossible("its command line has paths that are relative")
 

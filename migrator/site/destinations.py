@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 from collections import deque
@@ -18,12 +19,14 @@ from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
 from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.replica import Replica
+from migrator.errors import HostError
 from migrator.hosts import path_links
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.hosts.new_files import forget_images, note_memory, put_aside
 from migrator.hosts.new_volumes import forget_volumes
 from migrator.hosts.stale_directories import remove_stale
 from migrator.hosts.thread_scheduling import apply_scheduling
+from migrator.hosts.tpm_emulators import forget_state, put_state_aside, start_emulator
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
@@ -57,6 +60,8 @@ class Destinations:
         self._connections = connections
         self._how = how
         self._replication = Replication(connections, how=how)
+        #: The host that each guest leaves, and the directory of its TPM's state there.
+        self._left_tpms: dict[str, tuple[str, str]] = {}
         #: Run directories that were made, with their hosts, for guests without a path of the operator's: the last ones.
         self._without_links: deque[tuple[str, str]] = deque(maxlen=_REMEMBERED)
 
@@ -157,6 +162,8 @@ class Destinations:
             _refuse(replica.findings, accepted)
         links = path_links.links_file(replica.links) if replica is not None else ""
         there = await images.at_target() if replica is not None else []
+        tpm = replica.tpm if replica is not None else None
+        other_user = other_user or (tpm is not None and tpm.other_user)
         missing = await launcher.make(run_dir, migration, other_user=other_user, paths=links, images=there)
         if not links:
             self._without_links.append((target, run_dir.path))
@@ -164,15 +171,9 @@ class Destinations:
             if replica is None:
                 argv, notes = fill(config.section.template, guest, run_dir), no_notes
             else:
-                new = await images.make(
-                    launcher,
-                    run_dir,
-                    missing,
-                    migration=migration,
-                    template=config.section.image_template,
-                    keep_backing=keep_backing,
+                new = await self._make(
+                    images, launcher, run_dir, replica, missing, config, migration, keep_backing=keep_backing
                 )
-                await note_memory(launcher.host, run_dir.path, replica.memory)
                 argv, notes = replica.argv, replica.findings
                 like = process.like(run_dir) if process is not None else like
         except BaseException:
@@ -203,6 +204,8 @@ class Destinations:
         finally:
             if started is not None:
                 started.close()
+        if tpm is not None:
+            self._left_tpms[guest.key] = (guest.host, tpm.state_directory)
         return WaitingQemu(
             qemu,
             listen=self._listen(target),
@@ -242,6 +245,32 @@ class Destinations:
             if started is not None:
                 started.close()
         return qemu
+
+    async def _make(
+        self,
+        images: TargetImages,
+        launcher: Launcher,
+        run_dir: RunDirectory,
+        replica: Replica,
+        missing: Collection[str],
+        config: LaunchConfig,
+        migration: str,
+        *,
+        keep_backing: bool,
+    ) -> Sequence[str]:
+        """Make what the QEMU takes besides its command line; return the devices whose images were made."""
+        new = await images.make(
+            launcher,
+            run_dir,
+            missing,
+            migration=migration,
+            template=config.section.image_template,
+            keep_backing=keep_backing,
+        )
+        if replica.tpm is not None:
+            await start_emulator(launcher.host, run_dir.path, replica.tpm)
+        await note_memory(launcher.host, run_dir.path, replica.memory)
+        return new
 
     async def _attach(self, guest: Guest, target: str, config: LaunchConfig) -> WaitingQemu:
         socket = socket_of(config.section.attached, guest)
@@ -295,9 +324,21 @@ class Destinations:
         """
         launcher = self._launcher(guest.host, self._how(guest, guest.host))
         run_dir = await launcher.run_directory_at(guest.socket)
+        if run_dir is not None:
+            await self._settle_tpm(guest, launcher, run_dir)
         if run_dir is None or (guest.host, run_dir.path) in self._without_links:
             return []
         return await path_links.make_links(launcher.host, run_dir)
+
+    async def _settle_tpm(self, guest: Guest, launcher: Launcher, run_dir: RunDirectory) -> None:
+        """Keep the state of an arrived guest's TPM, and give what it left at its source another name."""
+        source, state = self._left_tpms.pop(guest.key, ("", ""))
+        if not state:
+            return
+        await forget_state(launcher.host, run_dir.path)
+        mark = run_dir.path.rpartition("/")[2]
+        with contextlib.suppress(HostError):  # one that stays is named where the guest comes home
+            await put_state_aside(self._connections.access(source), state, f".left-{mark}")
 
     async def clear(self, guest: Guest) -> None:
         """Remove what is left of the source once its process has ended: the run directory, if it is one of ours.

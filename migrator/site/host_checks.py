@@ -18,9 +18,11 @@ from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, path_of
 from migrator.core.process.files import HostFiles, QemuProgramFacts
 from migrator.core.process.image_paths import ImagePaths
+from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.hosts.tpm_emulators import check_emulator
 from migrator.ports import SourceQemu
 from migrator.site.process_checks import (
     read_beside,
@@ -174,6 +176,11 @@ class HostChecks:
                 beside = await read_beside(
                     process, target_access, command, [*mine.paths, *further], replicated=True
                 )
+        tpm = None
+        socket = tpm_socket(command)
+        same_machine = bool(here.boot_id) and here.boot_id == there.boot_id
+        if socket and replicated and (same_machine or not files_there.file(socket).exists):
+            tpm = await check_emulator(source_access, target_access, socket)
         own = [path_of(disk.file) for disk in facts.disks]
         disks = {*own, *map(image_paths.at_target, own), *further}
 
@@ -189,6 +196,7 @@ class HostChecks:
             based=open_images.chains,
             process=beside,
             image_paths=image_paths,
+            tpm=tpm,
         )
         unclear = host_disks.paths_to_probe(case)
         if unclear:

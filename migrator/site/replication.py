@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
+from migrator.core.process.command_line import CommandLine
 from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetwork
+from migrator.core.process.tpm_emulator import TpmEmulator, socket_at, tpm_socket
+from migrator.errors import Refused
 from migrator.hosts import path_links
 from migrator.hosts.launch import Launcher, RunDirectory
 from migrator.hosts.new_files import unused
 from migrator.hosts.target_survey import TargetSurvey, survey_target
+from migrator.hosts.tpm_emulators import find_emulator
 from migrator.ports import SourceQemu
 from migrator.qemu.cmdline import memory_files, paths
 from migrator.qemu.operator_files import operator_files as of_process
@@ -135,6 +139,7 @@ class Replication:
             text, remedy = f"host {target}: there is no QEMU: no {named}", "install it, or configure its path"
             raise PreflightRefused([finding("qemu-missing", text, remedy)])
         here = seen.boot_id == source.identity.get("boot_id")
+        tpm = await self._emulator(guest, CommandLine(now), there=frozenset() if here else seen.occupied)
         # What one QEMU left behind, the next may have: the guest's memory is written over it.
         left = [path for path in memory if path in seen.occupied]
         free = await unused(self._connections.access(target), left) if left else frozenset()
@@ -146,16 +151,32 @@ class Replication:
             same_machine=here,
             same_network=here and seen.network == seen.network_of_source != "",
             images=images,
+            served={} if tpm is None else {tpm.socket: socket_at(run_dir.path)},
             network=TargetNetwork(taken=seen.taken, addresses=seen.addresses, spare=config.spare_ports),
         )
         replica = guest_now.replicate(where)
         new = tuple(path for path in memory if path not in seen.occupied)
-        replica = replace(home.moved(replica, where, log=run_dir.log), memory=new)
+        replica = replace(home.moved(replica, where, log=run_dir.log), memory=new, tpm=tpm)
         replica = replace(replica, argv=(*replica.argv, *await source.naming_options()))
         if seen.enters:
             return replica
         shut = finding("run-directory", f"its user may not enter {base} at {target}")
         return replace(replica, findings=(shut, *replica.findings))
+
+    async def _emulator(
+        self, guest: Guest, command: CommandLine, *, there: Collection[str]
+    ) -> TpmEmulator | None:
+        """Return the emulator of the guest's TPM, where one like it can be started.
+
+        :param there: sockets that the target has: somebody has started one by hand.
+        """
+        socket = tpm_socket(command)
+        if not socket or socket in there:
+            return None
+        try:
+            return await find_emulator(self._connections.access(guest.host), socket)
+        except Refused:
+            return None  # that is said by whoever finds no process behind the socket
 
     async def _operator_paths(self, guest: Guest, argv: Sequence[str], directory: str) -> OperatorPaths:
         """Return what the operator has at the source's process, whose relative paths go from `directory`."""

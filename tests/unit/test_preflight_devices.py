@@ -15,6 +15,7 @@ from migrator.core.process import named_files
 from migrator.core.process.command_line import CommandLine, is_path, path_of
 from migrator.core.process.files import FileFacts, FileKind
 from migrator.core.process.guest_network import NetworkInterface
+from migrator.core.process.tpm_emulator import TpmObstacles
 from tests.host_case import (
     ARGV,
     CASE,
@@ -92,6 +93,14 @@ class TestFiles:
         assert codes(case) == ["vhost-user", "tpm", "vhost-user-socket", "vhost-user-socket"]
         there = {path: FileFacts(kind=FileKind.SOCKET) for path in ("/run/vu", "/run/tpm")}
         assert codes(with_files(case, there)) == ["vhost-user", "tpm"]
+        here = {"/run/vu": FileFacts(kind=FileKind.SOCKET)}
+        for tpm, found in (
+            (TpmObstacles(), []),
+            (TpmObstacles(target="no swtpm"), ["tpm-emulator"]),
+            (TpmObstacles(state="somebody's"), ["tpm-state"]),
+            (TpmObstacles(source="not seen"), ["tpm", "vhost-user-socket"]),
+        ):
+            assert codes(replace(with_files(case, here), tpm=tpm)) == ["vhost-user", *found]
 
     def test_connections_over_vsock_are_lost(self) -> None:
         case = with_files(with_options("-device", "vhost-vsock-pci,guest-cid=3"), {"/dev/vhost-vsock": FILE})

@@ -386,6 +386,16 @@ HOSTS: Texts = {
         "the guest's TPM is another process (swtpm), which has to run at the target; its state comes with the stream",
         "start swtpm there first, at the same socket, with an empty state directory of its own",
     ),
+    "tpm-emulator": (
+        "error",
+        "the emulator of the guest's TPM (swtpm) cannot be started at the target",
+        "install swtpm there, and what its command line names; or start it there by hand, at the same socket",
+    ),
+    "tpm-state": (
+        "error",
+        "the target has the state of a TPM where that of the guest would be, which is never written over",
+        "see whose it is; where the guest left it, end its swtpm and rename or remove the directory",
+    ),
     "tpm-of-host": (
         "error",
         "the guest has the TPM of its host, whose keys no other has",

@@ -131,6 +131,8 @@ _HOSTS = {
     "vhost-user-socket": "sockets of processes that serve the source's devices, with the same paths there",
     "vsock": "the source's devices, with vhost-vsock",
     "tpm": "TPMs of the source, with where their state is",
+    "tpm-emulator": "the swtpm that serves the source, with what the target has",
+    "tpm-state": "the state directory of that swtpm, with what is at the same path there",
     "tpm-of-host": "-tpmdev of the source, with passthrough",
     "vfio": "the source's devices, with passed-through ones",
     "vfio-state": "passed-through devices of the source, with those whose driver can migrate",

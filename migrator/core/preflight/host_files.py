@@ -10,6 +10,7 @@ from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import CommandLine, Option
 from migrator.core.process.files import FileKind
 from migrator.core.process.named_files import named_files, served
+from migrator.core.process.tpm_emulator import tpm_socket
 
 #: The first version that says by itself what blocks a migration (blocked-reasons).
 _SAYS_BLOCKERS = (6, 0)
@@ -129,15 +130,29 @@ def _served(pair: HostPair) -> Iterator[Finding]:
             yield finding("vhost-user", f"{option['id'] or kind} is served by another process ({kind})")
     for option in pair.command.all("tpmdev"):
         if option["type"] == "emulator":
-            yield finding("tpm", f"{option['id']}, the guest's TPM, is another process")
+            yield from _emulated(pair, f"{option['id']}, the guest's TPM, is another process")
         elif option["type"] == "passthrough":
             where = option["path"] or "/dev/tpm0"
             yield finding("tpm-of-host", f"{option['id']}, the guest's TPM, is {where} of its host")
     for device, path in _sockets(pair.command):
+        if pair.tpm is not None and not pair.tpm.source and path == tpm_socket(pair.command):
+            continue
         if not pair.files_there.file(path).exists:
             yield finding(
                 "vhost-user-socket", f"{path}, the socket of {device}, does not exist at {pair.target}"
             )
+
+
+def _emulated(pair: HostPair, what: str) -> Iterator[Finding]:
+    if pair.tpm is None:
+        yield finding("tpm", what)
+        return
+    if pair.tpm.source:
+        yield finding("tpm", f"{what}: {pair.tpm.source}")
+    if pair.tpm.target:
+        yield finding("tpm-emulator", f"{what}: {pair.tpm.target}")
+    if pair.tpm.state:
+        yield finding("tpm-state", f"{what}: {pair.tpm.state}")
 
 
 # --- hardware passed through --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from migrator.core.preflight.host_process import ProcessPair
 from migrator.core.process.command_line import CommandLine, ImageUse
 from migrator.core.process.files import FileFacts, HostFiles, SameFile
 from migrator.core.process.image_paths import ImagePaths
+from migrator.core.process.tpm_emulator import TpmObstacles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class HostPair:
     volumes: bool = False
     #: Where images of this host are at the target.
     image_paths: ImagePaths = field(default_factory=ImagePaths)
+    #: What is in the way of an emulator of the guest's TPM there; ``None``: nobody would start one.
+    tpm: TpmObstacles | None = None
 
     @property
     def one_machine(self) -> bool:

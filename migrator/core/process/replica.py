@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from migrator.core.model import Finding
 from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.listening import ListeningPort
+from migrator.core.process.tpm_emulator import TpmEmulator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class TargetEnvironment:
     network: TargetNetwork = field(default_factory=TargetNetwork)
     #: Images of disks that have another path there, by their paths at the source.
     images: Mapping[str, TargetImage] = field(default_factory=dict)
+    #: Sockets of processes that are started there for it, by those that serve the source.
+    served: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def control(self) -> str:
@@ -61,6 +64,8 @@ class Replica:
     argv: tuple[str, ...]
     #: Errors: the command line cannot be used. Warnings: it differs in what the guest cannot see.
     findings: tuple[Finding, ...]
+    #: What is started before it, with its run directory, because it emulates the guest's TPM.
+    tpm: TpmEmulator | None = None
     #: Files of its memory that it makes.
     memory: tuple[str, ...] = ()
     #: New path of every socket that had to go elsewhere.
