@@ -165,6 +165,60 @@ async def test_a_disk_that_is_full_leaves_the_guest_running_and_nothing_behind(t
             await saved(site, web, tmp_path / "web.state")
 
 
+async def test_a_disk_that_is_full_while_qemu_writes_the_file_by_itself_leaves_the_guest_running(
+    tmp_path: Path, qemu_binary: Callable[[str], Path]
+) -> None:
+    web = guest("web")
+    with small_disk(tmp_path / "small", 4 << 20) as directory:
+        async with made([], "a", "b") as site:
+            await site.boot(web, "a", binary=qemu_binary("10.0"))
+            site.serve()
+            await site.until_served()
+            await site.known(1)
+            begun = await site.post(
+                "saves", guest=str(web.uuid), file=f"{directory}/web.state", accept=["save-room"]
+            )
+            document = await site.migration_ended(begun["id"], "failed")
+            assert "No space left on device" in document["error"]
+            assert site.where(await site.runs_once(web)) == "a"
+            assert list(directory.iterdir()) == []
+
+
+async def test_two_loads_of_a_guest_at_once_have_it_run_once(tmp_path: Path) -> None:
+    web, file, copy = guest("web"), tmp_path / "web.state", tmp_path / "copy.state"
+    async with served([web], "a", "b") as site:
+        await saved(site, web, file)
+        for suffix in ("", ".json"):
+            shutil.copy2(f"{file}{suffix}", f"{copy}{suffix}")
+        asked = ((file, "a"), (file, "b"), (copy, "a"), (copy, "b"))
+        answers = await asyncio.gather(
+            *(site.try_post("loads", file=str(name), to=host) for name, host in asked)
+        )
+        begun = [document["id"] for status, document in answers if status < 300]
+        assert len(begun) == 1, answers
+        assert all(status == 409 for status, _ in answers if status >= 300), answers
+        document = await site.migration_ended(begun[0], "completed")
+        assert site.where(await site.runs_once(web)) == document["destination"]
+        assert len(site.instances(web)) == 1
+
+
+async def test_a_guest_that_was_started_from_its_disks_meanwhile_is_not_loaded_besides(
+    tmp_path: Path,
+) -> None:
+    web, file = guest("web"), tmp_path / "web.state"
+    async with served([web], "a", "b") as site:
+        await saved(site, web, file)
+        # At once: before the service has looked at the host again.
+        await site.boot(web, "a")
+        for host in ("a", "b"):
+            status, answer = await site.try_post("loads", file=str(file), to=host)
+            if status < 300:
+                document = await over(site, answer["id"])
+                assert document["state"] == "failed", document
+            assert [site.where(each) for each in await site.running(web)] == ["a"]
+        assert beside(file)["state"] == "saved"
+
+
 async def test_a_qemu_that_is_killed_while_it_is_saved_leaves_no_file(tmp_path: Path) -> None:
     web, file = guest("web", region=96 * MIB), tmp_path / "web.state"
     async with served([web], "a", "b") as site:
