@@ -13,6 +13,7 @@ import pytest
 from migrator.testing.guest import NotBooted
 from migrator.testing.lab import GuestMachine, until
 from tests.acceptance.service_site import LiveSite, guest, made
+from tests.integration.test_guest_agent import ScriptedAgent, listening
 
 #: QEMU refuses to migrate a guest with such a device, as it does one with a device of its host.
 _STUCK = ("-device", "nvme,drive=local,serial=1")
@@ -148,3 +149,29 @@ async def test_a_controller_that_is_killed_meanwhile_leaves_the_guest_running_in
         where = {"completed": "b"}.get(document["state"], "a")
         assert document["state"] in ("completed", "failed", "cancelled"), document
         await runs_at(site, web, where)
+
+
+async def test_a_guest_whose_agent_lies_is_shut_down_by_its_power_button_and_an_evacuation_says_so_before(
+    tmp_path: Path,
+) -> None:
+    socket = tmp_path / "ga.sock"
+    port = (
+        *("-device", "virtio-serial,addr=0x6"),
+        *("-chardev", f"socket,id=ga,path={socket},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0"),
+    )
+    web, agent = stuck("web", tmp_path, extra=port), ScriptedAgent()
+    async with site_of(web, max_shutdown="60s") as site:
+        socket.unlink()  # the guest has no agent: this one takes its place, and does nothing that it is told
+        async with listening(socket, agent):
+            plan = await site.post("plans", host="a", policy="cold")
+            (planned,) = plan["guests"]
+            assert planned["possible"]
+            assert planned["downtime_seconds"] == 70
+            assert "cold-start" in [each["code"] for each in planned["findings"]]
+            asked = await site.post("hosts/a/evacuate", policy="cold")
+            run = await site.ended(asked["id"], "completed")
+            document = await site.get(f"migrations/{run['guests'][0]['migration']}")
+            assert agent.asked[-1] == "guest-shutdown"
+            assert 10 < document["downtime_seconds"] < 60
+        await runs_at(site, web, "b")

@@ -9,7 +9,7 @@ import pytest
 
 from migrator.testing.lab import until
 from migrator.testing.postgresql import Postgres
-from tests.acceptance.service_site import MIB, LiveSite, guest, served
+from tests.acceptance.service_site import MIB, LiveSite, freeze, guest, served, thaw
 from tests.acceptance.two_controllers import two_controllers
 
 pytestmark = pytest.mark.timeout(180)
@@ -99,3 +99,36 @@ async def test_a_controller_that_is_killed_leaves_guests_that_wait_in_one_place_
         run = await site.ended(asked["id"], "completed", within=90)
         assert {each["standing"] for each in run["guests"]} == {"moved"}
         await site.everyone_at(MACHINES, "b")
+
+
+@pytest.mark.parametrize("otherwise", ["go", pytest.param("stay", marks=pytest.mark.matrix)])
+async def test_a_guest_that_answers_no_more_is_waited_for_as_long_as_its_group_says(otherwise: str) -> None:
+    rules = f'{GROUP}[groups.shop]\nwait = "2s"\notherwise = "{otherwise}"\n'
+    async with served(MACHINES, "a", "b", speed=60 * MIB, extra=rules) as site:
+        (db,) = site.instances(MACHINES[2])
+        asked = await site.post("migrations", group="shop", to="b")
+
+        async def each(*names: str) -> list[dict[str, Any]]:
+            return [one for one in await site.migrations() if one["guest_name"] in names]
+
+        async def copies() -> bool:
+            return any(one["state"] == "precopy" for one in await each("db"))
+
+        await until(copies, what="a guest that is copied", within=60)
+        freeze(db.pid)
+        try:
+            # All or none before anybody is switched, and the others once it has been waited for.
+            state = "completed" if otherwise == "go" else "cancelled"
+
+            async def over() -> bool:
+                return [one["state"] for one in await each("front", "web")] == [state] * 2
+
+            await until(over, what="the others", within=90)
+        finally:
+            thaw(db.pid)
+        run = await site.ended(asked["id"], "completed" if otherwise == "go" else "incomplete", within=120)
+        told = [one["reason"] for each in await moved(site, run) for one in each["decisions"]]
+        if otherwise == "go":
+            waited = "db was not switched in the 2.0 s that its group shop waits: it is moved all the same"
+            assert waited in told, told
+        await site.everyone_at(MACHINES, "b" if otherwise == "go" else "a")

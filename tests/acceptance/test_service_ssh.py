@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import getpass
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -298,3 +300,53 @@ async def test_guest_goes_through_an_ssh_tunnel(tmp_path: Path, each_other: bool
             return all(len(server.sessions()) <= before[name] for name, server in servers.items())
 
         await eventually(closed, "no tunnel being left", site)
+
+
+def tunnels(site: LiveSite, target: str) -> list[int]:
+    """Return the SSH clients that carry a stream to a host."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            carries = words[0] == "ssh" and "ExitOnForwardFailure=yes" in words
+            if carries and site.host(target).address in words:
+                found.append(int(directory.name))
+    return found
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ["main", "channels", "postcopy"])
+async def test_a_tunnel_that_is_killed_in_the_middle_of_a_stream_costs_no_guest(
+    tmp_path: Path, how: str
+) -> None:
+    machine = guest("db", region=64 * MIB, speed=MIB)
+    ways = {"main": 'postcopy = "never"', "channels": 'postcopy = "never"\nstreams = 3'}
+    policy = f'[policies.tunnel]\nextends = "default"\nstream = "ssh"\n{ways.get(how, "")}\n'
+    policy += '[policies.early]\nextends = "postcopy-first"\nstream = "ssh"\n'
+    async with (
+        over_ssh([machine], tmp_path, "a", "b", extra=policy, each_other=True) as (site, _),
+        Witness(site, [machine]),
+    ):
+        for host in site.hosts:
+            host.set_speed(_CRAWL)
+        named = "early" if how == "postcopy" else "tunnel"
+        begun = await site.post("migrations", guest="db", to="b", policy=named)
+        await site.until_state("postcopy" if how == "postcopy" else "precopy")
+        killed = tunnels(site, "b")
+        assert killed
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        as_fast_as_before(site)
+        if how == "postcopy":
+            document = await site.migration_ended(begun["id"], "completed", within=90)
+            assert document["recoveries"] >= 1
+            await site.everyone_at([machine], "b")
+            return
+        document = await site.migration_ended(begun["id"], "failed", within=90)
+        assert "Unable to write to socket" in document["error"], document["error"]
+        await runs_on(site, machine)
+        await site.everyone_at([machine], "a")
+        # And with a tunnel that is let live it arrives.
+        begun = await site.post("migrations", guest="db", to="b", policy=named)
+        await site.migration_ended(begun["id"], "completed", within=90)
+        await site.everyone_at([machine], "b")
