@@ -65,7 +65,7 @@ PARTS: dict[str, tuple[str, Callable[[Sequence[int]], Awaitable[str]]]] = {
     "cost": ("What each of many costs", _cost),
     "evacuation": ("What each guest of an evacuation costs", _evacuation),
     "guards": ("What guards at the hosts cost", _guards),
-    "controllers": ("Three controllers with 3,000", _controllers),
+    "controllers": ("Three controllers on one journal", _controllers),
     "commands": ("Commands beside 100 migrations", _commands),
     "lists": ("Lists of 20,000 guests", _lists),
     "store": ("The journal", _store),

@@ -7,16 +7,16 @@ is parked and let go: nothing that was given under an earlier lease is gone on w
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from migrator import logs
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Decision, State
 from migrator.engine import clock
+from migrator.engine.driven_migration import DrivenMigration, GivenOverheads
 from migrator.engine.migration import take_over
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.outcome import LEARNED
@@ -33,12 +33,15 @@ _RETRY_SECONDS = 0.5
 _CANCELLED_SECONDS = 5.0
 #: It is looked so often whether the lease may have ended: well within the margin of the shortest.
 _WATCH_SECONDS = 0.05
-#: Between two reports that only tell of progress.
-_PROGRESS_SECONDS = 1.0
+#: So long for each that is driven it is not looked again at what is given.
+_LOOK_SECONDS_EACH = 0.0001
+#: Between two reports that only tell of progress, and so much for each that is driven where that is more: the planner
+#: has to read them all.
+_PROGRESS_SECONDS, _PROGRESS_SECONDS_EACH = 1.0, 0.01
 #: ... and while others of its group may be switched as soon as it is due.
 _GROUP_SECONDS = 0.1
 #: States are reported again for so long: the planner may have been slow.
-_TRAIL_SECONDS, _TRAIL = 3.0, 8
+_TRAIL_SECONDS = 3.0
 
 
 class DrivingJournal(Protocol):
@@ -70,38 +73,6 @@ class DriverLease(Protocol):
         """See :meth:`migrator.ports.assignments.DriverPool.note_gone`."""
 
 
-@dataclass(eq=False)
-class _Driven:
-    assignment: Assignment
-    session: JournalledSession
-    holds: Callable[[], bool]
-    task: asyncio.Task[None] | None = None
-    #: The planner has taken it back: nothing more is said of it.
-    lost: bool = False
-    released: bool = False
-    changed: bool = True
-    reported_at: float = 0.0
-    states: int = 0
-    #: When, its number, and the document of each state.
-    trail: deque[tuple[float, int, dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=_TRAIL))
-
-
-class _GivenOverheads:
-    """Implements :class:`migrator.ports.Experience`: as the planner gave it, who is told what is learned."""
-
-    def __init__(self, known: Mapping[str, float]) -> None:
-        self._known = known
-
-    def overhead_seconds(self, pair: str) -> float | None:
-        return self._known.get(pair)
-
-    def learn(self, pair: str, overhead_seconds: float) -> None:
-        """Leave it to the outcome, which the planner is told."""
-
-    def known(self) -> Mapping[str, float]:
-        return self._known
-
-
 class AssignedMigrations:
     """Drives what it is given.
 
@@ -121,10 +92,12 @@ class AssignedMigrations:
     ) -> None:
         self._journal, self._own, self._services = journal, own, services
         self._site, self._driver = site, driver
-        self._driven: dict[str, _Driven] = {}
+        self._driven: dict[str, DrivenMigration] = {}
         #: Assignments that this version cannot read, by their numbers, until the planner is told.
         self._unreadable: dict[int, Assignment] = {}
         self._changed = asyncio.Event()
+        #: Something may be new in what is given.
+        self._signalled = asyncio.Event()
         self._stopping = False
         self._log = logs.logger()
 
@@ -140,7 +113,8 @@ class AssignedMigrations:
     async def run(self) -> None:
         """Drive what comes, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(), name="assignments")
+            group.create_task(self._listen(), name="signals of assignments")
+            group.create_task(self._look_at_all(), name="assignments")
             group.create_task(self._report_all(), name="reports")
             group.create_task(self._watch(), name="watch the driver's lease")
 
@@ -174,33 +148,56 @@ class AssignedMigrations:
     async def _listen(self) -> None:
         async with self._journal.signals.listen(ASSIGNMENTS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
             async for signal in signals:
-                if signal.payload not in ("", self._own.name):
-                    continue
-                before = {each.assignment.number for each in self._driven.values()}
-                try:
-                    given = await self._journal.assignments.of(self._own.name)
-                except JournalError:
-                    continue  # it is looked again before long
-                with suppress(MigratorError), contained("assignments"):
-                    for each in given:
-                        # What was let go of while the answer was on its way may still be in it.
-                        if each.number not in before or each.migration in self._driven:
-                            self._take(each)
+                if signal.payload in ("", self._own.name):
+                    self._signalled.set()
+
+    async def _look_at_all(self) -> None:
+        while True:
+            await self._signalled.wait()
+            self._signalled.clear()
+            with suppress(JournalError):  # it is looked again before long
+                await self._look()
+            # Signals that come together cost one look, which takes the longer the more there are.
+            await asyncio.sleep(_LOOK_SECONDS_EACH * len(self._driven))
+
+    async def _look(self) -> None:
+        """Take what is new, and heed what is wanted of what is there.
+
+        :raise JournalError: it cannot be read now.
+        """
+        # What is let go of while the answer is on its way may still be in it.
+        before = {each.assignment.number for each in self._driven.values()}
+        wanted = await self._journal.assignments.requests_of(self._own.name)
+        new = wanted.keys() - before - self._unreadable.keys()
+        given = await self._journal.assignments.of(self._own.name, new) if new else ()
+        with suppress(MigratorError), contained("assignments"):
+            for driven in list(self._driven.values()):
+                self._heed_again(driven, wanted.get(driven.assignment.number))
+            for each in given:
+                self._take(each)
 
     def _take(self, assignment: Assignment) -> None:
+        if self._stopping or assignment.migration in self._driven or not self._given_now(assignment):
+            return
+        try:
+            self._begin(assignment)
+        except UNREADABLE as error:
+            self._give_back(assignment, error)
+
+    def _heed_again(self, driven: DrivenMigration, requests: Mapping[str, Any] | None) -> None:
+        if (
+            requests is None
+            or requests == driven.assignment.requests
+            or not self._given_now(driven.assignment)
+        ):
+            return
+        driven.assignment = replace(driven.assignment, requests=requests)
+        self._heed(driven.session, requests)
+
+    def _given_now(self, assignment: Assignment) -> bool:
+        """Tell whether it was given under the lease that holds: else the planner takes it back."""
         lease = self._own.lease
-        if lease is None or lease.token != assignment.driver_token or not lease.may_act:
-            return  # it was given under a lease that is over: the planner takes it back
-        there = self._driven.get(assignment.migration)
-        if there is None:
-            if not self._stopping and assignment.number not in self._unreadable:
-                try:
-                    self._begin(assignment)
-                except UNREADABLE as error:
-                    self._give_back(assignment, error)
-        elif there.assignment.number == assignment.number:
-            there.assignment = assignment
-            self._heed(there.session, assignment.requests)
+        return lease is not None and lease.token == assignment.driver_token and lease.may_act
 
     def _begin(self, assignment: Assignment) -> None:
         token = assignment.driver_token
@@ -217,7 +214,7 @@ class AssignedMigrations:
                 self._services,
                 site=self._site(self._driver(assignment), holds),
                 keep=self._keep,
-                experience=_GivenOverheads(assignment.session["_private"].get("overheads", {})),
+                experience=GivenOverheads(assignment.session["_private"].get("overheads", {})),
                 stream_speed=lambda source, target: assignment.stream_speed,
             ),
             on_state=self._entered,
@@ -225,7 +222,9 @@ class AssignedMigrations:
             on_decision=self._decided,
             on_ready=self._progressed,
         )
-        driven = self._driven[session.id] = _Driven(assignment=assignment, session=session, holds=holds)
+        driven = self._driven[session.id] = DrivenMigration(
+            assignment=assignment, session=session, holds=holds
+        )
         self._journal.rights[session.id] = assignment.right(holds)
         self._heed(session, assignment.requests)
         self._log.info("drives a migration for the planner", migration=session.id, guest=session.guest.key)
@@ -253,7 +252,7 @@ class AssignedMigrations:
         if requests.get("switch") and not session.requests.switch:
             session.allow_switch(str(requests["switch"]))
 
-    async def _drive(self, driven: _Driven) -> None:
+    async def _drive(self, driven: DrivenMigration) -> None:
         session = driven.session
         try:
             with contained(f"migration {session.id}"):
@@ -298,7 +297,9 @@ class AssignedMigrations:
         driven = self._driven.get(session.id)
         if driven is None:
             return
-        every = _PROGRESS_SECONDS if session.switch_in_seconds is None else _GROUP_SECONDS
+        every = max(_PROGRESS_SECONDS, _PROGRESS_SECONDS_EACH * len(self._driven))
+        if session.switch_in_seconds is not None:
+            every = _GROUP_SECONDS
         if session.ready or clock.now() - driven.reported_at >= every:
             self._note_change(session)
 
@@ -323,7 +324,7 @@ class AssignedMigrations:
                 self._changed.set()
             await asyncio.sleep(0)
 
-    async def _report_soon(self, driven: _Driven) -> bool:
+    async def _report_soon(self, driven: DrivenMigration) -> bool:
         try:
             await self._report(driven)
         except LeaseLost:
@@ -345,7 +346,7 @@ class AssignedMigrations:
         self._unreadable.pop(assignment.number, None)
         return True
 
-    async def _report(self, driven: _Driven) -> None:
+    async def _report(self, driven: DrivenMigration) -> None:
         """Say how it is.
 
         :raise LeaseLost: the planner has taken it back.
@@ -358,7 +359,7 @@ class AssignedMigrations:
             driven.changed = True
             self._changed.set()
 
-    def _said(self, driven: _Driven) -> dict[str, Any]:
+    def _said(self, driven: DrivenMigration) -> dict[str, Any]:
         session, refusal = driven.session, driven.session.refusal
         since = clock.now() - _TRAIL_SECONDS
         return {
@@ -384,7 +385,7 @@ class AssignedMigrations:
             self._lose(driven)
             raise
 
-    def _lose(self, driven: _Driven) -> None:
+    def _lose(self, driven: DrivenMigration) -> None:
         if not driven.lost:
             driven.lost = True
             self._log.warning("migration was taken back by the planner", migration=driven.session.id)
@@ -393,6 +394,6 @@ class AssignedMigrations:
         if driven.released:
             self._forget(driven)
 
-    def _forget(self, driven: _Driven) -> None:
+    def _forget(self, driven: DrivenMigration) -> None:
         self._driven.pop(driven.session.id, None)
         self._journal.rights.pop(driven.session.id, None)

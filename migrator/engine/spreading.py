@@ -202,11 +202,11 @@ class Spreading:
             await self._clean(await self._assignments.find())
             return
         # What is given while the answer is on its way is not in it.
-        given = {each.id: each.assignment.number for each in self._elsewhere()}
+        given = {each.id: each.assignment.number for each in self._elsewhere(migrations)}
         rows = {each.migration: each for each in await self._assignments.find(migrations)}
         over: list[RemoteSession] = []
         gone: list[RemoteSession] = []
-        for session in self._elsewhere():
+        for session in self._elsewhere(migrations):
             row = rows.pop(session.id, None)
             if row is None:
                 if migrations is None and given.get(session.id) == session.assignment.number:
@@ -228,9 +228,11 @@ class Spreading:
         await self._take_back([*over, *await self._fenced(gone)])
         await self._clean(rows.values() if migrations is None else ())
 
-    def _elsewhere(self) -> list[RemoteSession]:
-        """Return those that others drive."""
-        return [each for each in self._registry.live() if isinstance(each, RemoteSession) and not each.ended]
+    def _elsewhere(self, migrations: Collection[str] | None) -> list[RemoteSession]:
+        """Return those that others drive, of all or of these."""
+        known = self._registry.migrations
+        asked = self._registry.live() if migrations is None else map(known.get, sorted(migrations))
+        return [each for each in asked if isinstance(each, RemoteSession) and not each.ended]
 
     async def _clean(self, rows: Collection[Assignment]) -> None:
         """Remove what is left of migrations that have ended."""

@@ -123,8 +123,11 @@ class Assignments(Protocol):
     async def find(self, migrations: Collection[str] | None = None) -> Sequence[Assignment]:
         """Return the assignments of these migrations, or all."""
 
-    async def of(self, driver: str) -> Sequence[Assignment]:
-        """Return the assignments of a driver that it has not released, without reports."""
+    async def of(self, driver: str, numbers: Collection[int] | None = None) -> Sequence[Assignment]:
+        """Return the assignments of a driver that it has not released, without reports; or those of these numbers."""
+
+    async def requests_of(self, driver: str) -> Mapping[int, Mapping[str, Any]]:
+        """Return what is wanted now of each of these, by its number: no more than a driver has to know again."""
 
 
 @dataclass(frozen=True, kw_only=True)

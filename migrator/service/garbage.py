@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Callable
 
 #: New objects are looked at so often: while guests move there are many, and each pause shall be short.
 _EVERY_SECONDS, _MOVING_EVERY_SECONDS = 0.5, 0.1
+#: While guests move it is asked every so many times whether all objects are to be looked at.
+_TURNS = 5
 #: Python's own thresholds: young objects, and those that have survived once; it never looks at all of them by itself.
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
 #: All objects are looked at when there are so many more blocks of memory than after the last time, in number and in
@@ -45,11 +48,13 @@ class GarbageCollection:
         gc.set_threshold(_YOUNG, _ONCE, _NEVER)
         try:
             self._leave_out()
-            while True:
+            for turn in itertools.count(1):
                 moving = any(each() for each in self.moving)
                 await asyncio.sleep(_MOVING_EVERY_SECONDS if moving else _EVERY_SECONDS)
                 gc.collect()
                 gc.freeze()
+                if moving and turn % _TURNS:
+                    continue
                 # Not gc.get_freeze_count(): it goes through all objects, which is what is to be avoided here.
                 if self._all_due(sys.getallocatedblocks(), time.monotonic()):
                     gc.unfreeze()

@@ -160,15 +160,29 @@ class SqlAssignments:
 
         return await self._database.read(read)
 
-    async def of(self, driver: str) -> Sequence[Assignment]:
+    async def of(self, driver: str, numbers: Collection[int] | None = None) -> Sequence[Assignment]:
         """See :meth:`migrator.ports.assignments.Assignments.of`."""
         columns = [each for each in assignments.c if each.name != "report"]
         query = select(*columns).where(assignments.c.driver == driver, assignments.c.released == 0)
+        if numbers is not None:
+            query = query.where(assignments.c.number.in_(numbers))
 
         async def read(connection: AsyncConnection) -> list[Assignment]:
             return [
                 _assignment(row) for row in await connection.execute(query.order_by(assignments.c.number))
             ]
+
+        return await self._database.read(read)
+
+    async def requests_of(self, driver: str) -> Mapping[int, Mapping[str, Any]]:
+        """See :meth:`migrator.ports.assignments.Assignments.requests_of`."""
+        query = select(assignments.c.number, assignments.c.requests).where(
+            assignments.c.driver == driver, assignments.c.released == 0
+        )
+
+        async def read(connection: AsyncConnection) -> dict[int, Mapping[str, Any]]:
+            rows = await connection.execute(query.order_by(assignments.c.number))
+            return {number: json.loads(requests) for number, requests in rows}
 
         return await self._database.read(read)
 

@@ -88,11 +88,17 @@ class MemoryAssignments:
         await self._journal.read("assignments")
         return [row for row in self._rows.values() if migrations is None or row.migration in migrations]
 
-    async def of(self, driver: str) -> Sequence[Assignment]:
+    async def of(self, driver: str, numbers: Collection[int] | None = None) -> Sequence[Assignment]:
         """See :meth:`migrator.ports.assignments.Assignments.of`."""
         await self._journal.read("assignments")
         rows = [row for row in self._rows.values() if row.driver == driver and not row.over]
-        return [replace(row, report=None) for row in rows]
+        return [replace(row, report=None) for row in rows if numbers is None or row.number in numbers]
+
+    async def requests_of(self, driver: str) -> Mapping[int, Mapping[str, Any]]:
+        """See :meth:`migrator.ports.assignments.Assignments.requests_of`."""
+        await self._journal.read("assignments")
+        rows = [row for row in self._rows.values() if row.driver == driver and not row.over]
+        return {row.number: row.requests for row in rows}
 
     def _drives(self, assignment: Assignment) -> bool:
         lease = Lease(

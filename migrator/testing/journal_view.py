@@ -282,8 +282,14 @@ class _Assignments:
         found: Sequence[Assignment] = await self._view.read(lambda: self._assignments.find(wanted))
         return found
 
-    async def of(self, driver: str) -> Sequence[Assignment]:
-        found: Sequence[Assignment] = await self._view.read(lambda: self._assignments.of(driver))
+    async def of(self, driver: str, numbers: Collection[int] | None = None) -> Sequence[Assignment]:
+        asked = None if numbers is None else set(numbers)
+        found: Sequence[Assignment] = await self._view.read(lambda: self._assignments.of(driver, asked))
+        return found
+
+    async def requests_of(self, driver: str) -> Mapping[int, Mapping[str, Any]]:
+        found: Mapping[int, Mapping[str, Any]]
+        found = await self._view.read(lambda: self._assignments.requests_of(driver))
         return found
 
 

@@ -78,7 +78,11 @@ async def test_a_driver_finds_what_it_was_given_and_what_is_wanted_of_it(shared:
     await shared.assignments.request("m1", given.number, {"admit": True})
     await shared.assignments.request("m1", given.number + 1, {"cancel": True})
     assert await shared.assignments.of("d") == [replace(given, requests={"admit": True})]
+    assert await shared.assignments.requests_of("d") == {given.number: {"admit": True}}
+    assert await shared.assignments.of("d", {given.number}) == await shared.assignments.of("d")
+    assert await shared.assignments.of("d", {given.number + 1}) == []
     assert await shared.assignments.of("another") == []
+    assert await shared.assignments.requests_of("another") == {}
 
 
 async def test_a_report_is_there_for_whoever_plans(shared: Shared) -> None:

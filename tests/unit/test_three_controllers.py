@@ -76,8 +76,8 @@ def answer_late(monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """Have the answers of the journal about assignments come so late that much has happened meanwhile."""
     read_now = getattr(journal_view._Assignments, read)
 
-    async def read_late(self: object, about: object = None) -> object:
-        found = await read_now(self, about)
+    async def read_late(self: object, *about: object) -> object:
+        found = await read_now(self, *about)
         await asyncio.sleep(0.4)
         return found
 
@@ -103,6 +103,7 @@ def test_what_a_driver_let_go_of_is_not_begun_again_by_an_answer_from_before(
         begin(self, assignment)
 
     answer_late(monkeypatch, "of")
+    answer_late(monkeypatch, "requests_of")
     monkeypatch.setattr(AssignedMigrations, "_begin", begin_and_count)
     ThreeControllers(seed=1).run(emptying)
     assert begun
@@ -467,11 +468,12 @@ def test_what_a_planner_cannot_read_its_driver_goes_on_with(monkeypatch: pytest.
             await asyncio.sleep(0.05)
         assert world.drivers()
         await asyncio.sleep(1.5)
+        assert acting(world) not in world.drivers(), "who took over is not its driver"
         world.kill(acting(world))  # the next one can read it
         await world.quiet()
         ended.append(await state_of_second(world))
 
-    ThreeControllers(seed=1, guests=2).run(scenario)
+    ThreeControllers(seed=2, guests=2).run(scenario)
     assert fenced == []
     assert ended == ["completed"]
 
