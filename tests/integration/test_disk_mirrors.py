@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,17 +17,19 @@ from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.testing.lab import Lab, until
-from tests.disks import MIB, writing_guest
+from tests.disks import MIB, WritingGuest, writing_guest
 
 
 async def _as_it_is(uri: str) -> str:
     return uri
 
 
-async def test_one_that_somebody_else_has_ended_proves_nothing(
-    lab: Lab, one_crossing: tuple[Path, Path]
-) -> None:
-    guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+@asynccontextmanager
+async def mirrored(
+    lab: Lab, crossing: tuple[Path, Path], *, size_bytes: int = MIB
+) -> AsyncIterator[tuple[WritingGuest, DiskMirrors]]:
+    """A guest whose disk is the same on both sides, and follows."""
+    guest = await writing_guest(lab, size_bytes=size_bytes, source=crossing[0], destination=crossing[1])
     ends = [
         Endpoint(Address(kind="unix", path=str(end.qmp)), role=role)
         for end, role in ((guest.pair.source, "source"), (guest.pair.destination, "destination"))
@@ -34,7 +39,7 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         await end.claim("m")
     try:
         (disk,) = [each for each in (await ends[0].facts()).disks if each.file == str(guest.here)]
-        copy = DiskCopy(device=disk.device, size_bytes=MIB, path=str(guest.here))
+        copy = DiskCopy(device=disk.device, size_bytes=size_bytes, path=str(guest.here))
         mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (copy,)
 
@@ -42,6 +47,16 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
             pass
 
         await mirrors.copy("tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend)
+        yield guest, mirrors
+    finally:
+        for end in ends:
+            await end.close()
+
+
+async def test_one_that_somebody_else_has_ended_proves_nothing(
+    lab: Lab, one_crossing: tuple[Path, Path]
+) -> None:
+    async with mirrored(lab, one_crossing) as (guest, mirrors):
         (job,) = await guest.pair.source.query("query-jobs")
         await guest.pair.source.query("block-job-cancel", device=job["id"])
 
@@ -54,9 +69,25 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         await guest.pair.source.query("stop")
         assert "somebody else" in await mirrors.end(ceiling_seconds=0.3)
         assert await mirrors.end(ceiling_seconds=0.3, ended_before=True) == ""
-    finally:
-        for end in ends:
-            await end.close()
+
+
+async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_for_it(
+    lab: Lab, one_crossing: tuple[Path, Path]
+) -> None:
+    async with mirrored(lab, one_crossing, size_bytes=8 * MIB) as (guest, mirrors):
+        source = guest.pair.source
+        (job,) = await source.query("query-jobs")
+        await source.query("block-job-set-speed", device=job["id"], speed=MIB // 8)
+        await source.query("stop")
+        burst = 'qemu-io -d /machine/peripheral/disk0-device/virtio-backend "write -P 9 2M 6M"'
+        await source.query("human-monitor-command", **{"command-line": burst})
+        mirrors.carried_bytes_per_second = MIB
+        began = asyncio.get_running_loop().time()
+        why = await mirrors.end(ceiling_seconds=0.3)
+        assert "a burst of writes came too late" in why
+        assert asyncio.get_running_loop().time() - began < 0.5
+        (job,) = await source.query("query-jobs")
+        assert job["status"] == "ready"  # it can go on as before
 
 
 @pytest.mark.matrix  # it takes seconds of computing to make such an image

@@ -100,6 +100,11 @@ class DiskBacklog:
         )
 
     @property
+    def carried_bytes_per_second(self) -> float:
+        """Return the most that was seen to be carried, disks and memory together; 0: nothing was."""
+        return max(self._most, self._busy)
+
+    @property
     def _speed(self) -> float:
         """Return what the path carries, bytes per second: while the guest stands still it carries nothing but disks."""
         return self._busy or self._most

@@ -102,12 +102,14 @@ class DiskFollowing:
             return
         if not self._follows:  # what the first copy showed is over: holes are not sent, and much was left
             self._follows = True
+            self._note_speed()
             self._backlog = DiskBacklog(ceiling_seconds=self._policy.max_downtime_seconds)
         self._last = self._backlog.watch(
             self._mirrors.judge(jobs),
             at_seconds=self._intent_log.elapsed,
             memory_bytes_per_second=sample.bandwidth_bytes_per_second,
         )
+        self._note_speed()
         self.holds = self._runs and not self._last.fits
         if not self.holds:
             self._told = False
@@ -128,6 +130,10 @@ class DiskFollowing:
                 DISKS_BEHIND,
                 f"memory waits until the disks have followed what the guest writes: {self._left}",
             )
+
+    def _note_speed(self) -> None:
+        carried = max(self._mirrors.carried_bytes_per_second, self._backlog.carried_bytes_per_second)
+        self._mirrors.carried_bytes_per_second = carried
 
     async def hold(self, bandwidth_bytes_per_second: int) -> None:
         """Have the source send so much of memory, and not come to its switch.

@@ -15,7 +15,7 @@ from migrator.core.migration.disk_copies import (
     judge_mirrors,
     mirror_name,
 )
-from migrator.core.preflight.disk_images import longest_end_seconds
+from migrator.core.preflight.disk_images import longest_end_seconds, seconds_to_end
 from migrator.core.preflight.non_migrated_state import BlockJob
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
@@ -67,6 +67,8 @@ class DiskMirrors:
         self._asked: set[str] = set()
         #: The disks that travel; none of a migration whose ends share them all.
         self.copies: tuple[DiskCopy, ...] = ()
+        #: The most that the path was seen to carry; 0: nothing is known.
+        self.carried_bytes_per_second = 0.0
         #: The guest stood still for so long until they were ended.
         self.end_seconds = 0.0
 
@@ -184,7 +186,7 @@ class DiskMirrors:
         within = _RESTING_END_SECONDS
         if ceiling_seconds is not None:
             within = longest_end_seconds(ceiling_seconds)
-        began = clock.now()
+        began, sent_before = clock.now(), None
         while True:
             jobs = (await self._source.disk_users()).ours
             now = self.judge(jobs)
@@ -195,6 +197,21 @@ class DiskMirrors:
                 break
             if now.phase in (MirrorPhase.BROKEN, MirrorPhase.COPYING):
                 return now.problem or "the disks are not the same yet"
+            if sent_before is None:
+                sent_before = now.done_bytes
+            passed = clock.now() - began
+            more = seconds_to_end(
+                now.remaining_bytes,
+                sent_bytes=now.done_bytes - sent_before,
+                passed_seconds=passed,
+                carried_bytes_per_second=self.carried_bytes_per_second,
+            )
+            if ceiling_seconds is not None and passed + more > within:
+                return (
+                    f"a burst of writes came too late: {show_bytes(now.remaining_bytes)} of the disks was left "
+                    f"{show_seconds(passed)} after the guest had been stopped, which takes {show_seconds(more)} at "
+                    f"least, and {show_seconds(within)} is the most that it may stand still for them"
+                )
             due = [job.id for job in jobs if job.status in ("ready", "standby") and job.id in self._names()]
             due = [name for name in due if name not in self._asked]
             self._asked.update(due)
