@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -42,8 +43,62 @@ def settings(broker: Broker) -> MqttConfig:
 
 
 def example(language: str) -> str:
-    (code,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+    return section(
+        "A maintenance from a scheduler, in shell" if language == "sh" else "The same in Python", language
+    )
+
+
+def section(heading: str, language: str) -> str:
+    """The code in that language below that heading."""
+    text = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return str(code)
+
+
+#: Where `scripts/setup` has put what the example in JavaScript imports.
+MQTT_JS = Path(__file__).parents[2] / ".build" / "mqtt_js"
+
+
+@pytest.fixture(params=["sh", "python", "javascript"])
+def few_lines(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    path = tmp_path / "few_lines.mjs"
+    path.write_text(section("In a few lines", request.param))
+    arguments = [str(path), "alpha", "night-1"]
+    if request.param == "python":
+        return [sys.executable, *arguments]
+    if request.param == "javascript":
+        if not shutil.which("node") or not (MQTT_JS / "installed").exists():
+            missing("mqtt.js is not there: scripts/setup test installs it from npm")
+        (tmp_path / "node_modules").symlink_to(MQTT_JS / "node_modules")
+        return ["node", *arguments]
+    if not shutil.which("mosquitto_sub"):
+        pytest.skip("there are no mosquitto-clients here")
+    return ["sh", *arguments]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["carried-out", "refused"])
+async def test_few_lines_end_with_the_outcome(broker: Broker, few_lines: list[str], refused: bool) -> None:
+    async def refuse(command: object) -> None:
+        raise Refusal("not-now", "the journal is full")
+
+    async with Service(settings(broker)).running() as service:
+        if refused:
+            service.controller.before = refuse
+        process = await run(few_lines, broker)
+        if not refused:
+            await until(lambda: service.queries.all_evacuations, what="it has begun")
+            (evacuation,) = service.queries.active_evacuations()
+            assert evacuation.host == "alpha"
+            service.controller.say_evacuation(
+                evacuation.model_copy(
+                    update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
+                )
+            )
+        async with asyncio.timeout(20):
+            said, _ = await process.communicate()
+    reply = json.loads(said)
+    assert (process.returncode, reply["id"]) == (0, "night-1")
+    assert reply["kind"] == ("refused" if refused else "outcome")
 
 
 @pytest.fixture(params=["sh", "python"])
@@ -61,6 +116,7 @@ async def run(script: list[str], broker: Broker) -> asyncio.subprocess.Process:
     environment = {
         **os.environ,
         "PORT": str(broker.port),
+        "MQTT_USER": "scheduler",
         "MQTT_PASSWORD": USERS["scheduler"],
     }
     return await asyncio.create_subprocess_exec(*script, env=environment, stdout=asyncio.subprocess.PIPE)
