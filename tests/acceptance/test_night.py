@@ -5,15 +5,19 @@ And what the terminal, the broker, the page and Grafana's queries say of each.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, until
@@ -33,6 +37,7 @@ from tests.acceptance.test_service_mqtt import until_reply
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_peer import peer
+from tests.page_browser import Seen, chromium
 from tests.prometheus import Prometheus, running
 
 _POLICIES = """
@@ -56,11 +61,38 @@ class Scraped:
         self.address = found[-1].removeprefix("http://").rstrip("/")
 
 
+@asynccontextmanager
+async def page_of(site: LiveSite) -> AsyncIterator[Callable[[Callable[[Seen], None]], Any]]:
+    """Open the page of an operator; what is called has it, in the thread of the browser."""
+    made = await site.cli(
+        "token", "create", "night", "--role", "operator", "--config", str(site.config), "--json"
+    )
+    token, stack, found = json.loads(made.stdout)["token"], ExitStack(), list[Seen]()
+    with ThreadPoolExecutor(1, "browser") as thread:
+        loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            seen = Seen(stack.enter_context(chromium()), site.page_url())
+            seen.sign_in(token)
+            seen.live()
+            found.append(seen)
+
+        async def do(what: Callable[[Seen], None]) -> None:
+            await loop.run_in_executor(thread, what, found[0])
+
+        await loop.run_in_executor(thread, begin)
+        try:
+            yield do
+            await do(Seen.close)
+        finally:
+            await loop.run_in_executor(thread, stack.close)
+
+
 class Views:
     """What each person sees of the same service."""
 
-    def __init__(self, site: LiveSite, board: Board, prometheus: Prometheus) -> None:
-        self.site, self.board, self.prometheus = site, board, prometheus
+    def __init__(self, site: LiveSite, board: Board, prometheus: Prometheus, page: Any) -> None:
+        self.site, self.board, self.prometheus, self.page = site, board, prometheus, page
 
     async def terminal(self, *words: str, code: int = 0) -> str:
         done = await self.site.cli(*words)
@@ -148,9 +180,10 @@ async def test_in_the_morning_everybody_is_home_and_each_view_told_the_truth(tmp
                 peer(broker) as scheduler,
                 Board(broker) as board,
                 running(Scraped(site), tmp_path) as prometheus,
+                page_of(site) as page,
                 Witness(site, everybody),
             ):
-                views = Views(site, board, prometheus)
+                views = Views(site, board, prometheus, page)
                 await window(site, views, scheduler)
                 await views.terminal("restore", "a", "--wait")
                 await at_home(site, everybody, home)
@@ -195,6 +228,14 @@ async def window(site: LiveSite, views: Views, scheduler: Any) -> None:
     await views.grafana('migrator_host_state{host="a", state="draining"}', [1])
     await views.grafana('count(migrator_guest_info{host="a"})', [1])
 
+    def needs_a_person(seen: Seen) -> None:
+        expect(seen.need("ended with 1 guest left")).to_be_visible()
+        seen.need("ended with 1 guest left").get_by_role("link", name="See every guest").click()
+        expect(seen.page.locator("main")).to_contain_text(why)
+        seen.go("#/")
+
+    await views.page(needs_a_person)
+
 
 async def roll(site: LiveSite, views: Views, mail: GuestMachine) -> None:
     """Two hosts are rolled through; the first target of a guest dies while it moves."""
@@ -238,6 +279,18 @@ async def answered(site: LiveSite, views: Views, database: GuestMachine) -> None
     await views.retained("migration", identifier, state="held")
     await views.grafana("sum(migrator_migrations_held)", [1])
 
+    def answer(seen: Seen) -> None:
+        seen.need("db is held").get_by_role("button", name="It is at b").click()
+        dialog = seen.page.get_by_role("dialog")
+        expect(dialog).to_contain_text("driven on")
+        dialog.get_by_role("button", name="Do it").click()
+        expect(dialog).to_have_count(0)
+
+    await views.page(answer)
+    answers = [each["body"] for each in await site.events() if each["subject"] == "command"]
+    assert [each["user"] for each in answers if each["verb"] == "resolve"][-1] == "night", (
+        "who answered is journalled"
+    )
     site.host("b").heal()
     await site.migration_ended(identifier, "completed", within=90)
     await views.retained("migration", identifier, state="completed")
@@ -248,6 +301,9 @@ async def answered(site: LiveSite, views: Views, database: GuestMachine) -> None
 
 async def morning(site: LiveSite, views: Views, machines: list[GuestMachine]) -> None:
     """Nothing is under way, and nobody is told that something is."""
+    await views.page(
+        lambda seen: expect(seen.page.get_by_role("heading", name="All is well")).to_be_visible()
+    )
     listed = json.loads(await views.terminal("guests", "--json"))["items"]
     assert {each["name"]: each["host"] for each in listed} == {
         "web": "a",
