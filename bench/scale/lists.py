@@ -1,4 +1,4 @@
-"""What lists of a large site cost who reads them: what a page of guests takes to answer, first and again.
+"""Measure how long lists of a large site take to be read: a first picture, and a page of guests again and again.
 
 The service is whole, in its two processes; its hosts and their QEMUs are simulated in the one that steers.
 """

@@ -47,7 +47,10 @@ class _Job:
         rows: Sequence[Mapping[str, Any]] = (),
         lease: Lease | None = None,
         order: str = "",
+        first: bool = False,
     ) -> None:
+        #: Before all others that wait, in a transaction of its own.
+        self.first = first
         #: See :meth:`Database.write`.
         self.order = order
         #: What gives the right to it; once refused it is not done any more.
@@ -85,6 +88,8 @@ class Database:
         self._writing = backend.engine(connections=1, writing=True)
         self._batches = itertools.count(1)
         self._jobs: deque[_Job] = deque()
+        #: Those that come before them.
+        self._first: deque[_Job] = deque()
         self._there = asyncio.Event()
         self._closing = False
         self._writer = asyncio.create_task(self._write_all(), name=f"journal writer {backend.name}")
@@ -169,9 +174,14 @@ class Database:
         """Microseconds since the epoch by the clock that all who use the database share."""
         return await self._backend.now(connection)
 
-    async def write_unleased(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Write like :meth:`write`, for what gives leases or ends them: it belongs to none."""
-        result: T = await self._do(_Job(work))
+    async def write_unleased(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, first: bool = False
+    ) -> T:
+        """Write like :meth:`write`, for what gives leases or ends them: it belongs to none.
+
+        :param first: before all that waits to be written, however much that is.
+        """
+        result: T = await self._do(_Job(work, first=first))
         return result
 
     async def write(
@@ -222,7 +232,8 @@ class Database:
     async def _do(self, job: _Job) -> Any:
         if self._closing or self._writer.done():
             raise JournalError(f"the journal {self.name} is closed")
-        self._jobs.append(job)
+        waiting = self._first if job.first else self._jobs
+        waiting.append(job)
         self._there.set()
         began = time.monotonic()
         try:
@@ -235,8 +246,8 @@ class Database:
             raise
         except TimeoutError as error:
             self.on_error("write")
-            if job in self._jobs:
-                self._jobs.remove(job)
+            if job in waiting:
+                waiting.remove(job)
             self.complaint = self._backend.in_words(error, "written", unsure=True)
             raise JournalError(self.complaint) from error
 
@@ -259,8 +270,8 @@ class Database:
             while True:
                 await self._there.wait()
                 self._there.clear()
-                while self._jobs:
-                    jobs = [self._jobs.popleft() for _ in range(min(_BATCH, len(self._jobs)))]
+                while waiting := self._first or self._jobs:
+                    jobs = [waiting.popleft() for _ in range(min(_BATCH, len(waiting)))]
                     jobs.sort(key=lambda job: job.order)
                     try:
                         with contained("the writer of the journal"):
@@ -271,7 +282,7 @@ class Database:
                 if self._closing:
                     return
         finally:
-            for job in (*jobs, *self._jobs):
+            for job in (*jobs, *self._first, *self._jobs):
                 job.fail(JournalError(f"the journal {self.name} is closed"))
 
     async def _commit(self, jobs: list[_Job], *, afresh: bool = True) -> None:

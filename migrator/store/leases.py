@@ -85,7 +85,8 @@ class SqlLeases:
             found = await connection.execute(changed.returning(leases.c.name, leases.c.owner, leases.c.token))
             return {(row.name, row.owner, row.token) for row in found}
 
-        renewed = await self._database.write_unleased(write)
+        # However much there is to be written: it would be refused if this came too late.
+        renewed = await self._database.write_unleased(write, first=True)
         return [
             self._lease(each.name, each.owner, each.token, asked_at, seconds)
             if (each.name, each.owner, each.token) in renewed

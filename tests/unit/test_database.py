@@ -38,3 +38,33 @@ async def test_writes_of_one_transaction_lock_their_rows_in_the_order_that_all_c
     finally:
         await opened.close()
     assert done == ["", "m1", "m2", "m3"]
+
+
+async def test_a_lease_is_renewed_before_all_that_waits_to_be_written(tmp_path: Path) -> None:
+    opened = await Database.open(tmp_path / "journal.db")
+    done: list[str] = []
+    begun, asked = asyncio.Event(), asyncio.Event()
+
+    async def keep_busy(connection: AsyncConnection) -> None:
+        begun.set()
+        await asked.wait()
+
+    async def note(connection: AsyncConnection) -> None:
+        done.append("write")
+
+    async def renew(connection: AsyncConnection) -> None:
+        done.append("renewal")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(opened.write(keep_busy))
+            await begun.wait()
+            for _ in range(300):
+                group.create_task(opened.write(note))
+            await asyncio.sleep(0)
+            group.create_task(opened.write_unleased(renew, first=True))
+            await asyncio.sleep(0)
+            asked.set()
+    finally:
+        await opened.close()
+    assert done == ["renewal", *["write"] * 300]
