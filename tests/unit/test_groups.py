@@ -13,7 +13,7 @@ import pytest
 
 from migrator.api import received
 from migrator.api.commands import Caller, Cancel, Envelope, Evacuate, Migrate, Refusal, Role
-from migrator.core.drain.actions import AllowSwitch
+from migrator.core.drain.actions import AllowSwitch, Begin, Change
 from migrator.core.drain.groups import TOGETHER_SECONDS, GroupDecision, Member, judge
 from migrator.core.drain.limits import GroupRules, Otherwise
 from migrator.core.drain.plan import make_plan
@@ -325,3 +325,17 @@ def test_nobody_waits_for_one_whose_state_is_in_a_file() -> None:
     run = run.marked({"gone": replace(run.entries["gone"], standing=GuestStanding.SAVED)})
     plan = make_plan(site(vm, evacuations=(run,), migrations=(under_way,)))
     assert [each.migration for each in of_kind(plan, AllowSwitch)] == [under_way.id]
+
+
+def test_one_that_failed_does_not_go_alone_where_its_group_has_stayed() -> None:
+    other, vm = guest("other", group="shop"), guest("vm", group="shop")
+    run = emptying(other, vm)
+    aside = replace(run.entries["other"], standing=GuestStanding.SET_ASIDE, reason="it was cancelled")
+    run = run.marked({"other": aside})
+    rules = {"shop": GroupRules(otherwise=Otherwise.STAY)}
+    snapshot = site(other, vm, evacuations=(run,))
+    plan = make_plan(replace(snapshot, limits=replace(snapshot.limits, groups=rules)))
+    assert of_kind(plan, Begin) == []
+    (changed,) = [each.after.entries["vm"] for each in of_kind(plan, Change)]
+    assert changed.standing is GuestStanding.SET_ASIDE
+    assert "its group shop stays: other does not move" in changed.reason

@@ -13,7 +13,7 @@ Each of them runs while it waits: its memory is copied on, and QEMU does not get
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from migrator.core.drain.actions import Action, AllowSwitch, CancelMigration, Change
@@ -133,6 +133,7 @@ def tend_groups(
             # What moved them together has ended, or cannot be read: nobody is to wait for ever.
             reason = f"nobody moves its group {each.moved_with} together any more"
             actions.append(AllowSwitch(migration=each.id, reason=reason))
+    groups |= dict.fromkeys(_staying(snapshot, running))
     for identifier, group in groups:
         assert identifier is not None
         run = after[identifier]
@@ -152,6 +153,21 @@ def tend_groups(
                 actions.append(Change(before=run, after=changed, announce=True))
                 after[identifier] = changed
     return after, actions
+
+
+def _staying(snapshot: SiteSnapshot, running: Mapping[str, Evacuation]) -> Iterator[tuple[str, str]]:
+    """Yield the groups of which nobody may move without the others, and one wants to that is not under way.
+
+    As one does whose migration was undone when the others were cancelled.
+    """
+    for identifier, run in running.items():
+        for entry in run.entries.values():
+            group = entry.guest.group
+            if not group or not entry.wants_place:
+                continue
+            rules = snapshot.limits.group(group)
+            if rules.otherwise is Otherwise.STAY and (rules.together or run.group):
+                yield identifier, group
 
 
 def _member(entry: Entry, run: Evacuation, rules: GroupRules, snapshot: SiteSnapshot) -> Member | None:
