@@ -299,6 +299,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "policies.prefer": ('"time"', of_policy("prefer"), Preference.TIME),
     "policies.start": ('"quiet"', of_policy("start"), Start.QUIET),
     "policies.max_postcopy_stall": ('"4s"', of_policy("max_postcopy_stall_seconds"), 4.0),
+    "policies.max_shutdown": ('"4m"', of_policy("max_shutdown_seconds"), 240.0),
     "policies.disks": ('"none"', of_policy("disks"), CopiedDisks.NONE),
     "policies.source_images": ('"remove"', of_policy("source_images"), SourceImages.REMOVE),
     "policies.backing": ('"keep"', of_policy("backing"), Backing.KEEP),

@@ -39,6 +39,7 @@ def test_by_itself_memory_is_compressed_where_the_link_is_narrow_and_cpus_have_n
     ("ends", "policy"),
     [
         (replace(ENDS, link_bytes_per_second=NARROW_BYTES_PER_SECOND * 1.01), POLICY),
+        (replace(ENDS, to_send_bytes=200 << 20), POLICY),
         (replace(ENDS, link_bytes_per_second=None), POLICY),
         (replace(ENDS, spare_cpus=0.9), POLICY),
         (replace(ENDS, spare_cpus=None), POLICY),

@@ -90,6 +90,7 @@ class MigrationDriver(MigrationLoop):
                 link_bytes_per_second=self._stream_speed,
                 spare_cpus=self._spare_cpus,
                 memory_bytes=facts.memory_bytes,
+                to_send_bytes=min(facts.memory_bytes, self._to_send_bytes or facts.memory_bytes),
                 encrypted=self._security.tls is not None,
                 tunnelled=self._route.tunnelled,
                 written_bytes_per_second=prior.bytes_per_second if prior is not None else None,
