@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator import logs
+from migrator.ports import ColdStarts
 from migrator.service import driving
 from migrator.service import serve as service
 from migrator.site.connections import HostConnections
@@ -26,6 +27,8 @@ class ServiceSite(SimulatedSite):
         self.connections = HostConnections({})
         #: Files of guests that were saved: none.
         self.saved = SavedGuestFiles(self.connections)
+        #: Nobody is started anew here.
+        self.cold: ColdStarts | None = None
 
     def prepare(self, sections: object) -> Callable[[], None]:
         """Nothing of a configuration concerns what is simulated."""
