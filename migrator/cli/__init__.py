@@ -67,7 +67,10 @@ def main() -> None:
     except KeyboardInterrupt:  # before the command listened to it: nothing has been begun
         sys.exit(INTERRUPTED)
     except MigratorError as error:
-        print(f"migrator: {clean_lines(error)}", file=sys.stderr)
+        from migrator.cli.show import print_line  # noqa: PLC0415 - see above
+
+        for line in f"migrator: {clean_lines(error)}".splitlines():
+            print_line(line, file=sys.stderr)
         sys.exit(Exit.USAGE)
     except BrokenPipeError:  # whoever read what we say has gone
         os._exit(Exit.FAILED)

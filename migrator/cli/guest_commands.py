@@ -50,33 +50,35 @@ def migrate(
     if (guest is None) is (group is None):
         raise UsageError("give either a guest or --group NAME")
     if group is not None:
-        remote.run(
-            lambda client: remote.migrate_group(
+        options.ask(
+            lambda client, form: remote.migrate_group(
                 client,
                 group,
                 to,
                 policy,
                 options.codes(accept),
                 wait=wait,
-                output=options.chosen(output, json=json),
+                output=form,
             ),
             server,
-            output=options.chosen(output, json=json),
+            output,
+            json=json,
         )
         return
     one = guest or ""
-    remote.run(
-        lambda client: remote.migrate(
+    options.ask(
+        lambda client, form: remote.migrate(
             client,
             one,
             to,
             policy,
             options.codes(accept),
             wait=wait,
-            output=options.chosen(output, json=json),
+            output=form,
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -100,18 +102,19 @@ def save(
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.save(
+    options.ask(
+        lambda client, form: remote.save(
             client,
             guest,
             file,
             options.codes(accept),
             as_stream=as_stream,
             wait=wait,
-            output=options.chosen(output, json=json),
+            output=form,
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -136,12 +139,11 @@ def load(
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.load(
-            client, file, to, options.codes(accept), wait=wait, output=options.chosen(output, json=json)
-        ),
+    options.ask(
+        lambda client, form: remote.load(client, file, to, options.codes(accept), wait=wait, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -172,11 +174,9 @@ def relocate(
     interruption type the same again. Exit codes as those of migrate --wait.
     """
     from migrator.cli import relocate as work  # noqa: PLC0415 - quick --help
-    from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    form = options.chosen(output, json=json)
-    remote.run(
-        lambda client: work.relocate(
+    options.ask(
+        lambda client, form: work.relocate(
             client,
             config,
             files,
@@ -187,7 +187,8 @@ def relocate(
             output=form,
         ),
         server,
-        output=form,
+        output,
+        json=json,
     )
 
 
@@ -201,10 +202,8 @@ def cancel(
     """Stop a migration or an evacuation as far as that is safe; no guest is harmed."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.cancel(client, identifier, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
+    options.ask(
+        lambda client, form: remote.cancel(client, identifier, output=form), server, output, json=json
     )
 
 
@@ -218,10 +217,8 @@ def postcopy(
     """Switch a migration to postcopy now, where its policy allows it."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.postcopy(client, identifier, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
+    options.ask(
+        lambda client, form: remote.postcopy(client, identifier, output=form), server, output, json=json
     )
 
 
@@ -258,15 +255,16 @@ def resolve(
 
     if guest_at not in ("source", "destination", "lost"):
         raise UsageError(f"--guest-at: {guest_at!r} is none of source, destination, lost")
-    remote.run(
-        lambda client: remote.resolve(
+    options.ask(
+        lambda client, form: remote.resolve(
             client,
             identifier,
             {"guest_at": guest_at, "unreachable_is_off": unreachable_is_off},
             yes=yes,
             dry_run=dry_run,
-            output=options.chosen(output, json=json),
+            output=form,
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )

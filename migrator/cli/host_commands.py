@@ -69,22 +69,23 @@ def evacuate(
     if dry_run:
         if wait:
             raise UsageError("--dry-run begins nothing that --wait could wait for")
-        remote.run(
-            lambda client: remote_queries.plan(
+        options.ask(
+            lambda client, form: remote_queries.plan(
                 client,
                 host,
                 policy,
                 options.codes(accept),
                 when=deadline,
                 window=(at, until),
-                output=options.chosen(output, json=json),
+                output=form,
             ),
             server,
-            output=options.chosen(output, json=json),
+            output,
+            json=json,
         )
         return
-    remote.run(
-        lambda client: remote.evacuate(
+    options.ask(
+        lambda client, form: remote.evacuate(
             client,
             host,
             deadline,
@@ -93,10 +94,11 @@ def evacuate(
             options.codes(accept),
             window=(at, until),
             wait=wait,
-            output=options.chosen(output, json=json),
+            output=form,
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -136,8 +138,8 @@ def roll(
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.roll(
+    options.ask(
+        lambda client, form: remote.roll(
             client,
             hosts,
             max_unavailable,
@@ -147,10 +149,11 @@ def roll(
             reboots=reboots,
             ready_timeout=ready_timeout,
             wait=wait,
-            output=options.chosen(output, json=json),
+            output=form,
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -166,12 +169,11 @@ def restore(
     """Bring the guests of a host's last evacuation home and make the host active."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.restore(
-            client, host, policy, wait=wait, output=options.chosen(output, json=json)
-        ),
+    options.ask(
+        lambda client, form: remote.restore(client, host, policy, wait=wait, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -182,11 +184,7 @@ def activate(
     """End a host's maintenance without bringing anyone home."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.activate(client, host, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
-    )
+    options.ask(lambda client, form: remote.activate(client, host, output=form), server, output, json=json)
 
 
 @app.command(short_help="Have no new guests come to a host; nobody is moved.")
@@ -199,10 +197,11 @@ def cordon(
     """
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.cordon(client, host, cordoned=True, output=options.chosen(output, json=json)),
+    options.ask(
+        lambda client, form: remote.cordon(client, host, cordoned=True, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -213,8 +212,9 @@ def uncordon(
     """Let new guests come to a host again."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote.cordon(client, host, cordoned=False, output=options.chosen(output, json=json)),
+    options.ask(
+        lambda client, form: remote.cordon(client, host, cordoned=False, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )

@@ -44,7 +44,7 @@ def run(
             output.print(problem)
         else:
             for line in show.finding_lines(error.findings):
-                print(line, file=sys.stderr)
+                print_line(line, file=sys.stderr)
         _stop(_EXITS.get(error.code, Exit.USAGE if error.status < 500 else Exit.FAILED), str(error))
     except BrokenPipeError:
         # Whoever read has had enough. Python would complain once more when it flushes at its end.
@@ -54,7 +54,7 @@ def run(
 
 
 def _stop(code: int, message: str) -> NoReturn:
-    print(f"migrator: {clean(message)}", file=sys.stderr)
+    print_line(f"migrator: {clean(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -150,7 +150,7 @@ def read_deadline(when: str) -> datetime:
     moment = wall_clock.parse(when, now=now)
     remark = wall_clock.remark(when, moment, now=now)
     said = wall_clock.show(moment) + (f"; {remark}" if remark else "")
-    print(f"migrator: the deadline is {said}", file=sys.stderr)
+    print_line(f"migrator: the deadline is {said}", file=sys.stderr)
     return moment.astimezone(UTC)
 
 
@@ -168,7 +168,7 @@ def read_window(at: str | None, until: str | None) -> tuple[datetime | None, dat
         wall_clock.remark(until, ends, now=starts or now) if until and ends else "",
         wall_clock.clock_change(starts or now, ends) if ends else "",
     ]
-    print(
+    print_line(
         f"migrator: {'; '.join(each for each in (f'the window is {said}', *remarks) if each)}",
         file=sys.stderr,
     )
@@ -362,7 +362,7 @@ def resolve(
     if not yes:
         asking = sys.stdin.isatty() and sys.stderr.isatty()
         for line in show.resolution_lines(answer):
-            print(line, file=sys.stderr)
+            print_line(line, file=sys.stderr)
         if asking and not typer.confirm("Do it?", err=True):
             print("migrator: nothing was done", file=sys.stderr)
             return 1

@@ -12,6 +12,7 @@ from migrator.cli import show_service as show
 from migrator.cli.client import Document, ServiceClient, segment
 from migrator.cli.output import OutputForm
 from migrator.cli.remote import find, print_document, read_deadline, read_window
+from migrator.cli.show import print_line
 from migrator.text import clean
 
 #: Without an id or --after, so many of the last events.
@@ -84,11 +85,11 @@ def plan(
     wide = output is OutputForm.WIDE
     tables.table(columns.PLAN, map(columns.plan_row, guests), empty=f"{host} is empty", wide=wide)
     for line in show.plan_lines(found):
-        print(line)
+        print_line(line)
     if moment is not None:
-        print(show.in_time(found, moment - datetime.now(UTC)))
+        print_line(show.in_time(found, moment - datetime.now(UTC)))
     if ends is not None:
-        print(show.in_time(found, ends - (starts or datetime.now(UTC)), what="window"))
+        print_line(show.in_time(found, ends - (starts or datetime.now(UTC)), what="window"))
     return code
 
 
@@ -127,7 +128,7 @@ def status(client: ServiceClient, identifier: str | None, *, output: OutputForm)
         print("nothing is under way")
     for one in migrations:
         if one["state"] == "held":
-            print(clean(f"{one['id']} is held: migrator status {one['id']} says what to check"))
+            print_line(clean(f"{one['id']} is held: migrator status {one['id']} says what to check"))
     return Exit.DONE
 
 
@@ -141,7 +142,7 @@ def service_status(client: ServiceClient, *, output: OutputForm) -> int:
         rows = (columns.controller_row(each, found) for each in found["controllers"])
         tables.table(columns.CONTROLLERS, rows, empty="")
     for line in show.service_lines(found):
-        print(clean(line))
+        print_line(clean(line))
     return Exit.DONE
 
 
@@ -202,7 +203,7 @@ def _follow(client: ServiceClient, identifier: str | None, after: int, *, output
     try:
         for event in client.events(after=after):
             if event["kind"] == "lost":
-                print(f"migrator: {clean(event['reason'])}; trying again", file=sys.stderr)
+                print_line(f"migrator: {clean(event['reason'])}; trying again", file=sys.stderr)
             elif event["kind"] not in ("connected", "progress") and identifier in (None, event["subject_id"]):
                 _print_event(event, output=output)
     except KeyboardInterrupt:
@@ -213,7 +214,7 @@ def _print_event(event: Document, *, output: OutputForm) -> None:
     if output.document:
         output.print(event)
     else:
-        print(show.event_line(event), flush=True)
+        print_line(show.event_line(event))
 
 
 def watch_screen(client: ServiceClient, identifier: str | None) -> int:

@@ -17,13 +17,9 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def hosts(server: options.Server = None, output: options.Form = None, json: Json = False) -> None:
     """List the hosts: state, guests, memory, link."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote_queries.hosts(client, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
-    )
+    options.ask(lambda client, form: remote_queries.hosts(client, output=form), server, output, json=json)
 
 
 @app.command(short_help="List the guests: where they run, what keeps them from moving.")
@@ -40,14 +36,13 @@ def guests(
     json: Json = False,
 ) -> None:
     """List the guests: where they run, how fast they dirty memory, what keeps them from moving."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote_queries.guests(
-            client, host, refresh=refresh, output=options.chosen(output, json=json)
-        ),
+    options.ask(
+        lambda client, form: remote_queries.guests(client, host, refresh=refresh, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -65,13 +60,9 @@ def saved(
 
     Every host that is up is asked. A file that is not there any more is said so.
     """
-    from migrator.cli import remote, saved_guests  # noqa: PLC0415 - quick --help
+    from migrator.cli import saved_guests  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: saved_guests.show(client, host, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
-    )
+    options.ask(lambda client, form: saved_guests.show(client, host, output=form), server, output, json=json)
 
 
 @app.command(short_help="Show what an evacuation would do; changes nothing.")
@@ -87,14 +78,13 @@ def plan(
 
     Exit codes: 0 the host would be empty; 8 there are guests that cannot move, and they are listed.
     """
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote_queries.plan(
-            client, host, policy, options.codes(accept), output=options.chosen(output, json=json)
-        ),
+    options.ask(
+        lambda client, form: remote_queries.plan(client, host, policy, options.codes(accept), output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -109,14 +99,15 @@ def check(
     json: Json = False,
 ) -> None:
     """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote_queries.check(
-            client, guest, to, policy, options.codes(accept), output=options.chosen(output, json=json)
+    options.ask(
+        lambda client, form: remote_queries.check(
+            client, guest, to, policy, options.codes(accept), output=form
         ),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )
 
 
@@ -129,30 +120,26 @@ def status(
     service: options.OfService = False,
 ) -> None:
     """Show what is under way, or all about one migration or evacuation; with --service the controllers instead."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
     if service:
         if identifier is not None:
             raise UsageError(f"--service is about the controllers: leave {identifier} out")
-        remote.run(
-            lambda client: remote_queries.service_status(client, output=options.chosen(output, json=json)),
-            server,
-            output=options.chosen(output, json=json),
+        options.ask(
+            lambda client, form: remote_queries.service_status(client, output=form), server, output, json=json
         )
         return
-    remote.run(
-        lambda client: remote_queries.status(client, identifier, output=options.chosen(output, json=json)),
-        server,
-        output=options.chosen(output, json=json),
+    options.ask(
+        lambda client, form: remote_queries.status(client, identifier, output=form), server, output, json=json
     )
 
 
 @app.command(short_help="Show everything live, or one migration or evacuation.")
 def watch(identifier: options.PerhapsUnderWay = None, server: options.Server = None) -> None:
     """Show hosts, evacuations and migrations live, or one of them to its end. Ctrl-C leaves and cancels nothing."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(lambda client: remote_queries.watch_screen(client, identifier), server)
+    options.ask(lambda client, _: remote_queries.watch_screen(client, identifier), server)
 
 
 @app.command(short_help="Show what is under way on the whole screen, with keys to cancel and to see why.")
@@ -160,9 +147,9 @@ def top(server: options.Server = None) -> None:
     """Show what is under way on the whole screen: choose one with j and k, see why with Enter, cancel it with c, switch
     it to postcopy with p; each asks before it does anything. q leaves, and cancels nothing.
     """
-    from migrator.cli import remote, top  # noqa: PLC0415 - quick --help
+    from migrator.cli import top  # noqa: PLC0415 - quick --help
 
-    remote.run(top.main, server)
+    options.ask(lambda client, _: top.main(client), server)
 
 
 @app.command(short_help="Show what happened, and who asked for it.")
@@ -179,12 +166,11 @@ def events(
     ] = False,
 ) -> None:
     """Show what happened: the last events, or all of one migration or evacuation."""
-    from migrator.cli import remote, remote_queries  # noqa: PLC0415 - quick --help
+    from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
-    remote.run(
-        lambda client: remote_queries.events(
-            client, identifier, after, follow=follow, output=options.chosen(output, json=json)
-        ),
+    options.ask(
+        lambda client, form: remote_queries.events(client, identifier, after, follow=follow, output=form),
         server,
-        output=options.chosen(output, json=json),
+        output,
+        json=json,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from migrator.cli import completion
 from migrator.cli.output import OutputForm
 from migrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from migrator.cli.client import ServiceClient
 
 Form = Annotated[
     OutputForm | None,
@@ -21,14 +25,24 @@ Form = Annotated[
 ]
 
 
-def chosen(output: OutputForm | None, *, json: bool) -> OutputForm:
-    """Return the form that was asked for; ``--json`` is short for one of them.
+def ask(
+    action: Callable[[ServiceClient, OutputForm], Any],
+    server: str | None,
+    output: OutputForm | None = None,
+    *,
+    json: bool = False,
+) -> None:
+    """Carry out an action at the service, in the form of output that was asked for, and exit with its code.
 
+    :param json: of ``--json``, which is short for one of the forms.
     :raise UsageError: both were given, and differ.
     """
+    from migrator.cli import remote  # noqa: PLC0415 - quick --help
+
     if json and output not in (None, OutputForm.JSON):
         raise UsageError(f"--json and --output {output} contradict each other: give one")
-    return OutputForm.JSON if json else output or OutputForm.TABLE
+    form = OutputForm.JSON if json else output or OutputForm.TABLE
+    remote.run(lambda client: action(client, form), server, output=form)
 
 
 Server = Annotated[

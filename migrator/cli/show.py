@@ -196,10 +196,18 @@ def ceiling(seconds: float, *, exceeded: bool) -> str:
 
 
 def print_line(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line; one that says of a ceiling that it was exceeded is red on a terminal."""
+    """Print a line: on a terminal without a break within a word, and red if it says that a ceiling was exceeded."""
     file = file or sys.stdout
-    red = any(words in line for words in _ALARMING) and file.isatty() and not os.environ.get("NO_COLOR")
-    print(f"\x1b[31m{line}\x1b[0m" if red else line, file=file, flush=True)
+    if not file.isatty():
+        print(line, file=file, flush=True)
+        return
+    import shutil  # noqa: PLC0415 - slow, and of no use to a pipe
+
+    from migrator.cli.tables import hanging  # noqa: PLC0415 - likewise
+
+    red = any(words in line for words in _ALARMING) and not os.environ.get("NO_COLOR")
+    for part in hanging(line, shutil.get_terminal_size().columns):
+        print(f"\x1b[31m{part}\x1b[0m" if red else part, file=file, flush=True)
 
 
 def stood_still(downtime: float | None, standstill: float | None) -> str:

@@ -98,15 +98,31 @@ def cancelled_line(one: Document) -> str:
     if one["ended_at"] is not None:
         return clean(f"{one['id']} is {one['state']}")
     return clean(
-        f"{one['id']} is being cancelled: it ends as soon as that is safe; it is {one['state']} until then"
+        f"{one['id']} is being cancelled, and ends as soon as that is safe; until then {_goes_on(one['state'])}"
     )
 
 
 def postcopy_line(one: Document) -> str:
     """Say what becomes of a migration that is told to go to postcopy."""
     return clean(
-        f"{one['id']} ({label(one)}) goes on in postcopy in a moment; it is {one['state']} until then"
+        f"{one['id']} ({label(one)}) goes on in postcopy in a moment; until then {_goes_on(one['state'])}"
     )
+
+
+def _goes_on(state: str) -> str:
+    """Say what still happens in a state, as a person would."""
+    return {
+        "queued": "it waits for its turn",
+        "waiting": "it waits",
+        "preparing": "it is being prepared",
+        "mirroring": "its disks are being copied",
+        "precopy": "its memory is being copied",
+        "switchover": "it is being switched over",
+        "postcopy": "it fetches the rest of its memory",
+        "recovering": "its broken stream is being mended",
+        "running": "its guests go on as they do",
+        "scheduled": "it waits for its window",
+    }.get(state, f"it is {state}")
 
 
 def exceeded(one: Document) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -148,6 +149,25 @@ def wrapped(text: str, width: int) -> list[str]:
             else:
                 lines.append(part)
     return [line for line in lines if line]
+
+
+def hanging(line: str, width: int) -> list[str]:
+    """Break a line of prose between words where a terminal of that width would break it within one.
+
+    It goes on with a larger indentation. A word that is longer than the terminal is left whole.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415 - slow
+
+    indent = " " * (len(line) - len(line.lstrip()) + _INDENT)
+    if cell_len(line) <= width or width < 4 * len(indent):
+        return [line]
+    lines = [""]
+    for word in re.findall(r"\s*\S+", line):
+        if not lines[-1].strip() or cell_len(lines[-1] + word) <= width:
+            lines[-1] += word
+        else:
+            lines.append(indent + word.lstrip())
+    return lines
 
 
 def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> dict[int, int]:

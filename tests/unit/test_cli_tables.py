@@ -328,3 +328,21 @@ def test_a_relative_name_of_a_file_is_refused_in_words():
     assert (
         describe(refused.value.errors()) == "file: must be the absolute path of a file: /srv/saved/NAME.state"
     )
+
+
+@given(
+    words=st.lists(st.text(alphabet="ab日-/", min_size=1, max_size=15), min_size=1),
+    width=st.integers(40, 100),
+)
+def test_a_line_of_prose_breaks_between_words_and_keeps_all_of_them(words: list[str], width: int):
+    lines = tables.hanging("    " + " ".join(words), width)
+    assert [word for line in lines for word in line.split()] == words
+    assert max(map(cell_len, lines)) <= width
+
+
+def test_a_long_line_goes_on_below_its_begin():
+    assert tables.hanging("mail would stay: libvirt manages it, and cannot be asked", 40) == [
+        "mail would stay: libvirt manages it, and",
+        "    cannot be asked",
+    ]
+    assert tables.hanging("short", 40) == ["short"]
