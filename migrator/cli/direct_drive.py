@@ -55,7 +55,7 @@ class DirectPair(MigrationSite, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PairCommand:
-    """What is to be done with a pair."""
+    """Request to move the guest of a pair."""
 
     #: Addresses as a person types them.
     source: str

@@ -57,7 +57,7 @@ async def direct(request: Request, screen: Screen, recorder: Recorder, *, json_o
     here, there = _both(request)
     policy = policy_of(request)
     accept((), request.accept)  # before anybody is asked
-    listen = listen_uri(request.listen, there.monitor)
+    listen = listen_uri(request.listen, there.socket_address)
     if host_port(listen.partition(":")[2], least=0)[1]:
         raise UsageError("--listen: libvirt chooses the port of its streams: write tcp:ADDR:0")
     left = await left_by_another(str(here), str(there), screen, _never_gone)
@@ -68,8 +68,8 @@ async def direct(request: Request, screen: Screen, recorder: Recorder, *, json_o
         over_ssh,
         tls=DirectTls(
             over_ssh,
-            here.monitor,
-            there.monitor,
+            here.socket_address,
+            there.socket_address,
             directory=request.tls_dir,
             name=request.tls_name,
             listen=listen,
@@ -84,7 +84,7 @@ async def direct(request: Request, screen: Screen, recorder: Recorder, *, json_o
             guest=guest,
             policy=policy,
             accepted=request.accept,
-            shared_path=lambda: direct_path(here.monitor, listen),
+            shared_path=lambda: direct_path(here.socket_address, listen),
             left=left,
             name=left.record.path.stem if left is not None else os.urandom(6).hex(),
         )
@@ -148,8 +148,8 @@ class LibvirtPair(UnattendedSite):
         self._address = host_port(listen.partition(":")[2], least=0)[0]
         hosts = {}
         for each in (here, there):
-            ssh = over_ssh.config(each.monitor) if each.host else None
-            access = over_ssh.access(each.monitor) if each.host else LocalAccess(each.site_name)
+            ssh = over_ssh.config(each.socket_address) if each.host else None
+            access = over_ssh.access(each.socket_address) if each.host else LocalAccess(each.site_name)
             addresses = (self._address,) if each is there else HostConfig(name="").addresses
             config = HostConfig(name=each.site_name, addresses=addresses, libvirt=each.daemon, ssh=ssh)
             hosts[each.site_name] = access, config

@@ -1,4 +1,4 @@
-"""What a site has to do around a migration of ``migrator direct``: nothing, as it knows of no other."""
+"""Base of the sites of ``migrator direct``: nothing is done around a migration, as none knows of another."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class LibvirtAddress:
         return f"{scheme}://{user}{server}/{self.daemon.instance}{socket}"
 
     @property
-    def monitor(self) -> Address:
+    def socket_address(self) -> Address:
         """Return the address of the daemon's socket, as of a monitor at the same place."""
         path = self.socket or self.daemon.sockets[-1]
         if not self.host:
