@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test test-all lint types rules layers generated site lab collected docs wheel picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
-	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=]'
+	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=--libvirt]'
 	@echo 'make setup     only what the demo needs: Debian packages, .build/venv'
 	@echo 'make test      lint, types, layers, and the tests on real QEMU   [PYTEST_ARGS=, WORKERS=]'
 	@echo 'make test-all  further combinations of QEMU versions and faults too'
@@ -38,7 +38,7 @@ help:
 	@echo 'make clean     removes .build and caches'
 
 setup:
-	@scripts/setup demo
+	@scripts/setup $(if $(filter --libvirt,$(DEMO_ARGS)),demo-libvirt,demo)
 
 demo: setup
 	$(BIN)/migrator demo $(DEMO_ARGS)

@@ -19,6 +19,7 @@ from bench import (
     entrances,
     floor,
     idle,
+    libvirt_moves,
     narrow,
     neighbours,
     network,
@@ -51,6 +52,7 @@ class Part:
 PARTS = {
     "floor": Part("Beside a bare script", floor.run),
     "virsh": Part("Beside libvirt", virsh.run),
+    "libvirt": Part("Guests of libvirt, beside virsh", libvirt_moves.run),
     **{
         f"narrow_{mbit}": Part(f"A path of {mbit} Mbit/s", partial(narrow.run, mbit))
         for mbit in (60, 300, 1000)

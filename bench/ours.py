@@ -86,10 +86,10 @@ class Migrator:
             raise Failed(f"{' '.join(map(str, command))} ended with {process.returncode}")
         return usage.ru_utime + usage.ru_stime
 
-    async def direct(self, source: Path, destination: Path, *options: str, mode: str) -> Outcome:
-        """Move a guest between two unix sockets.
+    async def direct(self, source: Path | str, destination: Path | str, *options: str, mode: str) -> Outcome:
+        """Move a guest between two unix sockets, or two addresses.
 
-        :param mode: that it has to take, ``precopy`` or ``postcopy``.
+        :param mode: that it has to take, ``precopy`` or ``postcopy``; empty: any.
         :raise Failed: when the guest is not moved, or in another mode.
         """
         began = time.monotonic()
@@ -101,9 +101,9 @@ class Migrator:
                 "--json",
                 *("--accept", "tcg-loses-writes"),
                 "--source",
-                f"unix:{source}",
+                _address(source),
                 "--destination",
-                f"unix:{destination}",
+                _address(destination),
             ),
             *options,
             stdin=subprocess.DEVNULL,
@@ -120,7 +120,7 @@ class Migrator:
             raise
         wall = time.monotonic() - began
         result: dict[str, Any] = json.loads(out) if out else {}
-        if process.returncode or result.get("mode") != mode:
+        if process.returncode or (mode and result.get("mode") != mode):
             raise Failed(
                 f"migrator direct ended with {process.returncode}, mode {result.get('mode')}: "
                 f"{result.get('error')} {result.get('findings')} {complaints.decode(errors='replace')}"
@@ -133,3 +133,7 @@ class Migrator:
             postcopy_stall_seconds=result["postcopy_stall_seconds"],
             queued_at_stop_bytes=result["queued_at_stop_bytes"],
         )
+
+
+def _address(end: Path | str) -> str:
+    return f"unix:{end}" if isinstance(end, Path) else end

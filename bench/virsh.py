@@ -98,11 +98,13 @@ async def move(
     *options: str,
     max_downtime_seconds: float = _MAX_DOWNTIME_SECONDS,
     beside: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+    command: Callable[[], Awaitable[None]] | None = None,
 ) -> Took:
     """Start a guest, move it, end it.
 
     :param create: starts it at the source.
     :param options: of ``virsh migrate --live``, besides where to.
+    :param command: moves it; ``None``: that virsh.
     :param beside: entered for as long as the guest moves.
     """
     destination.qmp.unlink(missing_ok=True)
@@ -118,10 +120,13 @@ async def move(
             monitors.callback(awaited.cancel)
             async with beside():
                 began = time.monotonic()
-                await source.virsh(
-                    *("migrate", "--live", *options, GUEST, destination.uri),
-                    *("--migrateuri", f"tcp://{destination.host.address}"),
-                )
+                if command is not None:
+                    await command()
+                else:
+                    await source.virsh(
+                        *("migrate", "--live", *options, GUEST, destination.uri),
+                        *("--migrateuri", f"tcp://{destination.host.address}"),
+                    )
                 total = time.monotonic() - began
             after = await awaited
             await destination.wait_guest()

@@ -265,6 +265,9 @@ def replay(
 @app.command(short_help="Empty and fill a host on this machine, before your eyes.")
 def demo(
     link: Annotated[str, typer.Option(metavar="RATE", help="Speed of each host's link.")] = "64MiB/s",
+    libvirt: Annotated[
+        bool, typer.Option("--libvirt", help="Two guests of libvirt on the same hosts beside them.")
+    ] = False,
 ) -> None:
     """Build three hosts and seven guests on this machine, empty one host, fill it again, leave nothing behind.
 
@@ -274,7 +277,7 @@ def demo(
     """
     from migrator.cli.demo import main  # noqa: PLC0415 - quick --help
 
-    main(link)
+    main(link, libvirt=libvirt)
 
 
 @app.command(short_help="Run the service until SIGTERM or Ctrl-C.")

@@ -9,21 +9,23 @@ import json
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from migrator import logs, units
-from migrator.cli import INTERRUPTED, Exit, remote, remote_queries
+from migrator.cli import INTERRUPTED, Exit, demo_libvirt, remote, remote_queries
 from migrator.cli.client import ServiceClient
+from migrator.cli.demo_libvirt import LibvirtGuest, libvirt_fleet
 from migrator.cli.output import OutputForm
 from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
 from migrator.errors import MigratorError
 from migrator.testing import network
 from migrator.testing.guest import Habit, write_image
 from migrator.testing.lab import GuestMachine, LabError, LabQemu, until
+from migrator.testing.libvirtd import LibvirtUnavailable
 from migrator.testing.own_images import own_images
 from migrator.testing.site import LabSite
 
@@ -100,19 +102,24 @@ def _guests(folder: str = "", disk: Path | None = None) -> tuple[_Guest, ...]:
     )
 
 
-def main(link: str) -> None:
-    """Run the demo and exit with its code."""
+def main(link: str, *, libvirt: bool = False) -> None:
+    """Run the demo and exit with its code.
+
+    :param libvirt: show guests of libvirt beside the others.
+    """
     gc.enable()
     logs.configure()
     speed = units.rate(link)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupted)
     try:
-        code = _demo(speed)
+        if libvirt:
+            demo_libvirt.check_possible()
+        code = _demo(speed, libvirt=libvirt)
     except KeyboardInterrupt:
         print("interrupted; everything the demo started has been removed")
         code = Exit.CANCELLED
-    except (LabError, network.NetworkError, MigratorError, TimeoutError) as error:
+    except (LabError, LibvirtUnavailable, network.NetworkError, MigratorError, TimeoutError) as error:
         print(f"migrator: the demo cannot go on: {error}", file=sys.stderr)
         code = Exit.FAILED
     sys.exit(code)
@@ -124,7 +131,7 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _demo(speed: int) -> Exit:
+def _demo(speed: int, *, libvirt: bool) -> Exit:
     from rich.console import Console  # noqa: PLC0415 - slow to import
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -136,17 +143,21 @@ def _demo(speed: int) -> Exit:
     policies = _ENCRYPTED + "".join(
         f'[[guests]]\nmatch = "{guest.name}"\npolicy = "{guest.policy}"\n' for guest in _guests()
     )
+    lines: dict[str, str] = {}
     with (
         TemporaryDirectory(prefix="migrator-pki-") as pki,
         LabSite(
             *_HOSTS,
             bytes_per_second=limited,
-            extra=policies,
-            host_extra={name: f'tls_dir = "{pki}/{name}"\n' for name in _HOSTS},
+            extra=policies + (demo_libvirt.CONFIG if libvirt else ""),
+            host_extra=lines,
             page=True,
         ) as site,
         _local_disk(site) as disk,
+        libvirt_fleet(site, _HOSTS if libvirt else ()) as fleet,
     ):
+        lines |= {name: f'tls_dir = "{pki}/{name}"\n{fleet.host_lines.get(name, "")}' for name in _HOSTS}
+        site.write_config()
         _make_certificates(Path(pki))
         folder = site.directory / "folder"
         folder.mkdir()
@@ -158,30 +169,34 @@ def _demo(speed: int) -> Exit:
         say(
             f"{len(guests)} guests run on alpha, under {running[0].binary.name}, and `migrator serve` looks after them."
         )
+        if libvirt:
+            version = asyncio.run(fleet.start())
+            say(f"{len(demo_libvirt.GUESTS)} more are guests of libvirt {version} there; each host has one.")
         site.serve()
         asyncio.run(site.until_served(within=_START_SECONDS))
         client = ServiceClient(site.server)
-        _until_known(client, len(guests))
+        everybody = (*guests, *(demo_libvirt.GUESTS if libvirt else ()))
+        _until_known(client, len(everybody))
         say("\n$ migrator plan alpha")
         remote_queries.plan(client, "alpha", None, [], output=OutputForm.TABLE)
         say("\n$ migrator evacuate alpha --wait")
         _or_stop(
             remote.evacuate(client, "alpha", None, "continue", None, [], wait=True, output=OutputForm.TABLE)
         )
-        found = asyncio.run(_inspect(site, guests, machines))
+        found = asyncio.run(_inspect(site, guests, machines)) | asyncio.run(fleet.inspect())
         say("\nWhat became of them:")
-        console.print(_table(client, guests, found, width=console.width))
+        console.print(_table(client, everybody, found, width=console.width))
         say("$ migrator restore alpha --wait")
         _or_stop(remote.restore(client, "alpha", None, wait=True, output=OutputForm.TABLE))
-        home = asyncio.run(_inspect(site, guests, machines))
+        home = asyncio.run(_inspect(site, guests, machines)) | asyncio.run(fleet.inspect())
         _show_page(site)
         site.stop()
-    lost = [guest.name for guest in guests if "memory intact" not in found[guest.name] + home[guest.name]]
+    lost = [name for name in home if not (found[name].endswith("intact") and home[name].endswith("intact"))]
     back = sum(1 for where in home.values() if where.startswith("alpha"))
     say(
-        f"\n{back} of {len(guests)} guests run on alpha again, their memory checked. Nothing of it is left running."
+        f"\n{back} of {len(home)} guests run on alpha again, their memory checked. Nothing of it is left running."
     )
-    return Exit.FAILED if lost or back != len(guests) else Exit.DONE
+    return Exit.FAILED if lost or back != len(home) else Exit.DONE
 
 
 @contextlib.contextmanager
@@ -274,7 +289,9 @@ async def _inspect(
     return found
 
 
-def _table(client: ServiceClient, guests: tuple[_Guest, ...], found: dict[str, str], *, width: int) -> Any:
+def _table(
+    client: ServiceClient, guests: Sequence[_Guest | LibvirtGuest], found: dict[str, str], *, width: int
+) -> Any:
     """Return a table of how each went; on a narrow terminal without what leaves no room for the rest."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import
     from rich.console import Group  # noqa: PLC0415

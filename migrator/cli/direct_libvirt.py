@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -159,6 +160,7 @@ class LibvirtPair(UnattendedSite):
         self._checks = ManagedChecks(self._connections, self._daemons)
         self._source: DomainEnd | None = None
         self._destination: DomainEnd | None = None
+        self._ahead: asyncio.Future[Any] | None = None
 
     @property
     def source(self) -> DomainEnd:
@@ -178,6 +180,7 @@ class LibvirtPair(UnattendedSite):
         :raise Unreachable: the source has no such guest.
         :raise Refused: it does not run.
         """
+        self._ahead = self._ask_ahead()
         if facts is not None:
             uuid, name = str(facts["source"]["identity"]["domain"]), str(facts.get("guest", ""))
         else:
@@ -193,6 +196,16 @@ class LibvirtPair(UnattendedSite):
             socket=place_of(uuid),
             managed_by=LIBVIRT,
         )
+
+    def _ask_ahead(self) -> asyncio.Future[Any]:
+        """Begin to ask what the check will want to know; what fails is told there."""
+        asked = [
+            self._connections.facts.recent(name)
+            for name in dict.fromkeys((self._source_name, self._target_name))
+        ]
+        if (target := self._daemons.connection(self._target_name)) is not None:
+            asked.append(target.open())
+        return asyncio.gather(*asked, return_exceptions=True)
 
     async def arrived(self) -> bool:
         """Return whether the target has the guest now.
@@ -314,6 +327,10 @@ class LibvirtPair(UnattendedSite):
 
     async def close(self) -> None:
         """Let both go."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ahead
         for end in (self._source, self._destination):
             if end is not None:
                 await end.close()

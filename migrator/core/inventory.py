@@ -18,6 +18,12 @@ from migrator.core.process.listening import ListeningPort
 #: What QEMU holds beside the memory of its guest: RssAnon of 7.2 and 10.0 whose guest has touched nothing is 20 to
 #: 28 MiB, under KVM and TCG.
 _QEMUS_OWN_BYTES = 20 << 20
+#: Where a destination's run directory is made if nothing else is configured and root starts it.
+RUN_DIRECTORY = "/run/migrator/guests"
+#: Where QMP sockets are looked for if nothing else is configured.
+MONITOR_SOCKETS = ("/run/qemu/*.qmp", f"{RUN_DIRECTORY}/*/control.qmp")
+#: Where QEMU and libvirt look for certificates by custom.
+TLS_DIRECTORY = "/etc/pki/qemu"
 #: Stands for the run state of a guest that cannot be asked.
 LOST_CONTACT = "lost-contact"
 

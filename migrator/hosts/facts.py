@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from migrator.core.inventory import HostFacts
+from migrator.core.inventory import TLS_DIRECTORY, HostFacts
 from migrator.core.process.certificates import HostCertificates
 from migrator.errors import HostError
 from migrator.hosts import bound_ports
@@ -16,7 +16,6 @@ from migrator.hosts.certificates import SHOW_CERTIFICATES, parse_certificates
 from migrator.hosts.customary_places import SHOW_PLACES, note_places
 from migrator.hosts.guest_network import SHOW_LINKS, SHOW_VLANS, parse_links
 from migrator.hosts.host_output import interfaces, number, reading_output
-from migrator.settings.models import TLS_DIRECTORY
 from migrator.text import writable
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.

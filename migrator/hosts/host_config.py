@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from migrator.addresses import bracketed
+from migrator.core.inventory import MONITOR_SOCKETS, RUN_DIRECTORY, TLS_DIRECTORY, Host
 from migrator.core.managed_guest import DaemonAddress
 from migrator.errors import UsageError
 from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh_config import SshConfig
-from migrator.settings.models import RUN_DIRECTORY, HostSettings, LimitsSettings
 
-#: What a host has of which nothing is said.
-_UNSAID = HostSettings(name="unsaid")
+if TYPE_CHECKING:
+    from migrator.settings.models import (  # slow, and for who reads a configuration
+        HostSettings,
+        LimitsSettings,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +28,11 @@ class HostConfig:
 
     name: str
     #: Where other hosts reach it with a migration's stream, the usual address first.
-    addresses: tuple[str, ...] = _UNSAID.addresses
+    addresses: tuple[str, ...] = (Host.address,)
     #: Glob patterns of QMP sockets; absolute.
-    sockets: tuple[str, ...] = _UNSAID.sockets
+    sockets: tuple[str, ...] = MONITOR_SOCKETS
     #: Every QEMU process there is a guest; else only those with one of these sockets.
-    processes: bool = _UNSAID.look_for == "processes"
+    processes: bool = True
     #: Patterns of sockets of other hosts on the same machine; what has one of those is a guest there.
     others: tuple[str, ...] = ()
     #: The QEMU to start there; empty: what is found in its PATH.
@@ -41,7 +44,7 @@ class HostConfig:
     #: Put before every command; for hosts on this machine.
     prefix: tuple[str, ...] = ()
     #: Directory there of the certificates for QEMU.
-    tls_dir: str = _UNSAID.tls_dir
+    tls_dir: str = TLS_DIRECTORY
     #: The libvirt daemon there; ``None``: guests of libvirt there are left to it.
     libvirt: DaemonAddress | None = None
     #: By which the libvirtd of other hosts reach it; empty: they do not.

@@ -20,7 +20,7 @@ from pydantic import (
 from migrator.addresses import SERVICE_SOCKET
 from migrator.core import findings
 from migrator.core.drain.limits import FIRST_PAUSE_SECONDS, MOST_ATTEMPTS, GroupRules, Otherwise
-from migrator.core.inventory import Guest, Host
+from migrator.core.inventory import MONITOR_SOCKETS, TLS_DIRECTORY, Guest, Host
 from migrator.core.placement import Options, Strategy
 from migrator.core.policy import (
     Backing,
@@ -321,11 +321,6 @@ def _with_room_for_sockets(value: Any) -> Any:
 #: A directory on the host in which guests' sockets are made.
 RunDirectoryPath = Annotated[HostPath, BeforeValidator(_with_room_for_sockets)]
 
-#: Where a destination's run directory is made if nothing else is configured and root starts it.
-RUN_DIRECTORY = "/run/migrator/guests"
-#: Where QEMU and libvirt look for certificates by custom.
-TLS_DIRECTORY = "/etc/pki/qemu"
-
 
 class ImageTemplate(Section):
     """``image_template`` of a host: how a volume is made there for a disk that is one at the source.
@@ -367,7 +362,7 @@ class HostDefaults(Section):
 
     key_file: OptionalPath = None
     known_hosts: OptionalPath = None
-    sockets: tuple[HostPath, ...] = ("/run/qemu/*.qmp", f"{RUN_DIRECTORY}/*/control.qmp")
+    sockets: tuple[HostPath, ...] = MONITOR_SOCKETS
     look_for: Literal["processes", "sockets"] = "processes"
     qemu: HostPath = ""
     run_dir: RunDirectoryPath = ""

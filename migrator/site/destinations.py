@@ -13,7 +13,7 @@ from typing import Self
 from migrator.addresses import bracketed
 from migrator.core.cold_start import from_the_start
 from migrator.core.findings import PreflightRefused, finding
-from migrator.core.inventory import Guest
+from migrator.core.inventory import RUN_DIRECTORY, Guest
 from migrator.core.model import Finding, Severity
 from migrator.core.policy import Policy
 from migrator.core.preflight.compare import compare
@@ -30,7 +30,6 @@ from migrator.hosts.tpm_emulators import forget_state, put_state_aside, start_em
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
-from migrator.settings.models import RUN_DIRECTORY
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
 from migrator.site.launch_config import LaunchConfig, fill, place, socket_of

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from migrator.core.findings import finding
-from migrator.core.inventory import Guest
+from migrator.core.inventory import RUN_DIRECTORY, Guest
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import RUNNING_STATES, Finding
 from migrator.core.process.command_line import path_of
@@ -29,7 +29,6 @@ from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu import runtime_state
 from migrator.qemu.cmdline import paths
 from migrator.qemu.source import Configuration, SourceEndpoint
-from migrator.settings.models import RUN_DIRECTORY
 from migrator.site.connections import HostConnections
 from migrator.site.file_end import FileEnd, StateFile
 from migrator.site.loading_file import LoadingFile

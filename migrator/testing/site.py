@@ -43,7 +43,7 @@ class LabSite:
     :param bytes_per_second: of every host's link; ``None``: as fast as the machine goes.
     :param isolated: make network namespaces; by default where that is possible.
     :param extra: more lines of the configuration, before the hosts.
-    :param host_extra: more lines for hosts, by name.
+    :param host_extra: more lines for hosts, by name; read whenever the configuration is written.
     :param page: the service listens on loopback too, for a browser; see :meth:`page_url`.
     """
 
@@ -60,7 +60,7 @@ class LabSite:
         self._names = names
         self._speed = bytes_per_second
         self._extra = extra
-        self._host_extra = host_extra or {}
+        self._host_extra = {} if host_extra is None else host_extra
         self._stack = contextlib.ExitStack()
         self.hosts = LabHosts(*names, bytes_per_second=bytes_per_second, isolated=isolated)
         self.lab: Lab

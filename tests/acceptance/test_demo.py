@@ -15,6 +15,7 @@ from migrator.testing import network
 from migrator.testing.lab import binaries, until
 from tests.command import run, started
 from tests.conftest import missing
+from tests.libvirt_hosts import reason
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,22 @@ async def test_every_guest_arrives_with_its_memory() -> None:
     assert "does not support live migration" in ended.out
     assert "7 of 7 guests run on alpha again" in ended.out
     assert "Nothing of it is left running" in ended.out
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(500)
+async def test_guests_of_libvirt_go_along_and_nothing_of_them_is_left() -> None:
+    if why := reason():
+        missing(why)
+    async with started("demo", "--libvirt", "--link", "200MiB/s") as command:
+        ended = await command.ended(within=400)
+        pid = command.pid
+    assert ended.code == 0, ended
+    what = ended.out[ended.out.index("What became of them") :]
+    moved = [line.split() for line in what.splitlines() if "libvirt's" in line]
+    assert [(row[0], "precopy" in row) for row in moved] == [("shop", True), ("wiki", True)]
+    assert "9 of 9 guests run on alpha again" in ended.out
+    assert left_over(pid) == []
 
 
 async def test_interrupted_it_leaves_nothing() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.hosts.host_config import host_config
+from migrator.hosts.host_config import HostConfig, host_config
 from migrator.settings import load
 
 MOVED = "/run/migrator/guests/*/control.qmp"
@@ -49,3 +49,10 @@ def test_hosts_on_one_machine_that_share_a_run_directory_keep_to_what_is_configu
         for name in ("a", "b")
     )
     assert patterns(tmp_path, hosts) == {"a": ("/run/a/*.qmp",), "b": ("/run/b/*.qmp",)}
+
+
+def test_a_host_of_which_nothing_is_said_is_the_same_with_and_without_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "migrator.toml"
+    file.write_text('[[hosts]]\nname = "a"\nlibvirt = "off"', encoding="utf-8")
+    settings = load(file)
+    assert host_config(settings.hosts[0], settings.hosts, settings.limits) == HostConfig(name="a")
