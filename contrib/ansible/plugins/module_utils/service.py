@@ -120,16 +120,9 @@ class Service:
         key = {"Idempotency-Key": str(uuid.uuid4()), "Content-Type": "application/json"}
         return self.patiently(lambda: self._request("POST", _path(path), given, key))
 
-    def pages(self, *path, **query):
-        """Return the items of all pages of a list."""
-        found = []
-        before = None
-        while True:
-            page = self.get(*path, before=before, **query)
-            found += page["items"]
-            before = page.get("next")
-            if not before:
-                return found
+    def items(self, *path, **query):
+        """Return the items of a list, all of them."""
+        return self.get(*path, **query)["items"]
 
     def wait(self, begun, seconds, poll):
         """Return the document of an evacuation or a restore once it has ended.
@@ -151,7 +144,7 @@ class Service:
 
     def under_way(self, host):
         """Return what empties or fills a host now, or ``None``."""
-        running = self.get("evacuations", active="true", host=host)["items"]
+        running = self.items("evacuations", active="true", host=host)
         return next((each for each in running if each["state"] != "scheduled"), None)
 
     def patiently(self, ask):

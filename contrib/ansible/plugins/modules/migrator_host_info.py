@@ -80,10 +80,10 @@ def main():
         service = Service(module.params)
         if module.params["guests"] or module.params["refresh"]:
             refresh = "true" if module.params["refresh"] else None
-            guests = service.pages("guests", host=host, refresh=refresh)
+            guests = service.items("guests", host=host, refresh=refresh)
             if module.params["guests"]:
                 result["guests"] = guests
-        result["hosts"] = [service.get("hosts", host)] if host else service.pages("hosts")
+        result["hosts"] = [service.get("hosts", host)] if host else service.items("hosts")
     except ServiceError as error:
         module.fail_json(msg=str(error), **error.result)
     module.exit_json(**result)
