@@ -66,7 +66,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
         disk_users=busy,
         unread=tuple(job for job in _jobs(jobs) if not job.at_work and not job.id.startswith(OURS)),
         bitmaps=tuple(
-            (_called(node), bitmap["name"])
+            (block_node_label(node), bitmap["name"])
             for node in nodes or []
             for bitmap in node.get("dirty-bitmaps") or []
             # One without a name belongs to a job.
@@ -81,7 +81,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
             *(["the limit of what vCPUs may dirty (set-vcpu-dirty-limit)"] if limits else []),
             *(f"network filter {name}" for name in _watchers(objects or [], arguments)),
             *(
-                f"that block node {_called(node)} is inactive"
+                f"that block node {block_node_label(node)} is inactive"
                 for node in nodes or []
                 if node.get("active") is False
             ),
@@ -89,7 +89,7 @@ async def read_non_migrated_state(ask: Ask, arguments: Sequence[str]) -> NonMigr
     )
 
 
-def _called(node: dict[str, Any]) -> str:
+def block_node_label(node: dict[str, Any]) -> str:
     """Return what a person calls a block node: its name, or its image where QEMU made the name up."""
     name: str = node["node-name"]
     return name if not name.startswith("#") else node.get("file") or name

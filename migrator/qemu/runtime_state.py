@@ -14,6 +14,7 @@ from typing import Any
 from migrator.errors import CommandFailed
 from migrator.qemu.backends import Nodes, block_nodes
 from migrator.qemu.monitor import Monitor
+from migrator.qemu.non_migrated_state import block_node_label
 
 _ASK_SECONDS = 10.0
 _PERIPHERAL = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -127,7 +128,11 @@ async def read_runtime_state(monitor: Monitor) -> RuntimeState:
         properties={key: value for key, value in zip(wanted, values, strict=True) if value is not None},
         thresholds={places[name]: value for name, value in thresholds.items() if name in places},
         nodes={place: name for name, place in places.items()},
-        nameless=tuple(name for name, value in thresholds.items() if value and name not in places),
+        nameless=tuple(
+            block_node_label(node)
+            for node in nodes or []
+            if node["write_threshold"] and node["node-name"] not in places
+        ),
         histograms={
             each["qdev"]: shown
             for each in statistics or []
@@ -179,7 +184,7 @@ async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState) -> list[
     :raise QemuError: it does not answer.
     """
     present = await read_runtime_state(monitor)
-    refused = [f"write threshold of block node {name}: it has no name" for name in wanted.nameless]
+    refused = [f"write threshold of {name}: its block node has no name" for name in wanted.nameless]
     for what, command, arguments in differences(wanted, present):
         if not command:
             refused.append(what)

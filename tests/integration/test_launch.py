@@ -537,6 +537,7 @@ class TestUnit:
         at = command.index("--")
         assert command[at + 1 :] == ["/usr/bin/qemu", "-name", "a $$HOME %n\n$${B} \"'\\"]
         assert {"--unit=migrator-guest-x.service", "--slice=machine.slice", "--collect"} < set(command[:at])
+        assert "--property=Before=migrator-drain.service" in command[:at]
 
     @pytest.fixture
     def systemd(self, lab: Lab, site: Site) -> Path:
