@@ -12,14 +12,19 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.host_output import reading_output
 
 # Of every process a record: what it is, NUL, its text, NUL. A program's name may hold anything but a NUL; what the
-# kernel says of a process follows the last closing bracket.
+# kernel says of a process follows the last closing bracket. Hosts have many guests, most of them of the same parents: a
+# parent is looked at once, and what the shell can read by itself it does, as each command is a process of its own.
 _READ = rb"""
 loops='(^|[;&|[:space:]])(while|until|for)[[:space:]]'
 for pid; do
   [ -d "/proc/$pid" ] || continue
-  printf 'pid\0%s\0words\0%s\0' "$pid" "$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null)"
-  group=$(sed -n 's/^0:://p; s/^1:name=systemd://p' "/proc/$pid/cgroup" 2>/dev/null | tail -n 1)
-  printf 'cgroup\0%s\0' "$group"
+  printf 'pid\0%s\0words\0' "$pid"
+  tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline"
+  group=
+  while IFS= read -r line; do
+    case $line in 0::*) group=${line#0::} ;; 1:name=systemd:*) group=${line#1:name=systemd:} ;; esac
+  done 2>/dev/null <"/proc/$pid/cgroup"
+  printf '\0cgroup\0%s\0' "$group"
   unit=${group##*/}
   case $group in
     */user@*) ;;
@@ -30,23 +35,39 @@ for pid; do
   esac
   above=$pid
   for _ in 1 2 3 4; do
-    stat=$(cat "/proc/$above/stat" 2>/dev/null) || break
+    stat=
+    IFS= read -r stat 2>/dev/null <"/proc/$above/stat"
+    case $stat in
+      '') break ;;
+      *') '*) ;;
+      *) stat=$(cat "/proc/$above/stat" 2>/dev/null) || break ;; # a line break in its name
+    esac
     stat=${stat##*) }; stat=${stat#* }; above=${stat%% *}
     [ "$above" -gt 0 ] 2>/dev/null || break
-    loop=
-    case $(cat "/proc/$above/comm" 2>/dev/null) in
-      sh|bash|dash|ash|zsh|ksh|mksh|fish|busybox)
-        if tr '\0' '\n' <"/proc/$above/cmdline" 2>/dev/null | grep -qE "$loops"; then loop=loop
-        else
-          for number in 2 3 4; do
-            word=$(tr '\0' '\n' <"/proc/$above/cmdline" 2>/dev/null | sed -n "${number}p")
-            case $word in ''|-*) continue ;; /*) file=/proc/$above/root$word ;; *) file=/proc/$above/cwd/$word ;; esac
-            if [ -f "$file" ] && grep -qE "$loops" "$file" 2>/dev/null; then loop=loop; fi
-            break
-          done
-        fi ;;
-    esac
-    printf 'above\0%s %s %s\0' "$above" "${loop:--}" "$(cat "/proc/$above/comm" 2>/dev/null)"
+    eval "known=\${seen_$above-}"
+    if [ -z "$known" ]; then
+      loop= program=
+      IFS= read -r program 2>/dev/null <"/proc/$above/comm"
+      case $program in
+        sh|bash|dash|ash|zsh|ksh|mksh|fish|busybox)
+          if tr '\0' '\n' <"/proc/$above/cmdline" 2>/dev/null | grep -qE "$loops"; then loop=loop
+          else
+            for number in 2 3 4; do
+              word=$(tr '\0' '\n' <"/proc/$above/cmdline" 2>/dev/null | sed -n "${number}p")
+              case $word in
+                ''|-*) continue ;;
+                /*) file=/proc/$above/root$word ;;
+                *) file=/proc/$above/cwd/$word ;;
+              esac
+              if [ -f "$file" ] && grep -qE "$loops" "$file" 2>/dev/null; then loop=loop; fi
+              break
+            done
+          fi ;;
+      esac
+      known="${loop:--} $program"
+      eval "seen_$above=\$known"
+    fi
+    printf 'above\0%s %s\0' "$above" "$known"
     [ "$above" = 1 ] && break
   done
 done
