@@ -16,7 +16,7 @@ from tests.conftest import missing
     ("runs", "longest", "median"),
     [
         # A busy machine delays the guard as it does everything.
-        pytest.param(1, 8.0, 8.0, id="short"),
+        pytest.param(1, 8.0, 8.0, id="short", marks=pytest.mark.matrix),
         pytest.param(25, 1.5, 0.5, id="long", marks=pytest.mark.soak),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 
 from migrator.testing import network
 from migrator.testing.postgresql import Postgres
-from tests.acceptance.two_controllers import Standstills, two_controllers
+from tests.acceptance.two_controllers import Fate, Standstills, two_controllers
 from tests.conftest import missing
 
 _TREE = Path(__file__).parents[2]
@@ -60,6 +60,6 @@ async def test_either_of_two_versions_is_followed_by_the_other(postgresql: Postg
             for number in range(int(os.environ.get("ROUNDS", _ROUNDS))):
                 after, how = chance.uniform(0.1, _EVACUATION_SECONDS), chance.choice(("killed", "frozen"))
                 plans = chance.random() < 0.5
-                await both.round(number, how=how, after=after, watch=watch, plans=plans)
+                await both.round(number, Fate(how, after, plans), watch=watch)
         finally:
             sys.stdout.write(f"\n{both.measured.rounds} rounds, seed {seed}\n\n{both.measured.table()}\n")

@@ -91,6 +91,7 @@ def errors(document: Any) -> set[str]:
     return {each["code"] for each in document["findings"] if each["severity"] == "error"} - {ALWAYS}
 
 
+@pytest.mark.matrix
 async def test_what_is_in_the_way_of_real_guests_is_the_same_for_all_commands() -> None:
     assert binaries()
     shapes = {

@@ -159,6 +159,7 @@ async def test_what_was_made_is_removed_where_the_destination_dies() -> None:
         await here.check("a")
 
 
+@pytest.mark.matrix
 async def test_a_controller_that_is_killed_begins_anew() -> None:
     async with disk_site(size_bytes=32 * MIB, bytes_per_second=20 * MIB) as here:
         identifier = await here.begin("b")

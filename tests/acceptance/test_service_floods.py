@@ -53,7 +53,7 @@ class Size:
     taken: int = 128
 
 
-SHORT = Size(connections=20, pause=0.2, times=1, taken=32)
+SHORT = Size(connections=8, pause=0.2, times=1, taken=12)
 LONG = Size(connections=100, pause=0.0, times=10)
 
 

@@ -64,6 +64,7 @@ async def test_broken_stream_is_recovered_also_by_the_controller_that_comes_afte
         await site.everyone_at([machine], "b")
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(300)
 async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts_meet_again() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)

@@ -18,6 +18,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+@pytest.mark.matrix
 async def test_two_evacuations_want_the_same_target_and_two_guests_have_the_same_name() -> None:
     here, there, paused = guest("twin"), guest("twin", region=48 * MIB), guest("paused", region=64 * MIB)
     everyone = [here, there, paused]

@@ -140,6 +140,7 @@ async def test_host_is_emptied_by_a_command_and_all_of_it_arrives_in_order(broke
             assert decisions
 
 
+@pytest.mark.matrix
 async def test_service_killed_right_after_a_command_carries_it_out_once(broker: Broker) -> None:
     machines = [guest("one"), guest("two"), guest("three")]
     async with at(broker, machines) as site, peer(broker) as scheduler:
@@ -221,6 +222,7 @@ async def to_and_fro(site: LiveSite, enough: asyncio.Event) -> list[str]:
     return begun
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.soak)], ids=["short", "long"])
 async def test_broker_stopped_and_started_during_an_evacuation_and_nothing_is_lost(
     broker: Broker, times: int

@@ -121,6 +121,7 @@ Moment = Callable[[LiveSite, set[Any]], bool]
     ],
     ids=["killed", "stopped", "killed-often", "stopped-often"],
 )
+@pytest.mark.matrix
 async def test_stopped_while_a_guest_is_prepared_its_migration_completes_after_the_next_start(
     how: str, moments: list[Moment]
 ) -> None:

@@ -105,6 +105,7 @@ async def connected(servers: Mapping[str, Sshd]) -> bool:
     return any(server.sessions() for server in servers.values())
 
 
+@pytest.mark.matrix
 async def test_target_that_cannot_be_reached_for_a_while_costs_no_guest(tmp_path: Path) -> None:
     machine = guest("db", region=64 * MIB)
     async with over_ssh([machine], tmp_path, "a", "b") as (site, _), Witness(site, [machine]):

@@ -197,6 +197,7 @@ async def test_traces_of_callers_by_http_and_mqtt_agree_with_the_documents(
     assert len({each.span_id for each in collector.spans}) == len(collector.spans)
 
 
+@pytest.mark.matrix
 async def test_killed_in_the_middle_and_started_again_it_is_the_same_trace(collector: Collector) -> None:
     machines = [guest("vm", region=64 * MIB, speed=30 * MIB)]
     async with served(machines, speed=SLOW, prepare=traced(collector.endpoint)) as site:
@@ -219,6 +220,7 @@ async def test_killed_in_the_middle_and_started_again_it_is_the_same_trace(colle
         assert len(collector.named("migrate")) == 1
 
 
+@pytest.mark.matrix
 async def test_failure_is_an_error_with_its_reason(collector: Collector) -> None:
     machines = [guest("vm", region=64 * MIB)]
     # So slow that its first round lasts for seconds: what is killed later may leave more to a person.
@@ -235,9 +237,10 @@ async def test_failure_is_an_error_with_its_reason(collector: Collector) -> None
         assert [bool(each.error) for each in phases] == [False] * (len(phases) - 1) + [True]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "how",
-    ["silent", *(pytest.param(how, marks=pytest.mark.matrix) for how in ("nobody", "503", "401"))],
+    ["silent", "nobody", "503", "401"],
 )
 async def test_collector_that_is_away_hinders_nothing(how: str) -> None:
     machines = [guest("one"), guest("two")]

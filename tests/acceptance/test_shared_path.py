@@ -23,6 +23,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(300)
 async def test_idle_guest_beside_two_busy_streams_is_neither_throttled_nor_sent_to_postcopy() -> None:
     busy = Habit(region_bytes=24 * MIB, bytes_per_second=2e6)

@@ -15,15 +15,17 @@ from bench.machine import describe
 from migrator.testing import network
 from migrator.testing.lab import binaries
 from migrator.testing.postgresql import Postgres
-from tests.acceptance.two_controllers import Measured, Standstills, two_controllers
+from tests.acceptance.two_controllers import HOWS, Fate, Measured, Standstills, two_controllers
 from tests.conftest import missing
 
 #: A controller is replaced in so many seconds at the most, by a lease of half of that, on a machine that is busy.
 _MOST_SECONDS = 10.0
 #: Of an evacuation that nothing befalls, so that any of it may be hit.
 _EVACUATION_SECONDS = 5.0
-#: Of those that are killed, and of those that are frozen; and of both together, at length.
+#: In each, one is killed, and then one is frozen; at length, one of these befalls one of them.
 _ROUNDS, _SOAK_ROUNDS = 5, 100
+#: Between two looks at the guests where the standstill is not what is measured.
+_SELDOM_SECONDS = 0.06
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 _SECTION = re.compile(r"(?<=<!-- takeovers -->\n).*?(?=<!-- end -->\n)", re.DOTALL)
 
@@ -34,17 +36,26 @@ def _namespaces() -> None:
         missing(why)
 
 
-async def rounds(server: Postgres, hows: list[str], seed: int, *, figures: Path | None = None) -> Measured:
-    """Let so many controllers go; what it took.
+async def rounds(
+    server: Postgres,
+    fates: list[list[Fate]],
+    seed: int,
+    *,
+    figures: Path | None = None,
+    interval_seconds: float = 0.02,
+) -> Measured:
+    """Let so many controllers go, in so many evacuations; what it took.
 
     :param figures: a file to which that is added; all that are there are returned.
+    :param interval_seconds: between two looks at the guests.
     """
-    chance = random.Random(seed)
-    async with two_controllers(server) as both, Standstills(both.site, both.guests) as watch:
+    async with (
+        two_controllers(server) as both,
+        Standstills(both.site, both.guests, interval_seconds=interval_seconds) as watch,
+    ):
         try:
-            for number, how in enumerate(hows):
-                after = chance.uniform(0.1, _EVACUATION_SECONDS)
-                await both.round(number, how=how, after=after, watch=watch, plans=number % 2 == 0)
+            for number, these in enumerate(fates):
+                await both.round(number, *these, watch=watch)
         finally:
             if figures is not None:
                 both.measured.add_up(figures)
@@ -55,11 +66,18 @@ async def rounds(server: Postgres, hows: list[str], seed: int, *, figures: Path 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_gone_at_a_random_instant_it_is_followed_and_every_guest_moves_once(
-    postgresql: Postgres, how: str
+    postgresql: Postgres,
 ) -> None:
-    await rounds(postgresql, [how] * _ROUNDS, seed=7)
+    chance = random.Random(7)
+    fates = [
+        [
+            Fate(how, chance.uniform(0.1, _EVACUATION_SECONDS / 2), plans=(number + place) % 2 == 0)
+            for place, how in enumerate(HOWS)
+        ]
+        for number in range(_ROUNDS)
+    ]
+    await rounds(postgresql, fates, seed=7, interval_seconds=_SELDOM_SECONDS)
 
 
 @pytest.mark.soak
@@ -68,10 +86,20 @@ async def test_a_hundred_that_are_gone_at_random_instants(postgresql: Postgres) 
     # In portions, where there is not time for all of them at once: ROUNDS of each, FIGURES that add up.
     count = int(os.environ.get("ROUNDS", _SOAK_ROUNDS))
     # Of two that are killed, or frozen, one plans and one only drives.
-    hows = [("killed", "killed", "frozen", "frozen")[number % 4] for number in range(count)]
+    chance = random.Random(seed)
+    fates = [
+        [
+            Fate(
+                ("killed", "killed", "frozen", "frozen")[number % 4],
+                chance.uniform(0.1, _EVACUATION_SECONDS),
+                plans=number % 2 == 0,
+            )
+        ]
+        for number in range(count)
+    ]
     figures = Path(os.environ["FIGURES"]) if "FIGURES" in os.environ else None
-    if hows:
-        measured = await rounds(postgresql, hows, seed, figures=figures)
+    if fates:
+        measured = await rounds(postgresql, fates, seed, figures=figures)
     else:  # those of earlier portions are told
         measured = Measured()
         measured.add_up(figures or Path(os.devnull))

@@ -44,11 +44,31 @@ def machines() -> list[GuestMachine]:
     return [guest(f"{kind}-{number}", region=32 * MIB) for kind in POLICIES for number in (1, 2)]
 
 
-class Standstills:
-    """Looks at guests from outside, again and again: where each runs, and for how long it runs nowhere."""
+@dataclass(frozen=True)
+class Fate:
+    """The end of one of the controllers, or its sleep until the evacuation has ended or the next is to befall them.
 
-    def __init__(self, site: LiveSite, guests: Sequence[GuestMachine]) -> None:
+    :param how: ``killed`` or ``frozen``.
+    :param after: seconds from the command on, or from when the one before was followed and is back.
+    :param plans: it is the one that acts; else the other one.
+    """
+
+    how: str
+    after: float
+    plans: bool = True
+
+
+class Standstills:
+    """Looks at guests from outside, again and again: where each runs, and for how long it runs nowhere.
+
+    :param interval_seconds: between two looks.
+    """
+
+    def __init__(
+        self, site: LiveSite, guests: Sequence[GuestMachine], *, interval_seconds: float = 0.02
+    ) -> None:
         self._guests, self._watch = guests, GuestWatch(site, guests)
+        self._interval_seconds = interval_seconds
         self._ran_at = {machine.name: time.monotonic() for machine in guests}
         #: Seconds, by the guest: the longest time between two looks that showed it running.
         self.longest: dict[str, float] = {}
@@ -86,7 +106,7 @@ class Standstills:
                     gap, self._ran_at[machine.name] = now - self._ran_at[machine.name], now
                     self.longest[machine.name] = max(gap, self.longest.get(machine.name, 0.0))
             self._watch.judge(ran)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(self._interval_seconds)
 
 
 @dataclass
@@ -229,31 +249,28 @@ class TwoControllers:
         """Kill one of the two."""
         os.killpg(self._processes[name].pid, signal.SIGKILL)
 
-    async def round(
-        self, number: int, *, how: str, after: float, watch: Standstills, plans: bool = True
-    ) -> None:
-        """Empty the host that the guests are on, which both drive, and end one of them in the middle of it.
-
-        :param how: ``killed`` or ``frozen``.
-        :param plans: it is the one that acts; else the other one.
-        :param after: seconds from the command on.
-        """
+    async def round(self, number: int, *fates: Fate, watch: Standstills) -> None:
+        """Empty the host that the guests are on, which both drive, and have these befall them one after the other."""
         site, (here, there) = self.site, ("a", "b") if number % 2 == 0 else ("b", "a")
-        acting = await self.ask_acting()
-        gone = acting if plans else next(name for name in self._processes if name != acting)
+        await self.ask_acting()
         await site.known(len(self.guests))
         watch.begin()
         run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
-        await asyncio.sleep(after)  # the instant is what is tested
-        [(last,)] = await self._found("SELECT coalesce(max(event_id), 0) FROM events")
-        os.killpg(self._processes[gone].pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-        at = time.monotonic()
-        if plans:
-            await self._taken_over(gone, last, at, how)
-        again = await self._ask_again(f"hosts/{here}/evacuate", key=f"round-{number}", gone=gone)
-        assert again["id"] == run["id"]
-        await site.ended(run["id"], "completed", within=120)
-        await self._bring_back(gone, how, ends=plans)
+        for fate in fates:
+            acting = await self.ask_acting()
+            gone = acting if fate.plans else next(name for name in self._processes if name != acting)
+            await asyncio.sleep(fate.after)  # the instant is what is tested
+            [(last,)] = await self._found("SELECT coalesce(max(event_id), 0) FROM events")
+            process = self._processes[gone]
+            os.killpg(process.pid, signal.SIGKILL if fate.how == "killed" else signal.SIGSTOP)
+            at = time.monotonic()
+            if fate.plans:
+                await self._taken_over(gone, last, at, fate.how)
+            again = await self._ask_again(f"hosts/{here}/evacuate", key=f"round-{number}", gone=gone)
+            assert again["id"] == run["id"]
+            if fate is fates[-1]:
+                await site.ended(run["id"], "completed", within=120)
+            await self._bring_back(gone, fate.how, ends=fate.plans)
         await site.everyone_at(self.guests, there)
         await watch.settle()
         assert watch.doubled == [], watch.doubled

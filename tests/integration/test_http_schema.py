@@ -73,6 +73,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 _FINITE = schema.exclude(path_regex=r"/events$|^/metrics$")
 
 
+# The service draws numbers in a thread of its own while Hypothesis does.
+@pytest.mark.filterwarnings(
+    "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
+)
 @_FINITE.parametrize()
 @hypothesis.settings(
     max_examples=6,

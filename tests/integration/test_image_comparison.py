@@ -67,9 +67,9 @@ async def arrived(lab: Lab, qemu_path: Path) -> tuple[LabQemu, ImageRemoval]:
 
 
 async def test_a_guest_that_writes_is_compared_with_what_it_left_and_that_is_removed(
-    lab: Lab, each_qemu: Path
+    lab: Lab, one_version: Path
 ) -> None:
-    qemu, removal = await arrived(lab, each_qemu)
+    qemu, removal = await arrived(lab, one_version)
     before = qemu.beats
     # A comparison that was broken off has left its server.
     await qemu.query("nbd-server-start", addr={"type": "unix", "data": {"path": f"{lab.directory}/left"}})

@@ -330,7 +330,7 @@ class TestDeath:
         path = tmp_path / "journal.db"
         rng = random.Random(7)
         expected: set[str] = set()
-        for life in range(8):
+        for life in range(5):
             process = writer(path, f"for n in range(10**6): save(f'{life}.{{n}}', f'{life}.{{n}}b')")
             process.until(rng.randrange(1, 60))
             said = process.kill_and_wait()

@@ -134,6 +134,7 @@ async def test_client_is_not_kept_waiting_for_longer_than_is_reported() -> None:
     assert felt.silence <= felt.result.downtime_seconds + felt.first_reply + _UNTOLD_SECONDS + felt.late
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(240)
 async def test_what_a_client_waits_for_in_postcopy_is_in_the_downtime_or_in_the_stall() -> None:
     felt = await moved(PLAIN.but(postcopy=PostcopyMode.IMMEDIATE), bytes_per_second=25e6)

@@ -55,15 +55,21 @@ def ask(dispatcher: Dispatcher, command: Command, key: str | None = None) -> Any
 Checks = Callable[[Lives, Engine, list[Reply]], None]
 
 
+@pytest.fixture(params=[3, pytest.param(4, marks=pytest.mark.matrix)])
+def depth(request: pytest.FixtureRequest) -> int:
+    """For so many calls every order is tried."""
+    return int(request.param)
+
+
 async def together(
     directory: Path,
+    depth: int,
     commands: Callable[[Engine], Sequence[tuple[Command, str | None]]],
     holds: Checks,
     *,
     before: Sequence[Command] = (),
     guests: int = 1,
     memory_bytes: int = 64 << 30,
-    depth: int = 4,
     planning: int | None = None,
 ) -> int:
     """Ask for `commands` together in every order, check each, and go on to the end of each after a restart too.
@@ -114,7 +120,7 @@ def kinds(replies: list[Reply]) -> list[str]:
     return sorted(each.code or each.kind for each in replies)
 
 
-async def test_of_two_evacuations_of_a_host_one_is_begun(tmp_path: Path) -> None:
+async def test_of_two_evacuations_of_a_host_one_is_begun(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted", "conflict"]
         (begun,) = [each.subject_id for each in replies if each.kind == "accepted"]
@@ -123,34 +129,42 @@ async def test_of_two_evacuations_of_a_host_one_is_begun(tmp_path: Path) -> None
         assert len(engine.registry.evacuations) == 1
 
     orders = await together(
-        tmp_path, lambda engine: [(Evacuate(host="a"), "1"), (Evacuate(host="a"), "2")], holds
+        tmp_path, depth, lambda engine: [(Evacuate(host="a"), "1"), (Evacuate(host="a"), "2")], holds
     )
     assert orders > 3
 
 
-async def test_of_two_migrations_of_a_guest_one_is_begun(tmp_path: Path) -> None:
+async def test_of_two_migrations_of_a_guest_one_is_begun(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted", "conflict"]
         assert sum(world.site.started.values()) <= 1
 
     await together(
-        tmp_path, lambda engine: [(Migrate(guest="vm-0"), "1"), (Migrate(guest="vm-0", to="b"), "2")], holds
+        tmp_path,
+        depth,
+        lambda engine: [(Migrate(guest="vm-0"), "1"), (Migrate(guest="vm-0", to="b"), "2")],
+        holds,
     )
 
 
-async def test_a_guest_that_is_migrated_while_its_host_is_emptied_has_one_migration(tmp_path: Path) -> None:
+async def test_a_guest_that_is_migrated_while_its_host_is_emptied_has_one_migration(
+    tmp_path: Path, depth: int
+) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert [each.kind for each in replies][1] == "accepted"
         assert len([job for job in engine.registry.migrations.values() if not job.ended]) <= 1
 
     await together(
         tmp_path,
+        depth,
         lambda engine: [(Migrate(guest="vm-0"), "1"), (Evacuate(host="a"), "2")],
         holds,
     )
 
 
-async def test_nobody_is_sent_to_a_host_whose_evacuation_was_accepted_before(tmp_path: Path) -> None:
+async def test_nobody_is_sent_to_a_host_whose_evacuation_was_accepted_before(
+    tmp_path: Path, depth: int
+) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         migrated, emptied = replies
         assert emptied.kind == "accepted"
@@ -161,30 +175,33 @@ async def test_nobody_is_sent_to_a_host_whose_evacuation_was_accepted_before(tmp
 
     await together(
         tmp_path,
+        depth,
         lambda engine: [(Migrate(guest="vm-0", to="b"), "1"), (Evacuate(host="b"), "2")],
         holds,
     )
 
 
-async def test_room_for_one_is_not_given_to_two(tmp_path: Path) -> None:
+async def test_room_for_one_is_not_given_to_two(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted", "preflight"]
 
     commands = [(Migrate(guest=f"vm-{number}", to="b"), str(number)) for number in range(2)]
-    await together(tmp_path, lambda engine: commands, holds, guests=2, memory_bytes=500 * MIB)
+    await together(tmp_path, depth, lambda engine: commands, holds, guests=2, memory_bytes=500 * MIB)
 
 
-async def test_activating_a_host_and_emptying_it_come_one_after_the_other(tmp_path: Path) -> None:
+async def test_activating_a_host_and_emptying_it_come_one_after_the_other(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         emptied, activated = replies
         assert emptied.kind == "accepted"
         assert activated.kind == "accepted" or activated.code == "conflict"
         assert engine.inventory.hosts()[0].state is HostState.DRAINING
 
-    await together(tmp_path, lambda engine: [(Evacuate(host="a"), "1"), (Activate(host="a"), "2")], holds)
+    await together(
+        tmp_path, depth, lambda engine: [(Evacuate(host="a"), "1"), (Activate(host="a"), "2")], holds
+    )
 
 
-async def test_a_host_is_not_emptied_and_filled_again_at_once(tmp_path: Path) -> None:
+async def test_a_host_is_not_emptied_and_filled_again_at_once(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert "accepted" in kinds(replies)
         assert (
@@ -194,30 +211,33 @@ async def test_a_host_is_not_emptied_and_filled_again_at_once(tmp_path: Path) ->
 
     await together(
         tmp_path,
+        depth,
         lambda engine: [(Evacuate(host="a"), "1"), (Restore(host="a"), "2")],
         holds,
     )
 
 
-async def test_the_same_id_is_carried_out_once_however_often_it_comes(tmp_path: Path) -> None:
+async def test_the_same_id_is_carried_out_once_however_often_it_comes(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert {each.kind for each in replies} == {"accepted"}
         assert len({each.subject_id for each in replies}) == 1
         assert len(engine.registry.migrations) == 1
 
-    await together(tmp_path, lambda engine: [(Migrate(guest="vm-0"), "same")] * 3, holds)
+    await together(tmp_path, depth, lambda engine: [(Migrate(guest="vm-0"), "same")] * 3, holds)
 
 
-async def test_a_second_command_under_an_id_in_use_is_refused(tmp_path: Path) -> None:
+async def test_a_second_command_under_an_id_in_use_is_refused(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted", "id-reused"]
 
     await together(
-        tmp_path, lambda engine: [(Migrate(guest="vm-0"), "same"), (Evacuate(host="a"), "same")], holds
+        tmp_path, depth, lambda engine: [(Migrate(guest="vm-0"), "same"), (Evacuate(host="a"), "same")], holds
     )
 
 
-async def test_what_is_cancelled_while_its_guests_are_begun_begins_nobody_more(tmp_path: Path) -> None:
+async def test_what_is_cancelled_while_its_guests_are_begun_begins_nobody_more(
+    tmp_path: Path, depth: int
+) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert kinds(replies) == ["accepted"]
         assert all(
@@ -230,11 +250,11 @@ async def test_what_is_cancelled_while_its_guests_are_begun_begins_nobody_more(t
 
     for late in range(6):
         await together(
-            tmp_path / str(late), cancel, holds, before=[Evacuate(host="a")], guests=3, planning=late
+            tmp_path / str(late), depth, cancel, holds, before=[Evacuate(host="a")], guests=3, planning=late
         )
 
 
-async def test_a_migration_and_its_evacuation_are_cancelled_together(tmp_path: Path) -> None:
+async def test_a_migration_and_its_evacuation_are_cancelled_together(tmp_path: Path, depth: int) -> None:
     def holds(world: Lives, engine: Engine, replies: list[Reply]) -> None:
         assert replies[0].kind == "accepted"
 
@@ -245,7 +265,7 @@ async def test_a_migration_and_its_evacuation_are_cancelled_together(tmp_path: P
             *((Cancel(target=job), None) for job in engine.registry.migrations),
         ]
 
-    await together(tmp_path, cancel, holds, before=[Evacuate(host="a")], planning=1)
+    await together(tmp_path, depth, cancel, holds, before=[Evacuate(host="a")], planning=1)
 
 
 _REFUSED = [
