@@ -116,7 +116,7 @@ def main(link: str, *, libvirt: bool = False) -> None:
         if libvirt:
             demo_libvirt.check_possible()
         code = _demo(speed, libvirt=libvirt)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted; everything the demo started has been removed")
         code = Exit.CANCELLED
     except (LabError, LibvirtUnavailable, network.NetworkError, MigratorError, TimeoutError) as error:
@@ -128,7 +128,13 @@ def main(link: str, *, libvirt: bool = False) -> None:
 def _interrupted(*_: object) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # what was started is removed in peace
-    raise KeyboardInterrupt
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise KeyboardInterrupt from None
+    # A task that a KeyboardInterrupt ends has its traceback printed at the end.
+    for task in asyncio.all_tasks(loop):
+        loop.call_soon_threadsafe(task.cancel)
 
 
 def _demo(speed: int, *, libvirt: bool) -> Exit:
