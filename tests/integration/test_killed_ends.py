@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import State
-from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, until
 from tests.driven import MIB, PLAIN, SHORT, SLOW, Phase, catch, driven
 from tests.invariants import witness
 
@@ -140,9 +140,19 @@ class TestSource:
     ) -> None:
         # What it has received decides, so it is waited for.
         pair = await busy_pair(lab, one_version)
+
+        async def sent() -> bool:
+            # It says that it is in this phase a moment before it sends what is left, and answers no more until it has.
+            shown = await pair.source.query("query-migrate")
+            return bool(shown["status"] == "device" and shown["ram"]["remaining"] == 0)
+
+        async def kill_when_sent() -> None:
+            await until(sent, what="a source that has sent all of it")
+            await kill(pair.source, wake=pair.destination)()
+
         async with witness(lab, pair) as seen:
             async with driven(pair) as drive:
-                catch(drive, Phase.DEVICE, kill(pair.source, wake=pair.destination))
+                catch(drive, Phase.DEVICE, kill_when_sent)
                 assert (await drive.run()).state is State.COMPLETED
             await seen.verify(State.COMPLETED)
 
