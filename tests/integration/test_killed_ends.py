@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,8 +139,9 @@ class TestSource:
     async def test_killed_in_device_with_everything_sent_leaves_the_guest_to_a_destination_that_was_frozen(
         self, lab: Lab, one_version: Path
     ) -> None:
-        # What it has received decides, so it is waited for.
-        pair = await busy_pair(lab, one_version)
+        # What it has received decides, so it is waited for. What is left at the switch has room in the connection.
+        small = replace(BUSY, habit=replace(BUSY.habit, region_bytes=MIB))
+        pair = await lab.pair(small, source=one_version, destination=one_version)
 
         async def sent() -> bool:
             # It says that it is in this phase a moment before it sends what is left, and answers no more until it has.
