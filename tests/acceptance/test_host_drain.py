@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Evacuate
+from migrator.api.commands import Activate, Cordon, Evacuate
 from tests.conftest import missing
 from tests.http_service import OPERATOR
 from tests.service_thread import ServiceThread, in_thread
@@ -84,7 +84,7 @@ def test_host_that_goes_down_is_emptied_and_filled_again_after_its_boot(
     code, said = unit.run("down")
     assert code == 0, said
     assert (host(service).state, host(service).guests) == ("maintenance", 0)
-    assert unit.run("down") == (0, "migrator-drain: alpha has no guests\n")
+    assert unit.run("down") == (0, "migrator-drain: alpha is empty\n")
 
     code, said = unit.run("up")
     assert code == 0, said
@@ -102,9 +102,26 @@ def test_host_that_somebody_emptied_stays_empty_after_its_boot(
     service.until(lambda running: not running.queries.active_evacuations(), "its guests are home")
     service.ask(Evacuate(host="alpha"))
     service.until(lambda running: not running.queries.active_evacuations(), "it is empty")
-    assert unit.run("down") == (0, "migrator-drain: alpha has no guests\n")
+    assert unit.run("down") == (0, "migrator-drain: alpha is empty\n")
     assert unit.run("up") == (0, "")
     assert host(service).state == "maintenance"
+
+
+def test_no_guest_comes_to_an_empty_host_that_goes_down(service: ServiceThread, unit: HostUnit) -> None:
+    service.ask(Evacuate(host="alpha"))
+    service.until(lambda running: not running.queries.active_evacuations(), "it is empty")
+    service.ask(Activate(host="alpha"))
+    assert unit.run("down", "--settle=30")[0] == 0
+    assert host(service).state == "maintenance"
+    assert unit.run("up")[0] == 0
+    service.until(lambda running: not running.queries.active_evacuations(), "it takes guests")
+    assert host(service).state == "active"
+
+    assert unit.run("down")[0] == 0
+    service.ask(Cordon(host="alpha"))
+    code, said = unit.run("up")
+    assert (code, host(service).state) == (0, "maintenance")
+    assert "migrator uncordon alpha" in said
 
 
 def test_guests_are_not_moved_where_everything_goes_down(service: ServiceThread, unit: HostUnit) -> None:
