@@ -9,12 +9,14 @@ First nothing more can be said of it, then the journal has what its driver said 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from migrator import logs
 from migrator.core.model import State
+from migrator.engine import clock
 from migrator.engine.handing_over import HandingOver, SpreadingSite, leave_monitors
 from migrator.engine.journal_writer import JournalWriter
 from migrator.engine.migration import take_over
@@ -31,6 +33,10 @@ from migrator.ports.assignments import REPORTS_CHANNEL, Assignment, Assignments,
 _POLL_SECONDS = 1.0
 #: Reports that come together cost one look.
 _PAUSE_SECONDS = 0.02
+#: All are looked at, though nothing says that one was missed and every driver is there, not before so long for each.
+_ALL_SECONDS_EACH = 0.02
+#: So many are taken over before others on the event loop have their turn.
+_AT_ONCE = 10
 _RETRY_SECONDS = 0.5
 
 T = TypeVar("T")
@@ -95,6 +101,7 @@ class Spreading:
         self._asking = asyncio.Event()
         self._reported: set[str] = set()
         self._look_at_all = True
+        self._looked_at_all = -math.inf
         self._looking = asyncio.Event()
         #: Hosts that streams of other controllers leave, and that they enter.
         self._left: set[str] = set()
@@ -168,8 +175,12 @@ class Spreading:
             group.create_task(self._ask(), name="requests to other controllers")
 
     def _pool_changed(self) -> None:
-        self._look_at_all = True
-        self._looking.set()
+        elsewhere = self._elsewhere(None)
+        drivers = {(each.assignment.driver, each.assignment.driver_token) for each in elsewhere}
+        gone = not all(self._pool.lives(*each) for each in drivers)
+        if gone or clock.now() - self._looked_at_all >= _ALL_SECONDS_EACH * len(elsewhere):
+            self._look_at_all = True
+            self._looking.set()
 
     async def _listen(self) -> None:
         async with self._signals.listen(REPORTS_CHANNEL, poll_seconds=_POLL_SECONDS) as signals:
@@ -185,6 +196,8 @@ class Spreading:
             await self._looking.wait()
             self._looking.clear()
             everything, self._look_at_all = self._look_at_all, False
+            if everything:
+                self._looked_at_all = clock.now()
             wanted, self._reported = self._reported, set()
             try:
                 with contained("migrations of other controllers"):
@@ -206,7 +219,12 @@ class Spreading:
         rows = {each.migration: each for each in await self._assignments.find(migrations)}
         over: list[RemoteSession] = []
         gone: list[RemoteSession] = []
-        for session in self._elsewhere(migrations):
+        for count, session in enumerate(self._elsewhere(migrations), 1):
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if session.ended or self._registry.migrations.get(session.id) is not session:
+                rows.pop(session.id, None)
+                continue  # something became of it meanwhile
             row = rows.pop(session.id, None)
             if row is None:
                 if migrations is None and given.get(session.id) == session.assignment.number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from migrator.store.signals import LocalSignals
 
 #: Of what is given, written once.
 _GIVEN = ("controller", "session", "stream_speed", "former", "former_token")
+#: So many are read before others on the event loop have their turn: each has all that is known of a migration.
+_AT_ONCE = 20
 #: Of ``released``: its driver has let go of it; it was taken from its driver.
 _RELEASED, _FENCED = 1, 2
 #: Writes that lock a driver's right come before those that only change a row, which a driver does under its right.
@@ -156,7 +159,12 @@ class SqlAssignments:
             query = query.where(assignments.c.migration.in_(migrations))
 
         async def read(connection: AsyncConnection) -> list[Assignment]:
-            return [_assignment(row) for row in await connection.execute(query)]
+            found = []
+            for row in await connection.execute(query):
+                found.append(_assignment(row))
+                if len(found) % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            return found
 
         return await self._database.read(read)
 
