@@ -47,7 +47,7 @@ def names(**query: Any) -> list[str]:
         ({"search": "2 db"}, ["db-2"]),
         ({"search": "key-mail"}, ["Mail"]),
         ({"search": "nobody"}, []),
-        ({"states": frozenset({"paused", "lost-contact"})}, ["db-1", "lost"]),
+        pytest.param({"states": frozenset({"paused", "lost-contact"})}, ["db-1", "lost"], id="two states"),
         ({"managed_by": "libvirt"}, ["db-1"]),
         ({"managed_by": "systemd"}, ["web"]),
         ({"managed_by": "systemd:web.service"}, ["web"]),
