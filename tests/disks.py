@@ -45,6 +45,7 @@ async def writing_guest(
     *,
     size_bytes: int = MIB,
     filled: bool = False,
+    there: Path | None = None,
     here_disk: tuple[str, ...] = (),
     there_disk: tuple[str, ...] = (),
     **how: Any,
@@ -52,9 +53,10 @@ async def writing_guest(
     """Start one.
 
     :param filled: nothing of its disk is a hole.
+    :param there: image of the destination, where that is not in the lab's directory.
     :param here_disk: options of further disks at the source; and at the destination.
     """
-    here, target = lab.directory / "here.img", lab.directory / "there.img"
+    here, target = lab.directory / "here.img", there or lab.directory / "there.img"
     WRITER.write_image(here, size_bytes=size_bytes)
     if filled:
         with here.open("r+b") as image:

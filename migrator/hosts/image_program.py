@@ -170,38 +170,62 @@ def _digests(path: str, export: str, wanted: dict[str, Any]) -> int:
     return size
 
 
-def user_of(image: str, names: list[str]) -> str:
-    """Return why an image may be in use by another in its directory: that is based on a file of one of these names, or
-    cannot be read; empty: there is none.
+def user_of(image: str, names: list[str], directories: list[str]) -> str:
+    """Return why an image may be in use by another that is in its directory, or in one of these or below them.
+
+    That is based on a file of one of these names, or cannot be read; empty: there is none.
     """
-    directory = os.path.dirname(image)
     reals = {os.path.realpath(each) for each in names}
-    with os.scandir(directory) as entries:
-        for count, entry in enumerate(entries):
-            if count > _MOST_ENTRIES:
-                many = f"one of more than {_MOST_ENTRIES} files in {directory}"
-                return f"{many}, which are not looked at, may be based on it"
-            if not entry.is_file(follow_symlinks=False):
-                continue
-            try:
-                with open(entry.path, "rb") as file:
-                    head = file.read(32)
-                    if head[:4] != _QCOW2 or len(head) < 20:
-                        continue
-                    offset, length = struct.unpack(">QL", head[8:20])
-                    if not offset:
-                        continue
-                    file.seek(offset)
-                    name = os.fsdecode(file.read(min(length, _MOST_NAME)))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                return f"{entry.path}, which cannot be read ({error.strerror}), may be based on it"
-            of = name.removeprefix("file:")
-            # In JSON names of files may be written in other ways.
-            said = [os.path.basename(each) for each in names] if name.startswith("json:") else names
-            if os.path.realpath(os.path.join(directory, of)) in reals or any(each in name for each in said):
-                return f"{entry.path} is based on it"
+    said = _user_in(os.path.dirname(image), names, reals, below=False)
+    for directory in dict.fromkeys(directories):
+        said = said or _user_in(directory, names, reals, below=True)
+    return said
+
+
+def _user_in(directory: str, names: list[str], reals: set[str], *, below: bool) -> str:
+    left, count = [directory], 0
+    while left:
+        at = left.pop()
+        try:
+            entries = list(os.scandir(at))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{at}, which cannot be read ({error.strerror}), may have an image that is based on it"
+        count += len(entries)
+        if count > _MOST_ENTRIES:
+            many = f"one of more than {_MOST_ENTRIES} files in {directory}"
+            return f"{many}, which are not looked at, may be based on it"
+        for entry in entries:
+            if below and entry.is_dir(follow_symlinks=False):
+                left.append(entry.path)
+            elif entry.is_file(follow_symlinks=False) and (why := _why_user(entry.path, names, reals)):
+                return why
+    return ""
+
+
+def _why_user(path: str, names: list[str], reals: set[str]) -> str:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+            if head[:4] != _QCOW2 or len(head) < 20:
+                return ""
+            offset, length = struct.unpack(">QL", head[8:20])
+            if not offset:
+                return ""
+            file.seek(offset)
+            name = os.fsdecode(file.read(min(length, _MOST_NAME)))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path}, which cannot be read ({error.strerror}), may be based on it"
+    of = name.removeprefix("file:")
+    # In JSON names of files may be written in other ways.
+    said = [os.path.basename(each) for each in names] if name.startswith("json:") else names
+    if os.path.realpath(os.path.join(os.path.dirname(path), of)) in reals or any(
+        each in name for each in said
+    ):
+        return f"{path} is based on it"
     return ""
 
 
@@ -237,8 +261,9 @@ def opened(image: str) -> bool:
 def remove(wanted: dict[str, Any]) -> None:
     """Remove an image that is as it was when it was compared, and that nobody has any use for.
 
-    ``image``; ``named``: its name before the guest left; ``identity``: as :func:`digests` told it. Prints ``done``, and
-    ``why`` where that is false; an image that is not there any more is done.
+    ``image``; ``named``: its name before the guest left; ``directories``: where other images are, besides its own;
+    ``identity``: as :func:`digests` told it. Prints ``done``, and ``why`` where that is false; an image that is
+    not there any more is done.
     """
     image = wanted["image"]
     try:
@@ -249,7 +274,7 @@ def remove(wanted: dict[str, Any]) -> None:
     why = ""
     if not stat.S_ISREG(at.st_mode):
         why = "it is no regular file any more"
-    elif not (why := user_of(image, [image, wanted["named"]])):
+    elif not (why := user_of(image, [image, wanted["named"]], wanted.get("directories", []))):
         # What may have changed while the directory was looked through is looked at last.
         if identity(image) != wanted["identity"]:
             why = "it is another file by now, or was written to"

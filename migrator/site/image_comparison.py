@@ -178,8 +178,15 @@ class ImageComparison:
     async def remove(self, removal: ImageRemoval) -> Mapping[str, str]:
         """See :meth:`migrator.ports.Site.remove_images`."""
         access, kept = self._connections.access(removal.host), {}
+        configured = self._connections.config(removal.host).image_directories.values()
+        directories = [each for each in configured if not each.startswith("/dev/")]
         for image in removal.images:
-            wanted = {"image": image.path, "named": image.named, "identity": image.identity}
+            wanted = {
+                "image": image.path,
+                "named": image.named,
+                "identity": image.identity,
+                "directories": directories,
+            }
             (*_, said) = await _run(access, "remove", wanted, timeout=_SHORT)
             if not said.get("done"):
                 kept[image.path] = str(said.get("why", "no reason was given"))

@@ -21,8 +21,9 @@ from tests.disks import MIB, WRITER, make_image, second_disk
 HOST = LocalAccess("here")
 
 
-def comparison() -> ImageComparison:
-    return ImageComparison(HostConnections({"here": (HOST, HostConfig(name="here"))}))
+def comparison(**image_directories: str) -> ImageComparison:
+    config = HostConfig(name="here", image_directories=image_directories)
+    return ImageComparison(HostConnections({"here": (HOST, config)}))
 
 
 async def arrived(lab: Lab, qemu_path: Path) -> tuple[LabQemu, ImageRemoval]:
@@ -118,8 +119,8 @@ async def test_what_somebody_has_a_use_for_is_not_removed(tmp_path: Path) -> Non
         arrived_at=0.0,
     )
 
-    async def why(removal: ImageRemoval = removal) -> str:
-        (found,) = (await comparison().remove(removal)).values()
+    async def why(removal: ImageRemoval = removal, **image_directories: str) -> str:
+        (found,) = (await comparison(**image_directories).remove(removal)).values()
         assert image.exists()
         return found
 
@@ -134,6 +135,9 @@ async def test_what_somebody_has_a_use_for_is_not_removed(tmp_path: Path) -> Non
     other_name = b'json:{"driver":"qcow2","file":{"driver":"file","filename":"./disk.qcow2"}}'
     clone.write_bytes(b"QFI\xfb" + struct.pack(">LQL", 3, 512, len(other_name)) + bytes(492) + other_name)
     assert str(clone) in await why()
-    clone.unlink()
-    assert await comparison().remove(removal) == {}
+    elsewhere = tmp_path / "others" / "deeper"
+    elsewhere.mkdir(parents=True)
+    clone.rename(elsewhere / clone.name)
+    assert f"{elsewhere}/clone.qcow2" in await why(large=str(tmp_path / "others"))
+    assert await comparison(volumes="/dev", gone=str(tmp_path / "gone")).remove(removal) == {}
     assert not image.exists()

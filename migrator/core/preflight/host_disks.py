@@ -281,6 +281,8 @@ def _new_volume(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> 
 
 def _why_not_made(pair: HostPair, disk: Disk, path: str, use: ImageUse | None) -> str:
     here = pair.files_here.file(path)
+    if sum(path_of(other.file) == path for other in pair.source.disks) > 1:
+        return "another disk of the guest has the same image, and each would get one of its own"
     if here.kind not in (FileKind.REGULAR, FileKind.BLOCK):
         return f"it is no regular file at the source ({here.kind})"
     if any(

@@ -25,6 +25,8 @@ from migrator.units import show_bytes, show_seconds
 
 #: Between two looks at mirrors that copy; and at such that end while the guest stands still.
 _LOOK_SECONDS, _END_LOOK_SECONDS = 0.1, 0.002
+#: Where the copy ends within so many seconds at its present speed, looks are nearer to each other.
+_NEARLY_SECONDS, _NEAR_LOOK_SECONDS = 0.2, 0.02
 #: Mirrors in which nothing moves for so long are given up.
 _STALLED_SECONDS = 30.0
 #: So long mirrors may take to end where the guest stands still anyway.
@@ -139,6 +141,7 @@ class DiskMirrors:
         tend: Callable[[Mirrors], Awaitable[None]],
     ) -> None:
         seen, moved_at = (-1, -1), clock.now()
+        before = moved_at, 0
         while not unwanted():
             await self._share(speed())
             now = await self._look()
@@ -147,11 +150,14 @@ class DiskMirrors:
                 return
             if now.phase is not MirrorPhase.COPYING:
                 raise Refused(now.problem or "a mirror has ended by itself")
+            at, copied = clock.now(), now.done_bytes - before[1]
+            nearly = 0 < now.remaining_bytes * (at - before[0]) <= _NEARLY_SECONDS * copied
+            before = at, now.done_bytes
             if (now.done_bytes, now.total_bytes) != seen:
                 seen, moved_at = (now.done_bytes, now.total_bytes), clock.now()
             elif clock.now() - moved_at > _STALLED_SECONDS:
                 raise Refused(f"nothing of the disks was copied for {_STALLED_SECONDS:g} s")
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_NEAR_LOOK_SECONDS if nearly else _LOOK_SECONDS)
 
     async def _share(self, bytes_per_second: int | None) -> None:
         """Give each its part of the links, where that has changed."""
