@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from migrator.cli.diagnosis import DoctorCheck, fail, ok, warn
 from migrator.cli.doctor_service import RunningService
 from migrator.core.inventory import HostFacts
+from migrator.core.managed_guest import DaemonAddress
 from migrator.core.policy import TlsUse
 from migrator.core.process.certificates import CLIENT_FILES, SERVER_FILES, HostCertificates
 from migrator.errors import HostError, MigratorError
@@ -18,9 +19,11 @@ from migrator.hosts.access import HostAccess, Output
 from migrator.hosts.facts import read_facts
 from migrator.hosts.host_config import access, host_config
 from migrator.hosts.sockets import FoundSocket, find_sockets
+from migrator.libvirt import binding
 from migrator.settings import Settings
 from migrator.settings.models import HostSettings
 from migrator.site.from_settings import make_site
+from migrator.site.libvirt_connections import find_daemons
 from migrator.units import show_rate, show_seconds
 
 _AT_ONCE = 8
@@ -105,6 +108,7 @@ async def _host(
         async with asyncio.timeout(_HOST_SECONDS):
             look = await _look(host, host_access, config.sockets)
             looks.append(look)
+            libvirt = await _libvirt(about, host_access, config.libvirt)
             obstacles = await _obstacles(host, settings, service)
     except TimeoutError:
         return [
@@ -126,6 +130,7 @@ async def _host(
         *_network(about, host, settings, look.facts),
         *_certificates(about, host, settings, look.facts.certificates),
         *_monitors(about, look),
+        *libvirt,
         *obstacles,
     ]
     return [_summary(about, host, look), *complaints]
@@ -280,6 +285,24 @@ def _monitors(about: str, look: _HostFindings) -> Iterable[DoctorCheck]:
         yield warn(
             about, text, "log in as root, or as the user that QEMU runs as: otherwise it cannot be fenced"
         )
+
+
+async def _libvirt(
+    about: str, host_access: HostAccess, address: DaemonAddress | None
+) -> Sequence[DoctorCheck]:
+    """Check whether guests of libvirt can be spoken with, where there may be any."""
+    found = await find_daemons(host_access, address) if address is not None else []
+    if address is None or (address.optional and not found):
+        return []
+    if not found:
+        text = f"libvirt is configured, and there is no socket {' or '.join(address.sockets)}"
+        return [fail(about, text, 'start its daemon there, or write libvirt = "off"')]
+    if not binding.is_installed():
+        text = (
+            "its libvirt cannot be asked, nor its guests be moved: the Python binding is not installed here"
+        )
+        return [warn(about, text, "make install LIBVIRT=1, or pip install 'migrator[libvirt]'")]
+    return []
 
 
 async def _obstacles(

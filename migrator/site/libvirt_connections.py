@@ -7,6 +7,7 @@ import functools
 
 from migrator.core.managed_guest import DaemonAddress
 from migrator.errors import HostError
+from migrator.hosts.access import HostAccess
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.site.recent_facts import HostDirectory
 
@@ -14,6 +15,19 @@ from migrator.site.recent_facts import HostDirectory
 _FIND = b'for path; do if [ -S "$path" ]; then printf "%s\\0" "$path"; fi; done; printf "end\\0"\n'
 #: Seconds to find the socket of a daemon.
 _FIND_SECONDS = 10.0
+
+
+async def find_daemons(access: HostAccess, address: DaemonAddress) -> list[str]:
+    """Return the paths at a host at which a daemon may listen, and there is a socket.
+
+    :raise HostError: the host cannot be asked.
+    """
+    done = await access.run(["sh", "-s", "--", *address.sockets], stdin=_FIND, timeout=_FIND_SECONDS)
+    if not done.stdout.endswith(b"end\0"):
+        raise HostError(
+            access.name, f"whether libvirt is there cannot be told: {done.complaint or 'no answer'}"
+        )
+    return done.text.split("\0")[:-2]
 
 
 class LibvirtConnections:
@@ -47,13 +61,8 @@ class LibvirtConnections:
 
         :raise HostError: the host cannot be asked.
         """
-        access, address = self._hosts.access(host), self._hosts.config(host).libvirt
-        if address is None:
-            return []
-        done = await access.run(["sh", "-s", "--", *address.sockets], stdin=_FIND, timeout=_FIND_SECONDS)
-        if not done.stdout.endswith(b"end\0"):
-            raise HostError(host, f"whether libvirt is there cannot be told: {done.complaint or 'no answer'}")
-        return done.text.split("\0")[:-2]
+        address = self._hosts.config(host).libvirt
+        return [] if address is None else await find_daemons(self._hosts.access(host), address)
 
     async def _uris(self, host: str, address: DaemonAddress) -> list[str]:
         access = self._hosts.access(host)
