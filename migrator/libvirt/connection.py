@@ -7,6 +7,7 @@ import contextlib
 import functools
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -57,6 +58,10 @@ class LibvirtConnection:
         #: When that began, on the loop's clock: whoever comes later does not wait as long again.
         self._opening_since = 0.0
         self._calls = 0
+        #: Calls that use a connection of libvirt, by its id, and those that are closed once nobody uses them: one that
+        #: is closed during a call takes the process along.
+        self._users: Counter[int] = Counter()
+        self._lost: dict[int, Any] = {}
         self._subscribers: list[Callable[[DomainEvent], None]] = []
         self._log = logs.logger(host=host)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,14 +89,37 @@ class LibvirtConnection:
             lambda: function(connection), what=what, timeout=timeout, connection=connection
         )
 
-    async def begin(self, function: Callable[[Any], _Result], *, what: str) -> asyncio.Future[_Result]:
+    async def begin(
+        self, function: Callable[[Any, Any], _Result], *, what: str, with_other: LibvirtConnection
+    ) -> asyncio.Future[_Result]:
         """Begin a call that takes long, and return at once; its outcome is as :meth:`call` has it, without a time-out.
 
-        :raise HostError: the daemon is away.
+        :param function: is given libvirt's connection of this daemon, and that of the other one.
+        :raise HostError: a daemon is away.
         """
-        connection = await self.open()
-        running = self._run(lambda: function(connection), what=what, timeout=None, connection=connection)
+        connection, other = await self.open(), await with_other.open()
+        running = self._run(
+            lambda: function(connection, other),
+            what=what,
+            timeout=None,
+            connection=connection,
+            besides=(with_other, other),
+        )
         return asyncio.create_task(running, name=f"{what} at {self.host}")
+
+    def retain(self, connection: Any) -> None:
+        """Have a connection of libvirt's not be closed before it was given to :meth:`release`."""
+        self._users[id(connection)] += 1
+
+    def release(self, connection: Any) -> None:
+        """Close a connection if it was lost and nobody uses it any more."""
+        key = id(connection)
+        self._users[key] -= 1
+        if self._users[key] > 0:
+            return
+        del self._users[key]
+        if self._lost.pop(key, None) is not None:
+            self._drop_soon(connection)
 
     async def open(self) -> Any:
         """Return libvirt's connection, opened where it is not; one opening at a time, whoever waits for it.
@@ -151,14 +179,22 @@ class LibvirtConnection:
             self._opening.cancel()
             await asyncio.wait({self._opening})
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._users[id(connection)]:
+            self._lost[id(connection)] = connection
+        elif connection is not None:
             with contextlib.suppress(CommandFailed, HostError, TimedOut):
                 await self._run(connection.close, what="close", timeout=1.0)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     async def _run(
-        self, function: Callable[[], _Result], *, what: str, timeout: float | None, connection: Any = None
+        self,
+        function: Callable[[], _Result],
+        *,
+        what: str,
+        timeout: float | None,
+        connection: Any = None,
+        besides: tuple[LibvirtConnection, Any] | None = None,
     ) -> _Result:
         if self._calls >= _MOST_CALLS:
             raise HostError(self.host, f"libvirt does not answer: {self._calls} calls wait for it")
@@ -168,9 +204,16 @@ class LibvirtConnection:
             lambda done: done.cancelled() or done.exception()
         )  # nobody may wait any more
         self._calls += 1
+        used = [] if connection is None else [(self, connection)]
+        if besides is not None:
+            used.append(besides)
+        for owner, each in used:
+            owner.retain(each)
 
         def done(result: Any, error: BaseException | None) -> None:
             self._calls -= 1
+            for owner, each in used:
+                owner.release(each)
             if future.cancelled():
                 return
             if error is not None:
@@ -240,11 +283,17 @@ class LibvirtConnection:
         if self._connection is None or self._connection is not connection:
             return
         self._connection = None
+        if self._users[id(connection)]:
+            self._lost[id(connection)] = connection
+        else:
+            self._drop_soon(connection)
+        self._log.warning("the connection to libvirt was lost")
+        self._tell(DomainEvent(kind="lost", arrived=time.monotonic()))
+
+    def _drop_soon(self, connection: Any) -> None:
         threading.Thread(
             target=self._drop, args=(connection,), name=f"libvirt {self.host}", daemon=True
         ).start()
-        self._log.warning("the connection to libvirt was lost")
-        self._tell(DomainEvent(kind="lost", arrived=time.monotonic()))
 
     def _drop(self, connection: Any) -> None:
         """Let go of a connection that was lost; on a thread."""

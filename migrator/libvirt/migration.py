@@ -77,17 +77,19 @@ class DomainSource(DomainEnd):
         if resume:
             flags |= load().VIR_MIGRATE_POSTCOPY_RESUME
         uuid, peer_uri = self.uuid, there.peer_uri
-        target = await there.connection.open()
+        await there.connection.open()
         there.heard = True
 
-        def move(connection: Any) -> None:
+        def move(connection: Any, target: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
             if peer_uri:
                 domain.migrateToURI3(peer_uri, parameters, flags | load().VIR_MIGRATE_PEER2PEER)
             else:
                 domain.migrate3(target, parameters, flags)
 
-        self._moving = await self.connection.begin(move, what=f"migrate {self.address_text}")
+        self._moving = await self.connection.begin(
+            move, what=f"migrate {self.address_text}", with_other=there.connection
+        )
         self._moving.add_done_callback(self._moved)
 
     def _moved(self, moving: asyncio.Future[Any]) -> None:

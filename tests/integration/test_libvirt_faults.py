@@ -162,7 +162,7 @@ async def until_forgotten(busy: Busy) -> None:
 @BOTH_WAYS
 async def test_guest_goes_on_where_the_network_breaks_at_its_switch(busy: Busy, peer_to_peer: bool) -> None:
     async with busy.controller(policy=PLAIN, peer_to_peer=peer_to_peer) as ours, busy.moving(ours) as move:
-        busy.alpha.host.set_speed(4 * MIB)
+        busy.alpha.host.set_speed(16 * MIB)
         await ours.at_stop(busy.alpha.host.black_hole)
         outcome = await move
     assert outcome.state is State.FAILED, (outcome.state, outcome.error)
@@ -181,7 +181,7 @@ async def test_guest_whose_arrival_its_source_does_not_hear_of_runs_once(busy: B
         busy.controller(policy=PLAIN, there=relay.uri) as ours,
         busy.moving(ours) as move,
     ):
-        busy.alpha.host.set_speed(4 * MIB)
+        busy.alpha.host.set_speed(16 * MIB)
         await ours.at_stop(relay.mute)
         outcome = await move
     assert outcome.state is State.COMPLETED, (outcome.state, outcome.error)
@@ -200,7 +200,7 @@ async def test_guest_that_may_run_at_a_target_that_cannot_be_asked_is_stopped_an
         busy.controller(policy=PLAIN, peer_to_peer=peer_to_peer, there=relay.uri, asked=relay.uri) as ours,
         busy.moving(ours) as move,
     ):
-        busy.alpha.host.set_speed(4 * MIB)
+        busy.alpha.host.set_speed(16 * MIB)
         await ours.at_stop(relay.mute)
         outcome = await move
     assert outcome.state is State.HELD, (outcome.state, outcome.error)
