@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +150,7 @@ async def controller(
     peer_to_peer: bool = True,
     peer_uri: str = "",
     asked: str = "",
+    new_images: Sequence[str] = (),
     timeouts: PhaseTimeouts | None = None,
 ) -> AsyncIterator[Controller]:
     """A controller between two hosts; what it holds is let go of in the end, whatever became of the guest.
@@ -173,6 +174,7 @@ async def controller(
         policy=policy,
         listen=f"tcp:{there.host.address}:0",
         record=record,
+        new_images=new_images,
         timeouts=timeouts,
         on_status=seen.append,
     )

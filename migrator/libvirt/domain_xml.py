@@ -27,6 +27,10 @@ class DiskXml:
     protocol: str = ""
     #: As libvirt calls it; empty is the hypervisor's default.
     cache: str = ""
+    #: ``raw``, ``qcow2``.
+    format: str = ""
+    #: Its image is based on another one.
+    based: bool = False
     read_only: bool = False
     shareable: bool = False
     #: A job of libvirt's copies it somewhere.
@@ -127,6 +131,8 @@ def _disk(element: ET.Element) -> DiskXml:
         pool=where.get("pool", ""),
         protocol=where.get("protocol", ""),
         cache=driver.get("cache", "") if driver is not None else "",
+        format=driver.get("type", "") if driver is not None else "",
+        based=element.find("backingStore[@type]") is not None,
         read_only=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         mirrored=element.find("mirror") is not None,

@@ -15,6 +15,7 @@ from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut
 from migrator.libvirt.binding import load
 from migrator.libvirt.connection import DomainEvent, LibvirtConnection
+from migrator.libvirt.domain_disks import read_disks
 from migrator.libvirt.domain_view import DomainLook, destination_view, look_at, source_view
 from migrator.libvirt.domain_xml import DomainXml, parse_domain
 from migrator.ports import QemuEvent, Tuning
@@ -53,6 +54,8 @@ class DomainEnd(UnmonitoredEnd):
         self._events: list[QemuEvent] = []
         self._ended = False
         self._looking: asyncio.Task[DomainLook | None] | None = None
+        #: The last that was answered.
+        self.last_look: DomainLook | None = None
         self._unsubscribe = connection.subscribe(self._hear)
 
     @property
@@ -97,7 +100,7 @@ class DomainEnd(UnmonitoredEnd):
         except (HostError, QemuError) as error:
             self._looking = None
             return View(process=ProcessState.UNKNOWN, error=str(error))
-        self._looking = None
+        self._looking, self.last_look = None, look
         self.round_trip_seconds = time.monotonic() - began
         view = source_view if self.role == "source" else destination_view
         return view(look, ended=self._ended)
@@ -139,6 +142,7 @@ class DomainEnd(UnmonitoredEnd):
     async def facts(self) -> Facts:
         view = await self.observe(timeout=_CHANGE_SECONDS)
         xml, version = await self._read()
+        disks = await self._call(lambda domain: read_disks(domain, xml), "read the disks", _CHANGE_SECONDS)
         return Facts(
             version=version,
             run=view.run if view.answers else RunState.OTHER,
@@ -148,6 +152,7 @@ class DomainEnd(UnmonitoredEnd):
             machine=xml.machine,
             accelerator="tcg" if xml.virt == "qemu" else xml.virt,
             memory_bytes=xml.memory_bytes,
+            disks=disks,
             capabilities=_CAPABILITIES,
         )
 

@@ -97,6 +97,14 @@ class DomainSource(DomainEnd):
             moving.exception()  # what it was is told by :meth:`managed_ended`
         self._notify()
 
+    @property
+    def copied_disks(self) -> tuple[int, int] | None:
+        """See :attr:`migrator.ports.managed.ManagedMigration.copied_disks`."""
+        stats = self.last_look.stats if self.last_look is not None else {}
+        if not stats.get("disk_total"):
+            return None
+        return int(stats.get("disk_processed", 0)), int(stats["disk_total"])
+
     def watched(self, destination: Qemu) -> bool:
         """See :meth:`migrator.ports.managed.ManagedMigration.watched`."""
         return _there(destination).heard

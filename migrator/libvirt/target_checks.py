@@ -10,7 +10,9 @@ from xml.etree import ElementTree as ET
 from migrator.core.findings import finding
 from migrator.core.managed_guest import ManagedDomain
 from migrator.core.model import Finding
+from migrator.core.preflight.facts import Disk
 from migrator.libvirt.binding import error_code, error_text, load
+from migrator.libvirt.domain_disks import read_disks
 from migrator.libvirt.domain_xml import DiskXml, DomainXml, parse_domain
 from migrator.libvirt.domains import read_details
 
@@ -32,6 +34,8 @@ class LeavingGuest:
     definition: str
     xml: DomainXml
     domain: ManagedDomain
+    #: Those whose images are files, and can be made elsewhere.
+    disks: tuple[Disk, ...] = ()
     #: The ``cpu`` element of its host.
     host_cpu: str = ""
 
@@ -70,7 +74,11 @@ def read_leaving(connection: Any, uuid: str) -> LeavingGuest:
         cpu = ET.fromstring(connection.getCapabilities()).find("host/cpu")  # noqa: S314 - of that daemon
         host_cpu = ET.tostring(cpu, encoding="unicode") if cpu is not None else ""
     return LeavingGuest(
-        definition=definition, xml=parse_domain(definition), domain=details.domain, host_cpu=host_cpu
+        definition=definition,
+        xml=parse_domain(definition),
+        domain=details.domain,
+        disks=read_disks(domain, details.xml),
+        host_cpu=host_cpu,
     )
 
 

@@ -75,6 +75,10 @@ class ManagedMigration(Protocol):
         Only of a call of this process.
         """
 
+    @property
+    def copied_disks(self) -> tuple[int, int] | None:
+        """Return what of its disks was copied by the last look, of how many bytes; ``None``: nothing is, yet."""
+
     def watched(self, destination: Qemu) -> bool:
         """Return whether whatever happened at the destination since :meth:`begin_managed` was heard of."""
 

@@ -284,7 +284,7 @@ class Destinations:
 
     async def keep_images(self, host: str, *, migration: str) -> None:
         """See :meth:`migrator.ports.Site.keep_images`."""
-        launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
+        launcher = self.launcher_of(host)
         for run_dir in await launcher.run_directories_of(migration):
             await forget_images(launcher.host, run_dir.path)
             await forget_volumes(launcher.host, run_dir.path)
@@ -300,7 +300,7 @@ class Destinations:
 
         :raise HostError: the host cannot be asked, or something could not be ended.
         """
-        launcher = self._launcher(host, self._how(Guest(key="", host=host), host))
+        launcher = self.launcher_of(host)
         for run_dir in await launcher.run_directories_of(migration):
             qemu = self._connections.endpoint(host, place(run_dir).control, role="destination")
             rescue = functools.partial(self._rescue, host, run_dir)
@@ -312,9 +312,7 @@ class Destinations:
 
         :raise HostError: the host cannot be asked, or one cannot be removed.
         """
-        return await remove_stale(
-            self._launcher(host, self._how(Guest(key="", host=host), host)), under_way=under_way
-        )
+        return await remove_stale(self.launcher_of(host), under_way=under_way)
 
     async def settle(self, guest: Guest) -> list[str]:
         """Have the paths that the operator knows lead to a guest that has arrived; what could not be, in sentences.
@@ -351,6 +349,10 @@ class Destinations:
 
     def _rescue(self, host: str, run_dir: RunDirectory) -> Endpoint:
         return self._connections.endpoint(host, place(run_dir).rescue, role="destination")
+
+    def launcher_of(self, host: str) -> Launcher:
+        """Return what keeps the directories of guests on a host, whichever guest it is."""
+        return self._launcher(host, self._how(Guest(key="", host=host), host))
 
     def _launcher(self, host: str, config: LaunchConfig) -> Launcher:
         return launcher_at(self._connections, host, config)

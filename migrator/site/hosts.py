@@ -23,6 +23,7 @@ from migrator.core.process.listening import without
 from migrator.core.saved_guest import PREFIX
 from migrator.errors import HostError, QemuError
 from migrator.hosts.guest_network import read_guest_taps
+from migrator.hosts.launch import Launcher
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.managers import SystemdUnits, read_processes
@@ -74,6 +75,9 @@ class DestinationStarter(Protocol):
         keep_backing: bool = False,
     ) -> IncomingDestination:
         """Start the QEMU that the guest moves into."""
+
+    def launcher_of(self, host: str) -> Launcher:
+        """Return what keeps the directories of guests on a host, whichever guest it is."""
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
         """Remove what an earlier start has left."""
@@ -375,7 +379,10 @@ class SiteHosts:
     ) -> IncomingDestination:
         """See :class:`DestinationStarter`; a guest of libvirt is given its place by libvirt itself."""
         if uuid_at(guest.socket) is not None:
-            return await self._ends.start_destination(guest, target)
+            launcher = self._launcher.launcher_of(target)
+            return await self._ends.start_destination(
+                guest, target, source=source, migration=migration, launcher=launcher
+            )
         return await self._launcher.start_destination(
             guest, source, target, migration=migration, accepted=accepted, keep_backing=keep_backing
         )

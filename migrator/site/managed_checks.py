@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 
 from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
 from migrator.core.policy import CopiedDisks, Policy, StreamRoute
+from migrator.core.preflight.disk_room import by_file_system, copied_disk, copied_disks
+from migrator.core.preflight.facts import Disk
+from migrator.core.preflight.host_disks import parent
 from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
 from migrator.errors import HostError, QemuError
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
@@ -18,6 +21,7 @@ from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
 from migrator.site.connections import HostConnections
 from migrator.site.libvirt_connections import LibvirtConnections
+from migrator.units import show_bytes
 
 #: Seconds that the libvirt of a host may take to answer all that it is asked.
 _SECONDS = 30.0
@@ -31,13 +35,10 @@ class ManagedChecks:
     def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
         self._connections, self._daemons = connections, daemons
 
-    async def check(
-        self, guest: Guest, target: str, policy: Policy, *, copied: Collection[str] = ()
-    ) -> tuple[Finding, ...]:
+    async def check(self, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
         """Return what speaks against a target for a guest, errors first.
 
         :param policy: what it would be moved under.
-        :param copied: disks whose contents are copied to the target, by what libvirt calls them (``vda``).
         :raise HostError: a host, or the libvirt of the guest's own, cannot be asked.
         :raise QemuError: that libvirt refused to describe the guest.
         """
@@ -53,7 +54,7 @@ class ManagedChecks:
         facts = self._connections.facts
         here, there = await asyncio.gather(facts.recent(guest.host), facts.recent(target))
         asked, files = await asyncio.gather(
-            self._ask(leaving, target), self._files(leaving.xml, guest.host, target, here, there, copied)
+            self._ask(leaving, target), self._files(leaving, guest.host, target, here, there, policy)
         )
         return errors_first(
             [*refused_wishes(policy), *asked, *_host_findings(leaving.xml, target, there), *files]
@@ -75,24 +76,21 @@ class ManagedChecks:
 
     async def _files(
         self,
-        xml: DomainXml,
+        leaving: LeavingGuest,
         host: str,
         target: str,
         here: HostFacts,
         there: HostFacts,
-        copied: Collection[str],
+        policy: Policy,
     ) -> list[Finding]:
-        disks = [
-            disk
-            for disk in xml.disks
-            if disk.kind in _FILES and disk.source.startswith("/") and disk.target not in copied
-        ]
+        xml = leaving.xml
+        disks = [disk for disk in xml.disks if disk.kind in _FILES and disk.source.startswith("/")]
         paths = [disk.source for disk in disks]
         firmware = [xml.loader] if xml.loader else []
         access = self._connections.access(host), self._connections.access(target)
         files_here, files_there = await asyncio.gather(
             read_host_files(access[0], FileQuery(paths=paths)),
-            read_host_files(access[1], FileQuery(paths=[*paths, *firmware])),
+            read_host_files(access[1], FileQuery(paths=[*paths, *map(parent, paths), *firmware])),
         )
         one_machine = bool(here.boot_id) and here.boot_id == there.boot_id
         same = {
@@ -111,9 +109,13 @@ class ManagedChecks:
             for path in firmware
             if not files_there.file(path).exists
         ]
+        sizes = {disk.device: disk for disk in leaving.disks}
         for disk in disks:
-            found += _disk(disk, target, files_here, files_there, same[disk.source])
-        return found
+            if policy.disks is not CopiedDisks.NONE and not files_there.file(disk.source).exists:
+                found += copied(disk, sizes.get(disk.target), target, files_there)
+            else:
+                found += _disk(disk, target, files_here, files_there, same[disk.source])
+        return [*found, *_room(found, target)]
 
 
 def refused_wishes(policy: Policy) -> Iterator[Finding]:
@@ -125,6 +127,42 @@ def refused_wishes(policy: Policy) -> Iterator[Finding]:
         yield finding("libvirt-policy", "the policy has the guest stand still while it is copied (offline)")
     if policy.disks is CopiedDisks.ALL:
         yield finding("libvirt-policy", "the policy has all disks copied (disks = all)")
+
+
+def copied(disk: DiskXml, facts: Disk | None, target: str, there: HostFiles) -> Iterator[Finding]:
+    """Yield findings about a disk whose image is not at the target, and is made and filled there where it can be."""
+    path = disk.source
+    missing = f"{path} of disk {disk.target} does not exist at {target}"
+    where = there.file(parent(path))
+    if disk.read_only or not where.exists or disk.kind != "file":
+        yield finding("disk-file-missing", missing)
+        return
+    if facts is None or facts.format not in ("raw", "qcow2"):
+        why = "it is based on another image" if disk.based else f"its driver is {disk.format or 'not known'}"
+        yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why}")
+        return
+    needed = facts.copied_bytes(keep_backing=False)
+    yield copied_disk(
+        f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(facts.virtual_bytes)})",
+        copied_bytes=needed,
+        directory=parent(path),
+        file_system=where.device,
+        free_bytes=where.free_bytes,
+        held_bytes=where.held_bytes,
+    )
+
+
+def _room(found: Sequence[Finding], target: str) -> Iterator[Finding]:
+    """Yield findings about file systems that have no room for the disks that would be copied to there."""
+    disks = copied_disks(found)
+    for file_system, needed in by_file_system(disks).items():
+        where = next(disk for disk in disks if disk.file_system == file_system)
+        if needed > where.free_bytes:
+            yield finding(
+                "disk-room",
+                f"{where.directory} at {target} has {show_bytes(where.free_bytes)} left, and {show_bytes(needed)} of "
+                "the guest's disks would be copied to there",
+            )
 
 
 def _disk(disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: SameFile) -> Iterator[Finding]:

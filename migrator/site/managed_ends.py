@@ -9,25 +9,42 @@ from migrator.core.inventory import Guest
 from migrator.core.managed_guest import place_of, uuid_at
 from migrator.core.model import Finding
 from migrator.errors import HostError, Unreachable
+from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.end import DomainEnd
 from migrator.libvirt.migration import DomainDestination, DomainSource
+from migrator.ports import SourceQemu
 from migrator.site.connections import HostConnections
 from migrator.site.libvirt_connections import LibvirtConnections
+from migrator.site.target_images import TargetImages
+
+#: Time-out of a small command, in seconds.
+_SHORT = 10.0
 
 
 class ArrivingGuest:
     """The place of a guest at its target, where its libvirt makes a QEMU when the migration begins.
 
     Implements :class:`migrator.ports.IncomingDestination`.
+
+    :param run_dir: where it is noted what was made for its disks; ``None``: nothing was.
+    :param new_images: disks whose images were made for it.
     """
 
     notes: tuple[Finding, ...] = ()
-    new_images: Sequence[str] = ()
 
-    def __init__(self, end: DomainDestination, *, listen: str) -> None:
+    def __init__(
+        self,
+        end: DomainDestination,
+        *,
+        listen: str,
+        launcher: Launcher | None = None,
+        run_dir: RunDirectory | None = None,
+        new_images: Sequence[str] = (),
+    ) -> None:
         self._end = end
         self.listen = listen
+        self._launcher, self._run_dir, self.new_images = launcher, run_dir, new_images
         self.socket = place_of(end.uuid)
 
     @property
@@ -36,7 +53,13 @@ class ArrivingGuest:
         return self._end
 
     async def discard(self, *, images: bool = False) -> None:
-        """Do nothing: what a libvirt began for a guest that did not come it removes by itself."""
+        """Remove what was made for its disks; what libvirt began for a guest that did not come it removes by itself.
+
+        :param images: see :meth:`migrator.ports.IncomingDestination.discard`.
+        :raise HostError: the host cannot be asked.
+        """
+        if self._launcher is not None and self._run_dir is not None:
+            await self._launcher.discard(self._run_dir, images=images)
 
 
 class ManagedEnds:
@@ -74,16 +97,52 @@ class ManagedEnds:
             raise
         return end
 
-    async def start_destination(self, guest: Guest, target: str) -> ArrivingGuest:
-        """Return the place of a guest at its target; nothing is started.
+    async def start_destination(
+        self,
+        guest: Guest,
+        target: str,
+        *,
+        source: SourceQemu | None = None,
+        migration: str = "",
+        launcher: Launcher | None = None,
+    ) -> ArrivingGuest:
+        """Return the place of a guest at its target; nothing is started, and images that are not there are made.
 
-        :raise HostError: its libvirt cannot be asked.
+        :param launcher: keeps the notes of what is made, at the target; without it and `source` nothing is.
+        :raise HostError: its libvirt cannot be asked, or an image cannot be made; nothing is left.
+        :raise QemuError: the source cannot be asked.
         """
         end = await self.open(target, guest.socket, role="destination")
         if not isinstance(end, DomainDestination):
             raise HostError(target, "it is no target for a guest of libvirt")
-        address = self._connections.config(target).address
-        return ArrivingGuest(end, listen=f"tcp:{bracketed(address)}:0")
+        listen = f"tcp:{bracketed(self._connections.config(target).address)}:0"
+        if source is None or launcher is None:
+            return ArrivingGuest(end, listen=listen)
+        images = TargetImages(self._connections, guest, source, target, same_paths=True)
+        try:
+            if not await self._lacks(target, await images.at_target()):
+                return ArrivingGuest(end, listen=listen)
+            run_dir = await launcher.choose_run_directory(migration)
+            missing = await launcher.make(run_dir, migration, images=await images.at_target())
+            try:
+                new = await images.make(
+                    launcher, run_dir, missing, migration=migration, template=None, keep_backing=False
+                )
+            except BaseException:  # cancelled too: nothing is left at the host; raised again
+                await finish_cleanup(launcher.discard(run_dir, images=True), name=f"remove {run_dir.path}")
+                raise
+        except BaseException:  # cancelled too: it is let go of; raised again
+            await end.close()
+            raise
+        return ArrivingGuest(end, listen=listen, launcher=launcher, run_dir=run_dir, new_images=new)
+
+    async def _lacks(self, host: str, paths: Sequence[str]) -> bool:
+        """Return whether there is nothing at one of the paths."""
+        if not paths:
+            return False
+        program = 'for p; do [ -e "$p" ] || exit 1; done'
+        asked = await self._connections.access(host).run(["sh", "-c", program, "sh", *paths], timeout=_SHORT)
+        return bool(asked.status)
 
     def _connection(self, host: str) -> LibvirtConnection:
         connection = self._daemons.connection(host)

@@ -291,7 +291,8 @@ class LibvirtDaemon:
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
-    def _first(self) -> int:
+    @property
+    def first_pid(self) -> int:
         """Return the pid, seen from here, of the first process of its namespace."""
         assert self._process is not None
         return int(_children(self._process.pid)[0])
@@ -299,7 +300,7 @@ class LibvirtDaemon:
     @property
     def daemon_pid(self) -> int | None:
         """Return the pid of libvirtd, seen from here; ``None`` while it does not run."""
-        return next((pid for pid in _children(self._first()) if _command(pid) == "libvirtd"), None)
+        return next((pid for pid in _children(self.first_pid) if _command(pid) == "libvirtd"), None)
 
     def guest_pid(self, name: str) -> int:
         """Return the pid of a guest's QEMU, seen from here.
@@ -307,7 +308,7 @@ class LibvirtDaemon:
         :raise LibvirtUnavailable: there is none.
         """
         inside = int((self.directory / "run/libvirt/qemu" / f"{name}.pid").read_text())
-        pending = [self._first()]
+        pending = [self.first_pid]
         while pending:
             pid = pending.pop()
             numbers = [

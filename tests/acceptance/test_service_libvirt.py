@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +13,8 @@ from typing import Any, Self, cast
 
 import pytest
 
-from migrator.testing.guest import Habit
-from migrator.testing.libvirtd import LibvirtHosts
+from migrator.testing.guest import IDLE, Habit, write_image
+from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from migrator.testing.network import LabHosts
 from tests.acceptance.service_site import MIB, LiveSite, guest
 from tests.libvirt_hosts import NAMES, guest_name, libvirt_daemons, libvirt_hosts
@@ -137,3 +138,51 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
         await at.wait_beating(name)
         with contextlib.suppress(KeyError):
             assert (await has(other, name))["State"] != "running"
+
+
+@contextlib.contextmanager
+def own_files(daemons: LibvirtHosts) -> Iterator[None]:
+    """Have what is run at each host see the /var of its daemon, and all else as it is."""
+    with contextlib.ExitStack() as stack:
+        for daemon in daemons.daemons.values():
+            holder = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
+                    *("sh", "-c", 'mount --bind "$0" /var && echo ready && exec sleep infinity'),
+                    str(daemon.directory / "var"),
+                ],
+                stdout=subprocess.PIPE,
+            )
+            stack.enter_context(holder)
+            stack.callback(holder.kill)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+            daemon.host.mounts = holder.pid
+        try:
+            yield
+        finally:
+            for daemon in daemons.daemons.values():
+                daemon.host.mounts = None
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
+    libvirt_hosts: LibvirtHosts,
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    path = Path("/var/lib/libvirt", f"{name}.img")
+    images = {daemon.host.name: daemon.directory / str(path)[1:] for daemon in (alpha, beta)}
+    write_image(images["alpha"], IDLE)
+    contents = images["alpha"].read_bytes()
+    uuid = await alpha.start_domain(name, domain_xml(name, path, shared=False))
+    with own_files(libvirt_hosts):
+        async with fleet(libvirt_hosts, peers=True) as site:
+            await served(site, 1)
+            for to, left in (("beta", "alpha"), ("alpha", "beta")):
+                move = await site.post("migrations", guest=uuid, to=to, policy="default")
+                await site.migration_ended(move["id"], "completed", within=120)
+                assert images[to].read_bytes() == contents
+                assert not images[left].exists()  # it has another name, so that nobody starts from it
+            await alpha.wait_beating(name)
+            assert await has(beta, name) == {}

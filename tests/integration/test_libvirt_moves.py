@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import Mode, State
-from migrator.testing.guest import IDLE
-from migrator.testing.libvirtd import LibvirtHosts
+from migrator.testing.guest import IDLE, write_image
+from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
 from tests.libvirt_moves import PLAIN, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
 
@@ -40,6 +40,29 @@ async def test_guest_arrives_with_its_definition_and_autostart_and_is_gone_where
     assert outcome.downtime_seconds is not None
     assert 0 < outcome.downtime_seconds < PLAIN.max_downtime_seconds + 2
     assert outcome.transferred_bytes > 0
+
+
+#: Each host has its own directory there.
+OWN = "var/lib/libvirt"
+
+
+async def test_disk_that_the_target_has_empty_is_copied_with_the_guest(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    here, there = (daemon.directory / OWN / f"{name}.img" for daemon in (alpha, beta))
+    write_image(here, IDLE)
+    with there.open("wb") as image:
+        image.truncate(here.stat().st_size)
+    definition_ = domain_xml(name, Path("/", OWN, f"{name}.img"), shared=False)
+    uuid = await alpha.start_domain(name, definition_)
+    async with controller(alpha, beta, uuid, state=tmp_path, new_images=["vda"]) as ours:
+        outcome = await ours.move()
+    assert outcome.state is State.COMPLETED, outcome.error
+    await beta.wait_beating(name)
+    assert await has(alpha, name) == {}
+    assert there.read_bytes() == here.read_bytes()
+    assert outcome.disk_bytes > 0
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from migrator.core.image_removal import ImageRemoval, OldImage
+from migrator.core.managed_guest import uuid_at
 from migrator.core.migration.disk_copies import DiskCopy, bitmap_name
 from migrator.core.policy import SourceImages
 from migrator.engine import clock
@@ -102,9 +103,11 @@ def _removal(
         for copy in copies
         if copy.path in moved and copy.format != "luks"  # nobody but its QEMU can read what is in it
     )
-    if not images:
-        return None
     place = session.places["destination"]
+    if (
+        not images or uuid_at(place.socket) is not None
+    ):  # a QEMU of libvirt's is not asked what was written since
+        return None
     return ImageRemoval(
         migration=session.id,
         guest=cast(Any, session.guest).key,

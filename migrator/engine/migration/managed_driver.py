@@ -10,6 +10,7 @@ from migrator.addresses import bracketed, stream_host
 from migrator.core.findings import errors_first
 from migrator.core.migration import managed_lifecycle
 from migrator.core.migration.convergence_state import Abilities
+from migrator.core.migration.disk_copies import DiskCopy, MirrorPhase, Mirrors, as_fields, from_fields
 from migrator.core.migration.managed_lifecycle import DestinationHas, ManagerCall, SourceHas
 from migrator.core.migration.rules import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
@@ -78,6 +79,10 @@ class ManagedDriver(DriverState):
         self._observer.destination_fenced = True
         self._was: ManagedGuestState | None = None
         self._acted_at = 0.0
+        #: What of its disks was copied by the last look.
+        self._copied: tuple[int, int] | None = None
+        #: It has ended, and the guest is at its source.
+        self._stayed = False
         #: It was given its share, and its limit, by this controller.
         self._tuned = False
 
@@ -92,6 +97,11 @@ class ManagedDriver(DriverState):
             self._intent_log.intent, self._last_source
         )
 
+    @property
+    def handed_over(self) -> bool:
+        """Return whether the guest may have run at the destination, and written to its disks there."""
+        return self._intent_log.intent.milestone >= Milestone.SWITCHING and not self._stayed
+
     # --- before anything is changed --------------------------------------------------------------------------------
 
     async def check(self) -> tuple[Finding, ...]:
@@ -100,6 +110,18 @@ class ManagedDriver(DriverState):
         facts = await self._source.facts()
         self._was = await self._managed.managed_state()
         self._facts = facts
+        self._mirrors.copies = tuple(
+            DiskCopy(
+                device=disk.device,
+                size_bytes=disk.virtual_bytes,
+                allocated_bytes=disk.copied_bytes(keep_backing=False),
+                path=disk.file,
+                format=disk.format,
+                new=True,
+            )
+            for disk in facts.disks
+            if disk.device in self._new_images
+        )
         self._steering.begin(None)
         postcopy = self._policy.postcopy is not PostcopyMode.NEVER
         self._abilities = Abilities(postcopy=postcopy, throttle=False)
@@ -161,6 +183,7 @@ class ManagedDriver(DriverState):
             postcopy=self._abilities.postcopy,
             tls=self._security.tls is not None,
             channels=1 if self._abilities.postcopy else self._policy.streams or 1,
+            disks=[copy.device for copy in self._mirrors.copies],
             bandwidth_bytes_per_second=self._share,
             unsafe=any(each.code == UNSAFE_CACHE for each in self.result.findings),  # which were accepted
         )
@@ -184,6 +207,7 @@ class ManagedDriver(DriverState):
         self._intent_log.intent = intent
         self._was = ManagedGuestState(**facts["managed"]) if "managed" in facts else None
         self._abilities = Abilities(**facts["abilities"])
+        self._mirrors.copies = from_fields(facts.get("disks", ()))
         self._given_bandwidth = None
         if intent.postcopy:
             self.result.mode = Mode.POSTCOPY
@@ -229,7 +253,7 @@ class ManagedDriver(DriverState):
                 intent, source, destination, call, overdue=overdue, expired=self._observer.expired
             )
             here = managed_lifecycle.source_has(source)
-            self._report(managed_lifecycle.state_of(intent, source, destination), source.sample)
+            self._tell(managed_lifecycle.state_of(intent, source, destination), source.sample)
             doubtful = answer.outcome is State.HELD or answer.step is Step.REVIVE or answer.row == "stays"
             if doubtful and not self._confirmed(answer):
                 await self._observer.pause(_HOLD_PAUSE_SECONDS)
@@ -263,6 +287,18 @@ class ManagedDriver(DriverState):
         self._intent_log.decide("no-postcopy", said)
         await self._managed.begin_managed(self._destination, self._options(self._was))
         return True
+
+    def _tell(self, state: State, sample: Sample | None) -> None:
+        """Report the state; while only disks are copied, how far they are."""
+        copied = self._managed.copied_disks
+        if copied is None or sample is not None or state is not State.PRECOPY:
+            self._report(state, sample)
+            return
+        if copied != self._copied:
+            self._copied = copied
+            self._observer.note_progress()
+        done, total = copied
+        self._report_mirrors(Mirrors(phase=MirrorPhase.COPYING, total_bytes=total, done_bytes=done))
 
     def _pause_seconds(self, here: SourceHas) -> float:
         if here is not SourceHas.COPIES:
@@ -406,6 +442,7 @@ class ManagedDriver(DriverState):
     async def _end(self, answer: Next) -> MigrationOutcome:
         result, intent = self.result, self._intent_log.intent
         result.state = answer.state or State.HELD
+        self._stayed = answer.row in ("stays", "stays-unseen")
         if result.state is State.COMPLETED:
             await self._settle()
         elif result.state in (State.FAILED, State.CANCELLED) and answer.row in ("stays", "stays-unseen"):
@@ -425,7 +462,7 @@ class ManagedDriver(DriverState):
                 self._intent_log.note(said=None, said_off=False)
             self._intent_log.decide("held", answer.why)
         else:
-            await self._intent_log.end()
+            await self._intent_log.end(disks=as_fields(self.new_copies))
         self._report(result.state)
         return result
 

@@ -193,6 +193,10 @@ class Observer:
         if text not in self.complaints:
             self.complaints.append(text)
 
+    def note_progress(self) -> None:
+        """Note that something was done that neither end shows: the phase is not overdue."""
+        self._changed_at = clock.now()
+
     async def pause(self, seconds: float) -> None:
         """Wait until something happens at either end, or somebody calls :meth:`wake`, or `seconds` have passed."""
         with Absence() as away:

@@ -1,0 +1,31 @@
+"""Disks of a guest of libvirt whose images are files of its host, for whoever makes images for them elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from migrator.core.preflight.facts import Disk, ImageFeatures
+from migrator.libvirt.domain_xml import DomainXml
+
+
+def read_disks(domain: Any, xml: DomainXml) -> tuple[Disk, ...]:
+    """Return the disks whose images are files and that are not based on others; on a thread.
+
+    :raise libvirt.libvirtError: libvirt refuses.
+    """
+    disks = []
+    for disk in xml.disks:
+        if disk.kind != "file" or not disk.source.startswith("/") or disk.based:
+            continue
+        size_bytes, allocated_bytes, _ = domain.blockInfo(disk.target)
+        disks.append(
+            Disk(
+                device=disk.target,
+                file=disk.source,
+                format=disk.format,
+                virtual_bytes=size_bytes,
+                read_only=disk.read_only,
+                image=ImageFeatures(allocated_bytes=allocated_bytes),
+            )
+        )
+    return tuple(disks)
