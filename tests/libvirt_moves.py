@@ -99,6 +99,7 @@ class Relay:
         self._muted = False
         self._server: asyncio.Server | None = None
         self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self.uri = f"qemu+unix:///system?socket={path}"
 
     def mute(self) -> None:
@@ -111,6 +112,7 @@ class Relay:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_unix_connection(self._daemon.socket)
+        self._writers += [writer, far_writer]
         for one, other, answers in ((reader, far_writer, False), (far_reader, writer, True)):
             task = asyncio.create_task(self._pump(one, other, answers=answers), name="relay")
             self._pumps.add(task)
@@ -130,6 +132,10 @@ class Relay:
             task.cancel()
         if self._pumps:
             await asyncio.wait(self._pumps)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def _connection(daemon: LibvirtDaemon, uri: str = "") -> LibvirtConnection:

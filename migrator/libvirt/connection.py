@@ -61,6 +61,10 @@ class LibvirtConnection:
         #: Calls that use a connection of libvirt, by its id, and those that are closed once nobody uses them: one that
         #: is closed during a call takes the process along.
         self._users: Counter[int] = Counter()
+        #: One call at a time; of the connection that is open.
+        self._lock = threading.Lock()
+        #: Of the connection that is open, or was last.
+        self.uri = ""
         self._lost: dict[int, Any] = {}
         self._subscribers: list[Callable[[DomainEvent], None]] = []
         self._log = logs.logger(host=host)
@@ -90,28 +94,35 @@ class LibvirtConnection:
         )
 
     async def begin(
-        self, function: Callable[[Any, Any], _Result], *, what: str, with_other: LibvirtConnection
+        self, function: Callable[[Any, Any], _Result], *, what: str, other: LibvirtConnection | None
     ) -> asyncio.Future[_Result]:
         """Begin a call that takes long, and return at once; its outcome is as :meth:`call` has it, without a time-out.
 
-        :param function: is given libvirt's connection of this daemon, and that of the other one.
+        :param function: is given a connection to this daemon that it has for itself, and one to the other daemon.
         :raise HostError: a daemon is away.
         """
-        connection, other = await self.open(), await with_other.open()
-        running = self._run(
-            lambda: function(connection, other),
-            what=what,
-            timeout=None,
-            connection=connection,
-            besides=(with_other, other),
-        )
-        return asyncio.create_task(running, name=f"{what} at {self.host}")
+        await self.open()
+        if other is not None:
+            await other.open()
+        uris = self.uri, other.uri if other is not None else None
 
-    def retain(self, connection: Any) -> None:
-        """Have a connection of libvirt's not be closed before it was given to :meth:`release`."""
+        def begun() -> _Result:
+            module = load()
+            opened = [_connect(module, uri) if uri is not None else None for uri in uris]
+            try:
+                return function(*opened)
+            finally:
+                for connection in opened:
+                    if connection is not None:
+                        connection.close()
+
+        return asyncio.create_task(self._run(begun, what=what, timeout=None), name=f"{what} at {self.host}")
+
+    def _retain(self, connection: Any) -> None:
+        """Have a connection of libvirt's not be closed before it was given to :meth:`_release`."""
         self._users[id(connection)] += 1
 
-    def release(self, connection: Any) -> None:
+    def _release(self, connection: Any) -> None:
         """Close a connection if it was lost and nobody uses it any more."""
         key = id(connection)
         self._users[key] -= 1
@@ -154,16 +165,14 @@ class LibvirtConnection:
             except CommandFailed as error:
                 failure = failure or HostError(self.host, f"libvirt cannot be reached: {error.description}")
                 continue
-            self._connection = connection
+            self._connection, self.uri, self._lock = connection, uri, threading.Lock()
             self._tell(DomainEvent(kind="connected", arrived=time.monotonic()))
             return connection
         raise failure or HostError(self.host, "there is no socket of libvirt")
 
     def _opened(self, module: Any, uri: str) -> Any:
         """Return an open connection; on a thread."""
-        connection = module.open(uri)
-        with contextlib.suppress(module.libvirtError):  # one that is too old for it is noticed later
-            connection.setKeepAlive(_ALIVE_SECONDS, _ALIVE_MISSED)
+        connection = _connect(module, uri)
         connection.registerCloseCallback(self._closed, None)
         for name, kind, take in _EVENTS:
             number = getattr(module, f"VIR_DOMAIN_EVENT_ID_{name}", None)
@@ -194,7 +203,6 @@ class LibvirtConnection:
         what: str,
         timeout: float | None,
         connection: Any = None,
-        besides: tuple[LibvirtConnection, Any] | None = None,
     ) -> _Result:
         if self._calls >= _MOST_CALLS:
             raise HostError(self.host, f"libvirt does not answer: {self._calls} calls wait for it")
@@ -204,16 +212,15 @@ class LibvirtConnection:
             lambda done: done.cancelled() or done.exception()
         )  # nobody may wait any more
         self._calls += 1
-        used = [] if connection is None else [(self, connection)]
-        if besides is not None:
-            used.append(besides)
-        for owner, each in used:
-            owner.retain(each)
+        # libvirt 9.0 crashes, now and then, where several threads wait for answers over one connection.
+        lock = contextlib.nullcontext() if connection is None else self._lock
+        if connection is not None:
+            self._retain(connection)
 
         def done(result: Any, error: BaseException | None) -> None:
             self._calls -= 1
-            for owner, each in used:
-                owner.release(each)
+            if connection is not None:
+                self._release(connection)
             if future.cancelled():
                 return
             if error is not None:
@@ -224,7 +231,8 @@ class LibvirtConnection:
         def work() -> None:
             result, failure = None, None
             try:
-                result = function()
+                with lock:
+                    result = function()
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where it was called
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
@@ -303,6 +311,14 @@ class LibvirtConnection:
     def _tell(self, event: DomainEvent) -> None:
         for subscriber in list(self._subscribers):
             subscriber(event)
+
+
+def _connect(module: Any, uri: str) -> Any:
+    """Return a connection of libvirt's that notices when its daemon is silent; on a thread."""
+    connection = module.open(uri)
+    with contextlib.suppress(module.libvirtError):  # one that is too old for it is noticed later
+        connection.setKeepAlive(_ALIVE_SECONDS, _ALIVE_MISSED)
+    return connection
 
 
 def _numbers(event: int, detail: int, *_: Any) -> Mapping[str, Any]:

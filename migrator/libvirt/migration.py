@@ -79,6 +79,7 @@ class DomainSource(DomainEnd):
         uuid, peer_uri = self.uuid, there.peer_uri
         await there.connection.open()
         there.heard = True
+        other = None if peer_uri else there.connection
 
         def move(connection: Any, target: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
@@ -87,9 +88,7 @@ class DomainSource(DomainEnd):
             else:
                 domain.migrate3(target, parameters, flags)
 
-        self._moving = await self.connection.begin(
-            move, what=f"migrate {self.address_text}", with_other=there.connection
-        )
+        self._moving = await self.connection.begin(move, what=f"migrate {self.address_text}", other=other)
         self._moving.add_done_callback(self._moved)
 
     def _moved(self, moving: asyncio.Future[Any]) -> None:
