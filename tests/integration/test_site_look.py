@@ -20,6 +20,7 @@ from migrator.core.policy import Policy
 from migrator.core.process.guest_network import NetworkState
 from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.host_config import HostConfig, access
+from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.ports import IncomingDestination, Qemu
@@ -52,6 +53,9 @@ class NobodyThere:
         accepted: Sequence[str] = (),
         keep_backing: bool = False,
     ) -> IncomingDestination:
+        raise AssertionError
+
+    def launcher_of(self, host: str) -> Launcher:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:

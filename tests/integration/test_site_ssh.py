@@ -18,6 +18,7 @@ from migrator.core.model import Finding, ProcessState
 from migrator.core.policy import Policy
 from migrator.errors import HostError, QemuError, Unreachable
 from migrator.hosts.host_config import HostConfig, access
+from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import RemoteMonitorTransport, find_sockets, literal
 from migrator.hosts.ssh import SshAccess
@@ -51,6 +52,9 @@ class NobodyThere:
         accepted: Sequence[str] = (),
         keep_backing: bool = False,
     ) -> IncomingDestination:
+        raise AssertionError
+
+    def launcher_of(self, host: str) -> Launcher:
         raise AssertionError
 
     async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
