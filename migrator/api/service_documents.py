@@ -67,6 +67,8 @@ class ServiceDocument(Document):
     acting_url: str = ""
     #: How old what a controller that stands by shows may be; ``null``: it is this one's own.
     stale_seconds: float | None = None
+    #: Whether the controller that answers is connected to the MQTT broker; ``null``: none is configured.
+    broker_connected: bool | None = None
     controllers: list[ControllerDocument] = Field(default_factory=list)
     leases: list[LeaseDocument] = Field(default_factory=list)
     #: Why new work is not taken, or nothing newer is known.

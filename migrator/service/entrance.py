@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from migrator import __version__, faults, logs
+from migrator.api.service_documents import ServiceDocument
 from migrator.errors import MigratorError
 from migrator.http import serving
 from migrator.http.app import create_app
@@ -88,7 +89,7 @@ class _Entrance:
                 metrics=scraped.scrape,
                 limits=serving.limits(settings.http),
                 why_silent=self._why_silent,
-                service=self._role.document,
+                service=self._service,
             )
             await self._state.complete.wait()
             async with (
@@ -183,6 +184,12 @@ class _Entrance:
 
     def _complaints(self) -> Sequence[str]:
         return [why] if (why := self._why_silent()) else self._role.complaints()
+
+    def _service(self) -> ServiceDocument:
+        document = self._role.document()
+        if self._mqtt is None:
+            return document
+        return document.model_copy(update={"broker_connected": self._mqtt.mqtt.connected})
 
     def _look(self, queries: ReplicaQueries, settings: EntranceSettings) -> GaugeSnapshot:
         service = self._role.document()

@@ -103,6 +103,7 @@ def test_a_migration_live(operator: Seen, service: ServiceThread):
     expect(page.get_by_role("heading", name="db")).to_be_visible()
     chart = page.locator(".curve svg")
     expect(chart.locator("path.left")).to_have_attribute("d", re.compile(r"M.*L.*L"))
+    assert chart.bounding_box()["width"] > 600
     # Its axes say how much and when.
     expect(chart).to_contain_text("MiB")
     expect(chart).to_contain_text(re.compile(r"\d s"))
@@ -356,3 +357,106 @@ def test_every_module_is_served_and_nothing_else(service: ServiceThread, browser
     for name in ("vendor/LICENSE.htm", "../access.py", "%2e%2e/access.py", "index.html"):
         assert seen.page.request.get(f"{version}/{name}").status == 404
     seen.close()
+
+
+#: Whatever can need a person, as the page's store has it: the id of each, and a word of what is said of it.
+_TROUBLED = {
+    "service": {
+        "role": "acting",
+        "acting": "one",
+        "complaints": ["the journal cannot be written: disk full"],
+        "broker_connected": False,
+    },
+    "hosts": [
+        {"host": "a", "up": False, "error": "no route to host", "guests": 3},
+        {"host": "b", "up": True, "guests_duplicate": ["u-1"], "guests_undriven": 1, "guests_unmonitored": 2},
+        {
+            "host": "c",
+            "up": True,
+            "guests_duplicate": ["u-1"],
+            "certificates_expire_at": "2026-01-09T00:00:00Z",
+        },
+    ],
+    "migrations": [
+        {
+            "id": "m1",
+            "guest": "g1",
+            "state": "held",
+            "error": "neither runs",
+            "source": "a",
+            "destination": "b",
+        },
+        {"id": "m2", "guest": "g2", "state": "recovering", "source": "a", "destination": "b"},
+        {
+            "id": "m3",
+            "guest": "g3",
+            "state": "precopy",
+            "source": "a",
+            "destination": "b",
+            "policy": "gentle",
+            "forecast": {"verdict": "cannot"},
+            "can_cancel": True,
+            "can_postcopy": True,
+        },
+    ],
+    "evacuations": [
+        {"id": "e1", "host": "a", "state": "running", "late": True, "guests_left": 2, "guests": []},
+        {
+            "id": "e2",
+            "host": "b",
+            "state": "running",
+            "at_risk": True,
+            "guests_left": 1,
+            "guests": [{"guest": "g4", "standing": "set-aside", "reason": "failed three times"}],
+        },
+        {"id": "e3", "host": "c", "state": "scheduled", "window_fit": "does-not-fit", "guests": []},
+        {
+            "id": "e4",
+            "kind": "roll",
+            "host": "",
+            "state": "running",
+            "guests": [],
+            "hosts": [{"host": "d", "stage": "failed", "reason": "a hook says no"}],
+        },
+    ],
+}
+_NEEDED = [
+    "a cannot be reached",
+    "The broker is away",
+    "The journal is away",
+    "The roll stopped at d",
+    "b: 1 guest in a migration that nobody drives",
+    "Evacuation of a is late",
+    "Evacuation of b: 1 guest cannot move",
+    "g1 is held",
+    "g2: its postcopy stream is broken",
+    "u-1 runs twice",
+    "b: 2 guests without a monitor",
+    "c: its certificate expires in",
+    "Evacuation of b: the deadline is at risk",
+    "Evacuation of c: its window will not do",
+    "g3 is stuck",
+]
+
+
+def test_whatever_needs_a_person_is_at_the_top_with_what_to_do(operator: Seen):
+    base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
+    found = operator.page.evaluate(
+        """async ([base, given]) => {
+          const {attention} = await import(`${base}/attention.js`);
+          const map = (items, key) => new Map(items.map((each) => [each[key], each]));
+          return attention({...given, duplicates: [], pastEvacuations: [], hosts: map(given.hosts, "host"),
+            migrations: map(given.migrations, "id"), evacuations: map(given.evacuations, "id")},
+            Date.parse("2026-01-01T00:00:00Z"))
+            .map(({title, level, todo, buttons}) => [title, level, todo, buttons.length]);
+        }""",
+        [base, _TROUBLED],
+    )
+    titles = sorted(title for title, *_ in found)
+    assert all(title.startswith(wanted) for title, wanted in zip(titles, sorted(_NEEDED), strict=True)), (
+        titles
+    )
+    # The worst first; each says what to do; a held one has its three answers.
+    assert [level for _, level, *_ in found] == ["bad"] * 10 + ["warn"] * 5
+    assert all(todo for *_, todo, _ in found)
+    assert {title: buttons for title, _, _, buttons in found if buttons}["g1 is held"] == 3

@@ -20,9 +20,12 @@ function service(store) {
   const given = store.service;
   if (!given) return [];
   const found = given.complaints.map((each) => ({
-    id: `service ${each}`, level: "bad", title: /broker/i.test(each) ? "The broker is away" : /journal/i.test(each) ? "The journal is away" : "The service complains",
+    id: `service ${each}`, level: "bad", title: /journal/i.test(each) ? "The journal is away" : "The service complains",
     what: sentence(each), todo: "Guests run on, and what is under way goes on. migrator doctor, on the controller's machine, says what is wrong.", buttons: [],
   }));
+  if (given.broker_connected === false) {
+    found.push({id: "broker", level: "bad", title: "The broker is away", what: "Schedulers that speak MQTT are not heard, and are told nothing.", todo: "See whether the broker runs, and whether this controller reaches it: migrator doctor says what is wrong. What is under way goes on; commands wait at the broker.", buttons: []});
+  }
   if (given.role !== "alone" && !given.acting && !found.length) {
     found.push({id: "acting", level: "bad", title: "No controller acts", what: "Nothing is begun or driven until one takes over.", todo: "See whether the controllers run, and whether they reach the journal's server.", buttons: []});
   }

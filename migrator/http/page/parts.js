@@ -1,5 +1,5 @@
 /** Small pieces that every view is made of. */
-import {html, useEffect, useRef, useState} from "./ui.js";
+import {html, useEffect, useMemo, useRef, useState} from "./ui.js";
 import {count, number, plain} from "./format.js";
 import {name, tone} from "./words.js";
 import {failed, store} from "./store.js";
@@ -43,12 +43,11 @@ export function useAsked(action, again) {
 
 /** The width that an element has, in pixels. */
 export function useWidth(least = 280) {
-  const place = useRef(null), [width, set] = useState(0);
-  useEffect(() => {
-    if (!place.current) return undefined;
-    const watcher = new ResizeObserver((entries) => set(Math.max(least, Math.floor(entries[0].contentRect.width))));
-    watcher.observe(place.current);
-    return () => watcher.disconnect();
+  const [width, set] = useState(0), watcher = useRef(null);
+  const place = useMemo(() => (element) => {
+    if (watcher.current) watcher.current.disconnect();
+    watcher.current = element && new ResizeObserver((entries) => set(Math.max(least, Math.floor(entries[0].contentRect.width))));
+    if (element) watcher.current.observe(element);
   }, []);
   return [place, width];
 }

@@ -4,7 +4,7 @@ import {guestName, plain} from "./format.js";
 import {ENDED, kindOf, name as word, subjectOf} from "./words.js";
 
 const KEPT_EVENTS = 500;
-const DRAWN_EVERY = 200;
+const DRAWN_EVERY = 80;
 const LOOKED_EVERY = 5000;
 const AWAY_AFTER = 12000;
 

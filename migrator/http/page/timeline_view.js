@@ -41,7 +41,9 @@ function Axis({line, ticks}) {
   const x = scale(line), labels = [];
   const mark = (at, text, kind) => { if (at !== null && at !== undefined && at >= line.from && at <= line.to) labels.push({x: x(at) / 10, text, kind}); };
   mark(line.now, "now", "now");
-  mark(line.deadline, line.since === null ? `deadline ${clock(line.deadline).slice(0, 5)}` : "deadline", "deadline");
+  const due = line.since === null && line.deadline !== null ? `deadline ${clock(line.deadline).slice(0, 5)}` : "deadline";
+  mark(line.deadline, due, "deadline");
+  if (line.deadline !== null && line.deadline > line.to && (line.now !== null || line.since !== null)) labels.push({x: 100, text: `${due} →`, kind: "deadline"});
   return html`<div class="axis" aria-hidden="true"><div class="marks">${labels.map((each) => html`<span class=${`${each.kind} ${each.x > 80 ? "end" : ""}`} style=${{left: `${each.x}%`}}>${each.text}</span>`)}</div>
     <div class="ticks">${ticks.map((tick) => html`<span class=${x(tick.at) > 940 ? "end" : x(tick.at) < 30 ? "start" : ""} style=${{left: `${x(tick.at) / 10}%`}}>${tick.text}</span>`)}</div></div>`;
 }
