@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint types rules layers generated site lab collected docs wheel picture bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
+.PHONY: help setup demo test test-all lint types rules layers generated site lab collected docs wheel picture page-pictures bench-page bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=--libvirt]'
@@ -22,6 +22,8 @@ help:
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the documents and dashboards that are generated from the code'
 	@echo 'make picture   docs/images/run.svg anew, from a migration on this machine'
+	@echo 'make page-pictures   docs/images/page-*.png anew, of the page with a simulated site'
+	@echo 'make bench-page   how quick the page is with 20,000 guests, in Chromium   [BENCH_ARGS=--hosts 1000 --guests 20000]'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
 	@echo 'make bench-policies   the controller beside what others do, in simulation   [BENCH_ARGS=--short|--real]'
 	@echo 'make bench-forecasts   what was forecast, held against what came, in simulation   [BENCH_ARGS=--short|--real]'
@@ -101,6 +103,14 @@ wheel:
 picture:
 	@scripts/setup demo
 	$(BIN)/python scripts/picture
+
+page-pictures:
+	@scripts/setup test
+	$(BIN)/python -m bench.page_pictures
+
+bench-page:
+	@scripts/setup bench
+	$(BIN)/python -m bench.page $(BENCH_ARGS)
 
 bench:
 	@scripts/setup bench

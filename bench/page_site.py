@@ -8,18 +8,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.ports import Grant
+from migrator.replica.channel import MessageKind
+from migrator.replica.publisher import Publisher
+from migrator.replica.queries import ReplicaQueries
+from migrator.replica.state import ReplicaState
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.simulated_site import SimulatedSite
 from migrator.testing.workload import MIB, steady
@@ -77,18 +83,42 @@ def site_of(*, hosts: int, guests: int, link: float = 120 * MIB, seed: int = 1) 
     return site
 
 
+class _Replica:
+    """What the process that answers requests has of the engine's state; here it is told in the same process."""
+
+    def __init__(self) -> None:
+        self.state = ReplicaState()
+
+    def send(self, kind: MessageKind, body: bytes = b"", number: int = 0) -> None:  # noqa: ARG002 - nothing is asked
+        """Take a message of the engine's publisher."""
+        self.state.receive(kind, body)
+
+    async def ask(self, what: str, **_: Any) -> Any:
+        """Ask the engine for nothing: it looks at its hosts by itself, and keeps samples in memory."""
+
+
 @asynccontextmanager
 async def served(site: SimulatedSite, directory: Path) -> AsyncIterator[tuple[RunningEngine, str]]:
     """Run the engine on the site and serve it, while the block lasts; what is returned last is the page's address."""
-    async with SimulatedService(directory / "records", site).running(killed=True) as running:
-        app = create_app(
-            running.dispatcher,
-            running.queries,
-            OneToken(),
-            limits=Limits(requests_per_second=500, burst=5000),
+    service, replica = SimulatedService(directory / "records", site), _Replica()
+    async with service.running(killed=True) as running:
+        publisher = Publisher(source=running.queries, events=running.bus)
+        publisher.attach(replica)
+        publishing = asyncio.create_task(publisher.run(), name="publisher")
+        await replica.state.complete.wait()
+        journal: Any = service.journal
+        requests: Any = replica
+        queries = ReplicaQueries(
+            state=replica.state, journal=journal, samples=service.samples, requests=requests
         )
+        limits = Limits(requests_per_second=500, burst=5000)
+        app = create_app(running.dispatcher, queries, OneToken(), limits=limits)
         servers = Servers(
             app, unix=UnixSocket(path=directory / "api.sock"), tcp=Tcp(port=0), timeout_seconds=2
         )
-        async with servers:
-            yield running, servers.addresses[1]
+        try:
+            async with servers:
+                yield running, servers.addresses[1]
+        finally:
+            publishing.cancel()
+            await asyncio.wait({publishing})
