@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bench.figures import table
@@ -34,8 +35,8 @@ _SERVE = """\
 import sys
 from urllib.parse import quote
 from migrator.core.managed_guest import DaemonAddress
-DaemonAddress.uri = lambda self, path: f"test+unix://{sys.argv[1]}?socket={quote(path)}"
-sys.argv = ["migrator", "serve", "--config", sys.argv[2]]
+DaemonAddress.uri = lambda self, path: f"test+unix:///default?socket={quote(path)}"
+sys.argv = ["migrator", "serve", "--config", sys.argv[1]]
 from migrator.cli import main
 main()
 """
@@ -54,11 +55,10 @@ def main(arguments: list[str]) -> int:
 async def _measure(count: int, seconds: float) -> str:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        definitions = directory / "guests.xml"
-        made = "".join(_DOMAIN.format(number=number, uuid=uuid.uuid4()) for number in range(count))
-        definitions.write_text(f"<node>{made}</node>", encoding="utf-8")
         async with LibvirtHosts("here", directory=directory) as hosts:
             socket = hosts["here"].socket
+            uri = f"test+unix:///default?socket={socket}"
+            stack.enter_context(_guests(uri, directory, count))
             config = directory / "migrator.toml"
             config.write_text(
                 '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"\n[store]\npath = "state/journal.db"\n'
@@ -69,7 +69,7 @@ async def _measure(count: int, seconds: float) -> str:
             began = time.monotonic()
             with (directory / "log").open("wb") as log:
                 service = subprocess.Popen(
-                    [sys.executable, "-c", _SERVE, str(definitions), str(config)], stdout=log, stderr=log
+                    [sys.executable, "-c", _SERVE, str(config)], stdout=log, stderr=log
                 )
             stack.callback(service.wait)
             stack.callback(service.terminate)
@@ -79,7 +79,7 @@ async def _measure(count: int, seconds: float) -> str:
             before, began = _cpu_seconds(service.pid), time.monotonic()
             await asyncio.sleep(seconds)
             idle = (_cpu_seconds(service.pid) - before) / (time.monotonic() - began)
-            change = await _change(service.pid, f"test+unix://{definitions}?socket={socket}")
+            change = await _change(service.pid, uri, min(count, _CHANGES))
     aimed = count == _AIM_GUESTS
     found = [
         ("start, until all are known: wall time", f"{started[0]:.1f} s"),
@@ -92,20 +92,55 @@ async def _measure(count: int, seconds: float) -> str:
     return f"{describe('virsh')}\n\n" + table(["guests of libvirt", "what", "found", "aim"], rows)
 
 
-async def _change(pid: int, uri: str) -> float:
+@contextmanager
+def _guests(uri: str, directory: Path, count: int) -> Iterator[None]:
+    """Have guests in a daemon's test driver, which forgets them with its last connection.
+
+    :raise RuntimeError: they are not made.
+    """
+    with subprocess.Popen(
+        ["virsh", "--quiet", "--connect", uri], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as virsh:
+        assert virsh.stdin is not None
+        for number in range(1, count):  # one is there
+            path = directory / f"{number}.xml"
+            path.write_text(_DOMAIN.format(number=number, uuid=uuid.uuid4()), encoding="utf-8")
+            virsh.stdin.write(f"create {path}\n")
+        virsh.stdin.flush()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while _listed(uri) < count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{_listed(uri)} of {count} guests are made")
+            time.sleep(0.2)
+        yield
+        virsh.stdin.close()
+
+
+def _listed(uri: str) -> int:
+    done = subprocess.run(
+        ["virsh", "--quiet", "--connect", uri, "list", "--name"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return len(done.stdout.split())
+
+
+async def _change(pid: int, uri: str, count: int) -> float:
     """Return the CPU time that a guest costs which is paused and resumed, beside what idling costs."""
     before = _cpu_seconds(pid)
     await asyncio.sleep(10.0)
     idle = (_cpu_seconds(pid) - before) / 10.0
     before, began = _cpu_seconds(pid), time.monotonic()
-    await asyncio.to_thread(_pause_guests, uri)
+    await asyncio.to_thread(_pause_guests, uri, count)
     await asyncio.sleep(_SETTLE_SECONDS)
-    return (_cpu_seconds(pid) - before - idle * (time.monotonic() - began)) / _CHANGES
+    return (_cpu_seconds(pid) - before - idle * (time.monotonic() - began)) / count
 
 
-def _pause_guests(uri: str) -> None:
+def _pause_guests(uri: str, count: int) -> None:
     """Pause guests and resume them, one after the other."""
-    commands = "".join(f"suspend guest-{number:04}\nresume guest-{number:04}\n" for number in range(_CHANGES))
+    commands = "".join(f"suspend guest-{number:04}\nresume guest-{number:04}\n" for number in range(1, count))
     subprocess.run(
         ["virsh", "--quiet", "--connect", uri],
         input=commands.encode(),

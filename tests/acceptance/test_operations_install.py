@@ -30,7 +30,7 @@ def make(target: str, destination: Path, *variables: str, **environment: str) ->
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done
@@ -336,3 +336,21 @@ def test_service_lives_with_what_the_unit_leaves_it(tmp_path: Path, told: socket
         with contextlib.suppress(ProcessLookupError):
             service.kill()
         print(service.communicate()[1])  # noqa: T201 - pytest shows it with a failed test
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
+def test_installed_with_libvirt_it_has_its_binding_and_keeps_it_in_the_next_version(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make("install", root, "LIBVIRT=1")
+    (place,) = (each for each in (root / "opt/migrator/versions").iterdir() if each.is_dir())
+    found = subprocess.run(
+        [place / "bin/python", "-c", "import libvirt; print(libvirt.__file__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert Path(found.stdout.strip()).is_relative_to(place)
+    make("install", root)
+    assert [each for each in (root / "opt/migrator/versions").iterdir() if each.is_dir()] == [place]
