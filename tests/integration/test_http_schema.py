@@ -131,6 +131,7 @@ def test_the_description_is_whole():
         "/api/v1/hosts/{host}/uncordon",
         "/api/v1/guests",
         "/api/v1/guests/{guest}",
+        "/api/v1/dirty-rates",
         "/api/v1/rolls",
         "/api/v1/plans",
         "/api/v1/checks",
