@@ -311,6 +311,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("here", "there"),
     [
@@ -318,7 +319,6 @@ REFUSED = {
             here,
             there,
             id=f"{here}-to-{there}",
-            marks=() if here == there == VERSIONS[-1] else pytest.mark.matrix,
         )
         for here in VERSIONS
         for there in VERSIONS

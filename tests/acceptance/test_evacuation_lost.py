@@ -21,6 +21,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+@pytest.mark.matrix
 async def test_guests_that_cannot_be_asked_are_in_the_way_of_an_evacuation() -> None:
     free, frozen = guest("free"), guest("frozen")
     async with served([free, frozen], "a", "b") as site:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from migrator.testing.lab import until
 from tests.acceptance.service_site import guest, served
 
@@ -16,6 +18,7 @@ def hook(point: str, name: str, script: str) -> str:
     return f'[[hooks]]\npoint = "{point}"\nname = "{name}"\ncommand = {command}\ntimeout = "1h"\n'
 
 
+@pytest.mark.matrix
 async def test_a_window_begins_after_a_restart_and_a_roll_goes_on_after_one(tmp_path: Path) -> None:
     web, handed, go = guest("web"), tmp_path / "handed", tmp_path / "go"
     extra = (

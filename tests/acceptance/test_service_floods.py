@@ -102,6 +102,7 @@ async def moved(site: LiveSite, times: int) -> list[dict[str, Any]]:
     return [each for each in await site.migrations() if each["id"] not in before]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("size", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)], ids=["short", "long"])
 async def test_floods_on_every_entrance_cost_the_guests_nothing(broker: Broker, size: Size) -> None:
     """What they cost in time is measured by the long one alone, on a machine that does nothing else."""

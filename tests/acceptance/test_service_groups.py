@@ -86,6 +86,7 @@ async def test_guests_of_a_group_are_switched_together_where_two_controllers_sha
         await site.everyone_at(MACHINES, "a")
 
 
+@pytest.mark.matrix
 async def test_a_controller_that_is_killed_leaves_guests_that_wait_in_one_place_each() -> None:
     async with served(MACHINES, "a", "b", speed=60 * MIB, extra=GROUP) as site:
         asked = await site.post("migrations", group="shop", to="b")

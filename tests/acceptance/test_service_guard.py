@@ -18,6 +18,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+@pytest.mark.matrix
 async def test_guest_whose_service_is_away_runs_on_and_its_migration_goes_on_or_begins_anew() -> None:
     machine = guest("busy", region=48 * MIB, speed=4 * MIB)
     async with served([machine], speed=10 * MIB) as site, Witness(site, [machine]):

@@ -49,6 +49,7 @@ async def in_a_loop(site: LiveSite, machine: GuestMachine) -> AsyncIterator[Path
         await loop.wait()
 
 
+@pytest.mark.matrix
 async def test_a_loop_is_recognised_refused_and_when_it_doubles_the_guest_everybody_is_told() -> None:
     looped = guest("looped")
     async with made([looped], "a", "b") as site, in_a_loop(site, looped) as flag:

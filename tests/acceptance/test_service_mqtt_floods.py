@@ -214,6 +214,7 @@ async def test_each_command_of_a_flood_is_carried_out_once_and_replied_to_while(
         assert refused <= {"conflict"}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=SOAK)], ids=["short", "long"])
 async def test_flood_does_not_fill_the_channel_and_what_waits_stays_at_the_broker(
     broker: Broker, count: int

@@ -34,6 +34,7 @@ async def on_server(
         yield site
 
 
+@pytest.mark.matrix
 async def test_serves_is_killed_and_goes_on_and_keeps_a_second_one_away(postgresql: Postgres) -> None:
     machines = [guest("moving", region=64 * MIB)]
     async with on_server(postgresql, machines, "a", "b", speed=SLOW) as site:

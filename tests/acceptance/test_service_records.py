@@ -40,6 +40,7 @@ async def until_state(site: LiveSite, identifier: str, *states: str) -> None:
     await until(there, what=f"{identifier} {states}", within=30)
 
 
+@pytest.mark.matrix
 async def test_record_that_is_lost_is_held_and_no_process_is_ended_whatever_step_it_was_at() -> None:
     machine = guest("db", region=48 * MIB, speed=10 * MIB)
     async with served([machine], speed=SLOW) as site, Witness(site, [machine]):

@@ -433,6 +433,7 @@ async def program(mode: str, file: Path) -> int:
     return found[0]
 
 
+@pytest.mark.matrix
 async def test_a_host_that_has_to_be_empty_leaves_on_disk_whom_no_other_takes(tmp_path: Path) -> None:
     web = guest("web")
     nowhere = '[[guests]]\nmatch = "*"\nrequires = { rack = "none has it" }\n'

@@ -54,6 +54,7 @@ def template(*words: str) -> str:
     return f'launch = "template"\ntemplate = {json.dumps(list(words))}\nstart_timeout = "500ms"\n'
 
 
+@pytest.mark.matrix
 async def test_every_bad_target_gives_its_reason_and_the_guest_ends_at_the_good_one(tmp_path: Path) -> None:
     machine = guest("web")
     qemu = str(next(iter(binaries().values())))

@@ -38,6 +38,7 @@ async def test_a_guest_without_a_uuid_moves_and_comes_home_under_one_name() -> N
             assert (found["identity"], found["host"]) == (before["identity"], "a")
 
 
+@pytest.mark.matrix
 async def test_a_guest_without_a_uuid_that_cannot_be_asked_is_still_who_it_is() -> None:
     machine = guest("unnamed", extra=("-uuid", "00000000-0000-0000-0000-000000000000"))
     async with served([machine], "a", "b") as site:

@@ -117,6 +117,7 @@ async def copying(qemu: LabQemu) -> None:
     await until(active, what="a migration that copies")
 
 
+@pytest.mark.matrix
 async def test_under_kvm_every_page_is_counted_until_something_is_migrated(
     lab: Lab, one_version: Path
 ) -> None:

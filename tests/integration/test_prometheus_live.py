@@ -71,6 +71,7 @@ async def _service() -> AsyncIterator[tuple[LabSite, Served]]:
         yield site, Served(found[-1].removeprefix("http://").rstrip("/"))
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(180)
 async def test_every_panel_has_data_while_real_guests_leave_a_host(tmp_path: Path) -> None:
     if (why := network.possible()) is not None:
