@@ -89,8 +89,10 @@ class TestDestinationDies:
             async with driven(pair, patience=SHORT) as drive:
                 getattr(drive.source, moment)("switch", kill(pair.destination))
                 result = await drive.run()
-            # 7.2 sometimes says that postcopy failed to start, and can run the guest again.
-            assert held(result, "postcopy-no-way-back") or result.state is State.FAILED
+            # 7.2 sometimes says that postcopy failed to start, and can run the guest again. 10.0 sometimes finds the
+            # stream broken before it has sent anything, and then never comes to the end of the migration.
+            codes = ("postcopy-no-way-back", "cannot-cancel")
+            assert held(result, *codes) or result.state is State.FAILED
             assert pair.source.alive
             await seen.verify(result.state)
         assert seen.watch.course in ([], [pair.source])
