@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -335,12 +335,14 @@ class SourceQemu(Qemu, Protocol):
         run_directory: str,
         same_files: bool = True,
         images: Mapping[str, TargetImage] = MappingProxyType({}),
+        made: Collection[str] = (),
     ) -> Sequence[Finding]:
         """Plug into the destination, which does not listen yet, all that this one has and it lacks.
 
         :param run_directory: where the destination's sockets are.
         :param same_files: disks have the same names on both sides, but for these.
         :param images: those that have another path there, by their paths here.
+        :param made: disks whose images were made there, and are based on nothing yet, or on what was asked for.
         :returns: what is not the same even so.
         :raise Refused: QEMU does not show enough of something to make it again.
         :raise CommandFailed: the destination refused one of them; some may have been added.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -163,6 +163,7 @@ class UnmonitoredEnd:
         run_directory: str,
         same_files: bool = True,
         images: Mapping[str, TargetImage] = MappingProxyType({}),
+        made: Collection[str] = (),
     ) -> Sequence[Finding]:
         return ()
 

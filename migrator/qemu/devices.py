@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -49,6 +49,7 @@ async def replicate_devices(
     run_directory: str,
     same_files: bool = True,
     images: Mapping[str, TargetImage] = MappingProxyType({}),
+    made: Collection[str] = (),
     same_machine: bool = False,
 ) -> tuple[Finding, ...]:
     """Give the destination, which does not listen yet, all that the source has and it lacks.
@@ -56,6 +57,7 @@ async def replicate_devices(
     :param run_directory: where the destination's sockets are.
     :param same_files: disks have the same names on both sides, but for those of `images`.
     :param images: those that have another path there, by their paths here.
+    :param made: disks whose images were made there.
     :param same_machine: a file that one has mapped is the one that the other would map.
     :returns: what is not the same even so.
     :raise Refused: QEMU does not show enough of something to make it again.
@@ -73,25 +75,25 @@ async def replicate_devices(
                 )
             await _add(destination, "object-add", given)
     nodes = {name for name in there.nodes.nodes if not name.startswith("#")}
-    made = {*nodes, *there.drive_ids, *there.netdevs, *there.chardevs}
+    known = {*nodes, *there.drive_ids, *there.netdevs, *there.chardevs}
     for device in added:
         if device.path in here.cpus:
             arguments: dict[str, Any] = {"driver": device.driver, **here.cpus[device.path]}
         else:
             arguments = await _arguments(source, destination, device, here.disks)
-            for command, backend in await _behind(source, here, device, arguments, made, run_directory):
+            for command, backend in await _behind(source, here, device, arguments, known, run_directory):
                 await _add(destination, command, relocated_node(backend, images))
-                made.add(str(backend.get("node-name") or backend["id"]))
+                known.add(str(backend.get("node-name") or backend["id"]))
         if device.id:
             arguments["id"] = device.id
         await _add(destination, "device_add", arguments)
     for command, change in _networks(here, there):
         await _add(destination, command, change)
-    for command, change in media.media_changes(here, await read_inventory(destination), made, images):
+    for command, change in media.media_changes(here, await read_inventory(destination), known, images):
         await _add(destination, command, relocated_node(change, images))
     differing = [found for device in added for found in await _compare(source, destination, device)]
     if same_files:
-        differing += media.media_differences(here, await read_inventory(destination), images)
+        differing += media.media_differences(here, await read_inventory(destination), images, made)
     return tuple(differing)
 
 

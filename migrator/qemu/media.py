@@ -79,9 +79,15 @@ def _there(file: str, images: Mapping[str, TargetImage]) -> str:
 
 
 def media_differences(
-    here: DeviceInventory, there: DeviceInventory, images: Mapping[str, TargetImage]
+    here: DeviceInventory,
+    there: DeviceInventory,
+    images: Mapping[str, TargetImage],
+    made: Collection[str],
 ) -> Iterator[Finding]:
-    """Yield a finding for each drive whose media are not the same files, whatever was done about it."""
+    """Yield a finding for each drive whose media are not the same files, whatever was done about it.
+
+    :param made: drives whose images were made there: what these are based on need not be the same.
+    """
     for name, drive in here.drives.items():
         other = there.drives.get(name)
         if other is None or not drive.inserted or not other.inserted:
@@ -90,11 +96,8 @@ def media_differences(
             (_there(file, images), driver) for file, driver in here.nodes.chain(drive.inserted["node-name"])
         ]
         theirs = there.nodes.chain(other.inserted["node-name"])
-        if path_of(drive.inserted["file"]) in images:
-            mine, theirs = (
-                mine[:1],
-                theirs[:1],
-            )  # one that was made there is based on nothing, or as QEMU finds it
+        if name in made:
+            mine, theirs = mine[:1], theirs[:1]
         if mine != theirs:
             yield finding(
                 "disk-not-shared",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -112,6 +112,7 @@ class SourceEndpoint(Endpoint):
         run_directory: str,
         same_files: bool = True,
         images: Mapping[str, TargetImage] = MappingProxyType({}),
+        made: Collection[str] = (),
     ) -> tuple[Finding, ...]:
         return await replicate_devices(
             self.monitor,
@@ -119,6 +120,7 @@ class SourceEndpoint(Endpoint):
             run_directory=run_directory,
             same_files=same_files,
             images=images,
+            made=made,
             same_machine=self.identity.get("boot_id") == destination.identity.get("boot_id"),
         )
 

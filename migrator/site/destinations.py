@@ -188,7 +188,7 @@ class Destinations:
             await connect_when_up(qemu, launcher, run_dir, started, argv[0])
             _refuse(
                 await source.replicate_devices(
-                    qemu, run_directory=run_dir.path, same_files=not template, images=moved
+                    qemu, run_directory=run_dir.path, same_files=not template, images=moved, made=new
                 ),
                 accepted,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from migrator.core.model import Finding
@@ -39,6 +39,7 @@ class WithoutDevices:
         run_directory: str,
         same_files: bool = True,
         images: Mapping[str, TargetImage] = MappingProxyType({}),
+        made: Collection[str] = (),
     ) -> tuple[Finding, ...]:
         return ()
 
