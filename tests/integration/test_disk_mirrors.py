@@ -13,11 +13,13 @@ import pytest
 
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors
 from migrator.core.preflight.disk_images import why_not_copied
+from migrator.core.process.image_paths import TargetImage
 from migrator.engine.migration.disk_mirrors import DiskMirrors
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
+from migrator.qemu.source import SourceEndpoint
 from migrator.testing.lab import Lab, until
-from tests.disks import MIB, WritingGuest, writing_guest
+from tests.disks import MIB, WritingGuest, make_image, second_disk, writing_guest
 
 
 async def _as_it_is(uri: str) -> str:
@@ -88,6 +90,42 @@ async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_fo
         assert asyncio.get_running_loop().time() - began < 0.5
         (job,) = await source.query("query-jobs")
         assert job["status"] == "ready"  # it can go on as before
+
+
+async def test_an_image_that_was_made_flat_is_no_difference_and_another_one_is(
+    lab: Lab, one_crossing: tuple[Path, Path]
+) -> None:
+    base = make_image(lab.directory / "base.qcow2", size="4M")
+    disk = lab.directory / "disk1.qcow2"
+    based = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)]
+    subprocess.run(based, check=True)
+    (lab.directory / "flat").mkdir()
+    flat = make_image(lab.directory / "flat" / disk.name, size="4M")
+    images = {str(disk): TargetImage(path=str(flat))}
+    guest = await writing_guest(
+        lab,
+        here_disk=second_disk(disk),
+        there_disk=second_disk(flat),
+        source=one_crossing[0],
+        destination=one_crossing[1],
+    )
+    ends = [
+        SourceEndpoint(Address(kind="unix", path=str(end.qmp)), role=role)
+        for end, role in ((guest.pair.source, "source"), (guest.pair.destination, "destination"))
+    ]
+    for end in ends:
+        await end.connect()
+    try:
+        (name,) = [each.device for each in (await ends[0].facts()).disks if each.file == str(disk)]
+        run, own = str(lab.directory), {str(guest.here): TargetImage(path=str(guest.there))}
+        for made, found in (((name,), []), ((), ["disk-not-shared"])):
+            said = await ends[0].replicate_devices(
+                ends[1], run_directory=run, images={**images, **own}, made=made
+            )
+            assert [each.code for each in said] == found
+    finally:
+        for end in ends:
+            await end.close()
 
 
 @pytest.mark.matrix  # it takes seconds of computing to make such an image
