@@ -103,7 +103,7 @@ class EvacuationCommands:
                 if other.host == host.name and other.window.overlaps(window):
                     raise Refusal(
                         "conflict",
-                        f"{host.name} has a window at that time already: {other.id}; cancel that first",
+                        f"{host.name} has a window at that time already: migrator cancel {other.id} first",
                     )
             run = replace(
                 _evacuation(command, window, caller, key), state=EvacuationState.SCHEDULED, host=host.name

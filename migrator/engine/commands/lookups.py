@@ -92,14 +92,18 @@ class Lookups:
         for run in self._registry.running():
             entry = run.entries.get(guest.key)
             if entry is not None and entry.going:
-                raise Refusal("conflict", f"{guest.label} is moved by {run.id} already; cancel that first")
+                raise Refusal(
+                    "conflict", f"{guest.label} is moved by {run.id} already: migrator cancel {run.id} first"
+                )
 
     def unoccupied(self, host: Host) -> None:
         """Refuse a host that is being emptied or filled again."""
         for run in self._registry.running():
             if run.host == host.name:
                 verb = "emptied by evacuation" if run.kind == "evacuate" else "filled again by restore"
-                raise Refusal("conflict", f"{host.name} is being {verb} {run.id}; cancel that first")
+                raise Refusal(
+                    "conflict", f"{host.name} is being {verb} {run.id}: migrator cancel {run.id} first"
+                )
 
     def takes_guests(self, host: Host) -> None:
         """Refuse a host that somebody wants no new guests on."""

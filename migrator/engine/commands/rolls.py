@@ -49,7 +49,8 @@ class RollCommands:
             for other in self._registry.rolls():
                 if other.roll is not None and (both := {each.host for each in other.roll.hosts} & set(names)):
                     raise Refusal(
-                        "conflict", f"{min(both)} is in the roll {other.id} already; cancel that first"
+                        "conflict",
+                        f"{min(both)} is in the roll {other.id} already: migrator cancel {other.id} first",
                     )
             run = Evacuation(
                 id=new_id(),

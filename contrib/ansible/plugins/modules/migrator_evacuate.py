@@ -116,7 +116,9 @@ def _evacuate(service, params, check_mode, result):
     host = service.get("hosts", params["host"])
     one = service.under_way(params["host"])
     if one is not None and one["kind"] != "evacuate":
-        raise ServiceError(f"{params['host']} is being filled again by {one['id']}; cancel that first")
+        raise ServiceError(
+            f"{params['host']} is being filled again by {one['id']}: migrator cancel {one['id']} first"
+        )
     if one is None and host["state"] == "maintenance" and host["up"] and not host["guests"]:
         return
     if check_mode:

@@ -94,7 +94,7 @@ def _restore(service, params, check_mode, result):
     host = service.get("hosts", name)
     one = service.under_way(name)
     if one is not None and one["kind"] != "restore":
-        raise ServiceError(f"{name} is being emptied by {one['id']}; cancel that first")
+        raise ServiceError(f"{name} is being emptied by {one['id']}: migrator cancel {one['id']} first")
     if one is None and not params["guests"]:
         _activate(service, name, host, check_mode, result)
         return
