@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from migrator.core.preflight.facts import Disk, ImageFeatures
+from migrator.libvirt.binding import load
 from migrator.libvirt.domain_xml import DomainXml
 
 
 def read_disks(domain: Any, xml: DomainXml) -> tuple[Disk, ...]:
-    """Return the disks whose images are files and that are not based on others; on a thread.
-
-    :raise libvirt.libvirtError: libvirt refuses.
-    """
+    """Return the disks whose images are files, that are not based on others, and can be looked at; on a thread."""
     disks = []
     for disk in xml.disks:
         if disk.kind != "file" or not disk.source.startswith("/") or disk.based:
             continue
-        size_bytes, allocated_bytes, _ = domain.blockInfo(disk.target)
+        try:
+            size_bytes, allocated_bytes, _ = domain.blockInfo(disk.target)
+        except load().libvirtError:  # its image cannot be looked at: it is not one to be copied
+            continue
         disks.append(
             Disk(
                 device=disk.target,
