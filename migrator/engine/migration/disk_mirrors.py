@@ -115,7 +115,9 @@ class DiskMirrors:
         where = await self._lead(served)
         made = [copy.device for copy in self.copies if copy.new]
         volumes = await self._destination.mirroring.on_volumes(made) if made else frozenset()
-        for copy, name in zip(self.copies, self._names(), strict=True):
+        # The one that takes longest first: the source is a tenth of a second at each connection.
+        named = zip(self.copies, self._names(), strict=True)
+        for copy, name in sorted(named, key=lambda each: -(each[0].allocated_bytes or each[0].size_bytes)):
             used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
             self._tell(
                 "copy-disk",
