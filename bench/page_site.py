@@ -84,7 +84,7 @@ def site_of(*, hosts: int, guests: int, link: float = 120 * MIB, seed: int = 1) 
 
 
 class _Replica:
-    """What the process that answers requests has of the engine's state; here it is told in the same process."""
+    """The state of the engine as the process that answers requests has it; here it is told in the same process."""
 
     def __init__(self) -> None:
         self.state = ReplicaState()
