@@ -28,7 +28,7 @@ from migrator.core.findings import accept
 from migrator.core.inventory import Guest
 from migrator.core.managed_guest import LIBVIRT, place_of
 from migrator.core.model import Finding
-from migrator.core.policy import Policy
+from migrator.core.policy import CopiedDisks, Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.engine.migration.services import EndLocation
@@ -268,6 +268,8 @@ class LibvirtPair(UnattendedSite):
         :raise HostError: one of them cannot be asked.
         :raise QemuError: libvirt refused to describe the guest.
         """
+        if policy.disks is CopiedDisks.AUTO:  # nobody makes images here for what would be copied
+            policy = policy.but(disks=CopiedDisks.NONE)
         return await self._checks.check(replace(guest, host=self._source_name), self._target_name, policy)
 
     async def start_destination(
