@@ -29,7 +29,7 @@ UNLIMITED_MIB = (2**63 - 1) // MIB
 #: Seconds that a change may take.
 _CHANGE_SECONDS = 15.0
 #: What both ends offer as libvirt has it.
-_CAPABILITIES = frozenset({"postcopy-ram", "multifd"})
+_CAPABILITIES = frozenset({"postcopy-ram", "multifd", "xbzrle"})
 
 
 class DomainEnd(UnmonitoredEnd):

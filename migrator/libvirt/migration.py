@@ -211,6 +211,8 @@ def _flags(options: ManagedOptions) -> int:
         flags |= module.VIR_MIGRATE_TLS
     if options.channels > 1:
         flags |= module.VIR_MIGRATE_PARALLEL
+    if options.delta_cache_bytes:
+        flags |= module.VIR_MIGRATE_COMPRESSED
     if options.disks:
         flags |= module.VIR_MIGRATE_NON_SHARED_DISK
     if options.unsafe:
@@ -228,6 +230,9 @@ def _parameters(options: ManagedOptions) -> dict[str, Any]:
     }
     if options.channels > 1:
         parameters[module.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = options.channels
+    if options.delta_cache_bytes:
+        parameters[module.VIR_MIGRATE_PARAM_COMPRESSION] = "xbzrle"
+        parameters[module.VIR_MIGRATE_PARAM_COMPRESSION_XBZRLE_CACHE] = options.delta_cache_bytes
     if options.disks:
         parameters[module.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(options.disks)
     return parameters

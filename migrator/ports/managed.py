@@ -23,6 +23,8 @@ class ManagedOptions:
     tls: bool = False
     #: Channels of the stream.
     channels: int = 1
+    #: Memory that the source keeps of pages it has sent, so that only what changed is sent again; 0: none.
+    delta_cache_bytes: int = 0
     #: Disks whose contents are copied to the target, by what the manager calls them (``vda``).
     disks: Sequence[str] = ()
     #: ``None``: no limit.

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import Mode, State
+from migrator.core.policy import Compression, Policy
 from migrator.testing.guest import IDLE, write_image
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-from tests.libvirt_moves import PLAIN, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
+from tests.libvirt_moves import PLAIN, SLOW, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
 
 __all__ = ["libvirt_daemons", "libvirt_hosts"]
 
@@ -84,6 +85,23 @@ async def test_cancelled_guest_stays_and_its_limits_are_as_they_were(busy: Busy)
     await busy.runs_only_at(busy.alpha)
     assert await definition(busy.alpha, busy.name) == before
     assert await busy.alpha.virsh("migrate-getmaxdowntime", busy.name) == limit
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "policy",
+    [SLOW.but(compress=Compression.XBZRLE), SLOW.but(streams=2)],
+    ids=["xbzrle", "two-channels"],
+)
+async def test_stream_is_laid_out_as_the_policy_says(busy: Busy, policy: Policy) -> None:
+    async with busy.controller(policy=policy) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        said = await busy.alpha.virsh("qemu-monitor-command", busy.name, "--hmp", "info migrate_capabilities")
+        wanted = "xbzrle" if policy.compress is Compression.XBZRLE else "multifd"
+        assert f"{wanted}: on" in said
+        ours.driver.cancel()  # several channels may have sent all of it by now
+        outcome = await move
+    assert outcome.state in (State.CANCELLED, State.COMPLETED), outcome.error
 
 
 @pytest.mark.matrix

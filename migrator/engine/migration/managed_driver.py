@@ -10,7 +10,7 @@ from migrator.addresses import bracketed, stream_host
 from migrator.core.findings import errors_first
 from migrator.core.migration import managed_lifecycle
 from migrator.core.migration.convergence_state import Abilities
-from migrator.core.migration.disk_copies import DiskCopy, MirrorPhase, Mirrors, as_fields, from_fields
+from migrator.core.migration.disk_copies import MirrorPhase, Mirrors, as_fields, from_fields
 from migrator.core.migration.managed_lifecycle import DestinationHas, ManagerCall, SourceHas
 from migrator.core.migration.rules import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
@@ -22,6 +22,7 @@ from migrator.engine.migration.block_job_wait import too_late
 from migrator.engine.migration.ceiling import against_ceiling
 from migrator.engine.migration.driver_state import DriverState
 from migrator.engine.migration.ending import explain, measure
+from migrator.engine.migration.managed_choice import choose_managed_layout, new_copies
 from migrator.engine.migration.managed_postcopy import ManagedRecovery, ManagedSteering
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
@@ -110,21 +111,16 @@ class ManagedDriver(DriverState):
         facts = await self._source.facts()
         self._was = await self._managed.managed_state()
         self._facts = facts
-        self._mirrors.copies = tuple(
-            DiskCopy(
-                device=disk.device,
-                size_bytes=disk.virtual_bytes,
-                allocated_bytes=disk.copied_bytes(keep_backing=False),
-                path=disk.file,
-                format=disk.format,
-                new=True,
-            )
-            for disk in facts.disks
-            if disk.device in self._new_images
-        )
+        self._mirrors.copies = new_copies(facts, self._new_images)
         self._steering.begin(None)
         postcopy = self._policy.postcopy is not PostcopyMode.NEVER
         self._abilities = Abilities(postcopy=postcopy, throttle=False)
+        self._layout = choose_managed_layout(
+            self._policy,
+            facts,
+            postcopy=postcopy,
+            encrypted=self._security.tls is not None,
+        )
         self._intent_log.intent = replace(self._intent_log.intent, guest_runs=facts.run in RUNNING_STATES)
         self.result.preflight_seconds = clock.now() - began
         if facts.run not in RUNNING_STATES:
@@ -165,6 +161,10 @@ class ManagedDriver(DriverState):
         return await self._drive()
 
     async def _begin_moving(self, was: ManagedGuestState) -> None:
+        for action, reason in self._layout.notes:
+            self._intent_log.decide(action, reason)
+        self.result.streams = self._layout.layout.channels
+        self.result.compression = self._layout.layout.compression
         await self._source.tune(Tuning(downtime_limit_seconds=self._limit_seconds))
         if self.requests.unwanted():
             postponed = not self.requests.cancel
@@ -182,7 +182,8 @@ class ManagedDriver(DriverState):
             persistent=was.persistent,
             postcopy=self._abilities.postcopy,
             tls=self._security.tls is not None,
-            channels=1 if self._abilities.postcopy else self._policy.streams or 1,
+            channels=self._layout.layout.channels,
+            delta_cache_bytes=self._layout.delta_cache_bytes,
             disks=[copy.device for copy in self._mirrors.copies],
             bandwidth_bytes_per_second=self._share,
             unsafe=any(each.code == UNSAFE_CACHE for each in self.result.findings),  # which were accepted
