@@ -159,7 +159,7 @@ def test_whole_installation_works_where_it_will_be(tmp_path: Path) -> None:
         cwd="/",
     )
     assert done.returncode == 0, done
-    assert list(place.glob("current/lib/python3*/site-packages/migrator/http/page.html"))
+    assert list(place.glob("current/lib/python3*/site-packages/migrator/http/page/index.html"))
 
 
 #: Run where everything that is written to is a layer over this machine's, seen by nobody else and gone afterwards.
