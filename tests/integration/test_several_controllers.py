@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright import sync_api
 from playwright.sync_api import expect
 
 from migrator.api.service_documents import ControllerDocument, LeaseDocument, ServiceDocument
 from tests.command import MIGRATOR
-from tests.conftest import missing
-from tests.http_service import OPERATOR
+from tests.page_browser import Seen, chromium
 from tests.service_thread import ServiceThread, in_thread
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -122,18 +119,10 @@ def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service:
 
 
 def test_the_page_shows_them(service: ServiceThread) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        missing("there is no chromium here")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(service.place.url)
-        page.get_by_label("Token").fill(OPERATOR)
-        page.get_by_role("button", name="Sign in").click()
-        part = page.locator("#controllers-part")
+    with chromium() as browser:
+        seen = Seen(browser, service.place.url)
+        seen.sign_in()
+        part = seen.page.get_by_role("region", name="Controllers")
         expect(part).to_contain_text("machine-a acts; this one, machine-b, stands by")
         items = part.get_by_role("listitem")
         expect(items).to_have_count(4)
@@ -141,5 +130,4 @@ def test_the_page_shows_them(service: ServiceThread) -> None:
         expect(items.nth(0)).to_contain_text("plans the site")
         expect(items.nth(2)).to_contain_text("waits for machine-a to go")
         expect(items.nth(3)).to_contain_text("gone machine-d")
-        assert complaints == []
-        browser.close()
+        seen.close()

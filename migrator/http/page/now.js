@@ -5,7 +5,7 @@ import {attention} from "./attention.js";
 import {EvacuationCard, PastEvacuations} from "./evacuations.js";
 import {MigrationRows, PastMigrations} from "./migrations.js";
 import {Action, Empty, Section} from "./parts.js";
-import {clock, count, number, seconds} from "./format.js";
+import {clock, count, number, plain, seconds} from "./format.js";
 import {href} from "./router.js";
 import {isOperator, store} from "./store.js";
 
@@ -32,10 +32,14 @@ function Needs() {
 function Controllers() {
   const given = store.service;
   if (!given || given.role === "alone") return null;
-  const old = given.role === "standby" ? ` This one, ${given.instance}, stands by, and shows what is ${given.stale_seconds === null ? "of unknown age" : `${seconds(given.stale_seconds)} old at most`}.` : "";
-  return html`<${Section} title="Controllers" id="controllers"><p class=${given.acting ? "" : "bad"}>${given.acting ? `${given.acting} acts.` : "Nobody acts: nothing is begun."}${old}</p>
-    <ul class="small">${given.controllers.map((each) => html`<li key=${each.name}><span class=${`state ${each.present ? (each.role === "acting" ? "good" : "plain") : "bad"}`}>${each.present ? each.role : "gone"}</span>
-      ${` ${each.instance}${each.url ? ` at ${each.url}` : ""}, version ${each.version}, heard ${seconds(each.age_seconds)} ago, drives ${count(each.migrations, "migration")}${each.detail ? `: ${each.detail}` : ""}`}</li>`)}</ul></${Section}>`;
+  const old = given.role === "standby" ? `; this one, ${plain(given.instance)}, stands by, and shows what is ${given.stale_seconds === null ? "of unknown age" : `${seconds(given.stale_seconds)} old at most`}` : "";
+  const site = given.leases.find((lease) => lease.name === "site");
+  const rest = (each) => [
+    `${plain(each.instance)}${each.url ? ` at ${plain(each.url)}` : ""}, version ${plain(each.version)}, heard ${seconds(each.age_seconds)} ago, drives ${count(each.migrations, "migration")}`,
+    site && site.owner === each.name ? `, plans the site (lease renewed ${seconds(site.age_seconds)} ago)` : "", each.detail ? `: ${plain(each.detail)}` : "",
+  ].join("");
+  return html`<${Section} title="Controllers" id="controllers"><p class=${given.acting ? "" : "bad"}>${given.acting ? `${plain(given.acting)} acts` : "Nobody acts: nothing is begun"}${old}.</p>
+    <ul class="small">${given.controllers.map((each) => html`<li key=${each.name}><span class=${`state ${each.present ? (each.role === "acting" ? "good" : "plain") : "bad"}`}>${each.present ? each.role : "gone"}</span>${` ${rest(each)}`}</li>`)}</ul></${Section}>`;
 }
 
 export function Now() {
