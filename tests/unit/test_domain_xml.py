@@ -55,7 +55,7 @@ def test_description_of_a_guest_is_read() -> None:
     assert xml.secrets == ("ceph:client",)
     assert xml.host_devices == ("mdev m-1", "pci 0000:81:10.2")
     assert xml.disks == (
-        DiskXml(target="vda", source="/img", cache="none", mirrored=True),
+        DiskXml(target="vda", source="/img", cache="none", format="raw", mirrored=True),
         DiskXml(target="vdb", kind="block", source="/dev/vg/v", shareable=True),
         DiskXml(target="vdc", kind="volume", source="v", pool="p"),
         DiskXml(target="vdd", kind="network", source="pool/image", protocol="rbd"),

@@ -86,7 +86,9 @@ async def agree(
         moved = await by_migrate(running, codes, to)
         assert moved[0] is possible
         assert set(moved[1]) == set(checked[1])
-    assert service.site.running("vm") == (["b"] if possible else ["a"])
+    (machine,) = (each for each in service.site.machines.values() if each.name == "vm")
+    assert machine.host == ("b" if possible else "a")
+    assert service.site.running("vm") == ([machine.host] if machine.run is RunState.RUNNING else [])
     assert sum(service.site.started.values()) == possible, (
         "what is refused is refused before anything is started"
     )
