@@ -198,7 +198,8 @@ def _out_of_reach(
         )
     if here in _AT_SOURCE and not call.runs and overdue and not switched:
         return _end("stays-unseen", State.FAILED, "the guest is at the source; its target cannot be asked")
-    if not overdue:
+    if not overdue or here is S.SWITCHES:
+        # Not held before its libvirt has ended the switch: it may let the guest go on then, and that is to be stopped.
         return _wait("out-of-reach", "a manager cannot be asked")
     if S.SILENT is here and D.SILENT is there:
         return _held("both-silent", "libvirt answers at neither end, and where the guest runs is not known")
