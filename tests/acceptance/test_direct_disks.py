@@ -120,7 +120,9 @@ class TestWhatEndsAMoveWithDisks:
         assert ended.state == "cancelled"
         await self.verify_failed(guest, ended, 4)
 
-    @pytest.mark.parametrize("frozen", [False, True], ids=["dead", "frozen"])
+    @pytest.mark.parametrize(
+        "frozen", [False, pytest.param(True, marks=pytest.mark.matrix)], ids=["dead", "frozen"]
+    )
     async def test_a_destination_that_ends_while_disks_are_copied(
         self, lab: Lab, one_crossing: tuple[Path, Path], frozen: bool
     ) -> None:

@@ -154,6 +154,7 @@ async def test_guest_that_cannot_move_stays_with_its_reason_and_the_rest_goes(tm
         assert site.where(await site.runs_once(goes)) in ("b", "c")
 
 
+@pytest.mark.matrix
 async def test_guest_that_powers_off_on_the_way_is_gone_and_no_failure() -> None:
     busy, off = guest("busy", region=64 * MIB), guest("off", region=64 * MIB)
     async with served(speed=SLOW) as site:

@@ -424,12 +424,12 @@ async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
         qemu = await lab.boot(guest("web"))
         base = f'ssh = "127.0.0.1:{sshd.port}"\nkey_file = "{sshd.key}"\naddress = "192.0.2.1"\n'
         trusted = f'{base}known_hosts = "{sshd.known_hosts}"\n'
-        (tmp_path / "nothing").touch()
+        (lab.directory / "nothing").touch()
         hosts = {
             "good": f'{trusted}look_for = "sockets"\nsockets = ["{lab.directory}/*.qmp"]\nlink_speed = "10Gbit/s"\n',
             "stranger": f'{base}known_hosts = "/dev/null"\nlook_for = "sockets"\nsockets = ["/nowhere/*.qmp"]\n',
             "away": trusted.replace(f":{sshd.port}", f":{free_port()}"),
-            "odd": f'{trusted}run_dir = "{tmp_path}/nothing/guests"\nqemu = "/nowhere"\n'.replace(
+            "odd": f'{trusted}run_dir = "{lab.directory}/nothing/guests"\nqemu = "/nowhere"\n'.replace(
                 "192.0.2.1", "127.0.0.1"
             ),
         }

@@ -40,6 +40,7 @@ def _curve(svg: str, name: str) -> list[tuple[float, float]]:
     return []
 
 
+@pytest.mark.matrix
 async def test_a_curve_is_kept_and_drawn_and_outlives_a_kill(tmp_path: Path) -> None:
     machine = guest("busy", region=96 * MIB, speed=26 * MIB)
     async with served([machine], "a", "b", speed=SLOW) as site:

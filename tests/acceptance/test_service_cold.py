@@ -83,6 +83,7 @@ async def test_a_guest_that_cannot_move_live_is_shut_down_and_boots_at_the_targe
         await runs_at(site, web, "a")
 
 
+@pytest.mark.matrix
 async def test_a_guest_that_does_not_shut_down_in_time_stays_and_is_ended_by_force_where_that_is_accepted(
     tmp_path: Path,
 ) -> None:
@@ -151,6 +152,7 @@ async def test_a_controller_that_is_killed_meanwhile_leaves_the_guest_running_in
         await runs_at(site, web, where)
 
 
+@pytest.mark.matrix
 async def test_a_guest_whose_agent_lies_is_shut_down_by_its_power_button_and_an_evacuation_says_so_before(
     tmp_path: Path,
 ) -> None:

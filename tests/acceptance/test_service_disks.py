@@ -172,6 +172,7 @@ async def test_a_controller_that_is_killed_begins_anew() -> None:
         await here.check("b")
 
 
+@pytest.mark.matrix
 async def test_what_it_left_is_removed_once_it_was_compared_though_the_controller_is_killed() -> None:
     policy = '[policies.clean]\nextends = "default"\nsource_images = "remove"'
     # Longer than a busy machine takes to ask what it is at.

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from migrator.testing.lab import until
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, guest, made, served
@@ -111,6 +112,7 @@ async def test_a_service_that_does_not_run_is_said_not_to() -> None:
         assert not site.said("entrances"), "one that did not run does not take the other for dead"
 
 
+@pytest.mark.matrix
 async def test_what_answers_but_does_not_run_is_said_not_to_and_begun_anew() -> None:
     machine = guest("web", region=16 * MIB, speed=2 * MIB)
     async with served([machine]) as site:

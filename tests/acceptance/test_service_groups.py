@@ -102,7 +102,8 @@ async def test_a_controller_that_is_killed_leaves_guests_that_wait_in_one_place_
         await site.everyone_at(MACHINES, "b")
 
 
-@pytest.mark.parametrize("otherwise", ["go", pytest.param("stay", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("otherwise", ["go", "stay"])
 async def test_a_guest_that_answers_no_more_is_waited_for_as_long_as_its_group_says(otherwise: str) -> None:
     rules = f'{GROUP}[groups.shop]\nwait = "2s"\notherwise = "{otherwise}"\n'
     async with served(MACHINES, "a", "b", speed=60 * MIB, extra=rules) as site:

@@ -127,6 +127,7 @@ async def _is(ask: object, wanted: str) -> bool:
     return await ask() == wanted  # type: ignore[operator,no-any-return]
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("_namespaces")
 async def test_drain_waits_for_what_runs_and_begins_nothing() -> None:
     machines = [guest(f"vm-{number}") for number in range(2)]

@@ -37,6 +37,7 @@ def total(found: list[Any], name: str, **labels: str) -> float:
     )
 
 
+@pytest.mark.matrix
 async def test_counts_downtimes_and_series_agree_with_what_happened() -> None:
     machines = [guest("calm"), guest("busy", region=64 * MIB, speed=30 * MIB)]
     async with served(machines, speed=SLOW) as site:

@@ -247,6 +247,7 @@ async def test_a_qemu_that_is_killed_while_it_is_saved_leaves_no_file(tmp_path: 
         assert status == 404, problem
 
 
+@pytest.mark.matrix
 async def test_a_file_that_has_changed_is_not_loaded_and_can_be_once_it_is_mended(tmp_path: Path) -> None:
     web, file = guest("web"), tmp_path / "web.state"
     async with served([web], "a", "b") as site:
@@ -296,6 +297,7 @@ async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_pat
         assert beside(file)["state"] == "loaded"
 
 
+@pytest.mark.matrix
 async def test_a_state_that_is_of_the_past_is_not_loaded_under_any_name(tmp_path: Path) -> None:
     web, file, copy = guest("web"), tmp_path / "web.state", tmp_path / "copy.state"
     async with served([web], "a", "b") as site:
@@ -327,6 +329,7 @@ async def test_a_state_that_is_of_the_past_is_not_loaded_under_any_name(tmp_path
         assert f"has run since {copy} was saved (migration {done['id']})" in problem["detail"]
 
 
+@pytest.mark.matrix
 async def test_a_description_that_others_may_write_starts_no_qemu(tmp_path: Path) -> None:
     web, file = guest("web"), tmp_path / "web.state"
     everybodys = tmp_path / "everybodys"
@@ -363,6 +366,7 @@ async def test_a_file_that_is_removed_before_its_qemu_has_ended_leaves_the_guest
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.matrix
 async def test_filesystems_that_a_killed_controller_left_frozen_are_thawed_by_the_next(
     tmp_path: Path,
 ) -> None:

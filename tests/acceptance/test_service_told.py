@@ -59,6 +59,7 @@ async def streaming(site: LiveSite) -> AsyncIterator[list[dict[str, Any]]]:
         await asyncio.wait({task})
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("times", [1, pytest.param(50, marks=pytest.mark.soak)], ids=["short", "long"])
 async def test_what_was_told_is_in_the_journal_after_any_kill(broker: Broker, times: int) -> None:
     seed = random.randrange(1 << 30)

@@ -15,6 +15,7 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+@pytest.mark.matrix
 async def test_a_guest_without_a_uuid_moves_and_comes_home_under_one_name() -> None:
     machine = guest("unnamed", extra=("-uuid", "00000000-0000-0000-0000-000000000000"))
     async with served([machine], "a", "b") as site:

@@ -42,6 +42,7 @@ def mine(text: str, directory: Path) -> str:
     return text
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces")
 def test_every_block_does_what_the_text_beside_it_says() -> None:
     with tempfile.TemporaryDirectory(prefix="tutorial-") as directory:  # short, as sockets take it

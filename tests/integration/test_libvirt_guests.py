@@ -120,6 +120,7 @@ async def test_guests_stay_known_while_their_libvirtd_is_away_and_the_host_says_
     assert back.pid == before.pid
 
 
+@pytest.mark.matrix
 async def test_libvirtd_that_does_not_answer_holds_a_look_up_for_a_moment_only(
     libvirt_hosts: LibvirtHosts, site: SiteHosts, tmp_path: Path
 ) -> None:

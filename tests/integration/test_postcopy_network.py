@@ -32,7 +32,7 @@ def nobody_ended_anything(pair: Pair) -> bool:
     return pair.source.alive and pair.destination.alive
 
 
-@pytest.mark.parametrize("side", ["alpha", "beta"])
+@pytest.mark.parametrize("side", ["alpha", pytest.param("beta", marks=pytest.mark.matrix)])
 async def test_lost_while_the_guest_fetches_it_is_held_and_after_it_heals_all_is_there(
     hosts: LabHosts, lab: Lab, apart: Pair, side: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -489,8 +490,11 @@ class TestHosts:
                 await asyncio.wait({watching})
 
     async def test_what_was_started_in_the_former_directory_is_still_ours(self, tmp_path: Path) -> None:
-        old, new = str(tmp_path / "old"), str(tmp_path / "new")
-        log = str(tmp_path / "log")
+        with tempfile.TemporaryDirectory() as short:  # as the paths of sockets take it
+            await self._started_in_the_former(tmp_path, short)
+
+    async def _started_in_the_former(self, tmp_path: Path, short: str) -> None:
+        old, new, log = f"{short}/old", f"{short}/new", f"{short}/log"
         before = await Launcher(LocalAccess("a"), HostDefaults(run_dir=old, log_dir=log)).make_run_directory(
             "m1"
         )
