@@ -74,7 +74,7 @@ generated:
 	$(BIN)/python scripts/docs --check
 	$(BIN)/python -m dashboards.build --check
 	$(BIN)/hadolint Containerfile
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build >.build/site.log 2>&1 || { cat .build/site.log; exit 1; }
 
 lab:
 	@scripts/setup test
@@ -90,7 +90,7 @@ docs:
 
 site:
 	@scripts/setup lint
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build >.build/site.log 2>&1 || { cat .build/site.log; exit 1; }
 	@echo 'made .build/site/index.html'
 
 # With what builds an installation, in the versions of its lock; nothing else is loaded for it.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from typer import BadParameter
 from typer.core import TyperArgument, TyperGroup, TyperOption
 from typer.main import get_group
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typer.main import Typer
 
 
@@ -66,14 +69,27 @@ def _process(parameter: Any, ctx: Any, value: Any) -> Any:
     return parameter.callback(ctx, parameter, value) if parameter.callback else value
 
 
+def _convert(process: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+    """Return what Typer makes of a value; an error that it raises does not begin with pydantic's name for it."""
+    try:
+        return process(ctx, value)
+    except BadParameter as error:
+        error.message = error.message.removeprefix("Value error, ")
+        raise
+
+
 class _Option(TyperOption):
     def process_value(self, ctx: Any, value: Any) -> Any:
-        return _process(self, ctx, value) if _is_ready(self, value) else super().process_value(ctx, value)
+        if _is_ready(self, value):
+            return _process(self, ctx, value)
+        return _convert(super().process_value, ctx, value)
 
 
 class _Argument(TyperArgument):
     def process_value(self, ctx: Any, value: Any) -> Any:
-        return _process(self, ctx, value) if _is_ready(self, value) else super().process_value(ctx, value)
+        if _is_ready(self, value):
+            return _process(self, ctx, value)
+        return _convert(super().process_value, ctx, value)
 
 
 def _lighten(parameters: list[Any]) -> None:

@@ -9,7 +9,9 @@ import pytest
 import yaml  # type: ignore[import-untyped] # what types it is nowhere else needed
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from migrator.cli.app import app
 from migrator.cli.output import OutputForm, names, yaml_lines
 from tests.documents import a_guest, a_host, a_migration, an_evacuation
 
@@ -56,3 +58,10 @@ def test_names_are_kind_and_id() -> None:
     }
     assert list(names(some)) == ["host/host-1", "guest/guest-1", "migration/m1", "evacuation/e1"]
     assert list(names({"error": "no", "code": "conflict"})) == []
+
+
+def test_an_unknown_form_is_named_with_those_that_there_are() -> None:
+    result = CliRunner().invoke(app, ["guests", "-o", "csv"])
+
+    assert result.exit_code == 2
+    assert "'--output' / '-o': 'csv' is not one of 'table', 'wide', 'json', 'yaml', 'name'." in result.output

@@ -48,8 +48,8 @@ export function EvacuationCard({one}) {
 
 export function PastEvacuations({items}) {
   if (!items.length) return null;
-  return html`<ul class="rows past">${items.map((one) => html`<li key=${one.id}><a data-row href=${links.evacuation(one.id)}>${plain(titleOf(one))}</a> <${State} of=${one.state} />
-    <span class="quiet small">${clock(one.ended_at)}${one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}${one.late ? ", late" : ""}${one.error ? `: ${plain(one.error)}` : ""}</span></li>`)}</ul>`;
+  return html`<ul class="rows past">${items.map((one) => html`<li key=${one.id}><a data-row href=${links.evacuation(one.id)}>${plain(titleOf(one))}</a> <${State} of=${one.state} />${" "}
+    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.error ? `, ${plain(one.error)}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}</span></li>`)}</ul>`;
 }
 
 export function Evacuations() {

@@ -23,7 +23,7 @@ export const Facts = ({items}) => html`<dl class="facts">${items.filter(Boolean)
   <div><dt>${term}</dt><dd class=${kind || ""}>${value}</dd></div>`)}</dl>`;
 
 export const Findings = ({items}) => html`<ul class="findings">${items.map((each) => html`
-  <li><span class=${`state ${each.severity === "error" ? "bad" : "warn"}`}>${each.severity}</span> <code>${each.code}</code>
+  <li><span class=${`state ${each.severity === "error" ? "bad" : "warn"}`}>${each.severity}</span> <code>${each.code}</code>${" "}
     <span>${plain(each.message)}</span>${each.remedy ? html` <span class="quiet">What to do: ${plain(each.remedy)}.</span>` : null}</li>`)}</ul>`;
 
 /** What an asked-for document is, or why it cannot be had; asked again when `again` changes. */
