@@ -121,6 +121,7 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
     name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
     habit = Habit(region_bytes=24 * MIB, bytes_per_second=float(2 * MIB))
     (uuid,) = await started(libvirt_hosts, [name], tmp_path, habit)
+    before = await definition(alpha, name)
     alpha.host.set_speed(8 * MIB)
     async with fleet(libvirt_hosts, peers=peers) as site:
         await served(site, 1)
@@ -136,6 +137,7 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
         other = alpha if at is beta else beta
         assert ended["state"] in ("completed", "failed", "cancelled"), ended
         await at.wait_beating(name)
+        assert await definition(at, name) == before
         with contextlib.suppress(KeyError):
             assert (await has(other, name))["State"] != "running"
 
@@ -165,17 +167,24 @@ def own_files(daemons: LibvirtHosts) -> Iterator[None]:
                 daemon.host.mounts = None
 
 
+async def started_with_its_disk(
+    daemons: LibvirtHosts, name: str, habit: Habit
+) -> tuple[str, dict[str, Path]]:
+    """Start a guest on alpha whose image beta has not; its uuid, and where each host has the image if it has it."""
+    path = Path("/var/lib/libvirt", f"{name}.img")
+    images = {host: daemons[host].directory / str(path)[1:] for host in ("alpha", "beta")}
+    write_image(images["alpha"], habit)
+    return await daemons["alpha"].start_domain(name, domain_xml(name, path, shared=False)), images
+
+
 @pytest.mark.matrix
 @pytest.mark.timeout(300)
 async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
     libvirt_hosts: LibvirtHosts,
 ) -> None:
-    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
-    path = Path("/var/lib/libvirt", f"{name}.img")
-    images = {daemon.host.name: daemon.directory / str(path)[1:] for daemon in (alpha, beta)}
-    write_image(images["alpha"], IDLE)
+    name, alpha = guest_name(), libvirt_hosts["alpha"]
+    uuid, images = await started_with_its_disk(libvirt_hosts, name, IDLE)
     contents = images["alpha"].read_bytes()
-    uuid = await alpha.start_domain(name, domain_xml(name, path, shared=False))
     with own_files(libvirt_hosts):
         async with fleet(libvirt_hosts, peers=True) as site:
             await served(site, 1)
@@ -185,4 +194,35 @@ async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
                 assert images[to].read_bytes() == contents
                 assert not images[left].exists()  # it has another name, so that nobody starts from it
             await alpha.wait_beating(name)
-            assert await has(beta, name) == {}
+            assert await has(libvirt_hosts["beta"], name) == {}
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("killed", ["guest", "service"])
+async def test_image_that_was_made_for_a_guest_goes_where_its_move_fails(
+    libvirt_hosts: LibvirtHosts, killed: str
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    habit = Habit(region_bytes=24 * MIB, bytes_per_second=float(2 * MIB))
+    uuid, images = await started_with_its_disk(libvirt_hosts, name, habit)
+    before = await definition(alpha, name)
+    alpha.host.set_speed(2 * MIB)
+    with own_files(libvirt_hosts):
+        async with fleet(libvirt_hosts, peers=False) as site:
+            await served(site, 1)
+            move = await site.post("migrations", guest=uuid, to="beta", policy="gentle")
+            await site.until_state("precopy")
+            async with asyncio.timeout(60):
+                while await beta.state(name) != "paused":
+                    await asyncio.sleep(0.1)
+            assert images["beta"].exists()
+            if killed == "guest":
+                beta.kill_guest(name)
+            else:
+                await site.restart()
+            await site.migration_ended(move["id"], "failed", within=120)
+            assert not images["beta"].exists()
+    assert await has(beta, name) == {}
+    assert await definition(alpha, name) == before
+    await alpha.wait_beating(name)

@@ -97,6 +97,7 @@ async def test_postcopy_goes_on_once_the_network_is_back(busy: Busy, peer_to_pee
 @pytest.mark.parametrize("side", ["source", "target"])
 @BOTH_WAYS
 async def test_postcopy_outlives_a_libvirtd(busy: Busy, side: str, peer_to_peer: bool) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with in_postcopy(busy, peer_to_peer=peer_to_peer) as (_, move):
         daemon = busy.alpha if side == "source" else busy.beta
         daemon.kill_daemon()
@@ -106,12 +107,14 @@ async def test_postcopy_outlives_a_libvirtd(busy: Busy, side: str, peer_to_peer:
         outcome = await move
     assert outcome.state is State.COMPLETED, (outcome.state, outcome.error)
     await busy.runs_only_at(busy.beta)
+    assert await definition(busy.beta, busy.name) == before
 
 
 @pytest.mark.matrix
 @pytest.mark.timeout(240)
 @BOTH_WAYS
 async def test_postcopy_that_its_controller_left_is_taken_up(busy: Busy, peer_to_peer: bool) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with in_postcopy(busy, peer_to_peer=peer_to_peer) as (_, move):
         move.cancel()
     async with busy.controller(policy=PLAIN, peer_to_peer=peer_to_peer) as next_one:
@@ -121,15 +124,18 @@ async def test_postcopy_that_its_controller_left_is_taken_up(busy: Busy, peer_to
         outcome = await taken_up
     assert outcome.state is State.COMPLETED, (outcome.state, outcome.error)
     await busy.runs_only_at(busy.beta)
+    assert await definition(busy.beta, busy.name) == before
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("side", ["source", "target"])
 async def test_guest_that_lost_half_its_memory_in_postcopy_is_held(busy: Busy, side: str) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with in_postcopy(busy, peer_to_peer=True) as (_, move):
         (busy.alpha if side == "source" else busy.beta).kill_guest(busy.name)
         outcome = await move
     assert (outcome.state, outcome.held_code) == (State.HELD, f"postcopy-lost-{side}"), outcome.error
+    assert await definition(busy.alpha, busy.name) == before
 
 
 @pytest.mark.matrix
@@ -214,9 +220,10 @@ async def test_guest_that_may_run_at_a_target_that_cannot_be_asked_is_stopped_an
 @pytest.mark.parametrize("side", ["source", "target"])
 @pytest.mark.timeout(240)
 @BOTH_WAYS
-async def test_guest_whose_libvirtd_hangs_while_it_is_copied_ends_in_one_place(
+async def test_guest_whose_libvirtd_is_killed_while_it_is_copied_stays(
     busy: Busy, side: str, peer_to_peer: bool
 ) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with busy.controller(policy=SLOW, peer_to_peer=peer_to_peer) as ours, busy.moving(ours) as move:
         await ours.until_copies()
         daemon = busy.alpha if side == "source" else busy.beta
@@ -227,3 +234,4 @@ async def test_guest_whose_libvirtd_hangs_while_it_is_copied_ends_in_one_place(
     assert outcome.state is State.FAILED, (outcome.state, outcome.error)
     await until_forgotten(busy)
     await busy.runs_only_at(busy.alpha)
+    assert await definition(busy.alpha, busy.name) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
@@ -105,51 +104,32 @@ async def test_stream_is_laid_out_as_the_policy_says(busy: Busy, policy: Policy)
 
 
 @pytest.mark.matrix
-async def test_guest_whose_target_daemon_is_killed_stays(busy: Busy) -> None:
-    async with busy.controller() as ours, busy.moving(ours) as move:
-        await ours.until_copies()
-        busy.beta.kill_daemon()
-        await asyncio.sleep(0.5)
-        await busy.beta.start_daemon()
-        outcome = await move
-    assert outcome.state is State.FAILED, outcome.error
-    await busy.runs_only_at(busy.alpha)
-
-
-@pytest.mark.matrix
-async def test_guest_whose_source_daemon_is_killed_stays(busy: Busy) -> None:
-    async with busy.controller() as ours, busy.moving(ours) as move:
-        await ours.until_copies()
-        busy.alpha.kill_daemon()
-        await asyncio.sleep(0.5)
-        await busy.alpha.start_daemon()
-        outcome = await move
-    assert outcome.state is State.FAILED, outcome.error
-    await busy.runs_only_at(busy.alpha)
-
-
-@pytest.mark.matrix
 async def test_guest_whose_qemu_at_the_target_is_killed_stays(busy: Busy) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with busy.controller() as ours, busy.moving(ours) as move:
         await ours.until_copies()
         os.kill(busy.beta.guest_pid(busy.name), signal.SIGKILL)
         outcome = await move
     assert outcome.state is State.FAILED, outcome.error
     await busy.runs_only_at(busy.alpha)
+    assert await definition(busy.alpha, busy.name) == before
 
 
 @pytest.mark.matrix
 async def test_guest_whose_qemu_at_the_source_is_killed_is_held(busy: Busy) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with busy.controller() as ours, busy.moving(ours) as move:
         await ours.until_copies()
         os.kill(busy.alpha.guest_pid(busy.name), signal.SIGKILL)
         outcome = await move
     assert (outcome.state, outcome.held_code) == (State.HELD, "source-died"), outcome.error
+    assert await definition(busy.alpha, busy.name) == before
     assert await busy.beta.state(busy.name) == ""
 
 
 @pytest.mark.matrix
 async def test_move_that_its_controller_left_is_taken_up_by_the_next(busy: Busy) -> None:
+    before = await definition(busy.alpha, busy.name)
     async with busy.controller() as ours, busy.moving(ours) as move:
         await ours.until_copies()
         move.cancel()
@@ -157,6 +137,7 @@ async def test_move_that_its_controller_left_is_taken_up_by_the_next(busy: Busy)
         outcome = await next_one.take_up(busy.records)
     assert outcome.state is State.COMPLETED, outcome.error
     await busy.runs_only_at(busy.beta)
+    assert await definition(busy.beta, busy.name) == before
 
 
 @pytest.mark.matrix
