@@ -35,6 +35,7 @@ class _Page:
 
     async def open(self, view: str, wanted: str) -> None:
         await self.page.goto(f"{self._url}/{view}")
+        await self.page.wait_for_selector(f"#token, {wanted}")
         if await self.page.locator("#token").count():
             await self.page.fill("#token", TOKEN)
             await self.page.keyboard.press("Enter")
@@ -110,7 +111,14 @@ async def draw(directory: Path) -> None:
                     await asyncio.sleep(0.1)
                 await dark.take("evacuation")
                 await running.end_of(evacuation)
-                moved = max(await running.queries.migrations(limit=50), key=lambda each: len(each.decisions))
+                moved = max(
+                    (
+                        each
+                        for each in await running.queries.migrations(limit=50)
+                        if not each.ceiling_exceeded
+                    ),
+                    key=lambda each: len(each.decisions),
+                )
                 await _troubles(running, site)
                 await running.ask(Evacuate(host="host-2"))
                 await dark.open("#/", ".need")
