@@ -84,19 +84,21 @@ class EndpointMirroring:
         await self._claim.execute("nbd-server-start", {"addr": address, **how})
 
     async def stop_serving(self) -> None:
-        exports = await self._monitor.execute("query-block-exports")
-        if any(each["id"].startswith(MIRRORS) for each in exports):
-            await self._claim.execute("nbd-server-stop")
-        left = [
-            each["id"]
-            for each in await self._monitor.execute("query-block-exports")
-            if each["id"].startswith(MIRRORS)
-        ]
-        if left:
+        exports, opened = await asyncio.gather(
+            self._monitor.execute("query-block-exports"), self._nodes(MIRRORS)
+        )
+        served = any(each["id"].startswith(MIRRORS) for each in exports)
+        stop = [("nbd-server-stop", None)] if served else []
+        # That one is answered once its exports are closed; a node that is still exported is not deleted by QEMU.
+        answers = await self._in_order(
+            *stop,
+            ("query-block-exports", None),
+            *(("blockdev-del", {"node-name": node}) for node in opened),
+        )
+        if left := [each["id"] for each in answers[len(stop)] if each["id"].startswith(MIRRORS)]:
             raise CommandFailed(
                 self._monitor.name, "nbd-server-stop", "GenericError", f"{', '.join(left)} is still exported"
             )
-        await self.remove_targets(MIRRORS)
 
     async def on_volumes(self, devices: Collection[str]) -> frozenset[str]:
         nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
@@ -222,10 +224,8 @@ class EndpointMirroring:
         await self._claim.execute("block-job-cancel", {"device": name, "force": False})
 
     async def remove_targets(self, prefix: str) -> None:
-        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
-        for node in nodes:
-            if node["node-name"].startswith(prefix):
-                await self._claim.execute("blockdev-del", {"node-name": node["node-name"]})
+        if opened := await self._nodes(prefix):
+            await self._in_order(*(("blockdev-del", {"node-name": node}) for node in opened))
 
     async def give_up(self, prefix: str) -> None:
         for name in await self._at_work(prefix):
@@ -247,6 +247,25 @@ class EndpointMirroring:
         for job in await self._monitor.execute("query-jobs"):
             if job["id"].startswith(prefix):
                 await self._claim.execute("job-dismiss", {"id": job["id"]})
+
+    async def _nodes(self, prefix: str) -> list[str]:
+        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+        return [node["node-name"] for node in nodes if node["node-name"].startswith(prefix)]
+
+    async def _in_order(self, *commands: tuple[str, Mapping[str, Any] | None]) -> list[Any]:
+        """Execute commands in this order in one round trip, as the guest may stand still; return their answers.
+
+        :raise QemuError: the first error, once each of them was answered.
+        """
+        await self._claim.ensure()
+        answers = await asyncio.gather(
+            *(self._monitor.execute(command, arguments) for command, arguments in commands),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return list(answers)
 
     async def _at_work(self, prefix: str) -> list[str]:
         jobs = await self._monitor.execute("query-jobs")

@@ -23,8 +23,10 @@ from migrator.errors import CommandFailed, Refused
 from migrator.ports import Qemu
 from migrator.units import show_bytes, show_seconds
 
-#: Between two looks at mirrors that copy; and at such that end while the guest stands still.
-_LOOK_SECONDS, _END_LOOK_SECONDS = 0.1, 0.002
+#: Between two looks at mirrors that copy.
+_LOOK_SECONDS = 0.1
+#: ... and at such that end while the guest stands still: what has little left has ended a moment after it was asked to.
+_FIRST_END_LOOK_SECONDS, _END_LOOK_SECONDS = 0.0005, 0.002
 #: Where the copy ends within so many seconds at its present speed, looks are nearer to each other.
 _NEARLY_SECONDS, _NEAR_LOOK_SECONDS = 0.2, 0.02
 #: Mirrors in which nothing moves for so long are given up.
@@ -194,7 +196,7 @@ class DiskMirrors:
         within = _RESTING_END_SECONDS
         if ceiling_seconds is not None:
             within = longest_end_seconds(ceiling_seconds)
-        began, sent_before = clock.now(), None
+        began, sent_before, look = clock.now(), None, _FIRST_END_LOOK_SECONDS
         while True:
             jobs = (await self._source.disk_users()).ours
             now = self.judge(jobs)
@@ -227,7 +229,8 @@ class DiskMirrors:
             if clock.now() - began > within:
                 left = show_bytes(now.remaining_bytes)
                 return f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
-            await asyncio.sleep(_END_LOOK_SECONDS)
+            await asyncio.sleep(look)
+            look = min(2 * look, _END_LOOK_SECONDS)
         # Nothing is on its way any more: which end closes first does not matter.
         await _all(self._source.mirroring.remove_targets(MIRRORS), self._end_serving())
         self.end_seconds = clock.now() - began
