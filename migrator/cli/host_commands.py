@@ -104,7 +104,7 @@ def evacuate(
 
 @app.command(short_help="Empty hosts one after the other, have each patched, and fill it again.")
 def roll(
-    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", autocompletion=completion.hosts)],
+    hosts: options.Hosts,
     max_unavailable: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="So many hosts are away from use at a time.")
     ] = 1,

@@ -27,6 +27,9 @@ _NAMED = (
 )
 #: Fields with lists of what is named, of a document that is none itself.
 _LISTS = ("items", "migrations", "evacuations", "controllers")
+_NAME = re.compile(
+    r"guest/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})|(?:migration|evacuation)/([0-9a-f]{12})"
+)
 
 
 class OutputForm(StrEnum):
@@ -67,6 +70,15 @@ def names(document: Mapping[str, Any]) -> Iterator[str]:
     for field in _LISTS:
         for each in document.get(field) or ():
             yield from names(each)
+
+
+def without_kind(given: str) -> str:
+    """Return a guest's uuid, or an id, without the kind that :func:`names` puts before it; any other text as it is.
+
+    ``guest/web`` stays: it is the guest ``web`` of a host with the name ``guest``.
+    """
+    found = _NAME.fullmatch(given)
+    return found[1] or found[2] if found else given
 
 
 def yaml_lines(value: Any, indent: int = 0) -> Iterator[str]:

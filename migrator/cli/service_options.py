@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from migrator.cli import completion
-from migrator.cli.output import OutputForm
+from migrator.cli.output import OutputForm, without_kind
 from migrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,17 +73,43 @@ Accept = Annotated[
         help="Go on in spite of this finding; several with commas, or given again.",
     ),
 ]
-Host = Annotated[str, typer.Argument(metavar="HOST", autocompletion=completion.hosts)]
+
+
+def _one(value: str | None) -> str | None:
+    """Take a guest or an id also as ``--output name`` prints it."""
+    return value and without_kind(value)
+
+
+def _host(value: str) -> str:
+    """Take a host also as ``--output name`` prints it; no host has a slash in its name."""
+    return value.removeprefix("host/")
+
+
+Host = Annotated[str, typer.Argument(metavar="HOST", autocompletion=completion.hosts, callback=_host)]
+Hosts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="HOST...",
+        autocompletion=completion.hosts,
+        callback=lambda value: [_host(each) for each in value],
+    ),
+]
 Guest = Annotated[
     str,
     typer.Argument(
-        metavar="GUEST", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
+        metavar="GUEST",
+        help="Its uuid, its name, or HOST/NAME.",
+        autocompletion=completion.guests,
+        callback=_one,
     ),
 ]
 PerhapsGuest = Annotated[
     str | None,
     typer.Argument(
-        metavar="[GUEST]", help="Its uuid, its name, or HOST/NAME.", autocompletion=completion.guests
+        metavar="[GUEST]",
+        help="Its uuid, its name, or HOST/NAME.",
+        autocompletion=completion.guests,
+        callback=_one,
     ),
 ]
 SavedFile = Annotated[
@@ -94,19 +120,23 @@ _OF_EITHER = (
 )
 _OF_A_MIGRATION = "Of a migration; or its guest."
 Cancellable = Annotated[
-    str, typer.Argument(metavar="ID", help=_OF_EITHER, autocompletion=completion.cancellable)
+    str, typer.Argument(metavar="ID", help=_OF_EITHER, autocompletion=completion.cancellable, callback=_one)
 ]
 PerhapsUnderWay = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help=_OF_EITHER, autocompletion=completion.under_way)
+    str | None,
+    typer.Argument(metavar="[ID]", help=_OF_EITHER, autocompletion=completion.under_way, callback=_one),
 ]
 OfService = Annotated[
     bool,
     typer.Option("--service", help="Show the controllers that share the journal: roles, leases, versions."),
 ]
 ForPostcopy = Annotated[
-    str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.for_postcopy)
+    str,
+    typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.for_postcopy, callback=_one),
 ]
-Held = Annotated[str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.held)]
+Held = Annotated[
+    str, typer.Argument(metavar="ID", help=_OF_A_MIGRATION, autocompletion=completion.held, callback=_one)
+]
 
 
 def codes(given: list[str] | None) -> list[str]:

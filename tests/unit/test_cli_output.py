@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from migrator.cli.app import app
-from migrator.cli.output import OutputForm, names, yaml_lines
+from migrator.cli.output import OutputForm, names, without_kind, yaml_lines
 from tests.documents import a_guest, a_host, a_migration, an_evacuation
 
 _DOCUMENTS = st.recursive(
@@ -65,3 +65,15 @@ def test_an_unknown_form_is_named_with_those_that_there_are() -> None:
 
     assert result.exit_code == 2
     assert "'--output' / '-o': 'csv' is not one of 'table', 'wide', 'json', 'yaml', 'name'." in result.output
+
+
+def test_what_is_printed_as_a_name_is_taken_by_the_next_command() -> None:
+    uuid = "bd407941-c4bf-4a10-a580-31e85bdab9b7"
+
+    assert without_kind(f"guest/{uuid}") == uuid
+    assert without_kind("migration/56e6ad82148f") == without_kind("evacuation/56e6ad82148f") == "56e6ad82148f"
+
+
+@pytest.mark.parametrize("given", ["web", "guest/web", "migration/web", "host-1/web"])
+def test_a_guest_of_a_host_is_taken_as_it_is(given: str) -> None:
+    assert without_kind(given) == given
