@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +164,52 @@ def test_service_that_is_away_is_in_nobodys_way(how: str, tmp_path: Path) -> Non
     assert said.startswith(f"migrator-drain: alpha: no answer from the service at {where}: ")
     assert said.count("\n") == 1
     assert time.monotonic() - begun < 10
+
+
+def test_answers_that_are_no_services_are_told_in_one_line_and_no_host_is_called_empty_for_them(
+    tmp_path: Path,
+) -> None:
+    answers = {
+        "{}": "its answer lacks 'state'",
+        '{"state": "draining", "guests": 2, "up": true, "items": [1]}': "it lists nothing",
+        # Of a host that the service does not see, nobody knows the guests.
+        '{"state": "maintenance", "guests": 0, "up": false, "items": []}': "its answer lacks 'id'",
+        "[" * 100_000: "is no migrator (status 200)",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        unit = HostUnit(tmp_path / "host", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for answer, told in answers.items():
+            with _answering(listener, answer):
+                code, said = unit.run("down", "--away-seconds=0")
+            assert (code, said.count("\n")) == (1, 1), said
+            assert told in said
+
+
+@contextlib.contextmanager
+def _answering(listener: socket.socket, answer: str) -> Iterator[None]:
+    """Give this answer to whatever is asked."""
+    text = f"HTTP/1.0 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n{answer}".encode()
+    over = threading.Event()
+
+    def answer_all() -> None:
+        listener.settimeout(0.05)
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(5)
+                    connection.recv(65536)
+                    connection.sendall(text)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(65536)  # the rest of what was asked, so that it is no reset
+
+    thread = threading.Thread(target=answer_all)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_service_that_goes_away_meanwhile_is_given_up(service: ServiceThread, unit: HostUnit) -> None:

@@ -59,5 +59,6 @@ def test_the_nearest_directory_counts_and_a_name_that_the_target_lacks_does_not(
         for path in ("/dev/vg/a", "/images/a", "/images/deep/b/c", "/own/a", "/dev/vg2/a")
     ]
     assert found == ["/srv/a", "/all/a", "/deep/b/c", "/own/a", "/dev/vg2/a"]
+    assert paths.at_target("/images/deep/../other/a") == "/images/deep/../other/a"
     assert not paths.is_volume("/dev/vg/a", here=True)
     assert paths.is_volume("/own/a", here=True)

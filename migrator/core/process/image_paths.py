@@ -26,8 +26,13 @@ class ImagePaths:
     there: Mapping[str, str] = field(default_factory=dict)
 
     def at_target(self, path: str) -> str:
-        """Return the path at the target of an image; the same where nothing else is said of its directory."""
+        """Return the path at the target of an image; the same where nothing else is said of its directory.
+
+        So it is where ``..`` may lead out of that directory.
+        """
         found, directory = "", ""
+        if ".." in path.split("/"):
+            return path
         for name, each in self.here.items():
             above = f"{each.rstrip('/')}/"
             if path.startswith(above) and len(above) > len(directory) and name in self.there:

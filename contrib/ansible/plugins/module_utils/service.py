@@ -52,6 +52,13 @@ class Away(ServiceError):
     """The service gave no answer."""
 
 
+class Document(dict):
+    """An object of an answer; a part that it lacks, and that every migrator gives, is a :class:`ServiceError`."""
+
+    def __missing__(self, key):
+        raise ServiceError(f"what answers is no migrator, or another version: its answer lacks {key!r}")
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path, timeout):
         super().__init__("migrator", timeout=timeout)
@@ -122,7 +129,10 @@ class Service:
 
     def items(self, *path, **query):
         """Return the items of a list, all of them."""
-        return self.get(*path, **query)["items"]
+        items = self.get(*path, **query)["items"]
+        if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
+            raise ServiceError(f"what answers at {self.server} is no migrator: it lists nothing")
+        return items
 
     def wait(self, begun, seconds, poll):
         """Return the document of an evacuation or a restore once it has ended.
@@ -172,16 +182,16 @@ class Service:
         finally:
             connection.close()
         try:
-            document = json.loads(text)
-        except ValueError:
+            document = json.loads(text, object_hook=Document)
+        except (ValueError, RecursionError):  # the latter of brackets in thousands
             document = None
-        if not isinstance(document, dict):
+        if not isinstance(document, dict) or answer.status in range(300, 400):
             raise Away(f"what answers at {self.server} is no migrator (status {answer.status})")
         if answer.status == _HTTP_UNAVAILABLE:
-            raise Away(f"the service at {self.server}: {document.get('detail', 'unavailable')}")
+            raise Away(f"the service at {self.server}: {_one_line(document.get('detail')) or 'unavailable'}")
         if answer.status >= _HTTP_PROBLEMS:
             raise ServiceError(
-                document.get("detail", f"status {answer.status}"),
+                _one_line(document.get("detail")) or f"the service at {self.server}: status {answer.status}",
                 document.get("code", ""),
                 findings=document.get("findings", []),
             )
@@ -215,6 +225,13 @@ def guest_text(guest):
 
 def _why(guest):
     return f": {guest['reason']}" if guest["reason"] else ""
+
+
+def _one_line(text):
+    """Return a text of an answer without what would steer a terminal; empty where it is none."""
+    if not isinstance(text, str):
+        return ""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
 def _path(parts):
