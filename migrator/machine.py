@@ -93,6 +93,15 @@ def exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").is_dir()
 
 
+def describes(record: Mapping[str, Any], process: Mapping[str, Any]) -> bool:
+    """Tell whether a record is of this process.
+
+    :param record: may say more of it than who it is.
+    :param process: who it is: pid, start time, boot.
+    """
+    return bool(process) and all(record.get(key) == value for key, value in process.items())
+
+
 def is_gone(identity: Mapping[str, Any]) -> bool:
     """Tell whether the process that :attr:`LocalProcess.identity` once described is certainly gone."""
     if not identity:
@@ -104,7 +113,7 @@ def is_gone(identity: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return process.identity != dict(identity) or not process.alive
+        return not describes(identity, process.identity) or not process.alive
     finally:
         process.close()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from migrator.errors import HostError
-from migrator.machine import is_gone
+from migrator.machine import describes, is_gone
 from migrator.qemu import address
 from migrator.qemu.address import Address
 from migrator.qemu.transport import MonitorTransport
@@ -61,7 +61,7 @@ class OverSsh:
         if process is None:
             return True
         process.close()
-        return process.identity != dict(identity)
+        return not describes(identity, process.identity)
 
     async def has_gone_from(self, text: str, identity: Mapping[str, Any]) -> bool:
         """Tell the same of an address as a person types it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from migrator.core.model import ProcessState
 from migrator.errors import HostError, MigratorError, QemuError
-from migrator.machine import LocalProcess, is_gone
+from migrator.machine import LocalProcess, describes, is_gone
 from migrator.ports import GuestProcess
 from migrator.qemu.transport import MonitorTransport
 
@@ -86,7 +86,7 @@ class ProcessHandle:
         process = await transport.find_process(int(self._expected["pid"]))
         if process is None:
             self.gone = True
-        elif process.identity == dict(self._expected):
+        elif describes(self._expected, process.identity):
             self.process = process
         else:
             process.close()
@@ -126,7 +126,7 @@ class ProcessHandle:
                 pass  # it stays unknown
 
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
-        if self.process is not None and self.process.identity != dict(identity):
+        if self.process is not None and not describes(identity, self.process.identity):
             raise MigratorError(
                 f"{self._name}: another process (pid {self.process.pid}) answers there than the one that the "
                 f"record speaks of (pid {identity['pid']}); end that one, or use its own address"
