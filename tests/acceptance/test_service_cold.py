@@ -141,7 +141,9 @@ async def test_a_controller_that_is_killed_while_the_guest_is_asked_to_shut_down
         assert await qemu.runs()
 
 
-async def test_a_controller_that_is_killed_once_the_guest_is_off_has_it_run_in_one_place(tmp_path: Path) -> None:
+async def test_a_controller_that_is_killed_once_the_guest_is_off_has_it_run_in_one_place(
+    tmp_path: Path,
+) -> None:
     web = stuck("web", tmp_path)
     async with site_of(web) as site:
         (qemu,) = site.instances(web)

@@ -76,6 +76,7 @@ def test_time_of_day_that_comes_twice_is_the_first_and_is_said() -> None:
         ("2027-06-01T02:30", "2027-06-01T02:00", "until: .* has passed"),
         ("2029-06-01T02:30", None, "more than 400 days ahead"),
         ("soon", None, "at: 'soon' is no time"),
+        ("+1h", "+0s", "until: .* leaves no time"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(at: str, until: str | None, why: str) -> None:

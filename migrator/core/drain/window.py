@@ -78,10 +78,12 @@ def understand(
         ``2026-12-01T02:30``.
     :param until: the same; ``05:00`` is the next one after `at`.
     :param zone: ``None``: local times are refused.
-    :raise UsageError: they are no times, have passed, never come, or come twice; or the window ends before it begins.
+    :raise UsageError: they are no times, have passed, never come, or come twice; or no time is left between them.
     """
     starts = _moment(at, "at", now, zone) if at is not None else None
     ends = _moment(until, "until", starts or now, zone) if until is not None else None
+    if ends is not None and ends <= (starts or now):
+        raise UsageError(f"until: {until!r} leaves no time: the window ends as it begins, or before")
     notes = []
     if zone is not None:
         notes += [wall_clock.remark(at, starts, now=now, zone=zone)] if at and starts else []
