@@ -107,6 +107,15 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
             assert answer.step is Step.HALT or (call.runs and answer.step is Step.WAIT), case
 
 
+def test_switch_that_libvirt_is_about_is_watched_where_the_guest_may_run_at_its_target() -> None:
+    intent, silent = Intent(milestone=Milestone.SWITCHING), _SOURCES[_HERE.SILENT]
+    for there in (_THERE.SILENT, _THERE.RUNS, _THERE.RESTS, _THERE.WAITS):
+        at_work = decide(intent, silent, _DESTINATIONS[there], ManagerCall(runs=True), overdue=True)
+        assert (at_work.outcome is State.HELD) == (there is _THERE.WAITS)
+        ended = decide(intent, silent, _DESTINATIONS[there], ManagerCall(failed=True), overdue=True)
+        assert ended.outcome is State.HELD
+
+
 def test_guest_that_runs_twice_is_held_whatever_was_meant() -> None:
     for intent in _INTENTS:
         answer = decide(intent, _SOURCES[_HERE.RUNS], _DESTINATIONS[_THERE.RUNS], ManagerCall(), overdue=True)

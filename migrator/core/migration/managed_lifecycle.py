@@ -198,8 +198,11 @@ def _out_of_reach(
         )
     if here in _AT_SOURCE and not call.runs and overdue and not switched:
         return _end("stays-unseen", State.FAILED, "the guest is at the source; its target cannot be asked")
-    if not overdue or here is S.SWITCHES:
-        # Not held before its libvirt has ended the switch: it may let the guest go on then, and that is to be stopped.
+    # Not held before its libvirt has ended the switch: it may let the guest go on then, and that is to be stopped. A
+    # target that still waits is no second place: there is time until the source answers.
+    at_switch = here is S.SILENT and intent.milestone is Milestone.SWITCHING and call.runs
+    switches = here is S.SWITCHES or (at_switch and there in (D.SILENT, D.RUNS, D.RESTS))
+    if not overdue or switches:
         return _wait("out-of-reach", "a manager cannot be asked")
     if S.SILENT is here and D.SILENT is there:
         return _held("both-silent", "libvirt answers at neither end, and where the guest runs is not known")
