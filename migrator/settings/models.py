@@ -305,6 +305,21 @@ def _absolute(value: Any) -> Any:
 HostPath = Annotated[str, BeforeValidator(_absolute)]
 
 
+def _plain_directory(value: Any) -> Any:
+    parts = (
+        value.removeprefix("/").rstrip("/").split("/")
+        if isinstance(value, str) and value != "/"
+        else ["root"]
+    )
+    if any(each in ("", ".", "..") for each in parts):
+        raise wrong(f"{shortened(value)} is no directory: write its path without `.`, `..` and `//`")
+    return value
+
+
+#: A directory on the host, by which paths are compared as they are written.
+HostDirectory = Annotated[HostPath, BeforeValidator(_plain_directory)]
+
+
 #: In it are ``MIGRATION-XXXXXX/control.qmp``, with ids of 12 characters, and the path of a Unix socket takes 107 bytes.
 _RUN_DIRECTORY_BYTES = 107 - len("/0123456789ab-XXXXXX/control.qmp")
 
@@ -384,7 +399,7 @@ class HostDefaults(Section):
     #: Directory of certificates for QEMU, as QEMU names its files.
     tls_dir: HostPath = TLS_DIRECTORY
     #: Directories of images, or volume groups, by names that hosts share.
-    image_directories: dict[Text, HostPath] = Field(default_factory=dict)
+    image_directories: dict[Text, HostDirectory] = Field(default_factory=dict)
     #: ``None``: disks that are block devices are not copied to there.
     image_template: ImageTemplate | None = None
     #: Directory for guests that an evacuation saves as a last resort.

@@ -473,6 +473,14 @@ class TestWrong:
             ),
             (host(ssh='"h"', prefix='["ip"]'), "hosts[0]: ssh and prefix contradict each other"),
             (
+                host(image_directories='{ fast = "/srv/../fast" }'),
+                "hosts[0].image_directories.fast: '/srv/../fast' is no directory: write its path without `.`, ",
+            ),
+            (
+                host(image_directories='{ fast = "" }'),
+                "hosts[0].image_directories.fast: '' is no directory: write its path without `.`, `..` and `//`",
+            ),
+            (
                 host(sockets='["run/*.qmp"]'),
                 "hosts[0].sockets[0]: 'run/*.qmp' is no absolute path on the host",
             ),
