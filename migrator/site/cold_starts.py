@@ -14,13 +14,13 @@ from migrator.core.policy import Policy
 from migrator.core.process.command_line import CommandLine
 from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError, QemuError
-from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
+from migrator.hosts.launch import Launcher
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import paths
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.cold_ends import KEY, ColdDestination, ColdSource
 from migrator.site.connections import HostConnections
-from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up
+from migrator.site.incoming_destination import WaitingQemu, start_to_run
 from migrator.site.launch_config import LaunchConfig, place
 from migrator.site.process_checks import read_source_process
 from migrator.site.replication import launcher_at
@@ -118,24 +118,9 @@ class ColdStartEnds:
             for path in (where.control, where.rescue)
             for word in ("-qmp", f"unix:{path.replace(',', ',,')},server=on,wait=off")
         ]
-        argv = [*command, "-S", "-pidfile", run_dir.pid_file, *monitors]
-        return await self._started(launcher, run_dir, argv, role="source", host=host)
-
-    async def _started(
-        self, launcher: Launcher, run_dir: RunDirectory, argv: Sequence[str], *, role: str, host: str
-    ) -> SourceEndpoint:
-        with self._connections.starting(host, run_dir.path):
-            process = await launcher.start(run_dir, argv)
-        end = self._connections.endpoint(host, place(run_dir).control, role=role, listener=process)
-        try:
-            await connect_when_up(end, launcher, run_dir, process, argv[0], incoming=False)
-        except BaseException:  # cancelled too: nothing is left at the host; raised again
-            await finish_cleanup(clear_away(launcher, run_dir, end), name=f"clear {run_dir.path}")
-            raise
-        finally:
-            if process is not None:
-                process.close()
-        return end
+        return await start_to_run(
+            self._connections, launcher, run_dir, [*command, *monitors], control=where.control, role="source"
+        )
 
     # --- the destination ---------------------------------------------------------------------------------------------
 

@@ -29,9 +29,14 @@ from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.hosts.tpm_emulators import forget_state, put_state_aside, start_emulator
 from migrator.ports import IncomingDestination, SourceQemu
 from migrator.qemu.endpoint import Endpoint
-from migrator.qemu.source import SourceEndpoint
 from migrator.site.connections import HostConnections
-from migrator.site.incoming_destination import WaitingQemu, clear_away, connect_when_up, require_incoming
+from migrator.site.incoming_destination import (
+    WaitingQemu,
+    clear_away,
+    connect_when_up,
+    require_incoming,
+    start_to_run,
+)
 from migrator.site.launch_config import LaunchConfig, fill, place, socket_of
 from migrator.site.process_checks import SourceProcess
 from migrator.site.replication import Replication, launcher_at
@@ -214,36 +219,17 @@ class Destinations:
             rescue=functools.partial(self._rescue, target, run_dir),
             notes=notes,
             new_images=tuple(new),
-            anew=functools.partial(self._start_anew, target, launcher, run_dir, from_the_start(argv), like),
+            anew=functools.partial(
+                start_to_run,
+                self._connections,
+                launcher,
+                run_dir,
+                from_the_start(argv),
+                control=place(run_dir).control,
+                role="destination",
+                like=like,
+            ),
         )
-
-    async def _start_anew(
-        self,
-        target: str,
-        launcher: Launcher,
-        run_dir: RunDirectory,
-        argv: Sequence[str],
-        like: LaunchProfile,
-    ) -> SourceEndpoint:
-        """Start a QEMU in a directory whose former one has ended; its guest boots once it is let run.
-
-        :raise HostError: it does not start; nothing but its log is left.
-        """
-        own = [*argv, "-S", "-pidfile", run_dir.pid_file]
-        with self._connections.starting(target, run_dir.path):
-            started = await launcher.start(run_dir, own, like=like)
-        qemu = self._connections.endpoint(
-            target, place(run_dir).control, role="destination", listener=started
-        )
-        try:
-            await connect_when_up(qemu, launcher, run_dir, started, argv[0], incoming=False)
-        except BaseException:  # cancelled too: nothing is left at the host; raised again
-            await finish_cleanup(clear_away(launcher, run_dir, qemu), name=f"clear {run_dir.path}")
-            raise
-        finally:
-            if started is not None:
-                started.close()
-        return qemu
 
     async def _make(
         self,

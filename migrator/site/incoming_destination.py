@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.errors import HostError, QemuError, Unreachable
-from migrator.hosts.launch import Launcher, RunDirectory
+from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
 from migrator.ports import GuestProcess, Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
+from migrator.site.connections import HostConnections
 
 #: Seconds that a QEMU may take to greet, once it is known to run.
 _GREETING_SECONDS = 2.0
@@ -197,3 +198,34 @@ async def clear_away(launcher: Launcher, run_dir: RunDirectory, qemu: Endpoint) 
         await launcher.discard(run_dir, process, images=True)
     finally:
         await qemu.close()
+
+
+async def start_to_run(
+    connections: HostConnections,
+    launcher: Launcher,
+    run_dir: RunDirectory,
+    argv: Sequence[str],
+    *,
+    control: str,
+    role: str,
+    like: LaunchProfile | None = None,
+) -> SourceEndpoint:
+    """Start a QEMU whose guest boots once it is let run; it is not let run yet.
+
+    :param argv: without what has it wait.
+    :param control: path of its monitor.
+    :raise HostError: it does not start; nothing but its log is left.
+    """
+    host, own = launcher.host.name, [*argv, "-S", "-pidfile", run_dir.pid_file]
+    with connections.starting(host, run_dir.path):
+        process = await launcher.start(run_dir, own, like=like or LaunchProfile())
+    end = connections.endpoint(host, control, role=role, listener=process)
+    try:
+        await connect_when_up(end, launcher, run_dir, process, argv[0], incoming=False)
+    except BaseException:  # cancelled too: nothing is left at the host; raised again
+        await finish_cleanup(clear_away(launcher, run_dir, end), name=f"clear {run_dir.path}")
+        raise
+    finally:
+        if process is not None:
+            process.close()
+    return end
