@@ -15,9 +15,9 @@ from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
-from migrator.errors import CommandFailed, HostError, QemuError, TimedOut, Unreachable
+from migrator.errors import CommandFailed, HostError, QemuError, Unreachable
 from migrator.ports import GuestProcess, MigrationSettings, QemuEvent, StreamOptions, StreamSockets, Tuning
-from migrator.qemu import features, incoming, marks, migration_settings, stream, stream_tls
+from migrator.qemu import features, incoming, marks, migration_settings, stream, stream_cancel, stream_tls
 from migrator.qemu.address import Address
 from migrator.qemu.block_mirrors import EndpointMirroring
 from migrator.qemu.claim import ASLEEP_AFTER_SECONDS, DriverClaim
@@ -89,6 +89,8 @@ class Endpoint:
         self._events = EventBuffer(ran=role != "destination")
         self._arrives = role == "destination"
         self._features: Features | None = None
+        #: Whether memory has channels of its own; ``None``: another controller may have seen to that.
+        self._in_channels: bool | None = None
         self._connecting = asyncio.Lock()
         self._dirty_rate = DirtyRate()
         self._monitor = make_monitor(
@@ -322,10 +324,13 @@ class Endpoint:
     # --- settings --------------------------------------------------------------------------------------------------
 
     async def settings(self) -> MigrationSettings:
-        return await migration_settings.read(self._monitor)
+        found = await migration_settings.read(self._monitor)
+        self._in_channels = found.capabilities.get("multifd", False)
+        return found
 
     async def enable(self, capabilities: Mapping[str, bool]) -> None:
         await self._claim.execute("migrate-set-capabilities", migration_settings.capabilities(capabilities))
+        self._in_channels = capabilities.get("multifd", self._in_channels)
 
     async def tune(self, tuning: Tuning) -> None:
         if parameters := migration_settings.parameters(tuning):
@@ -412,10 +417,7 @@ class Endpoint:
 
     async def cancel(self) -> None:
         await self._claim.refuse_another()
-        try:
-            await self._monitor.execute("migrate_cancel", timeout=2.0)
-        except TimedOut:
-            await self._monitor.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
+        await stream_cancel.cancel(self._monitor, in_channels=self._in_channels)
 
     async def cont(self) -> None:
         if not self._arrives:

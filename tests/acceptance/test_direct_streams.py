@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,28 @@ async def test_cancelled_one_leaves_the_source_as_it_was(lab: Lab, each_qemu: Pa
                 return bool(ram.get("transferred", 0) > MIB)
 
             await until(copies, what="a migration that has sent something")
+            command.signal(signal.SIGINT)
+            ended = await command.ended()
+        assert ended.code == 4
+        await seen.verify("cancelled")
+
+
+async def test_cancelled_while_its_destination_stands_still_the_source_goes_on_at_once(
+    lab: Lab, one_version: Path
+) -> None:
+    # A channel that cannot send would have QEMU wait for as long as the connection lasts.
+    pair = await lab.pair(
+        replace(WRITING, memory_bytes=256 * MIB), source=one_version, destination=one_version
+    )
+    async with witness(lab, pair) as seen:
+        async with running(pair, *PRECOPY, "--streams", "4") as command:
+
+            async def copies() -> bool:
+                ram = (await pair.source.query("query-migrate")).get("ram", {})
+                return bool(ram.get("transferred", 0) > MIB)
+
+            await until(copies, what="a migration that has sent something")
+            pair.destination.sigstop()
             command.signal(signal.SIGINT)
             ended = await command.ended()
         assert ended.code == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -240,7 +241,41 @@ class TestProcess:
 class TestCancelling:
     async def test_that_is_answered_needs_no_more(self, server: ScriptedQmp, end: Endpoint) -> None:
         await end.cancel()
-        assert server.names == ["migrate_cancel"]
+        assert server.names == ["query-migrate-capabilities", "migrate_cancel"]
+
+    async def test_of_channels_is_sent_once_the_stream_that_is_held_back_has_come_to_rest(
+        self, server: ScriptedQmp, end: Endpoint
+    ) -> None:
+        server.on("query-migrate-capabilities", replies([{"capability": "multifd", "state": True}]))
+        sent = itertools.chain([MIB, MIB, 2 * MIB, 2 * MIB], itertools.repeat(3 * MIB))
+        status = "active"
+
+        async def show(session: Session, message: dict[str, Any]) -> None:
+            ram = {"total": 4 * MIB, "remaining": MIB, "transferred": next(sent), "mbps": 0.0}
+            ram |= {"page-size": 4096, "dirty-sync-count": 1, "dirty-pages-rate": 0}
+            await session.reply(message, {"status": status, "ram": ram})
+
+        async def obey(session: Session, message: dict[str, Any]) -> None:
+            nonlocal status
+            status = "cancelled"
+            await session.reply(message, {})
+
+        server.on("query-migrate", show)
+        server.on("migrate_cancel", obey)
+        await end.cancel()
+        at = server.names.index("migrate_cancel")
+        looks = server.names[server.names.index("migrate-set-parameters") : at].count("query-migrate")
+        assert looks == 6  # the last that showed something new, and two that did not
+        assert server.arguments("migrate-set-parameters") == [{"max-bandwidth": 4096}]
+        assert "yank" not in server.names
+
+    async def test_of_channels_that_cannot_send_is_broken_off(
+        self, server: ScriptedQmp, end: Endpoint
+    ) -> None:
+        server.on("query-migrate-capabilities", replies([{"capability": "multifd", "state": True}]))
+        server.on("query-migrate", replies({"status": "cancelling"}))
+        await end.cancel()
+        assert server.received[-1]["exec-oob"] == "yank"
 
     async def test_that_is_not_answered_yanks_out_of_band(self, server: ScriptedQmp, end: Endpoint) -> None:
         server.on("migrate_cancel", never)

@@ -101,6 +101,8 @@ class IntentUpdates:
         elif self._intent_log.elapsed - self._cancelling_since > _SLOW_CANCEL_SECONDS:
             self._cancelling_since = math.inf
             why = "QEMU still tries to connect and ends only when that fails, in up to two minutes; the guest runs"
+            if source.sample is not None and source.sample.transferred_bytes > 0:
+                why = "QEMU was told to cancel, and has not come to the end of it yet; the guest runs"
             if waits_for:
                 why = f"QEMU still waits for {waits_for}, for half a minute at the most"
             self._intent_log.decide("wait", why)

@@ -20,8 +20,9 @@ class PhaseTimeouts:
     at_switch: float = 2.0
     #: The guest stands still, or is at risk, and going back takes a fence; or the source's host cannot be asked.
     switching: float = 10.0
-    #: A cancel takes effect. QEMU 7.2 that is cancelled while it still tries to connect only ends when the kernel gives
-    #: the connection up, after 127 s (tcp_syn_retries = 6); the guest runs meanwhile.
+    #: A cancel takes effect where nothing was sent yet; else as for copying. QEMU 7.2 that is cancelled while it still
+    #: tries to connect only ends when the kernel gives the connection up, after 127 s (tcp_syn_retries = 6); the guest
+    #: runs meanwhile.
     cancelling: float = 150.0
     #: Nothing comes through the stream of a guest that runs at the destination, and the source has more to send. TCP
     #: has sent a lost packet again four times by then.
@@ -41,7 +42,8 @@ class PhaseTimeouts:
             and source.status is MigrationStatus.CANCELLING
             and source.run is not RunState.FINISH_MIGRATE
         ):
-            return self.cancelling
+            connected = source.sample is not None and source.sample.transferred_bytes > 0
+            return self.copying if connected else self.cancelling
         stopped = intent.postcopy and intent.stopped_by_us and intent.guest_runs
         if here is SourceIs.AT_SWITCH or (here is SourceIs.COPIES and stopped):
             return self.at_switch  # on the way to a postcopy switch nobody has stopped the guest for long
