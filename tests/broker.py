@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from tests.ports import free_port
+
 CONFIG = Path(__file__).parent.parent / "config"
 
 #: User and password of every role in the ACL file, and a second scheduler without a section of its own.
@@ -33,8 +35,8 @@ class Broker:
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
         self.directory = directory
-        self.port = _free_port()
-        self.tls_port = _free_port() if tls else 0
+        self.port = free_port()
+        self.tls_port = free_port() if tls else 0
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "log"
@@ -117,9 +119,3 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,7 +7,6 @@ import contextlib
 import math
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from migrator.metrics import Metrics
 from migrator.testing.process import until
 from tests.conftest import missing
+from tests.ports import free_port
 
 RULES = Path(__file__).parent.parent / "dashboards" / "rules"
 #: Shipped: 10 s to each of these.
@@ -102,12 +102,6 @@ class Prometheus:
         return found
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def _faster(text: str) -> str:
     """The shipped rules, 20 times as fast."""
     text = re.sub(r"interval: 10s", f"interval: {INTERVAL_SECONDS * 1e3:.0f}ms", text)
@@ -138,7 +132,7 @@ async def running(target: Scraped, folder: Path) -> AsyncIterator[Prometheus]:
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    port = _free_port()
+    port = free_port()
     log = folder / "log"
     with log.open("wb") as words:
         process = await asyncio.create_subprocess_exec(
@@ -174,7 +168,7 @@ async def running(target: Scraped, folder: Path) -> AsyncIterator[Prometheus]:
 def serving(data: Path, folder: Path) -> Iterator[Callable[..., Any]]:
     """A Prometheus over data that exists already, scraping nothing; gives what asks its API."""
     (folder / "nothing.yml").write_text("global: {}\n", encoding="utf-8")
-    port = _free_port()
+    port = free_port()
     with (folder / "log").open("wb") as words:
         process = subprocess.Popen(
             [

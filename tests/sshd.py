@@ -14,7 +14,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 from migrator.hosts.ssh_config import SshConfig
 from migrator.settings.models import LimitsSettings
+from tests.ports import free_port
 
 #: What the service goes by where nothing is configured.
 _LIMITS = LimitsSettings()
@@ -65,7 +65,7 @@ class Sshd:
         _make_key(directory / "host")
         _make_key(self.key)
         shutil.copy(self.key.with_suffix(".pub"), directory / "authorized_keys")
-        self.port = 22 if prefix else _free_port(address)
+        self.port = 22 if prefix else free_port(address)
         self.trust()
         Path("/run/sshd").mkdir(exist_ok=True)  # where it wants to separate its privileges
         (directory / "config").write_text(
@@ -172,12 +172,6 @@ class Sshd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _free_port(address: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def _children(pid: int) -> list[int]:

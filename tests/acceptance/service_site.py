@@ -135,6 +135,11 @@ class LiveSite(LabSite):
         got = await self._http.get(path)
         return got.status_code, got.text
 
+    async def is_at_broker(self) -> bool:
+        """Whether it has subscribed to commands."""
+        _, text = await self.probe("/metrics")
+        return "migrator_mqtt_connected 1.0" in text
+
     async def post(self, path: str, *, key: str = "", **body: Any) -> Any:
         """A command that is taken: its document."""
         status, document = await self.try_post(path, key=key, **body)
@@ -309,6 +314,10 @@ async def served(
         site.serve()
         await site.until_served()
         await site.known(len(machines))
+        if "\n[mqtt]\n" in site.config.read_text(encoding="utf-8"):
+            await until(
+                site.is_at_broker, what="the service at its broker"
+            )  # it keeps no command for one that was not
         yield site
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tests.certificates import make_directory, self_made, tls_objects, write_dir
 from tests.command import SLOWLY, Ended, direct, direct_doomed, running
 from tests.disks import writing_guest
 from tests.invariants import witness
+from tests.ports import free_port
 from tests.socket_options import socket_options
 from tests.wire_capture import captured
 
@@ -91,34 +91,27 @@ async def test_disks_go_with_the_same_certificates(
     assert await guest.check(guest.pair.destination) > 0
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 async def test_memory_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encrypted(
-    lab: Lab, tmp_path: Path, certificates: Path, free_port: int, encrypted: bool
+    lab: Lab, tmp_path: Path, certificates: Path, encrypted: bool
 ) -> None:
     pair = await lab.pair(WRITING)
     use = tls(certificates) if encrypted else ("--tls", "off")
-    async with captured(tmp_path, port=free_port) as wire:
-        ended = await direct(pair, *use, "--listen", f"tcp:127.0.0.1:{free_port}")
+    port = free_port()
+    async with captured(tmp_path, port=port) as wire:
+        ended = await direct(pair, *use, "--listen", f"tcp:127.0.0.1:{port}")
         assert (ended.code, ended.document["tls"]) == (0, encrypted)
         assert await wire.shows(PATTERN) is not encrypted
 
 
-async def test_options_of_sockets_are_set_on_an_encrypted_stream(
-    lab: Lab, certificates: Path, free_port: int
-) -> None:
+async def test_options_of_sockets_are_set_on_an_encrypted_stream(lab: Lab, certificates: Path) -> None:
     pair = await lab.pair(WRITING)
-    listen = ("--listen", f"tcp:127.0.0.1:{free_port}")
+    port = free_port()
+    listen = ("--listen", f"tcp:127.0.0.1:{port}")
     async with running(pair, *tls(certificates), *SLOWLY, *listen) as command:
 
         def shaped() -> bool:
-            found = socket_options(pair.source.pid, free_port)
+            found = socket_options(pair.source.pid, port)
             return bool(found) and all(unsent < MIB for unsent, _ in found)
 
         await until(shaped, what="sockets of the stream with their options")

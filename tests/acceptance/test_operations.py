@@ -7,7 +7,6 @@ import getpass
 import json
 import os
 import re
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from migrator.testing.site import LabSite
 from tests.broker import Broker, mosquitto
 from tests.certificates import make_directory, self_made, write_directory
 from tests.conftest import missing
+from tests.ports import free_port
 from tests.sshd import Sshd
 
 MIB = 1 << 20
@@ -454,12 +454,6 @@ async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
 
 
 # tokens at a service that runs
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_token_made_beside_a_service_holds_and_ends_at_once() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from migrator.testing.site import LabSite
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_peer import peer
+from tests.ports import free_port
 
 MIB = 1 << 20
 PASSWORD = USERS["migrator"]
@@ -69,12 +69,6 @@ class Heard:
         files += [self._site.directory / "service.log", self._site.directory / "api.sock"]
         found = [(str(file), file.read_bytes()) for file in files if file.is_file()]
         return [*found, *((what, text.encode()) for what, text in self.said)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configure(

@@ -182,7 +182,7 @@ async def test_what_happens_while_the_process_at_the_broker_is_away_is_published
         ):
             await nothing_missing(site, board, subject, identifier)
         assert kinds(scheduler, "night-1") == ["accepted", "outcome"]
-        assert await connected(site)
+        assert await site.is_at_broker()
         await site.everyone_at(machines, "b", "c")
 
 
@@ -236,7 +236,7 @@ async def test_broker_stopped_and_started_during_an_evacuation_and_nothing_is_lo
             await asyncio.to_thread(broker.stop)
             await goes_on(site)  # some of it happens while there is no broker
             await broker.started()
-            await until(lambda: connected(site), what="the service at the broker", within=20)
+            await until(site.is_at_broker, what="the service at the broker", within=20)
         enough.set()
         begun = await asyncio.wait_for(moving, 60)
         for identifier in begun:
@@ -255,11 +255,6 @@ async def goes_on(site: LiveSite) -> None:
         return len(await site.events()) > before
 
     await until(more, what="an event without a broker", within=30)
-
-
-async def connected(site: LiveSite) -> bool:
-    _, text = await site.probe("/metrics")
-    return "migrator_mqtt_connected 1.0" in text
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.soak)], ids=["short", "long"])

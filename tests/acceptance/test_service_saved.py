@@ -263,7 +263,9 @@ async def test_a_file_that_has_changed_is_not_loaded_and_can_be_once_it_is_mende
         assert site.where(await site.runs_once(web)) == "b"
 
 
-async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_path: Path) -> None:
+async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(
+    tmp_path: Path, unheard: Callable[[], None]
+) -> None:
     web = guest("web")
     async with served([web], "a", "b") as site:
         # Once the file is whole, and before its QEMU is ended.
@@ -272,6 +274,7 @@ async def test_a_controller_that_is_killed_leaves_the_guest_in_one_place(tmp_pat
         await at_once(Path(f"{file}.json").exists)
         assert beside(file)["state"] == "unconfirmed"
         site.kill()
+        unheard()
         assert len(site.instances(web)) == 1
         site.serve()
         await site.until_served()
@@ -350,13 +353,14 @@ async def test_a_description_that_others_may_write_starts_no_qemu(tmp_path: Path
 
 
 async def test_a_file_that_is_removed_before_its_qemu_has_ended_leaves_the_guest_where_it_is(
-    tmp_path: Path,
+    tmp_path: Path, unheard: Callable[[], None]
 ) -> None:
     web, file = guest("web"), tmp_path / "web.state"
     async with served([web], "a", "b") as site:
         begun = await site.post("saves", guest=str(web.uuid), file=str(file))
         await at_once(Path(f"{file}.json").exists)
         site.kill()
+        unheard()
         assert len(site.instances(web)) == 1
         file.unlink()
         site.serve()
@@ -413,6 +417,32 @@ def small_disk(where: Path, size_bytes: int) -> Iterator[Path]:
         yield where
     finally:
         subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+#: python3 at the hosts, where whoever writes a state is not heard to say that it is whole, until there is a file.
+_UNHEARD = """#!/bin/sh
+mode= last=
+for each; do mode=$last last=$each; done
+[ "$mode" = receive ] || exec {python} "$@"
+{python} "$@" | while IFS= read -r line; do
+    case $line in *'"event": "done"'*) while [ ! -e {heard} ]; do sleep 0.05; done;; esac
+    printf '%s\\n' "$line"
+done
+"""
+
+
+@pytest.fixture
+def unheard(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], None]]:
+    """The service does not hear that a state is whole until this is called: no instant has to be met."""
+    directory = tmp_path_factory.mktemp("unheard")
+    program, heard = directory / "python3", directory / "heard"
+    program.write_text(_UNHEARD.format(python=shutil.which("python3"), heard=heard))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    yield heard.touch
+    heard.touch()
 
 
 async def at_once(probe: Callable[[], object]) -> None:

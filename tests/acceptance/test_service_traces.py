@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from tests.broker import Broker, mosquitto
 from tests.collector import Collector, Got
 from tests.conftest import missing
 from tests.mqtt_peer import peer
+from tests.ports import free_port
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GIVEN = f"00-{TRACE}-{CALLER}-01"
@@ -245,7 +245,7 @@ async def test_failure_is_an_error_with_its_reason(collector: Collector) -> None
 async def test_collector_that_is_away_hinders_nothing(how: str) -> None:
     machines = [guest("one"), guest("two")]
     with Collector(how=how if how != "nobody" else "well") as collector:
-        endpoint = collector.endpoint if how != "nobody" else f"http://127.0.0.1:{_closed_port()}"
+        endpoint = collector.endpoint if how != "nobody" else f"http://127.0.0.1:{free_port()}"
         async with served(machines, prepare=traced(endpoint, 'timeout = "2s"')) as site:
             run = await site.post("hosts/a/evacuate")
             document = await site.ended(run["id"], "completed")
@@ -273,9 +273,3 @@ async def test_collector_that_is_away_hinders_nothing(how: str) -> None:
             await asyncio.to_thread(site.service.wait, 30)
             assert site.service.returncode == 0, site.log()
             assert time.monotonic() - began < 25
-
-
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
