@@ -21,7 +21,7 @@ help:
 	@echo 'make test-all  further combinations of QEMU versions and faults too'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the documents and dashboards that are generated from the code'
-	@echo 'make picture   docs/images/run.svg anew, from a migration on this machine'
+	@echo 'make picture   the runs in docs/images anew, from migrations on this machine   [PICTURE_ARGS=never]'
 	@echo 'make page-pictures   docs/images/page-*.png anew, of the page with a simulated site'
 	@echo 'make bench-page   how quick the page is with 20,000 guests, in Chromium   [BENCH_ARGS=--hosts 1000 --guests 20000]'
 	@echo 'make bench     the measurements in docs/benchmarks.md   [BENCH_ARGS=]'
@@ -102,7 +102,7 @@ wheel:
 
 picture:
 	@scripts/setup demo
-	$(BIN)/python scripts/picture
+	$(BIN)/python scripts/picture $(PICTURE_ARGS)
 
 page-pictures:
 	@scripts/setup test

@@ -42,10 +42,20 @@ async def _awaited(what: Awaitable[_T]) -> _T:
 
 
 class ServiceThread:
-    """A simulated service in a thread, so that a test may block; hosts and journal outlive a :meth:`stop`."""
+    """A simulated service in a thread, so that a test may block; hosts and journal outlive a :meth:`stop`.
 
-    def __init__(self, directory: Path, *, limits: Limits | None = None) -> None:
+    :param made: makes its site, given a directory for records.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limits: Limits | None = None,
+        made: Callable[[Path], SimulatedService] = two_hosts,
+    ) -> None:
         self._directory = directory
+        self._made = made
         self._limits = limits
         self.service: SimulatedService
         self.running: RunningEngine
@@ -62,7 +72,7 @@ class ServiceThread:
         self._thread.start()
 
         async def make() -> None:
-            self.service = two_hosts(self._directory / "records")
+            self.service = self._made(self._directory / "records")
 
         self._do(make(), 10)
         self.start()
@@ -209,9 +219,14 @@ class ServiceThread:
 
 
 @contextlib.contextmanager
-def in_thread(directory: Path, *, limits: Limits | None = None) -> Iterator[ServiceThread]:
-    """Serve while the block lasts; the service may be stopped and started in it."""
-    service = ServiceThread(directory, limits=limits)
+def in_thread(
+    directory: Path, *, limits: Limits | None = None, made: Callable[[Path], SimulatedService] = two_hosts
+) -> Iterator[ServiceThread]:
+    """Serve while the block lasts; the service may be stopped and started in it.
+
+    :param made: makes its site, given a directory for records.
+    """
+    service = ServiceThread(directory, limits=limits, made=made)
     service.open()
     try:
         yield service

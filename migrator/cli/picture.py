@@ -118,11 +118,13 @@ def picture(
     """
     axis = _Axis(end_seconds)
     parts = [_text(_LEFT, 34, title, "title")]
-    parts += [
-        _text(_LEFT, 56 + 17 * line, fact, "bad" if alarm and not line else "dim")
-        for line, fact in enumerate(facts)
+    styled = [
+        (line, "bad" if alarm and not number else "dim")
+        for number, fact in enumerate(facts)
+        for line in textwrap.wrap(_clean(fact), _COLUMNS)
     ]
-    y = 56 + 17 * len(facts) + 34
+    parts += [_text(_LEFT, 56 + 17 * number, line, style) for number, (line, style) in enumerate(styled)]
+    y = 56 + 17 * len(styled) + 34
     heights = []
     for panel in panels:
         parts += _panel(panel, axis, y)

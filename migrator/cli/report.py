@@ -38,7 +38,7 @@ def main(which: str, output: Path, *, server: str | None = None) -> None:
     from migrator.cli.client import ServiceClient  # noqa: PLC0415
 
     def draw(client: ServiceClient) -> None:
-        _write(output, render(*_asked(client, which)))
+        _write(output, render(*asked(client, which)))
 
     remote.run(draw, server)
 
@@ -82,7 +82,11 @@ def recorded(path: Path) -> tuple[MigrationDocument, list[Sample], list[Decision
     return document, samples, decisions
 
 
-def _asked(client: Any, identifier: str) -> tuple[MigrationDocument, list[Sample], list[Decision]]:
+def asked(client: Any, identifier: str) -> tuple[MigrationDocument, list[Sample], list[Decision]]:
+    """Return what a service knows of a migration: its document, the figures that were kept, and what was decided.
+
+    :raise Rejected: there is no such migration.
+    """
     from migrator.cli.client import Rejected, segment  # noqa: PLC0415
 
     path = f"migrations/{segment(identifier)}"
@@ -124,10 +128,14 @@ def render(
     document: MigrationDocument,
     samples: Sequence[Sample],
     decisions: Sequence[Decision | DecisionDocument],
+    *,
+    disks: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Render the timeline as SVG: remaining memory, dirty rate and bandwidth, throttle, decisions, downtime.
 
     Readable on light and dark grounds; every text in it is escaped. It needs no font, script or file beside it.
+
+    :param disks: seconds, and bytes of disks that were still to be copied, where somebody has noted them on the way.
     """
     samples = sorted(samples, key=lambda sample: sample.at_seconds)
     ends = [sample.at_seconds for sample in samples] + [each.at_seconds for each in decisions]
@@ -138,7 +146,7 @@ def render(
         title=_title(document),
         facts=_facts(document),
         alarm=document.ceiling_exceeded,
-        panels=_panels(document, samples, end),
+        panels=[*_disks(disks), *_panels(document, samples, end)],
         marks=[_mark(number, each) for number, each in enumerate(decisions, start=1)],
         spans=_spans(document),
         end_seconds=end,
@@ -201,6 +209,13 @@ def _panels(document: MigrationDocument, samples: Sequence[Sample], end: float) 
             Panel(title="Throttle", curves=[throttle], show=show_ratio, base=1000, height=70, top=1.0)
         )
     return panels
+
+
+def _disks(points: Sequence[tuple[float, float]]) -> list[Panel]:
+    if not points:
+        return []
+    left = Curve(name="remaining of disks", style="c", points=list(points))
+    return [Panel(title="Disks still to be copied", curves=[left], show=show_bytes, base=1024, height=90)]
 
 
 def _mark(number: int, decision: Decision | DecisionDocument) -> Mark:

@@ -26,9 +26,7 @@ def main(config: Path | None, *, json_output: bool) -> None:
     store = configuration.load(config or DEFAULT_PATH).store
     place = journal_place(store)
     if not isinstance(place, Server):
-        raise UsageError(
-            "store.url: names no server to copy the journal to: see A journal on PostgreSQL in docs/operations.md"
-        )
+        raise UsageError("store.url: names no server to copy the journal to: see docs/postgresql.md")
     try:
         copied = asyncio.run(copy_journal(store.path, place))
     except (JournalError, RecordError) as error:

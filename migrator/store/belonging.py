@@ -48,7 +48,7 @@ class Marks:
             what = f"the journal and the records of steps in {directory} are not of the same time"
         return (
             f"{what}: one was restored or moved without the other. What was under way is held where that matters: see "
-            "Backup and move in docs/operations.md"
+            "docs/backup.md"
         )
 
 

@@ -418,7 +418,7 @@ def test_doctor_of_a_host_whose_clock_is_wrong_and_of_one_without_tools(config: 
 
 async def test_doctor_of_hosts_over_ssh(config: Path, tmp_path: Path) -> None:
     with Sshd(tmp_path / "sshd") as sshd, Lab() as lab:
-        # What docs/operations.md asks for, and no more.
+        # What docs/install.md asks for, and no more.
         keys = tmp_path / "sshd" / "authorized_keys"
         keys.write_text(f'from="127.0.0.1",restrict,port-forwarding {keys.read_text()}')
         qemu = await lab.boot(guest("web"))

@@ -141,6 +141,22 @@ def test_a_run_without_figures_says_so() -> None:
     assert "Decisions" not in texts
 
 
+def test_a_long_reason_is_broken_into_lines_that_fit() -> None:
+    reason = (
+        "nothing that the policy allows would let it end, and no quiet moment came in 24 s: giving up " * 3
+    )
+    texts = _texts(render(_ended(state=State.FAILED, error=reason), _samples(), DECISIONS))
+    assert max(map(len, texts)) < 140
+    assert reason.strip() in " ".join(texts)
+
+
+def test_disks_are_drawn_where_somebody_watched_them() -> None:
+    assert "Disks still to be copied" not in _texts(render(_ended(), _samples(), DECISIONS))
+    svg = render(_ended(), _samples(), DECISIONS, disks=[(0.1, 2.0**26), (0.5, 0.0)])
+    assert "64.0 MiB" in _texts(svg)
+    assert _paths(svg, "remaining of disks").count("L") == 1
+
+
 def _paths(svg: str, name: str) -> str:
     [path] = [each for each in ET.fromstring(svg).iter(f"{SVG}path") if each.findtext(f"{SVG}title") == name]
     return path.get("d") or ""
@@ -201,7 +217,7 @@ class _Service:
 def test_by_id_there_are_those_of_decisions_where_the_service_has_no_others(samples: Any) -> None:
     document = _ended(decisions=[DecisionDocument(**asdict(each)) for each in DECISIONS])
     documents = {"migrations/m1": document.model_dump(mode="json"), "migrations/m1/samples": samples}
-    found, points, decisions = report._asked(_Service(documents), "m1")
+    found, points, decisions = report.asked(_Service(documents), "m1")
     assert (found, points, decisions) == (document, sampled(DECISIONS), DECISIONS)
 
 
@@ -209,13 +225,13 @@ def test_by_id_there_are_those_that_the_service_kept() -> None:
     one = SampleDocument(at_seconds=1.5, state=State.POSTCOPY, remaining_bytes=7, downtime_limit_seconds=0.1)
     documents = {"migrations/m1": _ended().model_dump(mode="json")}
     documents["migrations/m1/samples"] = {"items": [one.model_dump(mode="json") | {"newer": 1}]}
-    assert report._asked(_Service(documents), "m1")[1] == [Sample(at_seconds=1.5, remaining_bytes=7)]
+    assert report.asked(_Service(documents), "m1")[1] == [Sample(at_seconds=1.5, remaining_bytes=7)]
 
 
 def test_a_refusal_is_no_lack_of_samples() -> None:
     documents = {"migrations/m1": _ended().model_dump(mode="json"), "migrations/m1/samples": 403}
     with pytest.raises(Rejected):
-        report._asked(_Service(documents), "m1")
+        report.asked(_Service(documents), "m1")
 
 
 @pytest.mark.parametrize(

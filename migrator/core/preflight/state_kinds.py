@@ -172,7 +172,7 @@ KINDS: tuple[StateKind, ...] = (
     StateKind(what="block nodes that somebody made inactive", fate=StateHandling.WARNED, how="query-named-block-nodes",
          qmp=("blockdev-set-active",), findings=("stays-behind",)),
     StateKind(what="monitors, sockets, pid file and log of the process", fate=StateHandling.REPRODUCED,
-         how="under the same paths where they are free at the target; see docs/operations.md",
+         how="under the same paths where they are free at the target; see docs/process.md",
          findings=("path-moved",)),
     StateKind(what="actions on a reboot, shutdown, panic or watchdog that were set over QMP", fate=StateHandling.UNSEEN,
          how="those of the command line are the destination's too",

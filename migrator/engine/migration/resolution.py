@@ -242,7 +242,7 @@ _ADVICE: Mapping[OperatorAction, str] = {
         "to its host; a host that is off for good: add --unreachable-is-off)"
     ),
     OperatorAction.MEND: (
-        "mend the way between both hosts, or the stream (docs/operations.md): it then goes on by itself"
+        "mend the way between both hosts, or the stream (docs/held.md): it then goes on by itself"
     ),
     OperatorAction.END_SOURCE: (
         "end the source's process{at_source} yourself, once you are certain that nobody needs it"
