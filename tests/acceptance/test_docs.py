@@ -104,6 +104,18 @@ def test_what_is_to_be_typed_is_a_command_with_these_options(page: Path) -> None
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_belongs_to_an_item_of_a_list_is_indented_as_the_site_wants_it(page: Path) -> None:
+    """With less than four spaces it ends the list there, and the next number is 1 again."""
+    inside, before, wrong = False, "", []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        fence = line.lstrip().startswith("```")
+        if re.match(r" {1,3}\S", line) and (fence or (not before and not inside)):
+            wrong.append(f"{number}: {line}")
+        inside, before = inside != fence, line
+    assert wrong == []
+
+
 # What can run is run --------------------------------------------------------------------------------------------
 
 
