@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode, builtin
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine.migration.managed_driver import UNSAFE_CACHE, ManagedDriver
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
@@ -157,7 +159,9 @@ async def controller(
     peer_uri: str = "",
     asked: str = "",
     new_images: Sequence[str] = (),
+    moved_images: Mapping[str, str] = MappingProxyType({}),
     timeouts: PhaseTimeouts | None = None,
+    tls: StreamTls | None = None,
 ) -> AsyncIterator[Controller]:
     """A controller between two hosts; what it holds is let go of in the end, whatever became of the guest.
 
@@ -171,6 +175,7 @@ async def controller(
     destination = DomainDestination(
         connections[1], uuid, peer_uri=(peer_uri or there.peer_uri) if peer_to_peer else ""
     )
+    destination.moved_images = moved_images
     record = FileRecord("m-1", directory=state / "records")
     seen: list[MigrationProgress] = []
     driver = ManagedDriver(
@@ -182,6 +187,7 @@ async def controller(
         record=record,
         new_images=new_images,
         timeouts=timeouts,
+        tls=tls,
         on_status=seen.append,
     )
     # The image is one file, though libvirt cannot know that: somebody accepts it.
@@ -225,7 +231,13 @@ class Busy:
         return self.state / "records"
 
     def controller(
-        self, *, policy: Policy = SLOW, peer_to_peer: bool = True, there: str = "", asked: str = ""
+        self,
+        *,
+        policy: Policy = SLOW,
+        peer_to_peer: bool = True,
+        there: str = "",
+        asked: str = "",
+        tls: StreamTls | None = None,
     ) -> AbstractAsyncContextManager[Controller]:
         return controller(
             self.alpha,
@@ -236,6 +248,7 @@ class Busy:
             peer_to_peer=peer_to_peer,
             peer_uri=there,
             asked=asked,
+            tls=tls,
         )
 
     @asynccontextmanager

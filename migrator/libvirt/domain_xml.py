@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape, unescape
 
 _UNITS: dict[str, int] = {"b": 1, "bytes": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kMGT", start=1)
     for suffix, base in (("", 1 << 10), ("iB", 1 << 10), ("B", 1000))
 }
+#: Where libvirt writes the path of an image, and how it writes quotes in one.
+_IMAGE = re.compile(r"(<source\b[^>]*\bfile=)'([^']*)'")
+_QUOTES = {"'": "&apos;", '"': "&quot;"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,28 @@ def parse_domain(text: str) -> DomainXml:
         secrets=tuple(dict.fromkeys(_secrets(inside))),
         host_devices=tuple(_host_device(each) for each in _host_devices(inside)),
     )
+
+
+def with_images(text: str, moved: Mapping[str, str]) -> str:
+    """Return the XML of a domain with other paths for the images of its disks, and nothing else changed.
+
+    :param moved: those that have another path, by the one that they have now; what the XML does not name is left out.
+    :raise ValueError: that cannot be had of it.
+    """
+
+    def elsewhere(found: re.Match[str]) -> str:
+        path = moved.get(unescape(found[2], {entity: sign for sign, entity in _QUOTES.items()}))
+        return found[0] if path is None else f"{found[1]}'{escape(path, _QUOTES)}'"
+
+    changed = _IMAGE.sub(elsewhere, text)
+    before, after = parse_domain(text), parse_domain(changed)
+    disks = tuple(
+        replace(disk, source=moved.get(disk.source, disk.source)) if disk.kind == "file" else disk
+        for disk in before.disks
+    )
+    if after != replace(before, disks=disks):
+        raise ValueError("libvirt's description of a guest cannot be given other paths of its images")
+    return changed
 
 
 def _bytes(element: ET.Element | None) -> int:

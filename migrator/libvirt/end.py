@@ -12,6 +12,7 @@ from migrator.core.managed_guest import place_of
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import CommandFailed, HostError, QemuError, TimedOut
 from migrator.libvirt.binding import load
 from migrator.libvirt.connection import DomainEvent, LibvirtConnection
@@ -220,6 +221,9 @@ class DomainEnd(UnmonitoredEnd):
         if tuning.downtime_limit_seconds is None and tuning.max_bandwidth_bytes_per_second is None:
             return
         await self._change(tune, "set limits of the migration")
+
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
+        """Do nothing: libvirt is told with the migration, and makes of its own certificates what it takes."""
 
     async def start_postcopy(self) -> None:
         await self._change(lambda domain: domain.migrateStartPostCopy(), "switch to postcopy")

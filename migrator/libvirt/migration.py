@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from migrator.addresses import bracketed, stream_host
-from migrator.errors import CommandFailed, HostError, MigratorError, QemuError
+from migrator.errors import CommandFailed, HostError, MigratorError, QemuError, UsageError
 from migrator.libvirt.binding import load
 from migrator.libvirt.connection import DomainEvent, LibvirtConnection
+from migrator.libvirt.domain_xml import with_images
 from migrator.libvirt.end import MIB, UNLIMITED_MIB, DomainEnd, mebibytes
 from migrator.libvirt.job_stats import read_figures
 from migrator.ports import Qemu
@@ -28,6 +29,8 @@ class DomainDestination(DomainEnd):
     def __init__(self, connection: LibvirtConnection, uuid: str, *, peer_uri: str = "") -> None:
         super().__init__(connection, uuid, role="destination")
         self.peer_uri = peer_uri
+        #: Images that have another path there, by the one at the source.
+        self.moved_images: Mapping[str, str] = {}
         #: Its libvirt was heard all the time since this was set.
         self.heard = False
 
@@ -76,13 +79,15 @@ class DomainSource(DomainEnd):
         flags, parameters = _flags(options), _parameters(options)
         if resume:
             flags |= load().VIR_MIGRATE_POSTCOPY_RESUME
-        uuid, peer_uri = self.uuid, there.peer_uri
+        uuid, peer_uri, moved = self.uuid, there.peer_uri, {} if resume else there.moved_images
         await there.connection.open()
         there.heard = True
         other = None if peer_uri else there.connection
 
         def move(connection: Any, target: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
+            if moved:
+                parameters.update(_definitions(domain, moved, persistent=options.persistent))
             if peer_uri:
                 domain.migrateToURI3(peer_uri, parameters, flags | load().VIR_MIGRATE_PEER2PEER)
             else:
@@ -200,14 +205,28 @@ def _there(destination: Qemu) -> DomainDestination:
     return destination
 
 
+def _definitions(domain: Any, moved: Mapping[str, str], *, persistent: bool) -> dict[str, Any]:
+    """Return the definitions that a target is given where images have other paths there; on a thread."""
+    module = load()
+    whole = module.VIR_DOMAIN_XML_MIGRATABLE | module.VIR_DOMAIN_XML_SECURE
+    wanted = {module.VIR_MIGRATE_PARAM_DEST_XML: domain.XMLDesc(whole)}
+    if persistent:
+        lasting = domain.XMLDesc(whole | module.VIR_DOMAIN_XML_INACTIVE)
+        wanted[module.VIR_MIGRATE_PARAM_PERSIST_XML] = lasting
+    try:
+        return {name: with_images(text, moved) for name, text in wanted.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def _flags(options: ManagedOptions) -> int:
     module = load()
-    flags: int = module.VIR_MIGRATE_LIVE
+    flags: int = module.VIR_MIGRATE_LIVE if options.live else 0
     if options.persistent:
         flags |= module.VIR_MIGRATE_PERSIST_DEST | module.VIR_MIGRATE_UNDEFINE_SOURCE
     if options.postcopy:
         flags |= module.VIR_MIGRATE_POSTCOPY
-    if options.tls:
+    if options.tls_name is not None:
         flags |= module.VIR_MIGRATE_TLS
     if options.channels > 1:
         flags |= module.VIR_MIGRATE_PARALLEL
@@ -228,6 +247,8 @@ def _parameters(options: ManagedOptions) -> dict[str, Any]:
         module.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: address,
         module.VIR_MIGRATE_PARAM_BANDWIDTH: mebibytes(options.bandwidth_bytes_per_second),
     }
+    if options.tls_name is not None:  # else libvirt takes the address for it
+        parameters[module.VIR_MIGRATE_PARAM_TLS_DESTINATION] = options.tls_name
     if options.channels > 1:
         parameters[module.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = options.channels
     if options.delta_cache_bytes:

@@ -17,10 +17,13 @@ class ManagedOptions:
     listen: str
     #: The guest has a definition that outlasts it: it goes to the target, and is not kept at the source.
     persistent: bool
+    #: The guest runs while it is copied; else its manager stops it first, and lets it go on where it ends.
+    live: bool = True
     #: The migration may go to postcopy later.
     postcopy: bool = False
-    #: The stream is encrypted by QEMU, with the certificates that its manager is configured for.
-    tls: bool = False
+    #: The stream is encrypted by QEMU, with the certificates that its manager is configured for: the name that the
+    #: target's is for. ``None``: it is plain.
+    tls_name: str | None = None
     #: Channels of the stream.
     channels: int = 1
     #: Memory that the source keeps of pages it has sent, so that only what changed is sent again; 0: none.

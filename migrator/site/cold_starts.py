@@ -46,7 +46,11 @@ class ColdStartEnds:
         """See :meth:`migrator.ports.ColdStarts.source`."""
         if not isinstance(source, SourceEndpoint):
             text = f"{guest.label} is libvirt's, and is not started by us"
-            raise PreflightRefused([finding("cold-start-impossible", text)])
+            remedy = (
+                "virsh shutdown it, virsh migrate --offline --persistent --undefinesource it to the target where both "
+                "hosts see its disks, and virsh start it there"
+            )
+            raise PreflightRefused([finding("cold-start-impossible", text, remedy)])
         argv = source.process.arguments() if source.process is not None else []
         found = [each async for each in self._against(guest, source, argv)]
         if found:

@@ -9,7 +9,7 @@ from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest, HostFacts
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
-from migrator.core.policy import CopiedDisks, Policy, StreamRoute
+from migrator.core.policy import CopiedDisks, Policy, SourceImages, StreamRoute
 from migrator.core.preflight.disk_room import by_file_system, copied_disk, copied_disks
 from migrator.core.preflight.facts import Disk
 from migrator.core.preflight.host_disks import parent
@@ -21,6 +21,7 @@ from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
 from migrator.site.connections import HostConnections
 from migrator.site.libvirt_connections import LibvirtConnections
+from migrator.site.target_images import image_paths
 from migrator.units import show_bytes
 
 #: Seconds that the libvirt of a host may take to answer all that it is asked.
@@ -86,19 +87,26 @@ class ManagedChecks:
         xml = leaving.xml
         disks = [disk for disk in xml.disks if disk.kind in _FILES and disk.source.startswith("/")]
         paths = [disk.source for disk in disks]
-        firmware = [xml.loader] if xml.loader else []
+        moves = image_paths(self._connections, host, target)
+        at_target = {
+            disk.source: moves.at_target(disk.source)
+            if disk.kind == "file" and not disk.read_only
+            else disk.source
+            for disk in disks
+        }
+        looked_at = [*at_target.values(), *map(parent, at_target.values()), *_firmware_of(xml)]
         access = self._connections.access(host), self._connections.access(target)
         files_here, files_there = await asyncio.gather(
             read_host_files(access[0], FileQuery(paths=paths)),
-            read_host_files(access[1], FileQuery(paths=[*paths, *map(parent, paths), *firmware])),
+            read_host_files(access[1], FileQuery(paths=looked_at)),
         )
         one_machine = bool(here.boot_id) and here.boot_id == there.boot_id
         same = {
-            path: same_file(files_here.file(path), files_there.file(path), one_machine=one_machine)
-            for path in paths
+            path: same_file(files_here.file(path), files_there.file(moved), one_machine=one_machine)
+            for path, moved in at_target.items()
         }
         unclear = {
-            path: (files_here.file(path), files_there.file(path))
+            path: (files_here.file(path), files_there.file(at_target[path]))
             for path, answer in same.items()
             if answer is SameFile.UNKNOWN and files_here.file(path).kind is FileKind.REGULAR
         }
@@ -106,41 +114,54 @@ class ManagedChecks:
             same |= await probe_sharing(*access, unclear)
         found = [
             finding("libvirt-firmware", f"{path} does not exist at {target}")
-            for path in firmware
+            for path in _firmware_of(xml)
             if not files_there.file(path).exists
         ]
         sizes = {disk.device: disk for disk in leaving.disks}
         for disk in disks:
-            if policy.disks is not CopiedDisks.NONE and not files_there.file(disk.source).exists:
-                found += copied(disk, sizes.get(disk.target), target, files_there)
+            path = at_target[disk.source]
+            if policy.disks is not CopiedDisks.NONE and not files_there.file(path).exists:
+                removes = policy.source_images is SourceImages.REMOVE
+                found += copied(disk, sizes.get(disk.target), target, files_there, path=path, removes=removes)
             else:
-                found += _disk(disk, target, files_here, files_there, same[disk.source])
+                found += _disk(disk, target, files_here, files_there, same[disk.source], path=path)
         return [*found, *_room(found, target)]
 
 
 def refused_wishes(policy: Policy) -> Iterator[Finding]:
     """Yield what the policy asks for and a move by libvirt has not: it must not go on without that unsaid."""
     if policy.stream is StreamRoute.SSH:
-        yield finding("libvirt-policy", "the policy has the stream go through SSH (stream = ssh)")
-    if policy.offline:
-        # libvirt has a guest rest at the target that rested when its move began.
-        yield finding("libvirt-policy", "the policy has the guest stand still while it is copied (offline)")
+        yield finding(
+            "libvirt-policy",
+            "the policy has the stream go through SSH (stream = ssh), and libvirt sends it from QEMU to QEMU",
+            "set stream to direct, and tls to require where it is to be encrypted",
+        )
     if policy.disks is CopiedDisks.ALL:
-        yield finding("libvirt-policy", "the policy has all disks copied (disks = all)")
+        yield finding(
+            "libvirt-policy",
+            "the policy has all disks copied (disks = all), and libvirt writes over no image that is there already",
+            "set disks to auto, which copies those that the target has not",
+        )
 
 
-def copied(disk: DiskXml, facts: Disk | None, target: str, there: HostFiles) -> Iterator[Finding]:
-    """Yield findings about a disk whose image is not at the target, and is made and filled there where it can be."""
-    path = disk.source
+def copied(
+    disk: DiskXml, facts: Disk | None, target: str, there: HostFiles, *, path: str, removes: bool
+) -> Iterator[Finding]:
+    """Yield findings about a disk whose image is not at the target, and is made and filled there where it can be.
+
+    :param path: of its image there.
+    :param removes: the image at the source is to be removed afterwards.
+    """
     missing = f"{path} of disk {disk.target} does not exist at {target}"
     where = there.file(parent(path))
     if disk.read_only or not where.exists or disk.kind != "file":
         yield finding("disk-file-missing", missing)
         return
-    if facts is None or facts.format not in ("raw", "qcow2"):
-        why = "it is based on another image" if disk.based else f"its driver is {disk.format or 'not known'}"
-        yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why}")
+    if why := _not_copied(disk, facts, path, removes=removes):
+        yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why[0]}", why[1])
         return
+    if facts is None:
+        raise RuntimeError("it is said why not")
     needed = facts.copied_bytes(keep_backing=False)
     yield copied_disk(
         f"{missing}: it is copied to there first ({show_bytes(needed)} of {show_bytes(facts.virtual_bytes)})",
@@ -150,6 +171,33 @@ def copied(disk: DiskXml, facts: Disk | None, target: str, there: HostFiles) -> 
         free_bytes=where.free_bytes,
         held_bytes=where.held_bytes,
     )
+
+
+def _not_copied(disk: DiskXml, facts: Disk | None, path: str, *, removes: bool) -> tuple[str, str] | None:
+    """Return why no image at that path is made for a disk, and what to do; ``None`` where one can be."""
+    if disk.based:
+        return (
+            "it is based on another image",
+            f"virsh blockpull GUEST {disk.target} --wait has it stand alone while the guest runs; or shared storage",
+        )
+    if facts is None or facts.format not in ("raw", "qcow2"):
+        return f"its driver is {disk.format or 'not known'}", ""
+    if path.startswith("/dev/"):
+        return (
+            "image_directories would have it be a block device there",
+            "have that directory of the target be one of files, or use virsh migrate --copy-storage-all --xml",
+        )
+    if removes:
+        return (
+            "the policy would have its source removed (source_images = remove), which is not done",
+            "set source_images to keep, and delete the old image once the guest was seen to do well",
+        )
+    return None
+
+
+def _firmware_of(xml: DomainXml) -> list[str]:
+    """Return the paths of the firmware that a guest was started with."""
+    return [xml.loader] if xml.loader else []
 
 
 def _room(found: Sequence[Finding], target: str) -> Iterator[Finding]:
@@ -165,9 +213,13 @@ def _room(found: Sequence[Finding], target: str) -> Iterator[Finding]:
             )
 
 
-def _disk(disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: SameFile) -> Iterator[Finding]:
-    """Yield what speaks against one disk that is an image, or a block device, of the host."""
-    path = disk.source
+def _disk(
+    disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: SameFile, *, path: str
+) -> Iterator[Finding]:
+    """Yield what speaks against one disk that is an image, or a block device, of the host.
+
+    :param path: of it at the target.
+    """
     if not there.file(path).exists:
         yield finding("disk-file-missing", f"{path} of disk {disk.target} does not exist at {target}")
         return
@@ -182,7 +234,7 @@ def _disk(disk: DiskXml, target: str, here: HostFiles, there: HostFiles, same: S
     if same is SameFile.UNKNOWN:
         text = f"whether {path} of disk {disk.target} is the same file at {target} cannot be told"
         yield finding("disk-maybe-not-shared", text)
-    if why := unsafe_disk(disk, here.file(path).filesystem):
+    if why := unsafe_disk(disk, here.file(disk.source).filesystem):
         yield finding("libvirt-unsafe-cache", f"{path} of disk {disk.target}: {why}")
 
 

@@ -118,8 +118,9 @@ class ManagedEnds:
         listen = f"tcp:{bracketed(self._connections.config(target).address)}:0"
         if source is None or launcher is None:
             return ArrivingGuest(end, listen=listen)
-        images = TargetImages(self._connections, guest, source, target, same_paths=True)
+        images = TargetImages(self._connections, guest, source, target)
         try:
+            end.moved_images = {path: image.path for path, image in (await images.moved()).items()}
             if not await self._lacks(target, await images.at_target()):
                 return ArrivingGuest(end, listen=listen)
             run_dir = await launcher.choose_run_directory(migration)

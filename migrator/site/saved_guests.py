@@ -77,7 +77,11 @@ class SavedGuestFiles:
         """See :meth:`migrator.ports.SavedGuests.check`."""
         if uuid_at(guest.socket) is not None:
             return (
-                finding("libvirt-policy", f"{guest.label} is libvirt's, and cannot be saved into a file"),
+                finding(
+                    "libvirt-policy",
+                    f"{guest.label} is libvirt's, and cannot be saved into a file by us",
+                    "virsh save GUEST FILE, or virsh managedsave GUEST, which its next start takes up",
+                ),
             )
         return tuple([each async for each in self._check(guest, source, path)])
 

@@ -36,7 +36,6 @@ class TargetImages:
     """The images of one guest at one target.
 
     :param source: its QEMU.
-    :param same_paths: they have the same paths at every host.
     """
 
     def __init__(
@@ -45,12 +44,10 @@ class TargetImages:
         guest: Guest,
         source: SourceQemu,
         target: str,
-        *,
-        same_paths: bool = False,
     ) -> None:
         self._host, self._source = connections.access(guest.host), source
         self._known: tuple[Disk, ...] | None = None
-        self._paths = ImagePaths() if same_paths else image_paths(connections, guest.host, target)
+        self._paths = image_paths(connections, guest.host, target)
 
     async def moved(self) -> Mapping[str, TargetImage]:
         """Return the images that have another path at the target, by their paths at the source.

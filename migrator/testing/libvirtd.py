@@ -55,6 +55,7 @@ _QEMU_CONF = """\
 stdio_handler = "file"
 user = "root"
 group = "root"
+migrate_tls_x509_cert_dir = "{certificates}"
 """
 #: A guest under TCG that reads nothing but its boot sector; its serial port says that it runs.
 _DOMAIN = """\
@@ -119,7 +120,7 @@ def domain_xml(
         memory=memory_bytes,
         machine=machine,
         binary=binary,
-        image=image,
+        image=escape(str(image), {"'": "&apos;"}),
         shareable="<shareable/>" if shared else "",
     )
 
@@ -138,19 +139,22 @@ class LibvirtDaemon:
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = directory / "sockets" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
+        #: For streams that are encrypted; empty at first.
+        self.certificates = directory / "certificates"
         #: By which the others reach it, over the network between the hosts.
         self.peer_uri = f"qemu+tcp://{host.address}/system"
 
     async def __aenter__(self) -> Self:
         directory = self.directory
-        for name in ("run", "etc", "sockets", "var/lib", "var/log", "var/cache", "var/tmp"):
+        for name in ("run", "etc", "sockets", "var/lib", "var/log", "var/cache", "var/tmp", "certificates"):
             (directory / name).mkdir(parents=True)
         conf = _LIBVIRTD_CONF.format(
             uuid=uuid.uuid4(), sockets=directory / "sockets", address=self.host.address
         )
         (directory / "etc/libvirtd.conf").write_text(conf)
         (directory / "etc/qemu.conf").write_text(
-            _QEMU_CONF + ("" if self._cgroups else "cgroup_controllers = []\n")
+            _QEMU_CONF.format(certificates=self.certificates)
+            + ("" if self._cgroups else "cgroup_controllers = []\n")
         )
         os.mkfifo(directory / "start")
         places = {"run": "/run", "var": "/var", "etc": "/etc/libvirt", **self._accounts()}

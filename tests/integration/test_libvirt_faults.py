@@ -14,6 +14,7 @@ import pytest
 
 from migrator.core.model import Mode, State
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.testing.guest import Habit
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtHosts
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
@@ -195,6 +196,34 @@ async def test_guest_whose_network_breaks_at_its_switch_runs_in_one_place(
     if at is busy.alpha:
         await until_forgotten(busy)
     await busy.runs_only_at(at)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(240)
+@BOTH_WAYS
+async def test_guest_whose_source_waits_in_a_send_goes_on_once_its_connections_are_ended(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path, peer_to_peer: bool
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    # All of its region is still to be sent when it stops: more than the sockets take.
+    habit = Habit(region_bytes=16 * MIB, bytes_per_second=float(64 * MIB))
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=habit)
+    busy = Busy(name=name, uuid=uuid, alpha=alpha, beta=beta, state=tmp_path)
+    policy = PLAIN.but(max_downtime_seconds=6.0)
+    async with busy.controller(policy=policy, peer_to_peer=peer_to_peer) as ours, busy.moving(ours) as move:
+        busy.alpha.host.set_speed(8 * MIB)
+        await ours.at_stop(busy.alpha.host.black_hole)
+        outcome = await move
+    assert (outcome.state, outcome.held_code) == (State.HELD, "source-silent"), outcome.error
+    assert "ss -K dst" in (outcome.error or "")
+    # The network is still gone.
+    busy.alpha.host.reset_connections(busy.beta.host)
+    async with busy.controller(policy=policy, peer_to_peer=peer_to_peer) as next_one:
+        outcome = await next_one.take_up(busy.records)
+    assert outcome.state is State.FAILED, (outcome.state, outcome.error)
+    busy.alpha.host.heal()
+    await until_forgotten(busy)
+    await busy.runs_only_at(busy.alpha)
 
 
 @pytest.mark.matrix

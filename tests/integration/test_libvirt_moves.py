@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import pytest
 
 from migrator.core.model import Mode, State
-from migrator.core.policy import Compression, Policy
+from migrator.core.policy import Compression, Policy, builtin
 from migrator.testing.guest import IDLE, write_image
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-from tests.libvirt_moves import PLAIN, SLOW, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
+from tests.libvirt_moves import MIB, PLAIN, SLOW, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
 
 __all__ = ["libvirt_daemons", "libvirt_hosts"]
 
@@ -65,6 +66,49 @@ async def test_disk_that_the_target_has_empty_is_copied_with_the_guest(
     assert outcome.disk_bytes > 0
 
 
+async def test_disk_that_has_another_path_at_the_target_is_copied_to_there_and_stays_there(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    paths = Path("/", OWN, f"{name}'s.img"), Path("/", OWN, f"other & {name}.img")
+    here, there = alpha.directory / str(paths[0])[1:], beta.directory / str(paths[1])[1:]
+    write_image(here, IDLE)
+    with there.open("wb") as image:
+        image.truncate(here.stat().st_size)
+    uuid = await alpha.start_domain(name, domain_xml(name, paths[0], shared=False), autostart=True)
+    before = await definition(alpha, name)
+    moved = {str(paths[0]): str(paths[1])}
+    async with controller(alpha, beta, uuid, state=tmp_path, new_images=["vda"], moved_images=moved) as ours:
+        outcome = await ours.move()
+    assert outcome.state is State.COMPLETED, outcome.error
+    await beta.wait_beating(name)
+    assert there.read_bytes() == here.read_bytes()
+    # What it is started from next time too, and nothing else, is different.
+    assert await definition(beta, name) == before.replace(escaped(paths[0]), escaped(paths[1]))
+    assert escaped(paths[1]) in await beta.virsh("dumpxml", name)
+
+
+def escaped(path: Path) -> str:
+    """Return a path as libvirt writes it in an attribute."""
+    return escape(str(path), {"'": "&apos;"})
+
+
+async def test_guest_that_stands_still_while_it_is_copied_goes_on_at_its_target(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=WRITES)
+    policy = builtin("offline").but(max_bandwidth_bytes_per_second=16 << 20)
+    async with controller(alpha, beta, uuid, state=tmp_path, policy=policy) as ours:
+        outcome = await ours.move()
+    assert (outcome.state, outcome.mode) == (State.COMPLETED, Mode.OFFLINE), outcome.error
+    assert outcome.downtime_seconds is not None
+    assert outcome.downtime_seconds > 1.0  # for all of it: 24 MiB that it writes to
+    assert {each.state for each in ours.seen} >= {State.PREPARING, State.PRECOPY}
+    await beta.wait_beating(name)
+    assert await has(alpha, name) == {}
+
+
 @pytest.fixture
 async def busy(libvirt_hosts: LibvirtHosts, tmp_path: Path) -> Busy:
     """A guest on alpha that takes its time to beta."""
@@ -84,6 +128,48 @@ async def test_cancelled_guest_stays_and_its_limits_are_as_they_were(busy: Busy)
     await busy.runs_only_at(busy.alpha)
     assert await definition(busy.alpha, busy.name) == before
     assert await busy.alpha.virsh("migrate-getmaxdowntime", busy.name) == limit
+
+
+@pytest.mark.matrix
+async def test_guest_that_stands_still_while_it_is_copied_goes_on_where_it_was_when_that_is_cancelled(
+    busy: Busy,
+) -> None:
+    before = await definition(busy.alpha, busy.name)
+    policy = builtin("offline").but(max_bandwidth_bytes_per_second=MIB)
+    async with busy.controller(policy=policy) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        assert await busy.alpha.state(busy.name) == "paused"
+        assert ours.driver.cancel()
+        outcome = await move
+    assert outcome.state is State.CANCELLED, outcome.error
+    await busy.runs_only_at(busy.alpha)
+    assert await definition(busy.alpha, busy.name) == before
+
+
+@pytest.mark.matrix
+async def test_standing_copy_that_its_controller_left_is_taken_up_by_the_next(busy: Busy) -> None:
+    policy = builtin("offline").but(max_bandwidth_bytes_per_second=4 * MIB)
+    async with busy.controller(policy=policy) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        move.cancel()
+    async with busy.controller(policy=policy) as next_one:
+        outcome = await next_one.take_up(busy.records)
+    assert (outcome.state, outcome.mode) == (State.COMPLETED, Mode.OFFLINE), outcome.error
+    await busy.runs_only_at(busy.beta)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(240)
+async def test_guest_whose_network_breaks_while_it_stands_still_goes_on_where_it_was(busy: Busy) -> None:
+    policy = builtin("offline").but(max_bandwidth_bytes_per_second=MIB)
+    async with busy.controller(policy=policy) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        busy.alpha.host.black_hole()
+        outcome = await move
+    assert outcome.state is State.FAILED, (outcome.state, outcome.error)
+    busy.alpha.host.heal()
+    assert await busy.alpha.state(busy.name) == "running"
+    await busy.alpha.wait_beating(busy.name)
 
 
 @pytest.mark.matrix

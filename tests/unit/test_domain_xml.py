@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from migrator.libvirt.domain_xml import DiskXml, parse_domain
+from migrator.libvirt.domain_xml import DiskXml, parse_domain, with_images
 from migrator.libvirt.target_checks import unsafe_disk
 
 _DOMAIN = """\
@@ -99,3 +99,25 @@ def test_disk_is_unsafe_where_libvirt_would_say_so(disk: DiskXml, filesystem: st
     found = unsafe_disk(disk, filesystem)
     assert why in found
     assert bool(found) == bool(why)
+
+
+def test_images_are_given_other_paths_and_nothing_else_is_changed() -> None:
+    text = (
+        "<domain><uuid>u</uuid><metadata><a:b xmlns:a='urn:x' file='/old/a&amp;b'/></metadata><devices>"
+        "<disk type='file'><source file='/old/a&amp;b' index='1'/><target dev='vda'/></disk>"
+        "<disk type='file'><source file='/old/it&apos;s'/><target dev='vdb'/></disk>"
+        "<disk type='file'><source file='/old/other'/><target dev='vdc'/></disk>"
+        "<serial type='file'><source path='/old/other'/></serial></devices></domain>"
+    )
+    moved = {"/old/a&b": "/new/it's", "/old/it's": "/old/a&b", "/none": "/there"}
+    changed = with_images(text, moved)
+    assert changed == text.replace("<source file='/old/it&apos;s'", "<source file='?'").replace(
+        "<source file='/old/a&amp;b'", "<source file='/new/it&apos;s'"
+    ).replace("<source file='?'", "<source file='/old/a&amp;b'")
+    assert [disk.source for disk in parse_domain(changed).disks] == ["/new/it's", "/old/a&b", "/old/other"]
+
+
+def test_description_that_cannot_be_given_other_paths_is_not_taken_as_it_is() -> None:
+    text = "<domain><devices><disk type='file'><source file=\"/old/a\"/><target dev='vda'/></disk></devices></domain>"
+    with pytest.raises(ValueError, match="cannot be given other paths"):
+        with_images(text, {"/old/a": "/new/a"})

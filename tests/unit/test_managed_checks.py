@@ -13,7 +13,6 @@ from migrator.site.managed_checks import refused_wishes
 @pytest.mark.parametrize(
     ("wish", "named"),
     [
-        ({"offline": True, "postcopy": PostcopyMode.NEVER}, "offline"),
         ({"stream": StreamRoute.SSH}, "ssh"),
         ({"disks": CopiedDisks.ALL}, "disks"),
     ],
@@ -28,3 +27,5 @@ def test_a_usual_policy_is_taken() -> None:
     assert list(refused_wishes(Policy(name="own", max_downtime_seconds=0.3))) == []
     early = Policy(name="own", max_downtime_seconds=0.3, postcopy=PostcopyMode.IMMEDIATE)
     assert list(refused_wishes(early)) == []
+    still = Policy(name="own", max_downtime_seconds=0.3, offline=True)
+    assert list(refused_wishes(still)) == []

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from migrator.core.migration import managed_lifecycle
-from migrator.core.migration.managed_lifecycle import (
+from migrator.core.migration.managed_lifecycle import ManagerCall, agrees, decide
+from migrator.core.migration.managed_situation import (
     DestinationHas,
-    ManagerCall,
     SourceHas,
-    agrees,
-    decide,
     destination_has,
     source_has,
+    standing_copy,
 )
 from migrator.core.migration.rules import Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
-from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
+from migrator.core.model import MigrationStatus, ProcessState, RunState, Sample, State, View
 
 _VIEWS = [
     View(process=ProcessState.DEAD),
@@ -114,6 +114,18 @@ def test_switch_that_libvirt_is_about_is_watched_where_the_guest_may_run_at_its_
         assert (at_work.outcome is State.HELD) == (there is _THERE.WAITS)
         ended = decide(intent, silent, _DESTINATIONS[there], ManagerCall(failed=True), overdue=True)
         assert ended.outcome is State.HELD
+
+
+def test_standing_copy_can_be_cancelled_until_all_of_it_is_sent() -> None:
+    stands = View(
+        process=ProcessState.ALIVE, answers=True, run=RunState.FINISH_MIGRATE, status=MigrationStatus.DEVICE
+    )
+    intent = Intent(milestone=Milestone.SWITCHING, undo=State.CANCELLED)
+    waits, call = _DESTINATIONS[_THERE.WAITS], ManagerCall(runs=True)
+    for remaining, step in ((4096, Step.CANCEL), (0, Step.WAIT)):
+        source = standing_copy(replace(stands, sample=Sample(remaining_bytes=remaining)))
+        assert decide(intent, source, waits, call).step is step
+    assert source_has(standing_copy(stands)) is SourceHas.SWITCHES
 
 
 def test_guest_that_runs_twice_is_held_whatever_was_meant() -> None:

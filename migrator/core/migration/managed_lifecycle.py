@@ -12,53 +12,17 @@ the source's is ended where the target's is seen to run, and stopped where the t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from migrator.core.migration.managed_situation import (
+    DestinationHas,
+    SourceHas,
+    destination_has,
+    has_more,
+    source_has,
+)
 from migrator.core.migration.rules import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
-from migrator.core.model import RUNNING_STATES, MigrationStatus, ProcessState, RunState, State, View
-
-
-class SourceHas(StrEnum):
-    """State of the guest at the source, as the manager there tells it."""
-
-    #: The manager cannot be asked.
-    SILENT = "silent"
-    #: Nothing: it has left, or ended.
-    NOTHING = "nothing"
-    #: Nothing: it ended by itself.
-    ENDED = "ended"
-    #: The guest, and it runs; no migration is under way.
-    RUNS = "runs"
-    #: The guest, and it stands still because somebody wanted that; no migration is under way.
-    RESTS = "rests"
-    #: A migration is under way, and may be cancelled.
-    COPIES = "copies"
-    #: The guest stands still for the switch of a migration that is under way.
-    SWITCHES = "switches"
-    #: The guest stands still after a migration of which nobody saw the end.
-    STANDS = "stands"
-    #: The pages of a guest that runs at the destination.
-    SERVES = "serves"
-    #: ... over a stream that is broken.
-    BROKEN = "broken"
-
-
-class DestinationHas(StrEnum):
-    """State of the guest at the destination, as the manager there tells it."""
-
-    SILENT = "silent"
-    NOTHING = "nothing"
-    #: It ended there by itself.
-    ENDED = "ended"
-    #: It waits for the guest, or takes it in.
-    WAITS = "waits"
-    RUNS = "runs"
-    #: All of the guest, which stands still.
-    RESTS = "rests"
-    #: It runs and fetches its memory.
-    FETCHES = "fetches"
-    BROKEN = "broken"
+from migrator.core.model import State, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,47 +37,6 @@ class ManagerCall:
     failed: bool = False
     #: Whatever happened at the target since it began was heard of.
     watched: bool = False
-
-
-_POSTCOPY_BROKEN = {
-    MigrationStatus.POSTCOPY_PAUSED,
-    MigrationStatus.POSTCOPY_RECOVER,
-    MigrationStatus.POSTCOPY_RECOVER_SETUP,
-}
-
-
-def source_has(view: View) -> SourceHas:
-    """Classify the source; total."""
-    if view.process is ProcessState.DEAD:
-        return SourceHas.ENDED if view.ended else SourceHas.NOTHING
-    if not view.answers:
-        return SourceHas.SILENT
-    if view.status in _POSTCOPY_BROKEN:
-        return SourceHas.BROKEN
-    if view.status in (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_DEVICE):
-        return SourceHas.SERVES
-    if view.run is RunState.POSTMIGRATE:
-        return SourceHas.STANDS
-    if view.run is RunState.FINISH_MIGRATE:
-        return SourceHas.SWITCHES
-    if view.status in (MigrationStatus.ACTIVE, MigrationStatus.SETUP):
-        return SourceHas.COPIES
-    return SourceHas.RUNS if view.run in RUNNING_STATES else SourceHas.RESTS
-
-
-def destination_has(view: View) -> DestinationHas:
-    """Classify the destination; total."""
-    if view.process is ProcessState.DEAD:
-        return DestinationHas.ENDED if view.ended else DestinationHas.NOTHING
-    if not view.answers:
-        return DestinationHas.SILENT
-    if view.status in _POSTCOPY_BROKEN:
-        return DestinationHas.BROKEN
-    if view.run in (RunState.PRELAUNCH, RunState.INMIGRATE, RunState.FINISH_MIGRATE, RunState.POSTMIGRATE):
-        return DestinationHas.WAITS
-    if view.status in (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_DEVICE):
-        return DestinationHas.FETCHES
-    return DestinationHas.RUNS if view.run in RUNNING_STATES else DestinationHas.RESTS
 
 
 S, D = SourceHas, DestinationHas
@@ -208,16 +131,14 @@ def _out_of_reach(
         return _held("both-silent", "libvirt answers at neither end, and where the guest runs is not known")
     if S.SILENT is here:
         return _held(
-            "source-silent", "libvirt at the source does not answer, and the guest may run or stand there"
+            "source-silent",
+            "libvirt at the source does not answer, and the guest may run or stand there; where its QEMU waits to send "
+            "over a network that is gone, libvirt answers once the network is back, or once that connection is ended "
+            "(ss -K dst ADDRESS, as root on the source's host, of the target): the guest then goes on at the source",
         )
     return _held(
         "destination-silent", "libvirt at the target does not answer, and the guest may run or stand there"
     )
-
-
-def _has_more(source: View) -> bool:
-    """Return whether the source is known to have pages that it has not sent."""
-    return source.sample is not None and source.sample.remaining_bytes > 0
 
 
 def _in_postcopy(
@@ -252,7 +173,7 @@ def _in_postcopy(
         return _held("postcopy-broken", "the stream of the postcopy is broken and could not be mended")
     if S.BROKEN is here or D.BROKEN is there:
         return _stream_broken(here, there, source, call, overdue=overdue)
-    if here is S.SERVES and there is D.FETCHES and overdue and _has_more(source):
+    if here is S.SERVES and there is D.FETCHES and overdue and has_more(source):
         # Not before the guest runs there, it would be lost with the stream; nor once the source has given all of it to
         # its kernel: QEMU 10.0 takes a stream that ends then for a migration that failed.
         return Next(
@@ -265,7 +186,7 @@ def _stream_broken(
     here: SourceHas, there: DestinationHas, source: View, call: ManagerCall, *, overdue: bool
 ) -> Next:
     """Answer where an end has noticed that the stream of the postcopy is broken."""
-    if here is S.SERVES and there is D.BROKEN and overdue and _has_more(source):
+    if here is S.SERVES and there is D.BROKEN and overdue and has_more(source):
         return Next(step=Step.PAUSE_STREAM, row="stream-breaks", why="the target has lost the stream")
     if call.runs:
         return _wait("breaks", "the stream of the postcopy is broken, and the manager has not ended its try")

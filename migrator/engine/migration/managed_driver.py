@@ -11,7 +11,14 @@ from migrator.core.findings import errors_first
 from migrator.core.migration import managed_lifecycle
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.disk_copies import MirrorPhase, Mirrors, as_fields, from_fields
-from migrator.core.migration.managed_lifecycle import DestinationHas, ManagerCall, SourceHas
+from migrator.core.migration.managed_lifecycle import ManagerCall
+from migrator.core.migration.managed_situation import (
+    DestinationHas,
+    SourceHas,
+    destination_has,
+    source_has,
+    standing_copy,
+)
 from migrator.core.migration.rules import Next, Step
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
@@ -79,6 +86,9 @@ class ManagedDriver(DriverState):
         #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
         self._observer.destination_fenced = True
         self._was: ManagedGuestState | None = None
+        tls = self._security.tls
+        #: See :attr:`migrator.ports.managed.ManagedOptions.tls_name`.
+        self._tls_name: str | None = tls.hostname if tls is not None else None
         self._acted_at = 0.0
         #: What of its disks was copied by the last look.
         self._copied: tuple[int, int] | None = None
@@ -135,14 +145,16 @@ class ManagedDriver(DriverState):
         if facts is None or was is None:
             raise RuntimeError("check() comes before run()")
         busy = await self._source.disk_users()
-        if busy:
-            self.result.state, self.result.error = State.FAILED, too_late(busy)
+        refused = self._security.refusal(self._policy) or (too_late(busy) if busy else "")
+        if refused:
+            self.result.state, self.result.error = State.FAILED, refused
             self._report(State.FAILED)
             return self.result
         settings = await self._source.settings()
         what = self._what_was(facts, settings) | {
             "managed": asdict(was),
             "peer_to_peer": self._managed.is_peer_to_peer(self._destination),
+            "tls_name": self._tls_name,
         }
         await self._intent_log.begin(what)
         try:
@@ -165,6 +177,7 @@ class ManagedDriver(DriverState):
             self._intent_log.decide(action, reason)
         self.result.streams = self._layout.layout.channels
         self.result.compression = self._layout.layout.compression
+        await self._security.begin(self._policy)
         await self._source.tune(Tuning(downtime_limit_seconds=self._limit_seconds))
         if self.requests.unwanted():
             postponed = not self.requests.cancel
@@ -180,8 +193,9 @@ class ManagedDriver(DriverState):
         return ManagedOptions(
             listen=self._listen,
             persistent=was.persistent,
+            live=not self._policy.offline,
             postcopy=self._abilities.postcopy,
-            tls=self._security.tls is not None,
+            tls_name=self._tls_name,
             channels=self._layout.layout.channels,
             delta_cache_bytes=self._layout.delta_cache_bytes,
             disks=[copy.device for copy in self._mirrors.copies],
@@ -207,6 +221,8 @@ class ManagedDriver(DriverState):
         self._intent_log.began -= began_ago_seconds
         self._intent_log.intent = intent
         self._was = ManagedGuestState(**facts["managed"]) if "managed" in facts else None
+        self._security.take_up(encrypted=bool(facts.get("tls")))
+        self._tls_name = facts.get("tls_name")
         self._abilities = Abilities(**facts["abilities"])
         self._mirrors.copies = from_fields(facts.get("disks", ()))
         self._given_bandwidth = None
@@ -247,13 +263,15 @@ class ManagedDriver(DriverState):
     async def _go_on(self) -> MigrationOutcome:
         while True:
             source, destination, overdue = await self._observer.look(self._intent_log.intent)
+            if self._policy.offline:
+                source = standing_copy(source)
             self._note(source, destination)
             self._recovery.note(source, destination)
             intent, call = self._intent_log.intent, self._call()
             answer = managed_lifecycle.decide(
                 intent, source, destination, call, overdue=overdue, expired=self._observer.expired
             )
-            here = managed_lifecycle.source_has(source)
+            here = source_has(source)
             self._tell(managed_lifecycle.state_of(intent, source, destination), source.sample)
             doubtful = answer.outcome is State.HELD or answer.step is Step.REVIVE or answer.row == "stays"
             if doubtful and not self._confirmed(answer):
@@ -322,8 +340,8 @@ class ManagedDriver(DriverState):
 
     def _note(self, source: View, destination: View) -> None:
         self._last_source, self._last = source, (source, destination)
-        there = managed_lifecycle.destination_has(destination)
-        here = managed_lifecycle.source_has(source)
+        there = destination_has(destination)
+        here = source_has(source)
         if here in (SourceHas.SERVES, SourceHas.BROKEN) or there is DestinationHas.FETCHES:
             self.result.mode = Mode.POSTCOPY
         switches = here in _SWITCHES or (
@@ -448,6 +466,11 @@ class ManagedDriver(DriverState):
             await self._settle()
         elif result.state in (State.FAILED, State.CANCELLED) and answer.row in ("stays", "stays-unseen"):
             await self._put_back()
+        if result.state is State.FAILED and self._tls_name is not None and not result.transferred_bytes:
+            self._observer.complain(
+                "nothing was sent: it was to be encrypted with the certificates of libvirt's QEMUs "
+                f"(migrate_tls_x509_cert_dir in qemu.conf), of which the target's has to be for {self._tls_name}"
+            )
         measure(result, self._intent_log, self._observer)
         if result.duration_seconds is None or result.state is not State.COMPLETED:
             result.duration_seconds = self._intent_log.elapsed
