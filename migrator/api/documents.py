@@ -371,6 +371,8 @@ class HostDocument(Document):
     kvm: bool = False
     #: Why its libvirt cannot be asked, in one line; empty where it can, or there is none.
     libvirt_error: str = ""
+    #: Guests that its libvirt has shut off: they are none of ``guests``, and stay when it is emptied.
+    guests_shut_off: int = 0
     link_bytes_per_second: float | None = None
     #: What the slowest paths from it were seen to hold streams back at, by target, bytes per second: ten at most.
     slowest_paths: dict[str, float] = Field(default_factory=dict)

@@ -81,6 +81,8 @@ class PlanDocument(Document):
     guests: list[PlannedGuest] = Field(default_factory=list)
     #: Guests that are not ``possible``: with one of them the host would not become empty.
     cannot_move: int = 0
+    #: Guests that the host's libvirt has shut off: they stay, and do not keep it from being empty.
+    guests_shut_off: int = 0
     takes_p10_seconds: float | None = None
     takes_p50_seconds: float | None = None
     takes_p90_seconds: float | None = None

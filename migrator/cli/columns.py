@@ -74,6 +74,7 @@ def host_row(host: Document) -> Row:
         else "",
         f"{strangers} of its guests without a monitor: see migrator guests" if strangers else "",
         host.get("libvirt_error", ""),
+        f"{shut_off} more shut off" if (shut_off := host.get("guests_shut_off", 0)) else "",
     ]
     if host.get("scheduled"):
         until = f" until {_brief(host['scheduled_until'])}" if host["scheduled_until"] else ""

@@ -50,6 +50,7 @@ def plan_lines(found: Document) -> list[str]:
         waits = [each for each in guest["findings"] if each["code"] in _WAITS]
         lines += [f"{label(guest)} waits first: {each['message']}" for each in waits]
         awaited = awaited or bool(waits)
+    lines += _shut_off_lines(found)
     if stay := found["cannot_move"]:
         text = f"{found['host']} would not be empty: {stay} of {len(guests)} guests cannot move"
         if stay < len(guests):
@@ -70,6 +71,18 @@ def plan_lines(found: Document) -> list[str]:
             text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
     lines += [f"path {each['note']}" for each in found["paths"] if each["basis"] != "configured"]
     return [clean(line) for line in (*lines, text)]
+
+
+def _shut_off_lines(found: Document) -> list[str]:
+    """Return what is said of the guests that the host's libvirt has shut off; they are no part of a plan."""
+    many = found.get("guests_shut_off", 0)
+    if not many:
+        return []
+    what, them = (f"{many} guests", "them") if many > 1 else ("a guest", "it")
+    return [
+        f"{found['host']} keeps {what} that libvirt has shut off: virsh list --inactive names {them}",
+        "    what to do: virsh migrate --offline --persistent --undefinesource takes a definition to another host",
+    ]
 
 
 def in_time(found: Document, left: timedelta, *, what: str = "deadline") -> str:

@@ -84,6 +84,8 @@ class HostFacts:
     kernel: str = ""
     #: Why its libvirt cannot be asked, in one line; empty where it can, or there is none.
     libvirt_error: str = ""
+    #: Guests that its libvirt has shut off, when it could last be asked: no migration takes them along.
+    shut_off_guests: int = 0
     #: For QEMU's streams.
     certificates: HostCertificates = field(default_factory=HostCertificates)
 

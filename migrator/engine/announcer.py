@@ -188,6 +188,7 @@ def host_document(host: Host, *, inventory: Inventory, registry: Registry) -> Ho
         cpus=host.facts.cpus,
         kvm=host.facts.kvm,
         libvirt_error=host.facts.libvirt_error,
+        guests_shut_off=host.facts.shut_off_guests,
         link_bytes_per_second=host.link_bytes_per_second,
         slowest_paths=host.learned.slowest(_PATHS_SHOWN),
         labels=dict(host.labels),

@@ -111,6 +111,7 @@ class Preview:
             paths=[_path(*ends, each) for ends, each in found.paths.items()],
             guests=guests,
             cannot_move=sum(not (each.possible or each.saved_into) for each in guests),
+            guests_shut_off=snapshot.hosts[host].facts.shut_off_guests if host in snapshot.hosts else 0,
             takes_p10_seconds=found.takes.p10,
             takes_p50_seconds=found.takes.p50,
             takes_p90_seconds=found.takes.p90,

@@ -52,6 +52,8 @@ class DomainInventory:
         self._stale: set[str] = set()
         #: Whose turn it is to be read though nothing was heard.
         self._turn: list[str] = []
+        #: Guests that it has shut off, as of the last look.
+        self.shut_off = 0
         self._looking = asyncio.Lock()
         self._unsubscribe = connection.subscribe(self._hear)
 
@@ -66,7 +68,9 @@ class DomainInventory:
         :raise QemuError: it refused that, or did not answer in time.
         """
         async with self._looking:
-            states = await self._connection.call(_states, what="list the guests", timeout=_LIST_SECONDS)
+            states, self.shut_off = await self._connection.call(
+                _states, what="list the guests", timeout=_LIST_SECONDS
+            )
             unread = [uuid for uuid in states if uuid not in self._details or uuid in self._stale]
             again = self._next(states)
             reading = dict.fromkeys([*unread, *again])
@@ -129,16 +133,17 @@ def find_guest(connection: Any, wanted: str) -> NamedDomain:
     return NamedDomain(uuid=domain.UUIDString(), name=domain.name(), active=bool(domain.isActive()))
 
 
-def _states(connection: Any) -> dict[str, RunState]:
-    """Return the run state of each guest that has a QEMU; on a thread."""
+def _states(connection: Any) -> tuple[dict[str, RunState], int]:
+    """Return the run state of each guest that has a QEMU, and how many more are shut off; on a thread."""
     module = load()
     found = connection.getAllDomainStats(
         module.VIR_DOMAIN_STATS_STATE, module.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
     )
-    return {
+    states = {
         domain.UUIDString(): run_state(domain, stats["state.state"], stats["state.reason"])
         for domain, stats in found
     }
+    return states, connection.numOfDefinedDomains()
 
 
 def run_state(domain: Any, state: int, reason: int) -> RunState:

@@ -237,7 +237,7 @@ class SiteHosts:
             raise HostError(host, f"it could not be looked at within {_LOOK_SECONDS:g} s") from None
         # Those that wait for a guest listen too, and are no strangers.
         strangers = without(facts.ports, [port for ports in listening.values() for port in ports])
-        facts = replace(facts, ports=strangers, libvirt_error=managed.error)
+        facts = replace(facts, ports=strangers, libvirt_error=managed.error, shut_off_guests=managed.shut_off)
         managers = known | {pid: find_manager(process) for pid, process in processes.items()}
         shown = [
             replace(

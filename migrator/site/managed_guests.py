@@ -31,6 +31,8 @@ class ManagedLook:
     answers: bool = False
     #: Why not, in one line; empty where it could, or there is none.
     error: str = ""
+    #: Guests that it has shut off.
+    shut_off: int = 0
     #: What is said of a guest that libvirt manages and does not show.
     why_left: str = _OFF
 
@@ -59,18 +61,24 @@ class ManagedGuests:
                 return ManagedLook(why_left=f"{_NO_MOVES}; its daemon does not listen where it usually does")
             if not binding.is_installed():
                 return ManagedLook(why_left=f"{_NO_MOVES}; {binding.MISSING}")
+        inventory = self._inventory(host, connection)
         try:
-            found = await self._inventory(host, connection).look()
+            found = await inventory.look()
         except (HostError, QemuError) as error:
             text = str(error).removeprefix(f"host {host}: ")
             away = [
                 replace(guest, lost_contact=True, obstacle=text, obstacle_code=LIBVIRT)
                 for guest in self._known.get(host, ())
             ]
-            return ManagedLook(guests=tuple(away), error=text, why_left=f"libvirt manages it, and {text}")
+            return ManagedLook(
+                guests=tuple(away),
+                error=text,
+                shut_off=inventory.shut_off,
+                why_left=f"libvirt manages it, and {text}",
+            )
         guests = tuple(self._guest(host, each) for each in found)
         self._known[host] = guests
-        return ManagedLook(guests=guests, answers=True, why_left=_ANOTHERS)
+        return ManagedLook(guests=guests, answers=True, shut_off=inventory.shut_off, why_left=_ANOTHERS)
 
     def _inventory(self, host: str, connection: LibvirtConnection) -> DomainInventory:
         kept = self._inventories.get(host)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, cast
 
 import pytest
 
+from migrator.pki.authority import Authority
 from migrator.testing.guest import IDLE, Habit, write_image
-from migrator.testing.libvirtd import LibvirtHosts, domain_xml
+from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from migrator.testing.network import LabHosts
 from tests.acceptance.service_site import MIB, LiveSite, guest
+from tests.certificates import make_directory
 from tests.libvirt_hosts import NAMES, guest_name, libvirt_daemons, libvirt_hosts
 from tests.libvirt_moves import definition, has
 
@@ -47,17 +49,26 @@ class _Borrowed:
 
 
 @asynccontextmanager
-async def fleet(daemons: LibvirtHosts, *, peers: bool) -> AsyncIterator[LiveSite]:
+async def fleet(
+    daemons: LibvirtHosts,
+    *,
+    peers: bool,
+    extra: str = "",
+    keys: Callable[[LibvirtDaemon], str] = lambda daemon: "",
+) -> AsyncIterator[LiveSite]:
     """A site on the hosts of these daemons; the service is not started.
 
     :param peers: each libvirtd reaches the others.
+    :param extra: sections of the configuration.
+    :param keys: further keys of a host.
     """
-    extra = {
+    host_extra = {
         name: f'libvirt = "qemu:///system?socket={daemons[name].socket}"\n'
         + (f'libvirt_peer_uri = "{daemons[name].peer_uri}"\n' if peers else "")
+        + keys(daemons[name])
         for name in NAMES
     }
-    site = LiveSite(*NAMES, isolated=False, host_extra=extra)
+    site = LiveSite(*NAMES, isolated=False, extra=extra, host_extra=host_extra)
     site.hosts = cast(LabHosts, _Borrowed(daemons))
     with site:
         try:
@@ -89,11 +100,14 @@ async def test_mixed_fleet_is_evacuated_and_comes_home_with_one_command_each(
     alpha = libvirt_hosts["alpha"]
     await started(libvirt_hosts, names, tmp_path, Habit(region_bytes=8 * MIB, bytes_per_second=float(MIB)))
     before = {name: await definition(alpha, name) for name in names}
+    (tmp_path / "rests.xml").write_text(domain_xml(guest_name(), tmp_path / names[0]))
+    await alpha.virsh("define", str(tmp_path / "rests.xml"))  # never started
     async with fleet(libvirt_hosts, peers=True) as site:
         await site.boot(bare, "alpha")
         await served(site, 3)
         shown = (await site.get("guests"))["items"]
         assert sorted(each["name"] for each in shown) == sorted([*names, "bare"])
+        assert (await site.get("hosts/alpha"))["guests_shut_off"] == 1
         away = await site.post("hosts/alpha/evacuate")
         await site.ended(away["id"], "completed", within=200)
         for name in names:
@@ -167,26 +181,38 @@ def own_files(daemons: LibvirtHosts) -> Iterator[None]:
                 daemon.host.mounts = None
 
 
+#: Directories of images, by their hosts.
+_ONE = dict.fromkeys(NAMES, "/var/lib/libvirt")
+_OTHER = _ONE | {"beta": "/var/lib/libvirt/other"}
+
+
 async def started_with_its_disk(
-    daemons: LibvirtHosts, name: str, habit: Habit
+    daemons: LibvirtHosts, name: str, habit: Habit, directories: Mapping[str, str] = MappingProxyType(_ONE)
 ) -> tuple[str, dict[str, Path]]:
     """Start a guest on alpha whose image beta has not; its uuid, and where each host has the image if it has it."""
-    path = Path("/var/lib/libvirt", f"{name}.img")
-    images = {host: daemons[host].directory / str(path)[1:] for host in ("alpha", "beta")}
+    path = Path(directories["alpha"], f"{name}.img")
+    images = {host: daemons[host].directory / directories[host][1:] / path.name for host in ("alpha", "beta")}
+    for image in images.values():
+        image.parent.mkdir(exist_ok=True)
     write_image(images["alpha"], habit)
     return await daemons["alpha"].start_domain(name, domain_xml(name, path, shared=False)), images
 
 
 @pytest.mark.matrix
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("directories", [_ONE, _OTHER], ids=["at its path", "at another path"])
 async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
-    libvirt_hosts: LibvirtHosts,
+    libvirt_hosts: LibvirtHosts, directories: dict[str, str]
 ) -> None:
     name, alpha = guest_name(), libvirt_hosts["alpha"]
-    uuid, images = await started_with_its_disk(libvirt_hosts, name, IDLE)
-    contents = images["alpha"].read_bytes()
+    uuid, images = await started_with_its_disk(libvirt_hosts, name, IDLE, directories)
+    contents, before = images["alpha"].read_bytes(), await definition(alpha, name)
+
+    def keys(daemon: LibvirtDaemon) -> str:
+        return f'image_directories = {{ guests = "{directories[daemon.host.name]}" }}\n'
+
     with own_files(libvirt_hosts):
-        async with fleet(libvirt_hosts, peers=True) as site:
+        async with fleet(libvirt_hosts, peers=True, keys=keys) as site:
             await served(site, 1)
             for to, left in (("beta", "alpha"), ("alpha", "beta")):
                 move = await site.post("migrations", guest=uuid, to=to, policy="default")
@@ -194,6 +220,7 @@ async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
                 assert images[to].read_bytes() == contents
                 assert not images[left].exists()  # it has another name, so that nobody starts from it
             await alpha.wait_beating(name)
+            assert await definition(alpha, name) == before
             assert await has(libvirt_hosts["beta"], name) == {}
 
 
@@ -226,3 +253,41 @@ async def test_image_that_was_made_for_a_guest_goes_where_its_move_fails(
     assert await has(beta, name) == {}
     assert await definition(alpha, name) == before
     await alpha.wait_beating(name)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_guest_leaves_encrypted_where_that_is_required_and_not_before_both_hosts_have_certificates(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    (uuid,) = await started(libvirt_hosts, [name], tmp_path, IDLE)
+    before = await definition(alpha, name)
+    authority = Authority.make(tmp_path / "authority", site="test")
+    async with fleet(
+        libvirt_hosts,
+        peers=True,
+        extra='[site]\ntls = "require"\n',
+        keys=lambda daemon: f'tls_dir = "{daemon.certificates}"\n',
+    ) as site:
+        await served(site, 1)
+        move = await site.post("migrations", guest=uuid, to="beta", policy="default")
+        refused = await site.migration_ended(move["id"], "failed", within=60)
+        assert [each["code"] for each in refused["findings"] if each["severity"] == "error"] == [
+            "tls-required"
+        ]
+        assert await has(beta, name) == {}
+        assert await definition(alpha, name) == before
+        try:
+            for daemon in (alpha, beta):  # for its name, and not for its address
+                make_directory(
+                    daemon.certificates, authority, host=daemon.host.name, names=[daemon.host.name]
+                )
+            move = await site.post("migrations", guest=uuid, to="beta", policy="default")
+            ended = await site.migration_ended(move["id"], "completed", within=120)
+        finally:
+            for file in (*alpha.certificates.iterdir(), *beta.certificates.iterdir()):
+                file.unlink()
+        assert ended["tls"] is True
+        await beta.wait_beating(name)
+        assert await has(alpha, name) == {}
