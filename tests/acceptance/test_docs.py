@@ -15,6 +15,7 @@ import pytest
 import typer
 from typer._click.exceptions import BadOptionUsage, MissingParameter, NoArgsIsHelpError
 
+from migrator import settings
 from migrator.cli.app import app
 from migrator.testing.simulated_service import SimulatedService
 from migrator.testing.workload import MIB
@@ -116,6 +117,21 @@ def test_what_belongs_to_an_item_of_a_list_is_indented_as_the_site_wants_it(page
     assert wrong == []
 
 
+_TOML = re.compile(r"^ *```toml\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [each for each in PAGES if "```toml" in each.read_text(encoding="utf-8")],
+    ids=lambda page: page.stem,
+)
+def test_what_is_to_be_put_into_the_configuration_is_a_part_of_one(page: Path, tmp_path: Path) -> None:
+    for block in _TOML.findall(page.read_text(encoding="utf-8")):
+        (tmp_path / "migrator.toml").write_text(block, encoding="utf-8")
+        (tmp_path / "traces.headers").touch()  # a file that one of them names
+        settings.load(tmp_path / "migrator.toml")
+
+
 # What can run is run --------------------------------------------------------------------------------------------
 
 
@@ -129,33 +145,50 @@ def _site(directory: Path) -> SimulatedService:
     return service
 
 
+def run(*command: str, **environment: str) -> str:
+    """Run a command to its end, which has to be a good one; return what it printed."""
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def run_block(block: str, **environment: str) -> str:
+    """Run each command of ours in a block, one after the other; return what they printed."""
+    return "".join(run(*MIGRATOR, *words, **environment) for line in typed(block) for words in ours(line))
+
+
 @pytest.mark.parametrize("page", ["evacuate", "move", "cordon", "windows"])
 def test_first_block_of_a_page_does_what_it_says_from_top_to_bottom(page: str, tmp_path: Path) -> None:
     with in_thread(tmp_path, made=_site) as service:
-        script = "\n".join(typed(blocks(DOCS / f"{page}.md")[0]))
-        done = subprocess.run(
-            ["bash", "-euxc", script],
-            env={
-                **os.environ,
-                "PATH": f"{Path(MIGRATOR[0]).parent}:{os.environ['PATH']}",
-                "MIGRATOR_SERVER": f"unix:{service.place.socket}",
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done
+        block = blocks(DOCS / f"{page}.md")[0]
+        said = run_block(block, MIGRATOR_SERVER=f"unix:{service.place.socket}")
         at = {name: service.service.site.running(name) for name in ("web", "db")}
         expected = {"web": ["host-2"] if page == "move" else ["host-1"], "db": ["host-1"]}
-        assert at == expected, done
+        assert at == expected, said
         if page == "evacuate":
-            assert re.search(r"restore of host-1, completed", done.stdout), done
+            assert "restore of host-1, completed" in said
         if page == "windows":
-            assert "scheduled" in done.stdout
+            assert "scheduled" in said
             (left,) = service.do(lambda running: running.queries.evacuations(limit=9))
             assert left.state == "cancelled"
+
+
+def test_tokens_are_made_listed_and_ended_as_it_is_described(tmp_path: Path) -> None:
+    config = tmp_path / "migrator.toml"
+    config.write_text(f'[store]\npath = "{tmp_path}/state/journal.db"\n')
+    (block,) = (each for each in blocks(DOCS / "tokens.md") if "token create" in each)
+    said = run_block(block, MIGRATOR_CONFIG=str(config))
+    assert len(re.findall(r"^migrator_[0-9a-f_]+$", said, re.MULTILINE)) == 2, said
+    assert "alice\toperator" in said
+    assert "grafana\tviewer" in said
 
 
 def test_backup_as_it_is_described_has_everything_and_can_be_put_back(tmp_path: Path) -> None:
@@ -172,20 +205,12 @@ def test_backup_as_it_is_described_has_everything_and_can_be_put_back(tmp_path: 
         f'[http]\nsocket = "api.sock"\nmetrics_listen = ""\n[store]\npath = "{home}/journal.db"\n'
     )
 
-    def run(script: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euc", script],
-            env={**os.environ, "MIGRATOR_CONFIG": str(etc / "migrator.toml"), "MIGRATOR": MIGRATOR[0]},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done
-        return done.stdout
+    def token(*words: str) -> str:
+        return run(*MIGRATOR, "token", *words, MIGRATOR_CONFIG=str(etc / "migrator.toml"))
 
-    def mine(script: str) -> str:
-        """Return the same below a directory of the test, with its user, and without systemd."""
+    def run_below(block: str) -> None:
+        """Run a block below a directory of the test, with its user, without systemd and the doctor."""
+        script = "\n".join(typed(block))
         for theirs, ours_ in (
             (" /var/lib/", f" {tmp_path}/var/lib/"),
             ("/etc/migrator", f"{tmp_path}/etc/migrator"),
@@ -194,18 +219,20 @@ def test_backup_as_it_is_described_has_everything_and_can_be_put_back(tmp_path: 
             ("migrator:migrator", f"{os.getuid()}:{os.getgid()}"),
         ):
             script = script.replace(theirs, ours_)
-        return 'systemctl() { echo "systemctl $*"; }\nmigrator() { "$MIGRATOR" "$@" || true; }\n' + script
+        run("bash", "-euc", f"systemctl() {{ :; }}\nmigrator() {{ :; }}\n{script}")
 
-    backup, restore = ("\n".join(typed(each)) for each in blocks(DOCS / "backup.md"))
-    run('"$MIGRATOR" token create kept --role viewer')
+    backup, restore = blocks(DOCS / "backup.md")
+    token("create", "kept", "--role", "viewer")
     (tmp_path / "backup").mkdir()
     before = {each.relative_to(home): each.read_bytes() for each in home.rglob("*") if each.is_file()}
-    run(mine(backup))
-    run('"$MIGRATOR" token create later --role viewer')
+    run_below(backup)
+    token("create", "later", "--role", "viewer")
     shutil.rmtree(tmp_path / "etc")
     etc.mkdir(parents=True)
-    run(mine(restore))
-    tokens = run('"$MIGRATOR" token list')
+    run_below(restore)
+    (asked,) = (each for each in blocks(DOCS / "watch.md") if "sqlite3" in each)
+    run_below(asked)
+    tokens = token("list")
     assert "kept" in tokens
     assert "later" not in tokens
     back = {each.relative_to(home) for each in home.rglob("*") if each.is_file()}
