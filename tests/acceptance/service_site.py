@@ -36,6 +36,8 @@ class LiveSite(LabSite):
 
     #: Put before the service's own command: the host that it runs on.
     prefix: Sequence[str] = ()
+    #: Seconds that it is waited for; more where what else the machine has to do is not known.
+    patience: float = 30.0
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -73,7 +75,7 @@ class LiveSite(LabSite):
             )
         return self.service
 
-    async def until_served(self, within: float = 30.0) -> None:
+    async def until_served(self, within: float | None = None) -> None:
         """Wait until it answers; a socket that was left by one that was killed does not count."""
 
         async def answers() -> bool:
@@ -85,7 +87,7 @@ class LiveSite(LabSite):
                 return False
 
         try:
-            await until(answers, what="the service", within=within)
+            await until(answers, what="the service", within=within or self.patience)
         except TimeoutError:
             raise AssertionError(("the service does not answer", self.log()[-4000:])) from None
 
@@ -126,7 +128,7 @@ class LiveSite(LabSite):
                 return False
             return True
 
-        await until(answers, what=f"an answer to {path}", within=30)
+        await until(answers, what=f"an answer to {path}", within=self.patience)
         assert found[0].status_code == 200, (path, found[0].text)
         return found[0].json()
 
@@ -178,7 +180,7 @@ class LiveSite(LabSite):
             return all(host["up"] for host in hosts) and len((await self.get("guests"))["items"]) >= guests
 
         try:
-            await until(seen, what="the hosts", within=30)
+            await until(seen, what="the hosts", within=self.patience)
         except TimeoutError:
             raise AssertionError((await self.get("hosts"), await self.get("guests"), self.log())) from None
 

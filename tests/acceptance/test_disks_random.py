@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from migrator.testing.lab import Lab, LabQemu
+from tests import outcomes
 from tests.command import Command, Ended, direct, running
 from tests.disks import MIB, WritingGuest, writing_guest
 from tests.invariants import records
@@ -36,19 +37,26 @@ _FAULTS_OF_HOSTS = ("controller", "controller", "destination", "source", "cut", 
 _ROOM_BYTES = 17 * MIB
 
 
-async def _left_nothing(guest: WritingGuest, owner: LabQemu) -> None:
-    """Assert that nothing of a move is left in the QEMU that has the guest, and that no write was lost."""
+async def _left_nothing(guest: WritingGuest, owner: LabQemu) -> int:
+    """Assert that nothing of a move is left in the QEMU that has the guest, and that no write was lost; return how many
+    there were.
+    """
     await guest.goes_on(owner)
     assert await owner.query("query-jobs") == []
     assert await owner.query("query-block-exports") == []
     nodes = await owner.query("query-named-block-nodes", flat=True)
     assert [node["node-name"] for node in nodes if node["node-name"].startswith("migrator-")] == []
     assert records() == []
-    assert await guest.check(owner) > 0
+    count = await guest.check(owner)
+    assert count > 0
+    return count
 
 
 class Place:
     """Two QEMUs on one machine, and what can go wrong there."""
+
+    #: What is said of it beside what became of its moves.
+    name = "direct, on one machine"
 
     #: How QEMUs are started, and the command.
     prefixes: Mapping[str, Any] = {}
@@ -84,6 +92,7 @@ class TwoHosts(Place):
     def __init__(self, site: Site, *, tunnel: bool) -> None:
         self.site, self.prefixes = site, site.prefixes
         self.options = ("--stream", "ssh") if tunnel else ()
+        self.name = f"direct, between hosts, {'through a tunnel' if tunnel else 'plainly'}"
         self.room = Path(tempfile.mkdtemp(prefix="migrator-room-"))
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_ROOM_BYTES}", "room", self.room], check=True)
 
@@ -162,20 +171,22 @@ async def _one(
         ended = await place.again(guest)
     await place.mend(guest)
     if ended.code == 130 and not ended.out:  # it had not come so far that it could tell
-        await _left_nothing(guest, guest.pair.source)
+        writes = await _left_nothing(guest, guest.pair.source)
+        outcomes.note(by=place.name, fault=fault, ended="cancelled", writes=writes)
         return f"cancelled before it began (seed {seed})"
-    told = f"{fault} after {after:.3f} s (seed {seed}): {ended.state}: {ended.error}"
+    told, writes = f"{fault} after {after:.3f} s (seed {seed}): {ended.state}: {ended.error}", 0
     if ended.state == "completed":
-        await _left_nothing(guest, guest.pair.destination)
+        writes = await _left_nothing(guest, guest.pair.destination)
     elif fault == "source" and not guest.pair.source.alive:
         assert ended.state in ("held", "failed"), told
     elif ended.state in ("failed", "cancelled"):
         # One that was killed as it ended had moved the guest.
         moved = fault == "controller" and not guest.pair.source.alive
-        await _left_nothing(guest, guest.pair.destination if moved else guest.pair.source)
+        writes = await _left_nothing(guest, guest.pair.destination if moved else guest.pair.source)
     else:
         # Only where the process that had the guest was killed.
         assert (ended.state, fault) == ("held", "destination"), told
+    outcomes.note(by=place.name, fault=fault, ended=ended.state, writes=writes)
     return told
 
 

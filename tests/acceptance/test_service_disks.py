@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,20 @@ class DiskSite:
         """Begin a migration, and wait until disks are copied; its id."""
         return str((await self.site.post("migrations", guest="web", to=target))["id"])
 
-    async def check(self, host: str) -> None:
-        """Assert that the guest runs there alone, has lost no write; it stands still then."""
+    async def check(self, host: str) -> int:
+        """Assert that the guest runs there alone and has lost no write, and return how many there were.
+
+        It stands still then.
+        """
         (qemu,) = await self.site.running(self.machine)
         assert self.site.where(qemu) == host
         await self.goes_on(qemu)
         await qemu.query("stop")
         memory = self.site.directory / "counter"
         await qemu.query("pmemsave", val=COUNTER_ADDRESS, size=COUNTER_BYTES, filename=str(memory))
-        assert WRITER.check(contents(self.site, self.site.hosts[host], self.image), memory.read_bytes()) > 0
+        count = WRITER.check(contents(self.site, self.site.hosts[host], self.image), memory.read_bytes())
+        assert count > 0
+        return count
 
     async def end(self) -> None:
         """End the only QEMU that is left."""
@@ -88,9 +94,21 @@ async def disk_site(
     limits: str = "",
     prepare: Callable[[DiskSite], GuestMachine] | None = None,
     paused: bool = False,
+    names: tuple[str, ...] = ("a", "b"),
+    reached: Callable[[LiveSite], AbstractContextManager[Any]] = contextlib.nullcontext,
+    crossing: tuple[Path, Path] | None = None,
+    patience: float = LiveSite.patience,
     **how: Any,
 ) -> AsyncIterator[DiskSite]:
-    with LiveSite("a", "b", **how) as site, own_images(site, size=room) as images:
+    """Serve one.
+
+    :param prepare: returns the guest that is started, once its image is there.
+    :param reached: how the service gets to its hosts, where that is not by their prefixes.
+    :param crossing: the QEMUs of its first and of its second host.
+    :param patience: see :class:`LiveSite`.
+    """
+    with LiveSite(*names, **how) as site, own_images(site, size=room) as images:
+        site.patience = patience
         made = DiskSite(site, images)
         if limits:
             config = site.config.read_text()
@@ -104,12 +122,18 @@ async def disk_site(
         site.hosts["a"].run("cp", "--sparse=always", "--", str(outside), str(made.image))
         if prepare is not None:
             made.machine = prepare(made)
+        binary: dict[str, Any] = {}
+        if crossing is not None:
+            binary = {"binary": crossing[0]}
+            site.change_host("b", ("address = ", f'qemu = "{crossing[1]}"\naddress = '))
         try:
-            await (site.start(made.machine, "a", paused=True) if paused else site.boot(made.machine, "a"))
-            site.serve()
-            await site.until_served()
-            await site.known(1)
-            yield made
+            start = site.start(made.machine, "a", paused=True, **binary) if paused else None
+            await (start or site.boot(made.machine, "a", **binary))
+            with reached(site):
+                site.serve()
+                await site.until_served()
+                await site.known(1)
+                yield made
         finally:
             await site.disconnect()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
-import json
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -18,6 +16,7 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, eventually, guest, made
+from tests.acceptance.ssh_site import CONTROL, reached_over_ssh, tunnels
 from tests.conftest import missing
 from tests.sshd import Sshd
 
@@ -44,38 +43,8 @@ async def over_ssh(
     :param extra: further sections of the configuration.
     :param each_other: the hosts can log in to each other.
     """
-    within: tuple[str, ...] = ()
-    if each_other:
-        config = directory / "ssh_config"
-        keys = "".join(f"IdentityFile {directory}/sshd-{name}/client\n" for name in names)
-        known = " ".join(f"{directory}/sshd-{name}/known_hosts" for name in names)
-        config.write_text(f"Host *\n{keys}UserKnownHostsFile {known}\n")
-        script = 'mount --bind "$0" /etc/ssh/ssh_config && exec "$@"'
-        within = ("unshare", "--mount", "sh", "-c", script, str(config))
-    async with made(machines, *names, "control", speed=SLOW, extra=extra) as site:
-        with contextlib.ExitStack() as stack:
-            servers = {}
-            for name in names:
-                host = site.host(name)
-                servers[name] = stack.enter_context(
-                    Sshd(directory / f"sshd-{name}", address=host.address, prefix=(*host.prefix, *within))
-                )
-                ssh = (
-                    f'ssh = "{getpass.getuser()}@{host.address}"\nkey_file = "{servers[name].key}"\n'
-                    f'known_hosts = "{servers[name].known_hosts}"'
-                )
-                # Over SSH a namespace looks like the whole machine, on which other tests have QEMUs.
-                site.change_host(
-                    name,
-                    (f"prefix = {json.dumps(list(host.prefix))}", ssh),
-                    ('look_for = "processes"', 'look_for = "sockets"'),
-                )
-            text = site.config.read_text()
-            before, _, _ = text.partition('[[hosts]]\nname = "control"')
-            quick = 'ssh_keepalive = "1s"\nssh_connect_timeout = "5s"\nfirst_pause = "200ms"\nattempts = 9\n'
-            before = before.replace("[limits]\n", f"[limits]\n{quick}")
-            site.config.write_text(before)
-            site.prefix = site.host("control").prefix
+    async with made(machines, *names, CONTROL, speed=SLOW, extra=extra) as site:
+        with reached_over_ssh(site, directory, *names, each_other=each_other) as servers:
             site.serve()
             await site.until_served()
             await site.known(len(machines))
@@ -301,18 +270,6 @@ async def test_guest_goes_through_an_ssh_tunnel(tmp_path: Path, each_other: bool
             return all(len(server.sessions()) <= before[name] for name, server in servers.items())
 
         await eventually(closed, "no tunnel being left", site)
-
-
-def tunnels(site: LiveSite, target: str) -> list[int]:
-    """Return the SSH clients that carry a stream to a host."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            carries = words[0] == "ssh" and "ExitOnForwardFailure=yes" in words
-            if carries and site.host(target).address in words:
-                found.append(int(directory.name))
-    return found
 
 
 @pytest.mark.matrix
