@@ -34,7 +34,13 @@ def policy_of(request: Request) -> Policy:
     :raise UsageError: an option is wrong; says which.
     """
     auto = request.max_bandwidth in (None, "auto")
-    return builtin(request.policy).but(
+    policy = builtin(request.policy)
+    if policy.cold or policy.saves:
+        what = "shuts no guest down and starts none anew" if policy.cold else "saves no guest into a file"
+        raise UsageError(
+            f"--policy {policy.name}: migrator direct {what}: leave it out, or have the service do it: migrator serve"
+        )
+    return policy.but(
         max_downtime_seconds=_option("--max-downtime", request.max_downtime, units.seconds),
         max_bandwidth_bytes_per_second=None
         if auto

@@ -163,7 +163,10 @@ def _private(entry: Entry) -> dict[str, Any]:
         "migration": entry.migration,
         "excluded": dict(entry.excluded),
         "exceeded": entry.exceeded,
-        **({"saving": True} if entry.saving else {}),  # a controller of before does not know it
+        # A controller of before does not know these.
+        **({"saving": True} if entry.saving else {}),
+        **({"stays": entry.stays} if entry.stays else {}),
+        **({"policy": entry.policy} if entry.policy else {}),
     }
 
 

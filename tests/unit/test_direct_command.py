@@ -9,6 +9,8 @@ from typer.main import get_command
 
 from migrator.cli.app import app
 from migrator.cli.direct_command import DirectCommand, command_of, read_quickly
+from migrator.cli.direct_policy import policy_of
+from migrator.errors import UsageError
 
 _PROGRAM = get_command(app)
 _DIRECT = _PROGRAM.get_command(_PROGRAM.make_context("migrator", ["direct"]), "direct")  # type: ignore[attr-defined]
@@ -72,3 +74,13 @@ def test_leaves_the_rest_to_typer(arguments: list[str]) -> None:
 def test_leaves_completion_to_typer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_MIGRATOR_COMPLETE", "complete_bash")
     assert read_quickly(["direct", "--json"]) is None
+
+
+@pytest.mark.parametrize("name", ["cold", "save"])
+def test_a_policy_that_takes_a_service_is_refused_before_anything_is_asked(name: str) -> None:
+    command = read_quickly(["direct", "--source", "unix:/a", "--destination", "unix:/b", "--policy", name])
+    assert command is not None
+    with pytest.raises(
+        UsageError, match=f"--policy {name}: migrator direct .*: leave it out, or have the service"
+    ):
+        policy_of(command.request)

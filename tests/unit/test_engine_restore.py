@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import Evacuate, Migrate, Refusal, Restore
+from migrator.api.commands import Activate, Evacuate, Migrate, Refusal, Restore
 from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.policy import Policy, builtin
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.settings.models import LimitsSettings
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
@@ -43,8 +44,8 @@ async def test_restore_takes_the_policy_that_it_is_given(service: SimulatedServi
         assert end.state is EvacuationState.COMPLETED
         assert service.site.running("wild") == ["b"]
 
-        end = await running.end_of(await running.ask(Restore(host="a")))
-        assert (end.state, end.policy) == (EvacuationState.INCOMPLETE, "")
+        end = await running.end_of(await running.ask(Restore(host="a", policy="gentle")))
+        assert (end.state, end.policy) == (EvacuationState.INCOMPLETE, "gentle")
         assert service.site.running("wild") == ["b"]
 
         # Whom the first restore left is brought home by the next.
@@ -54,6 +55,53 @@ async def test_restore_takes_the_policy_that_it_is_given(service: SimulatedServi
         assert service.site.running("wild") == ["a"]
         policies = [each.policy for each in await running.queries.migrations(limit=9)]
         assert policies == ["must-finish", "gentle", "must-finish"]
+
+
+async def test_guests_go_home_by_the_policy_that_they_came_by(service: SimulatedService) -> None:
+    service.site.add_guest("wild", host="a", memory_bytes=8192 * MIB, workload=WILD)
+    async with service.running() as running:
+        gentle(running)
+        await running.end_of(await running.ask(Evacuate(host="a", policy="must-finish")))
+        end = await running.end_of(await running.ask(Restore(host="a")))
+        assert (end.state, end.policy) == (EvacuationState.COMPLETED, "must-finish")
+        assert service.site.running("wild") == ["a"]
+
+
+async def test_guests_that_came_by_several_policies_go_home_each_by_its_own_also_after_a_crash(
+    service: SimulatedService,
+) -> None:
+    service.site.add_guest("wild", host="a", memory_bytes=8192 * MIB, workload=WILD)
+    async with service.running(killed=True) as running:
+        gentle(running)
+        await running.end_of(await running.ask(Evacuate(host="a", policy="must-finish")))
+        await running.ask(Activate(host="a"))
+        service.site.add_guest("calm", host="a")
+        await running.engine.inventory.look_at_all()
+        await running.end_of(await running.ask(Evacuate(host="a")))
+        run = await running.ask(Restore(host="a"))
+        assert run.policy == ""
+    async with service.running() as running:
+        gentle(running)
+        end = await running.end_of(run)
+        assert end.state is EvacuationState.COMPLETED
+        home = [each for each in await running.queries.migrations(limit=9) if each.evacuation == run.id]
+        assert {each.guest_name: each.policy for each in home} == {"wild": "must-finish", "calm": "gentle"}
+
+
+async def test_a_policy_that_guests_came_by_and_that_is_gone_is_asked_for(service: SimulatedService) -> None:
+    service.site.add_guest("vm", host="a")
+
+    def policy(name: str) -> Policy:
+        return builtin("cold" if name == "ours" else name)
+
+    async with service.running() as running:
+        running.engine.rules = replace(running.engine.rules, policy=policy)
+        await running.end_of(await running.ask(Evacuate(host="a", policy="ours")))
+        running.engine.rules = replace(running.engine.rules, policy=builtin)
+        with pytest.raises(Refusal, match=r"left a by the policy ours.*migrator restore a --policy NAME"):
+            await running.ask(Restore(host="a"))
+        end = await running.end_of(await running.ask(Restore(host="a", policy="default")))
+        assert end.state is EvacuationState.COMPLETED
 
 
 async def test_policy_of_a_restore_is_known_to_whoever_goes_on_with_it(service: SimulatedService) -> None:

@@ -29,9 +29,13 @@ class Entry:
     #: Where a plan said that it would go; empty without one.
     planned: str = ""
     reason: str = ""
+    #: Why it stays, where it does so only because others of its group do not move.
+    stays: str = ""
     #: Why its last migration failed.
     failed: str = ""
     attempts: int = 0
+    #: The policy that it came by, and goes home by where the evacuation has none; empty: as its rules say.
+    policy: str = ""
     #: Id of the present or last migration.
     migration: str | None = None
     #: Hosts it shall not be tried on, each with why: preflight refused it, or it failed there.

@@ -146,6 +146,10 @@ class Evacuation:
         """Whether somebody who could not be asked may be asked soon, or be gone."""
         return any(entry.guest.lost_contact for entry in self.entries.at(GuestStanding.SET_ASIDE))
 
+    def policy_of(self, key: str) -> str:
+        """Return the name of the policy that was asked for a guest; empty: none was."""
+        return self.policy or self.entries[key].policy
+
     def marked(self, entries: Mapping[str, Entry]) -> Evacuation:
         """Return it with these entries in place of those of the same guests."""
         return replace(self, entries=self.entries.changed(entries)) if entries else self
@@ -249,6 +253,7 @@ class Evacuation:
             reason=reason,
             attempts=entry.attempts + 1,
             saving=saving,
+            stays="",
         )
         return self.marked({key: begun})
 
@@ -279,7 +284,7 @@ class Evacuation:
             case State.HELD:
                 entry = replace(entry, standing=GuestStanding.HELD, reason=how.error, awaited=how.awaited)
             case State.CANCELLED:
-                reason = "its migration was cancelled"
+                reason = entry.stays or "its migration was cancelled"
                 if self.closing is EvacuationState.STOPPED and self.window.ends_at is not None:
                     reason += ", as the window ended"
                 entry = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason)

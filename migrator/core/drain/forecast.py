@@ -146,7 +146,8 @@ def _paused(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterable[Wanting]:
     for run in plan.evacuations.values():
         for entry in run.wanting:
             if entry.target and entry.not_before > snapshot.clock and entry.guest.key not in snapshot.live:
-                yield Wanting(run=run, entry=entry, policy=snapshot.policies.of(entry.guest, run.policy))
+                policy = snapshot.policies.of(entry.guest, run.policy_of(entry.guest.key))
+                yield Wanting(run=run, entry=entry, policy=policy)
 
 
 def foretell(asked: Question) -> DrainForecast:

@@ -91,7 +91,8 @@ def portions(
     :param placed: see :class:`Portion`; for :func:`outlook`.
     """
     names = {run.policy, snapshot.policies.default, *(each.policy for each in snapshot.evacuations)}
-    names |= {entry.guest.policy for each in (*snapshot.evacuations, run) for entry in each.entries.values()}
+    for each in (*snapshot.evacuations, run):
+        names |= {name for entry in each.entries.values() for name in (entry.policy, entry.guest.policy)}
     policies = KnownPolicies({name: snapshot.policies.named(name) for name in names if name})
     site = replace(
         snapshot,

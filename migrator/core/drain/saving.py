@@ -44,7 +44,7 @@ def guests_to_save(run: Evacuation, snapshot: SiteSnapshot) -> Iterator[SaveGues
 
 
 def _path(entry: Entry, run: Evacuation, snapshot: SiteSnapshot) -> str:
-    key, policy = entry.guest.key, snapshot.policies.of(entry.guest, run.policy)
+    key, policy = entry.guest.key, snapshot.policies.of(entry.guest, run.policy_of(entry.guest.key))
     if entry.saving or key in snapshot.live or key in snapshot.coming:
         return ""
     return saved_into(entry.guest, snapshot.hosts.get(run.host), policy, run.id)

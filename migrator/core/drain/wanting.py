@@ -114,7 +114,7 @@ class _Finding:
             self.held_back[key] = _MEASURED
             return  # looked at again with all the others of its evacuation
         elif snapshot.clock >= entry.not_before:
-            policy = snapshot.policies.of(entry.guest, run.policy)
+            policy = snapshot.policies.of(entry.guest, run.policy_of(key))
             if key in self.wanting:  # in two evacuations: neither may be forgotten over the other
                 self.unsettled.add(key)
             self.wanting[key] = Wanting(run=run, entry=entry, policy=policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -128,23 +128,37 @@ class EvacuationCommands:
             self._lookups.takes_guests(host)
             if not host.up:
                 raise Refusal("not-now", f"guests cannot come home: {host.error}")
-            guests = await self._guests_away(host.name, command.evacuation)
+            guests, policies = await self._guests_away(host.name, command.evacuation)
             if not guests and host.state is HostState.ACTIVE:
                 raise Refusal(
                     "conflict",
                     f"{host.name} is active and there is nobody to bring home: no guest that an evacuation moved "
                     "away from it is known to run elsewhere",
                 )
+            for name in sorted({policies[guest.key] for guest in guests} - {""}):
+                if command.policy is None:
+                    self._came_by(name, host.name)
             run = Evacuation(
                 id=new_id(),
                 host=host.name,
                 kind="restore",
                 policy=command.policy or "",
                 key=key,
-                entries=Entries({guest.key: Entry(guest=guest) for guest in guests}),
+                entries=Entries({each.key: Entry(guest=each, policy=policies[each.key]) for each in guests}),
                 **_asked_by(caller),
             )
-            return await self._begin(run, HostState.ACTIVE)
+            return await self._begin(_by_one_policy(run), HostState.ACTIVE)
+
+    def _came_by(self, policy: str, host: str) -> None:
+        """Raise a refusal where guests left a host by a policy that is not there any more."""
+        try:
+            self._lookups.policy(policy)
+        except Refusal as refusal:
+            raise Refusal(
+                refusal.code,
+                f"guests left {host} by the policy {policy}, and go home by it: {refusal}; or say by which: "
+                f"migrator restore {host} --policy NAME",
+            ) from None
 
     async def move_group(self, group: str, command: Migrate, caller: Caller, key: str) -> EvacuationDocument:
         """Begin to move the guests of a group together."""
@@ -188,20 +202,22 @@ class EvacuationCommands:
         )
         return evacuation_document(self._registry.evacuations[run.id])
 
-    async def _guests_away(self, host: str, evacuation: str | None) -> list[Guest]:
-        """Return those that its evacuations moved away since its last restore, and that still exist elsewhere.
+    async def _guests_away(self, host: str, evacuation: str | None) -> tuple[list[Guest], Mapping[str, str]]:
+        """Return those that its evacuations moved away since its last restore, and that still exist elsewhere; and the
+        policy that each was moved by, empty where none was asked for.
 
         Where a restore came last: those that it did not bring home.
 
         :param evacuation: only those that this one moved; ``None``: all.
         """
-        moved: dict[str, Guest] = {}
+        moved: dict[str, str] = {}
         if evacuation is not None:
             saved = await self._journal.find("evacuation", evacuation)
             run = self._registry.evacuations.get(evacuation) or (from_journal(saved) if saved else None)
             if run is None or run.kind != "evacuate" or run.host != host:
                 raise Refusal("not-found", f"there is no evacuation {evacuation} of {host}")
-            return self._elsewhere(_moved_by(run), host)
+            moved = _moved_by(run)
+            return self._elsewhere(moved, host), moved
         for saved in await self._journal.page("evacuation", limit=_LOOKED_THROUGH, where={"host": host}):
             # What has just ended may not have reached the journal yet.
             run = self._registry.evacuations.get(saved["id"]) or from_journal(saved)
@@ -211,11 +227,11 @@ class EvacuationCommands:
                 break
             if run.kind == "restore":
                 if not moved:
-                    moved = {entry.guest.key: entry.guest for entry in run.left}
+                    moved = {entry.guest.key: run.policy_of(entry.guest.key) for entry in run.left}
                 break
-            for key, guest in _moved_by(run).items():
-                moved.setdefault(key, guest)
-        return self._elsewhere(moved, host)
+            for key, policy in _moved_by(run).items():
+                moved.setdefault(key, policy)
+        return self._elsewhere(moved, host), moved
 
     def _elsewhere(self, keys: Iterable[str], host: str) -> list[Guest]:
         """Return the guests of these keys that exist, and are not on that host."""
@@ -332,8 +348,18 @@ def _evacuation(command: Evacuate, window: MaintenanceWindow, caller: Caller, ke
     )
 
 
-def _moved_by(run: Evacuation) -> dict[str, Guest]:
-    return {key: entry.guest for key, entry in run.entries.items() if entry.standing is GuestStanding.MOVED}
+def _moved_by(run: Evacuation) -> dict[str, str]:
+    """Return the policy that was asked for of each guest that an evacuation moved."""
+    return {
+        key: run.policy_of(key) for key, entry in run.entries.items() if entry.standing is GuestStanding.MOVED
+    }
+
+
+def _by_one_policy(run: Evacuation) -> Evacuation:
+    """Return a restore with the policy that all of its guests came by, where that is one: it is shown then."""
+    if run.policy or len({entry.policy for entry in run.entries.values()}) != 1:
+        return run
+    return replace(run, policy=next(entry.policy for entry in run.entries.values()))
 
 
 def _cancelled(run: Evacuation) -> Evacuation:
