@@ -218,6 +218,7 @@ class Sessions:
         elif session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
             self._learn(session)
+            self._tell_apart(session)
         elif session.ended and session.state is State.GUEST_ENDED:
             self._inventory.gone(session.guest, session.guest.host, session.target)
         if session.ended or session.state is State.HELD:
@@ -236,6 +237,22 @@ class Sessions:
         if self._registry.may_begin and session.parked and not session.ended:
             self.resume(session)
         self._changed()
+
+    def _tell_apart(self, session: JournalledSession) -> None:
+        """Say which guests of its group are elsewhere, where nobody moves them together any more: it was held, and what
+        moved them has ended.
+        """
+        run = self._registry.evacuations.get(session.evacuation or "")
+        if not session.moved_with or (run is not None and not run.ended):
+            return
+        group = session.moved_with
+        others = [each for each in self._inventory.guests() if each.group == group]
+        apart = [f"{each.label} is on {each.host}" for each in others if each.host != session.target]
+        if apart:
+            session.tell_group(
+                f"its group {group} is apart, as what moved it has ended: {', '.join(apart)}; "
+                f"migrator migrate --group {group} --to {session.target} brings them together"
+            )
 
     def _learn(self, session: JournalledSession) -> None:
         """Keep what its migration told of the guest."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -134,3 +136,30 @@ async def test_a_guest_that_answers_no_more_is_waited_for_as_long_as_its_group_s
             waited = "db was not switched in the 2.0 s that its group shop waits: it is moved all the same"
             assert waited in told, told
         await site.everyone_at(MACHINES, "b" if otherwise == "go" else "a")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("otherwise", ["go", "stay"])
+async def test_a_guest_whose_target_dies_while_the_others_wait_has_them_wait_on(otherwise: str) -> None:
+    rules = f'{GROUP}[groups.shop]\notherwise = "{otherwise}"\n'
+    async with served(MACHINES, "a", "b", speed=60 * MIB, extra=rules) as site:
+        site.change_config(("[limits]\n", '[limits]\nfirst_pause = "200ms"\nattempts = 9\n'))
+        await site.restart()
+        await site.known(len(MACHINES))
+        asked = await site.post("migrations", group="shop", to="b")
+
+        async def one_waits() -> bool:
+            states = {each["guest_name"]: each for each in await site.migrations()}
+            waits = any(each["switch_in_seconds"] is not None for each in states.values())
+            return waits and states.get("db", {}).get("state") == "precopy"
+
+        await until(one_waits, what="a guest that waits for one that is copied", within=60)
+        (waiting,) = [
+            pid for pid, argv in site.processes() if "-incoming" in argv and str(MACHINES[2].uuid) in argv
+        ]
+        os.kill(waiting, signal.SIGKILL)
+        run = await site.ended(asked["id"], "completed", within=120)
+        times = sorted(map(switched_at, await moved(site, run)))
+        assert (times[-1] - times[0]).total_seconds() < _TOGETHER_SECONDS
+        assert max(each["attempts"] for each in run["guests"]) > 1
+        await site.everyone_at(MACHINES, "b")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from migrator.api import received
 from migrator.api.commands import Caller, Cancel, Envelope, Evacuate, Migrate, Refusal, Role
-from migrator.core.drain.actions import AllowSwitch, Begin, Change
+from migrator.core.drain.actions import AllowSwitch, Begin, CancelMigration, Change
 from migrator.core.drain.groups import TOGETHER_SECONDS, GroupDecision, Member, judge
 from migrator.core.drain.limits import GroupRules, Otherwise
 from migrator.core.drain.plan import make_plan
@@ -38,7 +38,8 @@ LATER = Member(guest="", switch_in_seconds=4.0, since=0.0)
 ALLOWED = Member(guest="", switch_in_seconds=1.0, since=0.0, allowed=True)
 SWITCHED = Member(guest="", allowed=True, switched=True)
 STAYS = Member(guest="", stays="it failed")
-STATES = (NOT_YET, SOON, LATER, ALLOWED, SWITCHED, STAYS)
+DOUBTFUL = Member(guest="", in_doubt=True)
+STATES = (NOT_YET, SOON, LATER, ALLOWED, SWITCHED, STAYS, DOUBTFUL)
 
 
 def of(*states: Member) -> list[Member]:
@@ -339,3 +340,138 @@ def test_one_that_failed_does_not_go_alone_where_its_group_has_stayed() -> None:
     (changed,) = [each.after.entries["vm"] for each in of_kind(plan, Change)]
     assert changed.standing is GuestStanding.SET_ASIDE
     assert "its group shop stays: other does not move" in changed.reason
+
+
+class TestOneThatIsHeld:
+    """Nobody knows where it will be: the others wait, and part from it only as their group says."""
+
+    def site(self, directory: Path, **rules: Any) -> SimulatedService:
+        """One guest that is soon ready on one host, and one that takes ten seconds on another."""
+        service = group_site(directory, {"front": THREE["front"]}, **rules)
+        service.site.add_host("c", link=60 * MIB)
+        service.site.add_guest(
+            "db",
+            host="c",
+            workload=steady(600 * MIB, MIB),
+            memory_bytes=1024 * MIB,
+            resident_bytes=640 * MIB,
+        )
+        return service
+
+    async def held(self, running: RunningEngine, service: SimulatedService, *, down: str = "c") -> None:
+        """The controller does not reach one host any more, while the other guest waits for the one there."""
+        front, db = (
+            next(each for each in running.sessions() if each.guest.name == name) for name in ("front", "db")
+        )
+        await running.until(lambda: front.waits_for_group and db.state is State.PRECOPY, 60)
+        service.site.hosts[down].down = True
+        await running.until(lambda: db.state is State.HELD, 200)
+
+    async def test_is_waited_for_and_moves_with_the_others_once_its_host_is_back(
+        self, tmp_path: Path
+    ) -> None:
+        service = self.site(tmp_path, otherwise=Otherwise.STAY)
+        async with service.running() as running:
+            run = await running.ask(Migrate(group="shop", to="b"))
+            switches = Switches(service, running)
+            task = asyncio.create_task(switches.watch())
+            await running.until(lambda: len(running.sessions()) == 2)
+            await self.held(running, service)
+            await asyncio.sleep(2)
+            assert service.site.running("front") == ["a"]
+            service.site.hosts["c"].down = False
+            end = await running.end_of(run)
+            task.cancel()
+            assert end.state is EvacuationState.COMPLETED, end
+            assert [service.site.running(name) for name in ("front", "db")] == [["b"], ["b"]]
+            assert switches.spread < 1.0, switches.at
+
+    @pytest.mark.parametrize("otherwise", list(Otherwise))
+    def test_is_waited_for_only_so_long(self, otherwise: Otherwise) -> None:
+        rules = GroupRules(wait_seconds=60.0, otherwise=otherwise)
+        members = of(SOON, replace(DOUBTFUL, label="db"))
+        assert judge("shop", members, rules, now=59.0) == GroupDecision(switch={})
+        late = judge("shop", members, rules, now=61.0)
+        why = late.switch.get("vm-0", "") or late.stay
+        waited = "db, whose migration is held, was not switched in the 60.0 s that its group shop waits"
+        assert why.startswith(waited), late
+        assert bool(late.stay) is (otherwise is Otherwise.STAY)
+
+    def test_it_does_not_move_alone_when_it_is_tried_again_where_the_others_stayed(self) -> None:
+        other, vm = guest("other", group="shop"), guest("vm", group="shop")
+        run = emptying(other, vm)
+        why = "db, whose migration is held, was not switched"
+        aside = replace(run.entries["other"], standing=GuestStanding.SET_ASIDE, reason=why, stays=why)
+        rules = {"shop": GroupRules(otherwise=Otherwise.STAY)}
+        snapshot = site(other, vm, evacuations=(run.marked({"other": aside}),))
+        plan = make_plan(replace(snapshot, limits=replace(snapshot.limits, groups=rules)))
+        (changed,) = [each.after.entries["vm"] for each in of_kind(plan, Change)]
+        assert (changed.standing, changed.reason) == (GuestStanding.SET_ASIDE, why)
+
+    def test_a_guest_whose_turn_comes_meanwhile_waits_for_it_too(self) -> None:
+        held, vm = guest("held", group="shop"), guest("vm", group="shop")
+        run = emptying(held, vm)
+        doubt = replace(run.entries["held"], standing=GuestStanding.HELD, attempts=1, reason="nobody knows")
+        run = run.marked({"held": doubt})
+        plan = make_plan(site(held, vm, evacuations=(run,)))
+        assert [each.moved_with for each in of_kind(plan, Begin)] == ["shop"]
+
+    @pytest.mark.parametrize("state", [State.PRECOPY, State.HELD])
+    def test_it_does_not_move_alone_once_its_evacuation_has_ended_where_the_others_stayed(
+        self, state: State
+    ) -> None:
+        alone = replace(migration(guest("vm", group="shop"), state), evacuation="other", moved_with="shop")
+        snapshot = site(alone.guest, migrations=(alone,))
+        rules = {"shop": GroupRules(otherwise=Otherwise.STAY)}
+        plan = make_plan(replace(snapshot, limits=replace(snapshot.limits, groups=rules)))
+        assert of_kind(plan, AllowSwitch) == []
+        cancelled = [each.migration for each in of_kind(plan, CancelMigration)]
+        assert cancelled == ([alone.id] if state is State.PRECOPY else []), "a person has to say"
+
+    @pytest.mark.parametrize("stayed", [True, False])
+    def test_those_that_stayed_with_it_follow_where_it_has_moved_after_all(self, stayed: bool) -> None:
+        moved, vm = guest("moved", group="shop"), guest("vm", group="shop")
+        run = emptying(moved, vm)
+        why = "its group shop stays" if stayed else ""
+        entries = {
+            "moved": replace(run.entries["moved"], standing=GuestStanding.MOVED),
+            "vm": replace(
+                run.entries["vm"],
+                standing=GuestStanding.SET_ASIDE,
+                attempts=1,
+                reason=why or "its migration was cancelled",
+                stays=why,
+            ),
+        }
+        rules = {"shop": GroupRules(otherwise=Otherwise.STAY)}
+        snapshot = site(vm, evacuations=(run.marked(entries),))
+        plan = make_plan(replace(snapshot, limits=replace(snapshot.limits, groups=rules)))
+        assert [each.guest.key for each in of_kind(plan, Begin)] == (["vm"] if stayed else [])
+
+    async def test_where_it_is_found_to_have_moved_when_all_is_over_that_is_told(
+        self, tmp_path: Path
+    ) -> None:
+        service = self.site(tmp_path, wait_seconds=1.0)
+        async with service.running() as running:
+            run = await running.ask(Migrate(group="shop", to="b"))
+            await running.until(lambda: len(running.sessions()) == 2)
+            front, db = (
+                next(each for each in running.sessions() if each.guest.name == name)
+                for name in ("front", "db")
+            )
+            await running.until(lambda: front.waits_for_group, 60)
+            await running.ask(Cancel(target=front.id))
+            past = (State.SWITCHOVER, State.FINISHING)
+            async with asyncio.timeout(120):
+                while db.state not in past:
+                    await asyncio.sleep(0.001)
+            service.site.hosts["b"].down = True
+            await running.until(lambda: db.state is State.HELD, 200)
+            await running.ask(Cancel(target=run.id))
+            await running.end_of(run)
+            service.site.hosts["b"].down = False
+            await running.until(lambda: db.ended, 300)
+            if db.state is State.COMPLETED:
+                told = [each.reason for each in db.result.decisions if each.action == GROUP]
+                assert "its group shop is apart" in told[-1]
+                assert "front is on a; migrator migrate --group shop --to b" in told[-1]

@@ -4,11 +4,14 @@ Each of them runs while it waits: its memory is copied on, and QEMU does not get
 :func:`judge` says who may be switched now; the plan asks it for every group that is under way in an evacuation:
 
 1. where one of them was switched, the others follow as soon as each can;
-2. where one does not move (it failed for good, was set aside, cancelled or is held), the others go on without it, or
-   all stay, as :class:`~migrator.core.drain.limits.Otherwise` says;
+2. where one does not move (it failed for good, was set aside or cancelled), the others go on without it, or all stay,
+   as :class:`~migrator.core.drain.limits.Otherwise` says;
 3. where all could be switched, the one that takes longest until its STOP goes first, and each other when it takes as
    long as those that have not stopped yet;
 4. where the first that could be switched has waited as long as it may, the others count as in 2.
+
+One that is held is waited for: nobody knows where it will be, and the others can still stay with it, or follow. Those
+that stayed follow where one of them turns out to have been switched after all.
 """
 
 from __future__ import annotations
@@ -49,6 +52,10 @@ class Member:
     switched: bool = False
     #: Why it does not move; empty where it does.
     stays: str = ""
+    #: That is so only because others of the group do not move either.
+    with_others: bool = False
+    #: Its migration is held.
+    in_doubt: bool = False
 
     def __str__(self) -> str:
         """Return what people call it."""
@@ -80,14 +87,17 @@ def judge(group: str, members: Sequence[Member], rules: GroupRules, *, now: floa
     may_stay = rules.otherwise is Otherwise.STAY and not any(each.allowed for each in going)
     out = next((each for each in members if each.stays), None)
     if out is not None and may_stay:
-        return GroupDecision(switch={}, stay=f"its group {group} stays: {out} does not move: {out.stays}")
+        why = out.stays if out.with_others else f"its group {group} stays: {out} does not move: {out.stays}"
+        return GroupDecision(switch={}, stay=why)
     late = [each for each in held if each.switch_in_seconds is None]
     since = min((each.since for each in held if each.since is not None), default=now)
     if now - since < rules.wait_seconds:
         return _WAIT if late else GroupDecision(switch=_due(group, going, held))
     awaited = (late or [each for each in going if each.allowed] or held)[0]
+    doubt = ", whose migration is held," if awaited.in_doubt else ""
     waited = (
-        f"{awaited} was not switched in the {show_seconds(rules.wait_seconds)} that its group {group} waits"
+        f"{awaited}{doubt} was not switched in the {show_seconds(rules.wait_seconds)} that its group {group} "
+        "waits"
     )
     if may_stay and late:
         return GroupDecision(switch={}, stay=waited)
@@ -117,7 +127,31 @@ def together(run: Evacuation, guest: str, rules: GroupRules) -> bool:
     if not group or not (rules.together or bool(run.group)):
         return False
     others = (entry for entry in run.entries.values() if entry.guest.group == group)
-    return any(entry.guest.key != guest and entry.going for entry in others)
+    return any(
+        entry.guest.key != guest and (entry.going or entry.standing is GuestStanding.HELD) for entry in others
+    )
+
+
+def followed_group(run: Evacuation) -> Evacuation:
+    """Return it with those on their way again that stayed only because their group did, where one of that has moved
+    after all.
+    """
+    stayed = [entry for entry in run.entries.at(GuestStanding.SET_ASIDE) if entry.stays]
+    if not stayed or run.closing is not None:
+        return run
+    moved = {entry.guest.group: entry.guest.label for entry in run.entries.at(GuestStanding.MOVED)}
+    return run.marked(
+        {
+            entry.guest.key: replace(
+                entry,
+                standing=GuestStanding.WAITING,
+                reason=f"{moved[entry.guest.group]} of its group {entry.guest.group} has moved",
+                stays="",
+            )
+            for entry in stayed
+            if entry.guest.group in moved
+        }
+    )
 
 
 def tend_groups(
@@ -130,9 +164,7 @@ def tend_groups(
         if each.moved_with and each.evacuation in running:
             groups[each.evacuation, each.moved_with] = None
         elif each.moved_with and not each.switch_allowed:
-            # What moved them together has ended, or cannot be read: nobody is to wait for ever.
-            reason = f"nobody moves its group {each.moved_with} together any more"
-            actions.append(AllowSwitch(migration=each.id, reason=reason))
+            actions += _alone(each, snapshot.limits.group(each.moved_with))
     groups |= dict.fromkeys(_staying(snapshot, running))
     for identifier, group in groups:
         assert identifier is not None
@@ -153,6 +185,17 @@ def tend_groups(
                 actions.append(Change(before=run, after=changed, announce=True))
                 after[identifier] = changed
     return after, actions
+
+
+def _alone(migration: MigrationSnapshot, rules: GroupRules) -> Iterator[Action]:
+    """Yield what becomes of one that waits for a group which nobody moves together any more: the evacuation has ended
+    while it was held, or cannot be read. Nobody is to wait for ever.
+    """
+    reason = f"nobody moves its group {migration.moved_with} together any more"
+    if rules.otherwise is Otherwise.GO:
+        yield AllowSwitch(migration=migration.id, reason=reason)
+    elif migration.state is not State.HELD and not migration.sure:
+        yield CancelMigration(migration=migration.id, reason=f"{reason}, and none of it moves alone")
 
 
 def _staying(snapshot: SiteSnapshot, running: Mapping[str, Evacuation]) -> Iterator[tuple[str, str]]:
@@ -176,8 +219,11 @@ def _member(entry: Entry, run: Evacuation, rules: GroupRules, snapshot: SiteSnap
     match entry.standing:
         case GuestStanding.MOVED:
             return Member(guest=key, label=label, switched=True)
-        case GuestStanding.SET_ASIDE | GuestStanding.HELD:
-            return Member(guest=key, label=label, stays=entry.reason or "it was set aside")
+        case GuestStanding.SET_ASIDE:
+            why = entry.stays or entry.reason or "it was set aside"
+            return Member(guest=key, label=label, stays=why, with_others=bool(entry.stays))
+        case GuestStanding.HELD:
+            return Member(guest=key, label=label, in_doubt=True)
         case GuestStanding.NO_TARGET if rules.otherwise is Otherwise.GO:
             return Member(guest=key, label=label, stays=entry.reason or "no host can take it")
         case GuestStanding.GONE | GuestStanding.SAVED:
@@ -210,7 +256,9 @@ def _stay(
     for entry in entries:
         key = entry.guest.key
         if entry.wants_place:
-            changed[key] = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason)
+            changed[key] = replace(entry, standing=GuestStanding.SET_ASIDE, reason=reason, stays=reason)
         elif entry.standing is GuestStanding.MIGRATING and (migration := snapshot.live.get(key)) is not None:
+            if entry.stays != reason:
+                changed[key] = replace(entry, stays=reason)
             actions.append(CancelMigration(migration=migration.id, reason=reason))
     return run.marked(changed), actions
