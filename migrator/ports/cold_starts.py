@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from migrator.ports.qemu import SourceQemu
 from migrator.ports.site import IncomingDestination
@@ -27,7 +27,7 @@ class ColdStarts(Protocol):
     """
 
     async def source(
-        self, guest: Guest, source: Any, *, migration: str, policy: Policy, by_force: bool
+        self, guest: Guest, source: SourceQemu, *, migration: str, policy: Policy, by_force: bool
     ) -> ColdSourceEnd:
         """Return a source as one whose guest will be shut down; nothing is done to it yet.
 

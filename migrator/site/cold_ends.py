@@ -15,8 +15,13 @@ from typing import Any
 
 from migrator.core.findings import finding
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
+from migrator.core.preflight.facts import Facts
+from migrator.core.preflight.non_migrated_state import DiskUsers
+from migrator.core.preflight.stream_tls import StreamTls
 from migrator.errors import HostError, MigratorError, QemuError
-from migrator.ports import QemuEvent
+from migrator.ports import GuestProcess, QemuEvent
+from migrator.ports.disk_mirrors import DiskMirroring
+from migrator.ports.qemu import GuestConfiguration, MigrationSettings
 from migrator.ports.unmonitored_end import UnmonitoredEnd
 from migrator.qemu.source import SourceEndpoint
 from migrator.units import show_seconds
@@ -76,11 +81,11 @@ class ColdEnd(UnmonitoredEnd):
         return self.end.connected
 
     @property
-    def process(self) -> Any:
+    def process(self) -> GuestProcess | None:
         return self.end.process
 
     @property
-    def mirroring(self) -> Any:
+    def mirroring(self) -> DiskMirroring:
         return self.end.mirroring
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -90,10 +95,10 @@ class ColdEnd(UnmonitoredEnd):
     def take_events(self) -> Sequence[QemuEvent]:
         return self.end.take_events()
 
-    async def disk_users(self) -> Any:
+    async def disk_users(self) -> DiskUsers:
         return await self.end.disk_users()
 
-    async def facts(self) -> Any:
+    async def facts(self) -> Facts:
         return await self.end.facts()
 
     async def claim(self, migration: str, *, was: Mapping[str, Any] | None = None) -> None:
@@ -102,7 +107,7 @@ class ColdEnd(UnmonitoredEnd):
     async def release(self) -> None:
         await self.end.release()
 
-    async def encrypt(self, migration: str, tls: Any) -> None:
+    async def encrypt(self, migration: str, tls: StreamTls) -> None:
         """Encrypt what is copied of disks."""
         await self.end.encrypt(migration, tls)
 
@@ -122,7 +127,7 @@ class ColdEnd(UnmonitoredEnd):
     async def fence(self) -> bool:
         return self.end.dead or await self.end.fence()
 
-    async def configuration(self, arguments: Sequence[str]) -> Any:
+    async def configuration(self, arguments: Sequence[str]) -> GuestConfiguration:
         return await self.end.configuration(arguments)
 
     async def naming_options(self) -> Sequence[str]:
@@ -206,7 +211,7 @@ class ColdSource(ColdEnd):
             self._phase, self._status, self._asked_at = _Phase.ASKED, S.ACTIVE, time.monotonic()
             self._button = True
 
-    async def facts(self) -> Any:
+    async def facts(self) -> Facts:
         """Facts of a guest that nothing keeps from being started anew."""
         return replace(await self.end.facts(), blockers=())
 
@@ -316,7 +321,7 @@ class ColdSource(ColdEnd):
     async def stop(self) -> None:
         await self.end.stop()
 
-    async def restore(self, settings: Any) -> None:  # noqa: ARG002 - there are none
+    async def restore(self, settings: MigrationSettings) -> None:  # noqa: ARG002 - there are none
         """Have its QEMU end with its guest again, where it did before."""
         if not self.end.dead:
             await self.end.stay_after_shutdown(stays=self._stays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from migrator.core.cold_start import from_the_start, stays_after_shutdown
@@ -15,7 +15,7 @@ from migrator.core.process.command_line import CommandLine
 from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError, QemuError
 from migrator.hosts.launch import Launcher
-from migrator.ports import IncomingDestination, SourceQemu
+from migrator.ports import ColdSourceEnd, IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import paths
 from migrator.qemu.source import SourceEndpoint
 from migrator.site.cold_ends import KEY, ColdDestination, ColdSource
@@ -83,7 +83,9 @@ class ColdStartEnds:
             stays=bool(known["stays"]),
         )
 
-    async def _against(self, guest: Guest, source: SourceEndpoint, argv: Sequence[str]) -> Any:
+    async def _against(
+        self, guest: Guest, source: SourceEndpoint, argv: Sequence[str]
+    ) -> AsyncIterator[Finding]:
         """Yield why a guest could not be started again."""
 
         def impossible(why: str) -> Finding:
@@ -128,11 +130,11 @@ class ColdStartEnds:
 
     # --- the destination ---------------------------------------------------------------------------------------------
 
-    def incoming(self, incoming: IncomingDestination, source: Any) -> IncomingDestination:
+    def incoming(self, incoming: IncomingDestination, source: ColdSourceEnd) -> IncomingDestination:
         """See :meth:`migrator.ports.ColdStarts.incoming`."""
-        found: Any = ColdIncoming(incoming)
-        source.begin_there = found.qemu.begin
-        return cast(IncomingDestination, found)
+        found = ColdIncoming(incoming)
+        cast(ColdSource, source).begin_there = found.qemu.begin
+        return found
 
     # --- both, found again -------------------------------------------------------------------------------------------
 
@@ -146,7 +148,6 @@ class ColdStartEnds:
         """
         known = identity[KEY]
         launcher = self._launcher(host)
-        end: Any
         if role == "destination":
             run_dir = await launcher.run_directory_at(socket)
             if run_dir is not None and await launcher.is_running(run_dir):

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from migrator.testing.guest import NotBooted
-from migrator.testing.lab import GuestMachine, until
+from migrator.testing import network
+from migrator.testing.guest import NotBooted, write_image
+from migrator.testing.lab import GuestMachine, binaries, until
 from tests.acceptance.service_site import LiveSite, guest, made
+from tests.acceptance.ssh_site import CONTROL, reached_over_ssh
+from tests.acceptance.test_service_disks import DiskSite, disk_site
+from tests.conftest import missing
+from tests.disks import contents
 from tests.integration.test_guest_agent import ScriptedAgent, listening
 
 #: QEMU refuses to migrate a guest with such a device, as it does one with a device of its host.
@@ -185,3 +190,82 @@ async def test_a_guest_whose_agent_lies_is_shut_down_by_its_power_button_and_an_
             assert agent.asked[-1] == "guest-shutdown"
             assert 10 < document["downtime_seconds"] < 60
         await runs_at(site, web, "b")
+
+
+_PATTERN = b"its own" * 1000
+
+
+@asynccontextmanager
+async def own_disks_over_ssh(directory: Path, crossing: tuple[Path, Path]) -> AsyncIterator[DiskSite]:
+    """Two hosts that are reached over SSH, and a guest that cannot move live, whose disks only the first one has."""
+    if (why := network.possible()) is not None:
+        missing(why)
+
+    def prepare(here: DiskSite) -> GuestMachine:
+        boots, local = write_image(directory / "boots.img"), directory / "local.raw"
+        local.write_bytes(_PATTERN.ljust(1 << 20, b"\0"))
+        for image, name in ((boots, "disk.img"), (local, "local.raw")):
+            here.site.hosts["a"].run("cp", "--", str(image), str(here.images / name))
+        drive = f"if=none,id=local,file={here.images}/local.raw,format=raw,cache=none,aio=threads"
+        return replace(here.machine, extra=("-drive", drive, *_STUCK))
+
+    async with disk_site(
+        prepare=prepare,
+        names=("a", "b", CONTROL),
+        reached=lambda site: reached_over_ssh(site, directory, "a", "b", each_other=True),
+        crossing=crossing,
+        patience=90.0,
+        extra='[policies.cold]\nmax_shutdown = "20s"\n',
+    ) as here:
+        yield here
+
+
+@pytest.mark.matrix
+async def test_a_guest_with_disks_of_its_own_is_started_anew_over_ssh_and_comes_home_by_the_same_policy(
+    tmp_path: Path, one_crossing: tuple[Path, Path]
+) -> None:
+    async with own_disks_over_ssh(tmp_path, one_crossing) as here:
+        site = here.site
+        asked = await site.post("hosts/a/evacuate", policy="cold")
+        run = await site.ended(asked["id"], "completed")
+        document = await site.get(f"migrations/{run['guests'][0]['migration']}")
+        assert document["mode"] == "cold", document["decisions"]
+        await runs_at(site, here.machine, "b")
+        assert here.names("b") == ["disk.img", "local.raw"]
+        left = here.names("a")
+        assert [name.partition(".left-")[0] for name in left] == ["disk.img", "local.raw"]
+        assert contents(site, site.hosts["b"], here.images / "local.raw").startswith(_PATTERN)
+        assert site.left_in("a") == []
+        home = await site.post("hosts/a/restore")
+        assert home["policy"] == "cold"
+        await site.ended(home["id"], "completed")
+        await runs_at(site, here.machine, "a")
+        assert here.names("a") == sorted([*left, "disk.img", "local.raw"])
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("when", ["asked", "off"])
+async def test_a_controller_that_is_killed_leaves_a_guest_with_disks_of_its_own_at_one_host_over_ssh(
+    tmp_path: Path, when: str
+) -> None:
+    async with own_disks_over_ssh(tmp_path, (binaries()["7.2"],) * 2) as here:
+        site = here.site
+        (qemu,) = site.instances(here.machine)
+        begun = await site.post("migrations", guest="web", to="b", policy="cold")
+        if when == "asked":
+            await site.until_state("precopy")
+        else:
+            await until(lambda: not qemu.alive, what="its shutdown", within=60)
+        await site.restart()
+
+        async def over() -> bool:
+            return bool((await site.get(f"migrations/{begun['id']}"))["ended_at"])
+
+        await until(over, what="its end", within=90)
+        document = await site.get(f"migrations/{begun['id']}")
+        where = {"completed": "b"}.get(document["state"], "a")
+        assert document["state"] in ("completed", "failed", "cancelled"), document
+        await runs_at(site, here.machine, where)
+        gone = {"a": "b", "b": "a"}[where]
+        assert here.names(where) == ["disk.img", "local.raw"]
+        assert [name for name in here.names(gone) if ".left-" not in name] == []

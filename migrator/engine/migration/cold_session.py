@@ -8,14 +8,17 @@ from typing import Any, cast
 
 from migrator.core.cold_start import BY_FORCE, COLD_START, instead, is_cold, without_live
 from migrator.core.findings import PreflightRefused, errors_first
+from migrator.core.inventory import Guest
 from migrator.core.model import Decision, Finding, Mode, State
 from migrator.core.policy import Compression, Policy, PostcopyMode, Start, StreamRoute
 from migrator.engine import clock
+from migrator.engine.migration.driver import MigrationDriver
+from migrator.engine.migration.managed_driver import ManagedDriver
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError
-from migrator.ports import IncomingDestination, Qemu
+from migrator.ports import ColdSourceEnd, IncomingDestination, Qemu, Record, SourceQemu
 
 #: Key of the identity of an end of such a migration.
 _COLD = "cold"
@@ -26,6 +29,7 @@ _SLACK_SECONDS = 30.0
 class ColdSession(MigrationSession):
     """Moves its guest live where it can be, else has it shut down and started anew where its policy says so."""
 
+    guest: Guest
     #: Finding that says so.
     _cold_because: Finding | None = None
 
@@ -39,13 +43,12 @@ class ColdSession(MigrationSession):
         if self.services.cold is None:
             return found
         judged = self.services.accept(found, self.accepted)
-        guest = cast(Any, self.guest)
-        return instead(judged, self.policy, guest=guest.label, target=self.target)
+        return instead(judged, self.policy, guest=self.guest.label, target=self.target)
 
     async def _check(self, source: Qemu) -> Sequence[Finding]:
         """See :class:`SessionEnds`; a guest that cannot move live is shut down where its policy says so."""
         if self._cold_because is not None:
-            found = await super()._check(cast(Any, source).end)
+            found = await super()._check(cast(ColdSourceEnd, source).end)
             rest = without_live([each for each in found if each.code != COLD_START])
             return errors_first([*rest, self._cold_because])
         found = self.or_cold(await super()._check(source))
@@ -53,8 +56,8 @@ class ColdSession(MigrationSession):
             return found
         try:
             cold = await self.services.cold.source(
-                cast(Any, self.guest),
-                cast(Any, source),
+                self.guest,
+                cast(SourceQemu, source),
                 migration=self.id,
                 policy=self.policy,
                 by_force=BY_FORCE in self.accepted,
@@ -72,9 +75,10 @@ class ColdSession(MigrationSession):
     async def _start_incoming(self, source: Qemu) -> IncomingDestination:
         if not self.cold or self.services.cold is None:
             return await super()._start_incoming(source)
-        incoming = await super()._start_incoming(cast(Any, source).end)
+        shut_down = cast(ColdSourceEnd, source)
+        incoming = await super()._start_incoming(shut_down.end)
         try:
-            return self.services.cold.incoming(incoming, cast(Any, source))
+            return self.services.cold.incoming(incoming, shut_down)
         except MigratorError:
             await incoming.discard(images=True)
             raise
@@ -83,8 +87,16 @@ class ColdSession(MigrationSession):
         found = await super()._compare()
         return without_live(found) if self.cold else found
 
-    def _make_driver(self, *args: Any, **more: Any) -> Any:
-        driver = super()._make_driver(*args, **more)
+    def _make_driver(
+        self,
+        source: Qemu,
+        destination: Qemu,
+        record: Record,
+        listen: str,
+        *,
+        new_images: Sequence[str] = (),
+    ) -> MigrationDriver | ManagedDriver:
+        driver = super()._make_driver(source, destination, record, listen, new_images=new_images)
         if self.cold:
             self.result.mode = Mode.COLD
         return driver
