@@ -171,15 +171,43 @@ def _digests(path: str, export: str, wanted: dict[str, Any]) -> int:
 
 
 def user_of(image: str, names: list[str], directories: list[str]) -> str:
-    """Return why an image may be in use by another that is in its directory, or in one of these or below them.
+    """Return why an image may be in use by another in its directory, in one of these or below them, or beside an image
+    that a process has open.
 
     That is based on a file of one of these names, or cannot be read; empty: there is none.
     """
     reals = {os.path.realpath(each) for each in names}
-    said = _user_in(os.path.dirname(image), names, reals, below=False)
+    said = ""
+    for directory in sorted({os.path.dirname(image), *directories_in_use()}):
+        said = said or _user_in(directory, names, reals, below=False)
     for directory in dict.fromkeys(directories):
         said = said or _user_in(directory, names, reals, below=True)
     return said
+
+
+def directories_in_use() -> set[str]:
+    """Return the directories in which processes have a qcow2 image open, as far as we may know: guests that are at rest
+    have theirs beside those of guests that run.
+    """
+    found = set()
+    for at in _open_files():
+        with contextlib.suppress(OSError):
+            there = os.stat(at)
+            # Opening or reading others, as those of /proc, may wait, or do something.
+            if not stat.S_ISREG(there.st_mode) or not there.st_blocks:
+                continue
+            with open(at, "rb") as file:
+                if file.read(4) == _QCOW2:
+                    found.add(os.path.dirname(os.readlink(at)))
+    return found
+
+
+def _open_files() -> Iterator[str]:
+    """Yield the path in /proc of each open file of each process, as far as we may know."""
+    for process in os.listdir("/proc"):
+        if process.isdigit():
+            with contextlib.suppress(OSError):
+                yield from [f"/proc/{process}/fd/{number}" for number in os.listdir(f"/proc/{process}/fd")]
 
 
 def _user_in(directory: str, names: list[str], reals: set[str], *, below: bool) -> str:
@@ -246,15 +274,11 @@ def locked(image: str) -> bool:
 def opened(image: str) -> bool:
     """Tell whether a process has a file open, as far as we may know."""
     at = os.lstat(image)
-    for process in os.listdir("/proc"):
-        if not process.isdigit():
-            continue
+    for each in _open_files():
         with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{process}/fd"):
-                with contextlib.suppress(OSError):
-                    there = os.stat(f"/proc/{process}/fd/{number}")
-                    if (there.st_dev, there.st_ino) == (at.st_dev, at.st_ino):
-                        return True
+            there = os.stat(each)
+            if (there.st_dev, there.st_ino) == (at.st_dev, at.st_ino):
+                return True
     return False
 
 

@@ -32,6 +32,8 @@ _RATE = 64 << 20
 #: many seconds.
 _LOOKS, _LOOK_SECONDS = 5, 1.0
 _SHORT = 15.0
+#: Whatever is beside an image, and beside those that processes have open, is looked at before it is removed.
+_REMOVE = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,7 @@ class ImageComparison:
                 "identity": image.identity,
                 "directories": directories,
             }
-            (*_, said) = await _run(access, "remove", wanted, timeout=_SHORT)
+            (*_, said) = await _run(access, "remove", wanted, timeout=_REMOVE)
             if not said.get("done"):
                 kept[image.path] = str(said.get("why", "no reason was given"))
         return kept

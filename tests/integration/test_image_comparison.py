@@ -139,5 +139,9 @@ async def test_what_somebody_has_a_use_for_is_not_removed(tmp_path: Path) -> Non
     elsewhere.mkdir(parents=True)
     clone.rename(elsewhere / clone.name)
     assert f"{elsewhere}/clone.qcow2" in await why(large=str(tmp_path / "others"))
+    # Nobody has said that images are there; but one that is in use is.
+    used = make_image(elsewhere / "used.qcow2", size="1M")
+    with used.open("rb"):
+        assert f"{elsewhere}/clone.qcow2" in await why()
     assert await comparison(volumes="/dev", gone=str(tmp_path / "gone")).remove(removal) == {}
     assert not image.exists()
