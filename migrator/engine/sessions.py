@@ -231,7 +231,7 @@ class Sessions:
             for host in (session.guest.host, session.target):
                 self._inventory.notice(host)  # one may not answer, which is to be known of the host too
         if session.ended and session.left_over:
-            self._leftovers.add(session.target, session.id)
+            self._leftovers.add(session.target, session.id, images=session.images_left_over)
         if session.ended and session.source_left_over:
             self._leftovers.add_source(session.guest, session.id)
         if self._registry.may_begin and session.parked and not session.ended:

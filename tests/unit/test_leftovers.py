@@ -22,10 +22,12 @@ class UnreliableHosts:
         self.under_way: set[str] = set()
         self.refuses = ""
         self.asked: list[tuple[str, str]] = []
+        self.images: list[bool] = []
         self.journal: dict[str, Mapping[str, Any]] = {}
 
-    async def abandon(self, host: str, *, migration: str) -> None:
+    async def abandon(self, host: str, *, migration: str, images: bool) -> None:
         self.asked.append((host, migration))
+        self.images.append(images)
         if self.refuses:
             raise HostError(host, self.refuses)
 
@@ -135,3 +137,17 @@ async def test_what_is_left_at_a_source_is_removed_too_by_the_next_controller_as
         await asyncio.sleep(1)
     assert sorted(hosts.asked) == [("a", guest.socket), ("b", "m1")]
     assert all(each["ended_at"] for each in hosts.journal.values())
+
+
+@pytest.mark.parametrize("images", [True, False])
+async def test_images_in_which_the_guest_never_ran_go_too_also_by_the_next_controller(
+    hosts: UnreliableHosts, images: bool
+) -> None:
+    async with hosts.leftovers() as leftovers:
+        leftovers.add("b", "m1", images=images)
+        await asyncio.sleep(1)
+    hosts.up.add("b")
+    async with hosts.leftovers() as leftovers:
+        leftovers.take_over(hosts.journal["m1"])
+        await asyncio.sleep(1)
+    assert hosts.images == [images]

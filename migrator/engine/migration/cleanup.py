@@ -129,10 +129,13 @@ async def abandon(session: SessionState, *, images: bool) -> None:
     try:
         await session.services.site.abandon(session.target, migration=session.id, images=images)
     except MigratorError as error:
-        leave(session, error)
+        leave(session, error, images=images)
 
 
-def leave(session: SessionState, error: MigratorError) -> None:
-    """Note that something of it stays at its target: it is removed once that answers."""
-    session.left_behind.add("destination")
+def leave(session: SessionState, error: MigratorError, *, images: bool) -> None:
+    """Note that something of it stays at its target: it is removed once that answers.
+
+    :param images: those that were made there are to go too, as :meth:`abandon` has it.
+    """
+    session.left_behind |= {"destination", "images"} if images else {"destination"}
     session.result.warn("left-over", str(error), _WILL_GO)

@@ -25,7 +25,7 @@ _RETRY_SECONDS = 30.0
 class Abandon(Protocol):
     """See :meth:`migrator.ports.Site.abandon`."""
 
-    def __call__(self, host: str, *, migration: str) -> Awaitable[None]: ...
+    def __call__(self, host: str, *, migration: str, images: bool) -> Awaitable[None]: ...
 
 
 @dataclass(kw_only=True)
@@ -35,6 +35,8 @@ class _Left:
     since: datetime
     #: At its source: the guest as it was there.
     guest: Guest | None = None
+    #: At its target: images that were made for it go too, as the guest never ran there.
+    images: bool = False
     #: On the loop's clock.
     not_before: float = 0.0
 
@@ -51,6 +53,7 @@ class _Left:
             "guest": self.guest.fields() if self.guest is not None else None,
             "since": self.since.isoformat(),
             "ended_at": ended_at.isoformat() if ended_at is not None else None,
+            **({"images": True} if self.images else {}),
         }
 
 
@@ -79,9 +82,12 @@ class Leftovers:
         self._wake = asyncio.Event()
         self._log = logs.logger()
 
-    def add(self, host: str, migration: str) -> None:
-        """Something of a migration was left there, at its target."""
-        self._add(_Left(host=host, migration=migration, since=datetime.now(UTC)))
+    def add(self, host: str, migration: str, *, images: bool = False) -> None:
+        """Something of a migration was left there, at its target.
+
+        :param images: those that were made for it too, and the guest never ran there.
+        """
+        self._add(_Left(host=host, migration=migration, since=datetime.now(UTC), images=images))
 
     def add_source(self, guest: Guest, migration: str) -> None:
         """... at its source, which has ended.
@@ -101,7 +107,8 @@ class Leftovers:
         guest = Guest.from_fields(saved["guest"]) if saved.get("guest") else None
         # Of an older version: only of targets, under the migration's own id.
         migration = saved.get("migration", saved["id"])
-        left = _Left(host=saved["host"], migration=migration, since=since, guest=guest)
+        images = bool(saved.get("images"))
+        left = _Left(host=saved["host"], migration=migration, since=since, guest=guest, images=images)
         self._left[left.key] = left
         self._wake.set()
 
@@ -136,7 +143,7 @@ class Leftovers:
             if left.guest is not None:
                 await self._clear_source(left.guest)
             else:
-                await self._abandon(left.host, migration=left.migration)
+                await self._abandon(left.host, migration=left.migration, images=left.images)
         except MigratorError as error:
             left.not_before = asyncio.get_running_loop().time() + _RETRY_SECONDS
             self._log.warning("left-over stays", migration=left.migration, host=left.host, error=str(error))

@@ -177,6 +177,11 @@ class SessionState:
         return "destination" in self.left_behind
 
     @property
+    def images_left_over(self) -> bool:
+        """Return whether images were left there that hold nothing, as the guest never ran there."""
+        return "images" in self.left_behind
+
+    @property
     def source_left_over(self) -> bool:
         """Return whether something of it is left at its source."""
         return "source" in self.left_behind
