@@ -358,7 +358,7 @@ def resolve(
         print_document(answer, output=output, lines=lambda: show.resolution_lines(answer))
         return 0 if answer["accepted"] else 1
     if not answer["accepted"]:
-        raise Rejected(409, "conflict", answer["refused"], [])
+        raise Rejected(409, "conflict", show.refused_answer(answer), [])
     if not yes:
         asking = sys.stdin.isatty() and sys.stderr.isatty()
         for line in show.resolution_lines(answer):

@@ -266,11 +266,18 @@ def _ends(one: Document) -> str:
 def resolution_lines(answer: Document) -> list[str]:
     """Return the lines that say what an answer on a held migration would come to."""
     if not answer["accepted"]:
-        return [clean(f"{answer['migration']}: refused: {answer['refused']}")]
+        return [clean(f"{answer['migration']}: refused: {refused_answer(answer)}")]
     lines = [f"{answer['migration']}: the guest is at the {answer['guest_at']}; this will be done:"]
     if answer["guest_at"] == "lost":
         lines = [f"{answer['migration']}: the guest is lost; this will be done:"]
     return [clean(line) for line in (*lines, *(f"    {each}" for each in answer["will"]))]
+
+
+def refused_answer(answer: Document) -> str:
+    """Return why an answer on a held migration is refused, with the command that would be taken."""
+    words = "|".join(answer["instead"])
+    command = f": migrator resolve {answer['migration']} --guest-at {words}" if words else ""
+    return f"{answer['refused']}{command}"
 
 
 def evacuation_lines(one: Document) -> list[str]:

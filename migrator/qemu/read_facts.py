@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -15,13 +16,15 @@ from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
 from migrator.qemu.drive_slots import PERIPHERAL, DriveSlot, read_drive_slots
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.non_migrated_state import read_non_migrated_state
+from migrator.qemu.non_migrated_state import block_node_label, read_non_migrated_state
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
 _PERIPHERAL = (PERIPHERAL, f"{PERIPHERAL}-anon")
 #: Features of a qcow2 image that a copy gets: as query-block shows them, and as qemu-img takes them.
 _TEXTS = {"compat": "compat", "refcount-bits": "refcount_bits", "compression-type": "compression_type"}
 _FLAGS = {"lazy-refcounts": "lazy_refcounts", "extended-l2": "extended_l2"}
+#: The name of a block node that nobody has named.
+_MADE_UP = re.compile(r"#block\d+")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -93,7 +96,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         cpu_features=features,
         devices=tuple(sorted([*devices, *_built_in(got["pci"] or [])])),
         disks=tuple(_disks(await read_drive_slots(monitor, got["block"] or []), process)),
-        blockers=tuple(migrate.get("blocked-reasons", ())),
+        blockers=await _with_disks_named(ask, migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
         non_migrated=got["under_way"],
@@ -101,6 +104,17 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         incoming=_incoming(process),
         pid=process.pid if process else None,
     )
+
+
+async def _with_disks_named(ask: Callable[..., Awaitable[Any]], reasons: Iterable[str]) -> tuple[str, ...]:
+    """Return QEMU's reasons with the image in place of each name of a block node that QEMU made up: it says nothing
+    to anybody, and is another one at the next start.
+    """
+    if not any(_MADE_UP.search(each) for each in reasons):
+        return tuple(reasons)
+    nodes = await ask("query-named-block-nodes") or []
+    labels = {node["node-name"]: block_node_label(node) for node in nodes}
+    return tuple(_MADE_UP.sub(lambda name: labels.get(name[0], name[0]), each) for each in reasons)
 
 
 def _register(word: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ async def test_cut_at_the_switch_no_word_ends_either_end_and_once_healed_the_gue
             fell_silent(drive)
         assert (held.state, held.held_code) == (State.HELD, "postcopy-stalled")
         assert held.held_until is not None
-        assert "--guest-at destination" in held.held_until
+        assert "a person's word that the guest is at the destination" in held.held_until
         # Not healed yet: the one word that is refused names the one that is taken, and that one ends nothing.
         assert OperatorAnswer.DESTINATION in await refused(apart, hosts, held, OperatorAnswer.SOURCE)
         await refused(apart, hosts, held, OperatorAnswer.LOST)

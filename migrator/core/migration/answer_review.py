@@ -245,6 +245,12 @@ def _acts(intent: Intent, source: View, destination: View) -> tuple[OperatorActi
     return tuple(acts)
 
 
+#: What a person says, and each interface has a way to say.
+PLACES = {
+    OperatorAnswer.SOURCE: "at the source",
+    OperatorAnswer.DESTINATION: "at the destination",
+    OperatorAnswer.LOST: "lost",
+}
 _AWAITED = {
     OperatorAction.REACH_SOURCE: "the source's QEMU to answer",
     OperatorAction.REACH_DESTINATION: "the destination's QEMU to answer",
@@ -258,7 +264,7 @@ def awaited_actions(intent: Intent, source: View, destination: View, held_code: 
     acts = _acts(intent, source, destination)
     texts = [_AWAITED[act] for act in acts if act in _AWAITED]
     if words:
-        texts.append(f"a person's word: --guest-at {' or --guest-at '.join(words)}")
+        texts.append(f"a person's word that the guest is {' or '.join(PLACES[word] for word in words)}")
     if not texts:
         ends = [
             side

@@ -14,7 +14,7 @@ from typing import Any
 from migrator.api.documents import ResolutionDocument
 from migrator.core.migration import answer_review as core
 from migrator.core.migration import managed_lifecycle
-from migrator.core.migration.answer_review import AnswerReview, OperatorAction
+from migrator.core.migration.answer_review import PLACES, AnswerReview, OperatorAction
 from migrator.core.migration.lifecycle import Next, Step, decide
 from migrator.core.migration.managed_lifecycle import ManagerCall
 from migrator.core.migration.situation import Intent, Milestone, OperatorAnswer
@@ -235,11 +235,11 @@ def _where(session: JournalledSession) -> dict[str, str]:
 _ADVICE: Mapping[OperatorAction, str] = {
     OperatorAction.REACH_SOURCE: (
         "see to it that the source's QEMU{at_source} answers (wake it, free its monitor, mend the way to its "
-        "host; a host that is off for good: add --unreachable-is-off)"
+        "host; a host that is off for good: say that it is, unreachable_is_off)"
     ),
     OperatorAction.REACH_DESTINATION: (
         "see to it that the destination's QEMU{at_destination} answers (wake it, free its monitor, mend the way "
-        "to its host; a host that is off for good: add --unreachable-is-off)"
+        "to its host; a host that is off for good: say that it is, unreachable_is_off)"
     ),
     OperatorAction.MEND: (
         "mend the way between both hosts, or the stream (docs/held.md): it then goes on by itself"
@@ -255,10 +255,10 @@ _ADVICE: Mapping[OperatorAction, str] = {
 
 def refusal(session: JournalledSession, answer: AnswerReview, errors: list[str]) -> str:
     """Return in one line why it is refused, and what would be taken."""
-    advice = [f"--guest-at {word}" for word in answer.instead]
     text = "; ".join([answer.why, *errors])
-    if advice:
-        return f"{text}: resolve it with {' or '.join(advice)}"
+    if answer.instead:
+        places = " or ".join(PLACES[word] for word in answer.instead)
+        return f"{text}: what can be said instead is that the guest is {places}"
     return f"{text}: {', or '.join(_ADVICE[act].format(**_where(session)) for act in answer.acts)}"
 
 

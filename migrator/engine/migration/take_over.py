@@ -17,6 +17,7 @@ from migrator.ports import EndedRecord, Qemu
 
 #: It is held only because a host, or a QEMU, could not be asked when it was to be taken up.
 NOT_REACHABLE = "not-reachable"
+_SAY_WHERE = "Look at both, then say where the guest is"
 _ORPHANED = (
     "the journal does not know this migration, but {path} is the record of its steps, and it had not ended: journal "
     "and records were not restored together; nothing was done to either end"
@@ -147,22 +148,15 @@ async def look_at_orphan(session: JournalledSession) -> None:
     views = await missing_record.look(session.services.site, session.places)
     session.hold(
         missing_record.ORPHANED,
-        f"{session.result.error}; {missing_record.told(views)}. {_say_where(session)}",
+        f"{session.result.error}; {missing_record.told(views)}. {_SAY_WHERE}",
     )
     session.announce()
-
-
-def _say_where(session: JournalledSession) -> str:
-    return (
-        "Look at both, then say where the guest is: "
-        f"migrator resolve {session.id} --guest-at source|destination|lost"
-    )
 
 
 async def _hold_without_record(session: JournalledSession, code: str, error: str) -> None:
     views = await missing_record.look(session.services.site, session.places)
     session.hold(
         code,
-        f"{error}; nothing was done to either end; {missing_record.told(views)}. {_say_where(session)}",
+        f"{error}; nothing was done to either end; {missing_record.told(views)}. {_SAY_WHERE}",
         unreachable=missing_record.unknown(views),
     )
