@@ -412,6 +412,24 @@ class TestWhyNot:
         ):
             assert part in answer.reason
 
+    @pytest.mark.parametrize(
+        ("leaving", "says"),
+        [
+            (["b"], "an evacuation is emptying it"),
+            ([], "its last evacuation ended with guests left on it, so it takes none: "),
+        ],
+        ids=["is emptied", "was left"],
+    )
+    def test_of_a_host_that_drains_tells_whether_anybody_empties_it(
+        self, leaving: list[str], says: str
+    ) -> None:
+        one, hosts = guest("g", "a"), [host("a"), host("b", state=HostState.DRAINING)]
+        found = check(Fleet(hosts=hosts, guests=[one], leaving=leaving), PlacementRequest(guest=one), "b")
+        (drains,) = [each for each in found if each.constraint is Constraint.DRAINING]
+        assert drains.text.startswith(says)
+        # What was left says with which commands it goes on.
+        assert ("migrator activate b" in drains.text) is not bool(leaving)
+
     def test_with_no_other_host_says_so(self) -> None:
         assert emptied([host("a")], [guest("g", "a")], "a")["g"].reason == "there is no other host"
 

@@ -120,8 +120,8 @@ class Fleet:
         #: Ports that are taken on each host.
         self.ports = PortsTaken((host.facts.ports, host.facts.addresses) for host in self.hosts)
         self._classes: dict[tuple[frozenset[tuple[str, str]], bool, str], Candidates] = {}
-        leaving = frozenset(leaving)
-        self.barred = [_barred(host, leaving) for host in self.hosts]
+        self.leaving = frozenset(leaving)
+        self.barred = [_barred(host, self.leaving) for host in self.hosts]
         self._count(guests, reserved or {})
         #: Hosts that guests may go to at all, and what keeps them from the others.
         self.open = tuple(place for place, bar in enumerate(self.barred) if bar is None)
@@ -213,7 +213,7 @@ def check(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Constrain
     place = fleet.index[host]
     there, guest = fleet.hosts[place], request.guest
     usable = fleet.barred[place]
-    found = [_check_state(there, usable)]
+    found = [_check_state(there, usable, leaves=host in fleet.leaving)]
     if guest.host == host:
         found.insert(
             0, ConstraintCheck(constraint=Constraint.SAME_HOST, fits=False, text=f"it is on {host} already")
@@ -255,14 +255,18 @@ def _check_ports(fleet: Fleet, ports: tuple[ListeningPort, ...], place: int) -> 
     return ConstraintCheck(constraint=Constraint.PORT, fits=False, text=text)
 
 
-def _check_state(host: Host, bar: Constraint | None) -> ConstraintCheck:
+def _check_state(host: Host, bar: Constraint | None, *, leaves: bool) -> ConstraintCheck:
     if bar is None:
         # Any of the five would do; it is open.
         return ConstraintCheck(constraint=Constraint.DOWN, fits=True, text="it is up and takes guests")
     words = {
         Constraint.DOWN: f"it does not answer{f': {host.error}' if host.error else ''}",
-        Constraint.DRAINING: "it is being emptied",
-        Constraint.MAINTENANCE: "it is in maintenance",
+        Constraint.DRAINING: "an evacuation is emptying it"
+        if leaves
+        else "its last evacuation ended with guests left on it, so it takes none: "
+        f"migrator evacuate {host.name} goes on, migrator activate {host.name} lets guests come",
+        Constraint.MAINTENANCE: "it is in maintenance: "
+        f"migrator restore {host.name} or migrator activate {host.name} ends that",
         Constraint.CORDONED: f"it is cordoned: migrator uncordon {host.name} lets guests come",
         Constraint.LEAVING: "it is emptied in the same plan",
     }
