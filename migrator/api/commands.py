@@ -31,6 +31,7 @@ from migrator.api.documents import (
     SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.api.trace_context import TraceContext
 from migrator.errors import MigratorError
 
@@ -60,7 +61,24 @@ class Command(BaseModel):
     role: ClassVar[Role] = Role.OPERATOR
 
 
-class Migrate(Command):
+class _Extended(Command):
+    """A command that got further fields in time: one of them that is not given is left out, and the rest is asked for
+    as it always was, also of older controllers.
+    """
+
+    further: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for name in self.further:
+            if getattr(self, name) is None:
+                # Where unset fields are left out it is not there.
+                fields.pop(name, None)
+        return fields
+
+
+class Migrate(_Extended):
     """Move one guest, or all guests of a group with their switches within a second.
 
     What a group begins is a set of migrations, and is shown and cancelled like an evacuation.
@@ -68,6 +86,7 @@ class Migrate(Command):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["guest"]}, {"required": ["group"]}]})
     verb: ClassVar[str] = "migrate"
+    further: ClassVar[tuple[str, ...]] = ("guest", "group")
     guest: GuestName | None = None
     #: In place of a guest: the name of a group, as the configuration gives it to guests.
     group: GuestName | None = None
@@ -82,14 +101,6 @@ class Migrate(Command):
         if (self.guest is None) is (self.group is None):
             raise PydanticCustomError("guest_or_group", "takes either guest or group")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a group that is not given: one guest is asked for as it always was, also of older controllers."""
-        fields: dict[str, Any] = serialize(self)
-        # Where unset fields are left out it is not there.
-        fields.pop("group" if self.group is None else "guest", None)
-        return fields
 
 
 HostFile = Annotated[str, StringConstraints(pattern=field_errors.HOST_FILE_PATTERN)]
@@ -136,10 +147,11 @@ def _as_text(value: Any) -> Any:
 WindowTime = Annotated[str, BeforeValidator(_as_text), StringConstraints(min_length=1, max_length=64)]
 
 
-class Evacuate(Command):
+class Evacuate(_Extended):
     """Empty a host: now, or in a window."""
 
     verb: ClassVar[str] = "evacuate"
+    further: ClassVar[tuple[str, ...]] = ("at", "until", "time_zone")
     host: Name
     deadline: Moment | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
@@ -159,15 +171,6 @@ class Evacuate(Command):
         if self.until is not None and self.deadline is not None:
             raise PydanticCustomError("two_ends", "takes either deadline or until, which is a deadline")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a window that is not given: what is begun now is asked for as it always was."""
-        fields: dict[str, Any] = serialize(self)
-        for name in ("at", "until", "time_zone"):
-            if getattr(self, name) is None:
-                fields.pop(name, None)
-        return fields
 
 
 class Roll(Command):
@@ -200,22 +203,15 @@ class Roll(Command):
         return self
 
 
-class Restore(Command):
+class Restore(_Extended):
     """Bring the guests of the last evacuation home and make the host active."""
 
     verb: ClassVar[str] = "restore"
+    further: ClassVar[tuple[str, ...]] = ("evacuation",)
     host: Name
     policy: Name | None = None
     #: Only whom this evacuation of the host moved away; default: all who are away since its last restore.
     evacuation: Name | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an evacuation that is not given: the rest is asked for as it always was."""
-        fields: dict[str, Any] = serialize(self)
-        if self.evacuation is None:
-            fields.pop("evacuation", None)
-        return fields
 
 
 class Activate(Command):
@@ -291,6 +287,20 @@ class Check(Command):
     accept: Annotated[list[Name], Field(max_length=64)] = []
 
 
+class ListPolicies(Command):
+    """List the policies of the site, those built in among them, and what each allows."""
+
+    verb: ClassVar[str] = "policies"
+    role: ClassVar[Role] = Role.VIEWER
+
+
+class ListHooks(Command):
+    """List the hooks that are configured for rolls, by point."""
+
+    verb: ClassVar[str] = "hooks"
+    role: ClassVar[Role] = Role.VIEWER
+
+
 #: By verb.
 COMMANDS: Mapping[str, type[Command]] = {
     command.verb: command
@@ -310,6 +320,8 @@ COMMANDS: Mapping[str, type[Command]] = {
         Resolve,
         Plan,
         Check,
+        ListPolicies,
+        ListHooks,
     )
 }
 
@@ -322,6 +334,8 @@ Answer = (
     | CheckDocument
     | ResolutionDocument
     | SavedGuestsDocument
+    | PoliciesDocument
+    | HooksDocument
 )
 
 
@@ -417,7 +431,20 @@ class Reply(BaseModel):
     message: str | None = None
     findings: list[dict[str, Any]] = []
     #: What was begun or found, as its document.
-    subject: Literal["migration", "evacuation", "host", "plan", "check", "resolution", "saved"] | None = None
+    subject: (
+        Literal[
+            "migration",
+            "evacuation",
+            "host",
+            "plan",
+            "check",
+            "resolution",
+            "saved",
+            "policies",
+            "hooks",
+        ]
+        | None
+    ) = None
     subject_id: str | None = None
     body: dict[str, Any] | None = None
 

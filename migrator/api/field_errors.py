@@ -24,7 +24,13 @@ _KINDS = {
     "string_type": "must be text",
     "string_unicode": "must be text in UTF-8",
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
     "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a number, neither inf nor nan",
+    "int_parsing_size": "must be a whole number, and has too many digits",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "int_type": "must be a whole number",
@@ -35,6 +41,24 @@ _KINDS = {
     "datetime_from_date_parsing": _NO_MOMENT,
     "timezone_aware": _NO_MOMENT,
 }
+#: Where a number ends: the word for it in pydantic's error, and ours.
+_BOUNDS = {
+    "greater_than_equal": ("ge", "{:g} or more"),
+    "greater_than": ("gt", "more than {:g}"),
+    "less_than_equal": ("le", "{:g} or less"),
+    "less_than": ("lt", "less than {:g}"),
+}
+#: Of hosts that might have been meant so many are named.
+_MOST_HOSTS = 20
+
+
+def no_such_host(name: str, hosts: Iterable[str]) -> str:
+    """Return one line that says that there is no host of that name, and which there are."""
+    known = sorted(hosts)
+    if not known:
+        return f"there is no host {name}; there are none: [[hosts]]"
+    more = f", and {len(known) - _MOST_HOSTS} more" if len(known) > _MOST_HOSTS else ""
+    return f"there is no host {name}; there {_are(tuple(known[:_MOST_HOSTS]))}{more}"
 
 
 def refuse_number(value: Any) -> Any:
@@ -81,6 +105,9 @@ def _wrong(problem: Mapping[str, Any], known: tuple[str, ...]) -> str:
             return f"must be {limits['expected']}"
         case kind if kind in _KINDS:
             return _KINDS[kind]
+        case kind if kind in _BOUNDS:
+            key, words = _BOUNDS[kind]
+            return f"must be {words.format(limits[key])}"
     said = re.sub(r"^\w+ should ", "must ", str(problem["msg"]))
     return f"{said[:1].lower()}{said[1:]}"
 

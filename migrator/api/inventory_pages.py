@@ -83,6 +83,7 @@ class GuestQuery(_Query):
 
     states: frozenset[str] = frozenset()
     managed_by: str | None = None
+    policy: str | None = None
     movable: bool | None = None
     moving: bool | None = None
     duplicate: bool | None = None
@@ -92,7 +93,7 @@ class GuestQuery(_Query):
     @property
     def filters(self) -> bool:
         """Some may not be asked for, whatever their words are."""
-        asked = (self.managed_by, self.movable, self.moving, self.duplicate, self.monitored)
+        asked = (self.managed_by, self.policy, self.movable, self.moving, self.duplicate, self.monitored)
         return bool(self.states) or any(each is not None for each in asked)
 
     def fits(self, guest: GuestDocument) -> bool:
@@ -103,6 +104,7 @@ class GuestQuery(_Query):
                 self.managed_by is None
                 or self.managed_by in (guest.managed_by or NOBODY, _manager(guest.managed_by))
             )
+            and self.policy in (None, guest.policy)
             and self.movable in (None, guest.movable)
             and self.moving in (None, guest.migration is not None)
             and self.duplicate in (None, guest.duplicate)

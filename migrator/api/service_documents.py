@@ -59,6 +59,8 @@ class ServiceDocument(Document):
 
     instance: str
     version: str
+    #: By the clock of the machine that answers.
+    now: datetime | None = None
     #: ``alone`` (the journal is its own), ``acting``, ``standby``, or ``replaced``: it acted, and another has the lease
     #: by now.
     role: str

@@ -95,9 +95,10 @@ def tokens(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def policies(incomplete: str) -> list[str]:
-    """Return the built-in policies."""
+    """Return the policies of the service, or where none answers those built in."""
     known = ("default", "gentle", "must-finish", "postcopy-first", "save", "cold", "offline")
-    return [name for name in known if name.startswith(incomplete)]
+    found = _names(incomplete, lambda get: [policy["name"] for policy in get("policies")])
+    return found or [name for name in known if name.startswith(incomplete)]
 
 
 def one_of(*words: str) -> Callable[[str], list[str]]:

@@ -24,6 +24,8 @@ _NAMED = (
     ("takes_p50_seconds", "guest", "guest"),
     ("guest_at", "migration", "migration"),
     ("possible", "guest", "guest"),
+    ("allows", "policy", "name"),
+    ("timeout_seconds", "hook", "name"),
 )
 #: Fields with lists of what is named, of a document that is none itself.
 _LISTS = ("items", "migrations", "evacuations", "controllers")

@@ -53,7 +53,9 @@ def _table(
 def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: OutputForm) -> None:
     """Print all guests, or those of one host."""
     if host is not None:
-        client.get(f"hosts/{segment(host)}")  # says so when there is none of that name
+        client.get(
+            f"hosts/{segment(host)}"
+        )  # a service of before gives an empty list where there is none of that name
     # Without it the parameter is not sent: a service of before does not know it.
     found = client.get("guests", host=host, refresh="true" if refresh else None)
     if output.document:

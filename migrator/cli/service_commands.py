@@ -65,6 +65,22 @@ def saved(
     options.ask(lambda client, form: saved_guests.show(client, host, output=form), server, output, json=json)
 
 
+@app.command(short_help="List the policies, and what each allows.")
+def policies(server: options.Server = None, output: options.Form = None, json: Json = False) -> None:
+    """List the policies of the site, those built in among them: what each allows, and how many guests it is for."""
+    from migrator.cli import site_rules  # noqa: PLC0415 - quick --help
+
+    options.ask(lambda client, form: site_rules.policies(client, output=form), server, output, json=json)
+
+
+@app.command(short_help="List the hooks that a roll runs.")
+def hooks(server: options.Server = None, output: options.Form = None, json: Json = False) -> None:
+    """List the hooks that are configured for rolls: at which point each is run, where, and for how long at most."""
+    from migrator.cli import site_rules  # noqa: PLC0415 - quick --help
+
+    options.ask(lambda client, form: site_rules.hooks(client, output=form), server, output, json=json)
+
+
 @app.command(short_help="Show what an evacuation would do; changes nothing.")
 def plan(
     host: options.Host,

@@ -17,6 +17,7 @@ from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.commands.rolls import RollCommands
 from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
+from migrator.engine.commands.site_rules import SiteRules
 from migrator.engine.dirty_rates import DirtyRates
 from migrator.engine.disk_room import DiskRoom
 from migrator.engine.evacuations import Evacuations
@@ -314,6 +315,9 @@ class Engine:
             rolls=rolls,
             saving=saving,
             saved_list=saved_list,
+            site_rules=SiteRules(
+                rules=self._rules_now, inventory=self.inventory, hooks=self.services.roll_hooks
+            ),
             evacuations=evacuations,
             registry=self.registry,
             inventory=self.inventory,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from migrator.core.policy import Policy
 from migrator.core.schedule.transfers import LinkRules
 from migrator.settings import GuestRules, Settings
 from migrator.settings.models import LimitsSettings
-from migrator.settings.policies import PolicyCatalogue
+from migrator.settings.policies import BUILTIN, PolicyCatalogue, known
 
 
 def _links(limits: LimitsSettings) -> LinkRules:
@@ -34,6 +34,9 @@ class Rules:
     policy: Callable[[str], Policy]
     #: The name of the policy of guests that have none of their own.
     default_policy: str = "default"
+    #: Names of all policies that there are, and of those that the configuration says something of.
+    policy_names: Sequence[str] = BUILTIN
+    configured_policies: frozenset[str] = frozenset()
     placement: Options = field(default_factory=Options)
     links: LinkRules = field(default_factory=LinkRules)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
@@ -64,6 +67,8 @@ class Rules:
         return cls(
             policy=PolicyCatalogue(settings.policies, tls=settings.site.tls),
             default_policy=settings.site.default_policy,
+            policy_names=tuple(known(settings.policies)),
+            configured_policies=frozenset(settings.policies),
             placement=Options(strategy=settings.placement.strategy, max_tries=settings.placement.max_tries),
             links=_links(settings.limits),
             limits=settings.limits,

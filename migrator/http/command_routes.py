@@ -29,6 +29,7 @@ from migrator.api.documents import (
     SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.http import query_routes
 from migrator.http.dependencies import KnownCaller, dependencies
@@ -135,7 +136,24 @@ async def saved(
 
     Every host that is up is asked.
     """
-    envelope = Envelope(verb="saved", body={} if host is None else {"host": host}, caller=caller)
+    return await _look(request, caller, "saved", {} if host is None else {"host": host})
+
+
+@router.get("/policies", response_model=PoliciesDocument, tags=["service"])
+async def policies(request: Request, caller: KnownCaller) -> Response:
+    """The policies of the site, those built in among them, and what each allows."""
+    return await _look(request, caller, "policies", {})
+
+
+@router.get("/hooks", response_model=HooksDocument, tags=["service"])
+async def hooks(request: Request, caller: KnownCaller) -> Response:
+    """The hooks that are configured for rolls, by point; what they run is not said."""
+    return await _look(request, caller, "hooks", {})
+
+
+async def _look(request: Request, caller: Caller, verb: str, body: Mapping[str, Any]) -> Response:
+    """Answer a command that changes nothing, asked with GET."""
+    envelope = Envelope(verb=verb, body=body, caller=caller)
     return _said(request, await dependencies(request).execute(envelope))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
+from migrator.api import field_errors
 from migrator.api.commands import Name
 from migrator.api.documents import (
     DirtyRatesDocument,
@@ -178,10 +180,7 @@ async def list_hosts(
 @router.get("/hosts/{host}", response_model=HostDocument, tags=["hosts"])
 async def read_host(request: Request, host: Identifier, _: KnownCaller) -> Response:
     """One host."""
-    found = dependencies(request).queries.host(host)
-    if found is None:
-        raise ProblemError(404, "not-found", f"there is no host {host}")
-    return answer(found)
+    return answer(_host(request, host))
 
 
 @router.get("/guests", response_model=GuestList, responses=_UNCHANGED, tags=["guests"])
@@ -195,6 +194,7 @@ async def list_guests(
     managed_by: Annotated[
         _Text | None, Query(description=f"Who else manages it, or `{NOBODY}`: nobody does.")
     ] = None,
+    policy: Annotated[Name | None, Query(description="The policy that it moves by.")] = None,
     movable: bool | None = None,
     moving: Annotated[bool | None, Query(description="It has a migration under way.")] = None,
     duplicate: Annotated[bool | None, Query(description="Its uuid runs twice.")] = None,
@@ -205,12 +205,15 @@ async def list_guests(
 ) -> Response:
     """All guests, or those of one host, by host and name; or those that are searched for, sorted, a part at a time."""
     queries = dependencies(request).queries
+    if host is not None:
+        _host(request, host)
     if refresh:
         await queries.refresh(host)
     query = GuestQuery(
         search=search,
         states=frozenset(state),
         managed_by=managed_by,
+        policy=policy,
         movable=movable,
         moving=moving,
         duplicate=duplicate,
@@ -247,7 +250,20 @@ async def read_service(request: Request, _: KnownCaller) -> Response:
     own = dependencies(request)
     found = own.service()
     complaints = dict.fromkeys([*found.complaints, *own.queries.complaints()])
-    return answer(found.model_copy(update={"complaints": list(complaints)}))
+    return answer(found.model_copy(update={"complaints": list(complaints), "now": datetime.now(UTC)}))
+
+
+def _host(request: Request, name: str) -> HostDocument:
+    """Return the host of that name.
+
+    :raise ProblemError: 404, with those that there are.
+    """
+    queries = dependencies(request).queries
+    found = queries.host(name)
+    if found is None:
+        known = (each.host for each in queries.hosts())
+        raise ProblemError(404, "not-found", field_errors.no_such_host(name, known))
+    return found
 
 
 async def migration(request: Request, identifier: str) -> MigrationDocument:

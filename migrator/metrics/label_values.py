@@ -34,6 +34,8 @@ VERBS = (
     "resolve",
     "plan",
     "check",
+    "policies",
+    "hooks",
     "unknown",
 )
 #: What becomes of a postcopy stream that broke.

@@ -81,6 +81,21 @@ def test_hosts_and_guests(untouched: ServiceThread):
     assert typed(untouched, "guests", "--host", "gamma").returncode == 2
 
 
+def test_policies_and_hooks(untouched: ServiceThread):
+    shown = typed(untouched, "policies").stdout
+    assert re.search(
+        r"^default \(default\)\t5\tbuilt in\tThe guest stands still for 300 ms at most\. ",
+        shown,
+        re.MULTILINE,
+    )
+    found = document(typed(untouched, "policies", "--json"))["items"]
+    assert {"gentle", "must-finish", "cold", "save"} < {one["name"] for one in found}
+    assert "policy/gentle" in typed(untouched, "policies", "--output", "name").stdout.split()
+    assert "no hook is configured for rolls" in (said := typed(untouched, "hooks")).stdout + said.stderr
+    gone = typed(untouched, "guests", "--host", "gamma")
+    assert "there is no host gamma; there are alpha, beta" in gone.stderr
+
+
 def test_a_guests_name_cannot_write_on_the_terminal(untouched: ServiceThread):
     shown = typed(untouched, "guests").stdout
     assert "\x1b" not in shown

@@ -183,8 +183,8 @@ class TestReading:
     @pytest.mark.parametrize(
         ("query", "says"),
         [
-            ("limit=0", "query.limit: must be greater than or equal to 1"),
-            ("limit=501", "query.limit: must be less than or equal to 500"),
+            ("limit=0", "query.limit: must be 1 or more"),
+            ("limit=501", "query.limit: must be 500 or less"),
             ("limit=x", "query.limit: must be a whole number"),
             ("state=odd", "query.state: must be 'queued', "),
             ("before=a/b", "query.before: is not a name: 1 to 64 of A-Z a-z 0-9 . _ -"),
@@ -194,6 +194,20 @@ class TestReading:
     )
     async def test_a_wrong_query(self, client: httpx2.AsyncClient, query: str, says: str):
         assert problem(await client.get(f"migrations?{query}"), 422, "invalid")["detail"].startswith(says)
+
+    @pytest.mark.parametrize("path", ["guests?host=gamma", "saved?host=gamma", "hosts/gamma"])
+    async def test_a_host_that_there_is_not_is_no_empty_list(self, client: httpx2.AsyncClient, path: str):
+        said = problem(await client.get(path), 404, "not-found")["detail"]
+        assert said == "there is no host gamma; there are alpha, beta"
+
+    async def test_policies_and_what_each_allows(self, client: httpx2.AsyncClient):
+        found = {one["name"]: one for one in (await client.get("policies")).json()["items"]}
+        assert [one["name"] for one in found.values() if one["default"]] == ["default"]
+        assert (found["default"]["guests"], found["gentle"]["guests"]) == (5, 0)
+        assert "It is never slowed down." in found["gentle"]["allows"]
+        assert (await client.get("guests", params={"policy": "gentle"})).json()["total"] == 0
+        assert (await client.get("guests", params={"policy": "default"})).json()["total"] == 5
+        assert (await client.get("hooks")).json() == {"items": []}
 
 
 class TestCommands:
@@ -273,6 +287,12 @@ class TestCommands:
                 "guest: must be text; to: must be text; policy: must be text (and 1 more)",
             ),
             ("migrations", {"guest": "x" * 1025}, "guest: must not have more than 1024 characters"),
+            ("rolls", {"hosts": []}, "hosts: must not be empty"),
+            (
+                "rolls",
+                {"hosts": ["alpha"], "ready_timeout_seconds": "soon", "max_unavailable": 0},
+                "max_unavailable: must be 1 or more; ready_timeout_seconds: must be a number",
+            ),
             (
                 "hosts/alpha/evacuate",
                 {"deadline": "2027-01-01T00:00:00", "on_deadline": "panic"},

@@ -138,6 +138,8 @@ def test_the_description_is_whole():
         "/api/v1/saves",
         "/api/v1/loads",
         "/api/v1/saved",
+        "/api/v1/policies",
+        "/api/v1/hooks",
         "/api/v1/evacuations",
         "/api/v1/evacuations/{id}",
         "/api/v1/evacuations/{id}/cancel",
@@ -158,7 +160,7 @@ def test_the_description_is_whole():
 
 def test_every_command_has_a_way_in_by_http():
     ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
-    ways |= {"save", "load", "cordon", "uncordon", "roll", "saved"}
+    ways |= {"save", "load", "cordon", "uncordon", "roll", "saved", "policies", "hooks"}
     assert ways == set(COMMANDS)
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from migrator.core.policy import LastResort, Policy, PostcopyMode, builtin, from_fields
+from migrator.core.policy import (
+    Backing,
+    BlockJobs,
+    Compression,
+    CopiedDisks,
+    LastResort,
+    Policy,
+    PostcopyMode,
+    Preference,
+    SourceImages,
+    Start,
+    TlsUse,
+    builtin,
+    from_fields,
+)
+from migrator.core.policy_words import allowed
 from migrator.errors import UsageError
 
 PROMISED = {
@@ -93,3 +108,47 @@ class TestOverriding:
 def test_survives_json(name: str) -> None:
     policy = builtin(name).but(max_bandwidth_bytes_per_second=1 << 30, max_duration_seconds=60.0)
     assert from_fields(json.loads(json.dumps(asdict(policy)))) == policy
+
+
+class TestInWords:
+    """Sentences that a person is told of what a policy allows."""
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("default", "The guest stands still for 300 ms at most."),
+            ("default", "Where it writes too fast it is slowed down, by 50% at most."),
+            ("gentle", "It is never slowed down."),
+            ("gentle", "No postcopy: until the switch all of it is at its source."),
+            ("must-finish", "The guest stands still for 2 s at most."),
+            ("must-finish", "Where nothing else helps it is stopped until its memory has arrived."),
+            ("cold", "One that takes longer than 2 min to shut down stays."),
+            ("save", "saved into a file, and runs nowhere until it is loaded."),
+        ],
+    )
+    def test_says_what_is_promised(self, name: str, says: str) -> None:
+        assert any(each.endswith(says) for each in allowed(builtin(name)))
+
+    def test_of_one_that_stops_the_guest_promises_no_short_downtime(self) -> None:
+        assert allowed(builtin("offline")) == [
+            "The guest is stopped first and stands still until all of it has been copied."
+        ]
+
+    def test_says_everything_that_is_different_from_the_default(self) -> None:
+        changes = {
+            "max_duration_seconds": 3600.0,
+            "max_bandwidth_bytes_per_second": 100 << 20,
+            "block_jobs": BlockJobs.REFUSE,
+            "prefer": Preference.TIME,
+            "start": Start.QUIET,
+            "disks": CopiedDisks.NONE,
+            "source_images": SourceImages.REMOVE,
+            "backing": Backing.KEEP,
+            "tls": TlsUse.REQUIRE,
+            "streams": 4,
+            "compress": Compression.ZSTD,
+        }
+        plain = allowed(builtin("default"))
+        for name, value in changes.items():
+            changed = allowed(replace(builtin("default"), **{name: value}))  # type: ignore[arg-type] # of any field
+            assert len(changed) == len(plain) + 1, name

@@ -161,7 +161,7 @@ def judge(
     """
     if not guests:
         return WindowForecast(fit=WindowFit.FITS, text="the host is empty")
-    stay = f"{cannot_move} of {guests} guests cannot move: migrator plan says why" if cannot_move else ""
+    stay = f"{cannot_move} of {guests} guests cannot move: its plan says why" if cannot_move else ""
     if cannot_move == guests or p50_seconds is None:
         fit = WindowFit.DOES_NOT_FIT if cannot_move else WindowFit.UNKNOWN
         return WindowForecast(fit=fit, text=stay or "nobody can say how long it takes")

@@ -32,6 +32,7 @@ from migrator.api.documents import (
     SavedGuestsDocument,
 )
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.errors import JournalError
 from migrator.ports import CommandLog
 
@@ -207,5 +208,9 @@ def _subject(answer: Answer) -> tuple[str, str]:
             return "resolution", answer.migration
         case SavedGuestsDocument():
             return "saved", ""
+        case PoliciesDocument():
+            return "policies", ""
+        case HooksDocument():
+            return "hooks", ""
         case CheckDocument():
             return "check", answer.guest

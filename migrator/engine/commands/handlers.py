@@ -13,6 +13,8 @@ from migrator.api.commands import (
     Command,
     Cordon,
     Evacuate,
+    ListHooks,
+    ListPolicies,
     Load,
     Migrate,
     Plan,
@@ -31,6 +33,7 @@ from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.commands.rolls import RollCommands
 from migrator.engine.commands.saved_list import SavedList
 from migrator.engine.commands.saving import SavingCommands
+from migrator.engine.commands.site_rules import SiteRules
 from migrator.engine.evacuation_documents import evacuation_document
 from migrator.engine.inventory import Inventory
 from migrator.engine.registry import Registry
@@ -52,12 +55,13 @@ class CommandHandlers:
         saving: SavingCommands,
         rolls: RollCommands,
         saved_list: SavedList,
+        site_rules: SiteRules,
         registry: Registry,
         inventory: Inventory,
         journal: Journal,
     ) -> None:
         self._migrations, self._evacuations, self._saving = migrations, evacuations, saving
-        self._saved_list = saved_list
+        self._saved_list, self._site_rules = saved_list, site_rules
         self._rolls = rolls
         self._registry, self._inventory, self._journal = registry, inventory, journal
 
@@ -74,6 +78,10 @@ class CommandHandlers:
                 return await self._migrations.check(command)
             case Saved():
                 return await self._saved_list.read(command.host)
+            case ListPolicies():
+                return self._site_rules.policies()
+            case ListHooks():
+                return self._site_rules.hooks()
         if self._registry.stopping:
             raise Refusal("unavailable", "the service is stopping; ask again once it runs")
         if self._registry.suspended:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from migrator.api import field_errors
 from migrator.api.commands import Refusal
 from migrator.core.inventory import Guest, Host
 from migrator.core.model import Finding
@@ -47,8 +48,8 @@ class Lookups:
         """Return the host of that name."""
         host = self._inventory.host(name)
         if host is None:
-            names = ", ".join(each.name for each in self._inventory.hosts()[:20])
-            raise Refusal("not-found", f"there is no host {name}; there are {names}")
+            known = (each.name for each in self._inventory.hosts())
+            raise Refusal("not-found", field_errors.no_such_host(name, known))
         return host
 
     async def guest(self, which: str) -> Guest:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from migrator.api import field_errors
 from migrator.api.commands import Refusal
 from migrator.api.documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
 from migrator.core.inventory import Host
@@ -50,7 +51,8 @@ class SavedList:
         :param only: files of this host alone.
         """
         if only is not None and self._inventory.host(only) is None:
-            raise Refusal("not-found", f"there is no host {only}")
+            known = (each.name for each in self._inventory.hosts())
+            raise Refusal("not-found", field_errors.no_such_host(only, known))
         entries = [
             entry
             for entry in await self._journal.unfinished(SAVED_ENTRY)
