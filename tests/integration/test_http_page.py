@@ -74,7 +74,7 @@ def test_all_is_well_until_something_needs_a_person(operator: Seen, service: Ser
     service.kill_source("db")
     service.reaches(begun.id, State.HELD)
     held = operator.need("db is held")
-    expect(held).to_contain_text("say where the guest is")
+    expect(held).to_contain_text("press “It is lost”")
     expect(operator.page.get_by_label("1 need a person")).to_be_visible()
     assert operator.page.title().startswith("(1)")
     held.get_by_role("button", name="It is lost").click()

@@ -1,16 +1,20 @@
 /** What a person may do, each with the question that comes before it. */
-import {ask, at, send} from "./api.js";
-import {guestName, plain, sentence} from "./format.js";
+import {at, send} from "./api.js";
+import {guestName, plain} from "./format.js";
 import {confirm, open} from "./dialogs.js";
 import {failed, refresh} from "./store.js";
-import {kindOf, subjectOf} from "./words.js";
+import {answersTaken, kindOf, subjectOf} from "./words.js";
 import {EvacuateDialog} from "./evacuate_dialog.js";
 import {MoveDialog} from "./move_dialog.js";
 import {RollDialog} from "./roll_dialog.js";
+import {ResolveDialog} from "./resolve_dialog.js";
+import {LoadDialog, SaveDialog} from "./file_dialogs.js";
 
 export const evacuate = (host) => open(EvacuateDialog, {host, wide: true});
 export const move = (guest) => open(MoveDialog, {guest});
-export const roll = () => open(RollDialog, {});
+export const roll = (hosts = []) => open(RollDialog, {hosts});
+export const save = (guest) => open(SaveDialog, {guest});
+export const load = (one) => open(LoadDialog, {one});
 
 export function restore(host) {
   confirm({title: `Restore ${host}?`, text: "The guests of its last evacuation come home, and it is active again.", yes: `Restore ${host}`, act: () => send(at("hosts", host, "restore"))});
@@ -49,21 +53,10 @@ export function postcopy(one) {
   });
 }
 
-/** A person's answer on a held migration: what would be done is said first, and only that is done. */
-export async function resolve(one, where, label) {
-  const path = at("migrations", one.id, "resolve"), who = guestName(one);
-  try {
-    const answer = await ask(path, {body: {guest_at: where, dry_run: true}});
-    if (answer.accepted) confirm({title: `${who}: ${label}?`, text: answer.will.map(sentence), yes: "Do it", kind: answer.ends_process ? "danger" : "main", act: () => send(path, {guest_at: where, agreed: answer.code})});
-    else confirm({title: `${who}: refused`, text: [sentence(answer.refused), ...answer.instead.map(sentence)]});
-  } catch (error) {
-    if (error.status === 401) failed(error);
-    else confirm({title: `${who}: not now`, text: sentence(error.message)});
-  }
-}
+export const resolve = (one, where, label) => open(ResolveDialog, {one, where, label});
 
-export const answersOf = (one) => [
-  {label: `It is at ${one.source}`, press: () => resolve(one, "source", `it is at ${one.source}`)},
-  {label: `It is at ${one.destination}`, press: () => resolve(one, "destination", `it is at ${one.destination}`)},
-  {label: "It is lost", press: () => resolve(one, "lost", "it is lost"), kind: "danger"},
-];
+export const answersOf = (one) => {
+  const taken = answersTaken(one), kind = (label) => (taken.includes(label) ? "main" : "");
+  return [["source", one.source], ["destination", one.destination]].map(([word, host]) => ({label: `It is at ${host}`, kind: kind(`It is at ${host}`), press: () => resolve(one, word, `it is at ${host}`)}))
+    .concat({label: "It is lost", press: () => resolve(one, "lost", "it is lost"), kind: "danger"});
+};

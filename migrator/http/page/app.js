@@ -11,15 +11,17 @@ import {Hosts} from "./hosts.js";
 import {Migration} from "./migration.js";
 import {Migrations} from "./migrations.js";
 import {Now} from "./now.js";
+import {Policies} from "./policies.js";
+import {Saved} from "./saved.js";
 import {SignIn} from "./sign_in.js";
-import {clock} from "./format.js";
+import {clock, clockSkew, now, relative, seconds} from "./format.js";
 import {openHelp, VIEWS, watchKeys} from "./keyboard.js";
 import {attention} from "./attention.js";
 import {href, onRoute, route} from "./router.js";
 import {changed, signOut, start, store, subscribe} from "./store.js";
 import {applyTheme, nextTheme, theme} from "./theme.js";
 
-const LISTS = {"": Now, hosts: Hosts, guests: Guests, evacuations: Evacuations, migrations: Migrations, events: Events};
+const LISTS = {"": Now, hosts: Hosts, guests: Guests, evacuations: Evacuations, migrations: Migrations, events: Events, saved: Saved, policies: Policies};
 const SINGLE = {hosts: Host, guests: Guest, evacuations: Evacuation, migrations: Migration};
 
 function Link() {
@@ -39,6 +41,24 @@ function Header({urgent}) {
     <button type="button" class="plain" onClick=${openHelp} aria-label="Keys and help" title="Keys and help ( ? )">?</button>
     ${store.session && !store.session.user.startsWith("unix") ? html`<button type="button" class="plain wide" onClick=${signOut}>Sign out</button>` : null}
   </header>`;
+}
+
+/** Minutes before its end in which a session says so. */
+const SAYS_END_MINUTES = 10;
+
+function Ending() {
+  const ends = store.session && store.session.ends_at ? (Date.parse(store.session.ends_at) - now()) / 60000 : Infinity;
+  if (ends > SAYS_END_MINUTES) return null;
+  return html`<p class="banner" role="status">This session ends ${relative(store.session.ends_at)}. <button type="button" onClick=${signOut}>Sign in again</button></p>`;
+}
+
+/** This device's clock is this much off before it is said. */
+const SAID_SKEW = 5000;
+
+function Skew() {
+  const off = clockSkew();
+  if (Math.abs(off) < SAID_SKEW || !store.session) return null;
+  return html`<p class="quiet small" role="status">This device's clock is ${seconds(Math.abs(off) / 1000)} ${off > 0 ? "behind" : "ahead of"} the service's. Times here are by the service's.</p>`;
 }
 
 function Stale() {
@@ -61,7 +81,7 @@ function App() {
   const urgent = store.loaded ? attention(store).filter((each) => each.level === "bad").length : 0;
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>Skip to the content</a>
     <${Header} urgent=${urgent} />
-    <main id="main" tabindex="-1"><${Stale} />${store.link === "signed-out" ? html`<${SignIn} />` : html`<${View} />`}</main>
+    <main id="main" tabindex="-1"><${Stale} /><${Ending} /><${Skew} />${store.link === "signed-out" ? html`<${SignIn} />` : html`<${View} />`}</main>
     <div class="unseen" role="log" aria-live="polite" aria-label="What happens">${store.said.map((each, n) => html`<p key=${n}>${each}</p>`)}</div>
     <${Dialogs} />`;
 }

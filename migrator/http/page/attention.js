@@ -1,16 +1,16 @@
 /** What needs a person now, the worst first: what it is, what to do, and the buttons that do it. Asks nothing. */
 import * as actions from "./actions.js";
-import {clock, count, guestName, plain, relative, sentence} from "./format.js";
+import {clock, count, now as clockNow, guestName, plain, relative, sentence} from "./format.js";
 import {href, links} from "./router.js";
-import {STAYING, kindOf, subjectOf, titleOf} from "./words.js";
+import {STAYING, heldTodo, heldUntil, subjectOf, titleOf, whyLeft} from "./words.js";
 
 const CERTIFICATE_DAYS = 14;
 
-export function attention(store, now = Date.now()) {
+export function attention(store, now = clockNow()) {
   const found = [
     ...service(store), ...duplicates(store), ...[...store.migrations.values()].flatMap(ofMigration),
-    ...[...store.hosts.values()].flatMap((host) => ofHost(host, now)),
-    ...[...store.evacuations.values()].flatMap((one) => ofEvacuation(one, now)),
+    ...together([...store.hosts.values()].flatMap((host) => ofHost(host, now))),
+    ...[...store.evacuations.values()].flatMap((one) => ofEvacuation(one, store, now)),
     ...store.pastEvacuations.flatMap((one) => ofPast(one, store, now)),
   ];
   return found.sort((a, b) => (a.level === "bad" ? 0 : 1) - (b.level === "bad" ? 0 : 1));
@@ -39,7 +39,7 @@ function duplicates(store) {
     const known = store.duplicates.find((each) => each.uuid === uuid);
     return {
       id: `twice ${uuid}`, level: "bad", title: `${known ? guestName(known) : uuid} runs twice`,
-      what: `The same uuid, ${uuid}, runs on ${[...new Set(hosts)].join(" and ")}: both write to its disks.`,
+      what: `The same uuid, ${uuid}, runs ${new Set(hosts).size === 1 ? `twice on ${hosts[0]}` : `on ${[...new Set(hosts)].join(" and ")}`}: both write to its disks.`,
       todo: "Stop one of them at once, and whatever starts it again. Then look at its disks.",
       link: href(["guests"], {duplicate: "true"}), see: "See both", buttons: [],
     };
@@ -51,8 +51,8 @@ function ofMigration(one) {
   if (one.state === "held") {
     return [{
       id: one.id, level: "bad", title: `${who} is held`, link, see: "See the migration",
-      what: `${sentence(one.error || one.held_code || "")} It waits for ${plain(one.held_until || "a person's word")}.`,
-      todo: `Look at both QEMUs, on ${one.source} and on ${one.destination}, and say where the guest is. What will be done is said before it is done.`,
+      what: `${sentence(one.error || one.held_code || "")} It waits for ${plain(heldUntil(one))}.`,
+      todo: heldTodo(one),
       buttons: actions.answersOf(one),
     }];
   }
@@ -95,36 +95,73 @@ function ofHost(host, now) {
   return found;
 }
 
-function ofEvacuation(one, now) {
+function ofEvacuation(one, store, now) {
   const title = titleOf(one), link = links.evacuation(one.id), see = "See it", found = [];
   const cancel = one.can_cancel ? [{label: "Cancel", press: () => actions.cancelEvacuation(one), kind: "danger"}] : [];
   if (one.state === "scheduled") {
     if (one.window_fit !== "may-not-fit" && one.window_fit !== "does-not-fit") return [];
-    return [{id: one.id, level: "warn", title: `${title}: its window ${one.window_fit === "does-not-fit" ? "will not do" : "may not do"}`, what: `${sentence(one.window_forecast)} It begins ${relative(one.starts_at, now)}.`, todo: "Plan a longer window, or see below which guests keep it from ending.", link, see, buttons: cancel}];
+    return [{id: one.id, level: "warn", title: `${title}: its window ${one.window_fit === "does-not-fit" ? "will not do" : "may not do"}`, what: `${sentence(one.window_forecast)} It begins ${relative(one.starts_at, now)}.`, todo: "Cancel it and plan a longer window, or one with another policy; its host shows what it would do now.", link, see, buttons: cancel}];
   }
   if (one.late) found.push({id: `late ${one.id}`, level: "bad", title: `${title} is late`, what: `Its deadline was ${clock(one.deadline)}; ${count(one.guests_left, "guest")} left.`, todo: "See which guests hold it up.", link, see, buttons: cancel});
   else if (one.at_risk) found.push({id: `risk ${one.id}`, level: "warn", title: `${title}: the deadline is at risk`, what: `${one.deadline ? `It must end by ${clock(one.deadline)}, ${relative(one.deadline, now)}` : "A guest will stay"}${one.forecast_end_at ? `; it is expected to end at ${clock(one.forecast_end_at)}${one.forecast_end_p90_at ? `, at the latest at ${clock(one.forecast_end_p90_at)}` : ""}` : ""}.`, todo: "See which guests hold it up: those that are stuck can be switched to postcopy.", link, see, buttons: []});
   const staying = one.guests.filter((guest) => STAYING.has(guest.standing) && guest.standing !== "held");
   if (staying.length) {
     const first = staying[0];
-    found.push({id: `staying ${one.id}`, level: "bad", title: `${title}: ${count(staying.length, "guest")} cannot move`, what: `${guestName(first)}: ${sentence(first.reason)}${staying.length > 1 ? ` And ${count(staying.length - 1, "other")}.` : ""}`, todo: "Mend what its reason names, and it is tried again; or move it by itself with another policy.", link, see: "See every guest", buttons: staying.length === 1 ? [{label: `Move ${guestName(first)}`, press: () => actions.move(first)}] : []});
+    found.push({id: `staying ${one.id}`, level: "bad", title: `${title}: ${count(staying.length, "guest")} cannot move`, what: `${sentence(`${guestName(first)}: ${first.reason}`)}${staying.length > 1 ? ` And ${count(staying.length - 1, "other")}.` : ""}`, todo: "Mend what its reason names, and it is tried again; or move it by itself with another policy.", link, see: "See every guest", buttons: staying.length === 1 ? [{label: `Move ${guestName(first)}`, press: () => actions.move(first)}] : []});
   }
-  if (one.kind === "roll") {
-    for (const each of (one.hosts || []).filter((host) => host.stage === "failed")) found.push({id: `roll ${one.id} ${each.host}`, level: "bad", title: `The roll stopped at ${each.host}`, what: sentence(each.reason), todo: `Mend it, then restore or activate ${each.host} and roll through the rest.`, link, see, buttons: [{label: `Restore ${each.host}`, press: () => actions.restore(each.host)}]});
-  }
+  if (one.kind === "roll") found.push(...ofFailedHosts(one, store));
   return found;
 }
 
 /** One that ended with guests left, as long as its host still is half empty. */
 function ofPast(one, store, now) {
   if (!["incomplete", "stopped"].includes(one.state) || now - Date.parse(one.ended_at) > 86400000) return [];
+  if (one.kind === "roll") return ofFailedHosts(one, store);
   const host = store.hosts.get(one.host);
   if (one.kind === "evacuate" && (!host || host.state !== "draining" || !host.guests)) return [];
+  if ([...store.evacuations.values()].some((other) => other.host === one.host && other.state !== "scheduled" && other.kind !== "roll")) return [];
   if (store.pastEvacuations.some((other) => subjectOf(other) === subjectOf(one) && other.ended_at > one.ended_at)) return [];
+  const evacuates = one.kind === "evacuate", again = evacuates ? "evacuate again" : "begin again";
   return [{
     id: `past ${one.id}`, level: "bad", title: `${titleOf(one)} ended with ${count(one.guests_left, "guest")} left`,
-    what: `${sentence(one.error || "")} It ended ${relative(one.ended_at, now)}.`, todo: `See why each stayed, mend that, and ${kindOf(one) === "evacuation" ? "evacuate again" : "begin again"}.`,
-    link: links.evacuation(one.id), see: "See every guest", buttons: one.kind === "evacuate" ? [{label: `Evacuate ${one.host}`, press: () => actions.evacuate(one.host)}, {label: `Activate ${one.host}`, press: () => actions.activate(one.host)}] : [],
+    what: `${sentence(whyLeft(one))} It ended ${relative(one.ended_at, now)}.`,
+    todo: `Mend what keeps them, and ${again}.${evacuates ? ` Until then ${one.host} takes no guests: it is draining. Activate it to leave it as it is, or restore it to have those back that have left.` : ""}`,
+    link: links.evacuation(one.id), see: "See every guest",
+    buttons: evacuates ? [{label: `Evacuate ${one.host}`, press: () => actions.evacuate(one.host)}, {label: `Restore ${one.host}`, press: () => actions.restore(one.host)}, {label: `Activate ${one.host}`, press: () => actions.activate(one.host)}] : one.kind === "restore" ? [{label: `Restore ${one.host}`, press: () => actions.restore(one.host)}] : [],
   }];
 }
 
+/** Where a roll stopped, until the hosts that were not well are in use again. */
+function ofFailedHosts(one, store) {
+  const failed = one.hosts.filter((each) => each.stage === "failed" && (store.hosts.get(each.host) || {}).state !== "active"), rest = one.hosts.filter((each) => each.stage === "left").map((each) => each.host);
+  return failed.map((each) => ({
+    id: `roll ${one.id} ${each.host}`, level: "bad", title: `The roll stopped at ${each.host}`, what: sentence(each.reason),
+    todo: `Mend it, then restore ${each.host}, or activate it to leave its guests where they are${rest.length ? `, and roll through the rest: ${rest.join(", ")}` : ""}.`,
+    link: links.evacuation(one.id), see: "See the roll",
+    buttons: [{label: `Restore ${each.host}`, press: () => actions.restore(each.host)}, {label: `Activate ${each.host}`, press: () => actions.activate(each.host)}, ...(rest.length ? [{label: "Roll through the rest…", press: () => actions.roll(rest)}] : [])],
+  }));
+}
+
+/** Of the same trouble of many hosts one item: a rack that is off is one thing to look at. */
+const MANY = 4, TOGETHER = {
+  down: (n) => `${n} hosts cannot be reached`, libvirt: (n) => `The libvirt of ${n} hosts does not answer`, unmonitored: (n) => `${n} hosts have guests without a monitor`, certificate: (n) => `The certificates of ${n} hosts expire`,
+};
+
+function together(found) {
+  const kinds = new Map();
+  for (const each of found) { const kind = each.id.split(" ")[0]; if (TOGETHER[kind]) kinds.set(kind, [...(kinds.get(kind) || []), each]); }
+  const merged = new Map([...kinds].filter(([, items]) => items.length > MANY).map(([kind, items]) => [kind, {
+    id: kind, level: items.some((each) => each.level === "bad") ? "bad" : "warn", title: TOGETHER[kind](items.length), what: items.length > 12 ? `${items.slice(0, 12).map(hostOf).join(", ")} and ${items.length - 12} more.` : `${items.map(hostOf).join(", ")}.`,
+    todo: items[0].todo.replace(hostOf(items[0]), "HOST"), link: href(["hosts"], kind === "down" ? {state: "down"} : {}), see: "See the hosts", buttons: [],
+  }]));
+  const said = new Set();
+  return found.flatMap((each) => {
+    const kind = each.id.split(" ")[0], one = merged.get(kind);
+    if (!one) return [each];
+    if (said.has(kind)) return [];
+    said.add(kind);
+    return [one];
+  });
+}
+
+const hostOf = (item) => item.id.slice(item.id.indexOf(" ") + 1);

@@ -2,16 +2,10 @@
 import {html, useEffect, useRef, useState} from "./ui.js";
 import {ask, at, send} from "./api.js";
 import {Form} from "./dialogs.js";
-import {count, guestName, rate, seconds} from "./format.js";
+import {count, guestName, now, rate, seconds} from "./format.js";
+import {PolicyAllows, PolicyField, usePolicies} from "./policies.js";
 import {Timeline} from "./timeline_view.js";
 import {timelineOfPlan} from "./timeline.js";
-
-export const POLICIES = [["", "each guest's own"], ["default", "default: 300 ms of downtime at most"], ["gentle", "gentle: 100 ms, never slowed down"], ["must-finish", "must-finish: 2 s, paused if need be"], ["postcopy-first", "postcopy-first: switched over at once"], ["offline", "offline: stopped while it is copied"]];
-
-export function PolicyField({value, change, id = "policy"}) {
-  return html`<label for=${id}>Policy</label><input id=${id} list=${`${id}-list`} value=${value} placeholder="each guest's own" maxlength="64" autocomplete="off" onChange=${(event) => change(event.target.value.trim())} />
-    <datalist id=${`${id}-list`}>${POLICIES.filter(([name]) => name).map(([name, text]) => html`<option value=${name}>${text}</option>`)}</datalist>`;
-}
 
 /** Codes of findings that a person may take upon himself, with how many guests have them. */
 export function Accept({codes, accepted, change}) {
@@ -53,22 +47,23 @@ const local = (value) => new Date(value).getTime();
 
 export function EvacuateDialog({host}) {
   const [policy, setPolicy] = useState(""), [accepted, accept] = useState([]), [when, setWhen] = useState("now"), [minutes, setMinutes] = useState(""), [onDeadline, setOnDeadline] = useState("continue");
-  const [from, setFrom] = useState(""), [until, setUntil] = useState(""), [plan, tell] = useState(null);
+  const [from, setFrom] = useState(""), [until, setUntil] = useState(""), [plan, tell] = useState(null), [policies, unknown] = usePolicies();
   const deadline = when === "now" ? (Number(minutes) > 0 ? Number(minutes) * 60 : null) : from && until ? (local(until) - local(from)) / 1000 : null;
   const act = () => {
     const body = {on_deadline: onDeadline, accept: accepted, ...(policy ? {policy} : {})};
     if (when === "window") Object.assign(body, {at: from, time_zone: Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC"}, until ? {until} : {});
-    else if (deadline !== null) body.deadline = new Date(Date.now() + deadline * 1000).toISOString();
+    else if (deadline !== null) body.deadline = new Date(now() + deadline * 1000).toISOString();
     return send(at("hosts", host, "evacuate"), body);
   };
   const field = (id, label, input) => html`<div><label for=${id}>${label}</label>${input}</div>`;
   return html`<${Form} title=${`Evacuate ${host}?`} yes=${when === "window" ? `Plan the evacuation of ${host}` : `Evacuate ${host}`} ready=${when === "now" || Boolean(from)} act=${act}>
     <p class="quiet">Every guest is moved to another host; then ${host} is in maintenance and takes no guests until it is restored or activated.</p>
-    <div class="fields"><div><${PolicyField} value=${policy} change=${setPolicy} /></div>
+    <div class="fields"><${PolicyField} all=${policies} value=${policy} change=${setPolicy} />
       ${field("when", "Begin", html`<select id="when" value=${when} onChange=${(event) => setWhen(event.target.value)}><option value="now">now</option><option value="window">in a maintenance window</option></select>`)}
       ${when === "now" ? field("minutes", "Deadline, minutes from now", html`<input id="minutes" type="number" inputmode="numeric" min="1" max="100000" placeholder="none" value=${minutes} onInput=${(event) => setMinutes(event.target.value)} />`)
     : [field("from", "Window begins", html`<input id="from" type="datetime-local" required value=${from} onInput=${(event) => setFrom(event.target.value)} />`), field("until", "Window ends", html`<input id="until" type="datetime-local" value=${until} onInput=${(event) => setUntil(event.target.value)} />`)]}
       ${field("on-deadline", "When that passes", html`<select id="on-deadline" value=${onDeadline} onChange=${(event) => setOnDeadline(event.target.value)}><option value="continue">go on, and be late</option><option value="stop">stop: begin nothing more, cancel what can be</option></select>`)}</div>
+    <${PolicyAllows} all=${policies} error=${unknown} value=${policy} />
     <${Accept} codes=${plan ? codesOf(plan.guests) : new Map()} accepted=${accepted} change=${accept} />
     <${Plan} host=${host} policy=${policy} accepted=${accepted} deadline=${deadline} tell=${tell} /></${Form}>`;
 }

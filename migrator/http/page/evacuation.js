@@ -2,14 +2,15 @@
 import {html} from "./ui.js";
 import * as actions from "./actions.js";
 import {ask, at, query} from "./api.js";
-import {Action, Empty, Facts, State, useAsked} from "./parts.js";
-import {clock, plain, relative, sentence} from "./format.js";
+import {HostButtons} from "./hosts.js";
+import {Action, Empty, Facts, Said, State, useAsked} from "./parts.js";
+import {clock, now, plain, relative, sentence} from "./format.js";
 import {links} from "./router.js";
 import {store} from "./store.js";
 import {Risk, RollHosts, statusOf} from "./evacuations.js";
 import {Timeline} from "./timeline_view.js";
 import {timelineOf} from "./timeline.js";
-import {titleOf} from "./words.js";
+import {titleOf, whyLeft} from "./words.js";
 
 /** All migrations of one, ended ones too; at most a few thousand. */
 async function migrationsOf(id) {
@@ -21,6 +22,14 @@ async function migrationsOf(id) {
     if (!next) break;
   }
   return items;
+}
+
+/** What can be done about one that has ended without doing all. */
+function Afterwards({one}) {
+  if (!["incomplete", "stopped", "cancelled"].includes(one.state) || (one.kind !== "evacuate" && one.kind !== "restore" && one.kind !== "roll")) return null;
+  const host = store.hosts.get(one.host), rest = (one.hosts || []).filter((each) => each.stage === "left").map((each) => each.host);
+  if (one.kind === "roll") return rest.length ? html`<div class="buttons"><${Action} label="Roll through the rest…" press=${() => actions.roll(rest)} /></div>` : null;
+  return host ? html`<${HostButtons} host=${host} home=${true} />` : null;
 }
 
 export function Evacuation({id}) {
@@ -36,13 +45,13 @@ export function Evacuation({id}) {
   return html`<div class="row"><h1>${plain(titleOf(one))}</h1><${State} of=${one.state} /><span class="grow"></span>
       <${Action} label="Cancel" kind="danger" about=${plain(titleOf(one))} why=${one.can_cancel ? "" : one.ended_at ? "it has ended" : "it is too late"} press=${() => actions.cancelEvacuation(one)} /></div>
     <p>${statusOf(one)}${one.ended_at ? `; ended ${clock(one.ended_at)}, ${relative(one.ended_at)}` : ""}</p><${Risk} one=${one} />
-    ${one.error ? html`<p class="bad">${sentence(one.error)}</p>` : null}
+    ${one.error ? html`<p class="bad"><${Said} text=${one.kind === "roll" ? "" : sentence(whyLeft(one))} /></p>` : null}<${Afterwards} one=${one} />
     <${Facts} items=${[
       one.host && ["Host", html`<a href=${links.host(one.host)}>${one.host}</a>`], one.policy && ["Policy", one.policy], ["Asked for by", one.requested_by],
       ["Began", clock(one.starts_at || one.created_at)], one.window_ends_at && ["Window ends", clock(one.window_ends_at)],
       one.deadline && ["When the deadline passes", one.on_deadline === "stop" ? "nothing more is begun, and what can be is cancelled" : "it goes on, late"],
       one.max_unavailable && ["Hosts away at a time", one.max_unavailable], ["Id", html`<code>${one.id}</code>`]]} />
-    ${one.kind === "roll" ? html`<${RollHosts} one=${one} />` : one.guests.length ? html`<${Timeline} line=${timelineOf(one, migrations, Date.now())} capacity=${host && host.link_bytes_per_second} label="Guests" />`
+    ${one.kind === "roll" ? html`<${RollHosts} one=${one} />` : one.guests.length ? html`<${Timeline} line=${timelineOf(one, migrations, now())} capacity=${host && host.link_bytes_per_second} label="Guests" />`
     : html`<${Empty}>${one.state === "scheduled" ? "Its guests are looked at when it begins." : "It has no guests."}</${Empty}>`}
     ${one.state === "scheduled" && one.kind === "evacuate" && host ? html`<div class="buttons"><${Action} label="See what it would do now" press=${() => actions.evacuate(one.host)} /></div>` : null}`;
 }

@@ -2,7 +2,7 @@
 import {html, useState} from "./ui.js";
 import * as actions from "./actions.js";
 import {ask, query} from "./api.js";
-import {Action, Empty, Section, State} from "./parts.js";
+import {Action, Empty, Said, Section, State} from "./parts.js";
 import {clock, count, plain, relative, sentence} from "./format.js";
 import {links} from "./router.js";
 import {failed, store} from "./store.js";
@@ -27,13 +27,13 @@ export function statusOf(one) {
 
 export function RollHosts({one}) {
   return html`<ol class="steps">${(one.hosts || []).map((each) => html`<li key=${each.host} class=${each.stage}><a href=${links.host(each.host)}>${each.host}</a> <${State} of=${each.stage} />
-    <span class="quiet small">${each.reason ? sentence(each.reason) : ""}${each.since && each.stage !== "waiting" ? ` Since ${clock(each.since)}.` : ""}
+    <span class="quiet small"><${Said} text=${each.reason ? sentence(each.reason) : ""} />${each.since && each.stage !== "waiting" ? ` Since ${clock(each.since)}.` : ""}
     ${each.evacuation ? html` <a href=${links.evacuation(each.evacuation)}>its evacuation</a>` : null}${each.restore ? html` <a href=${links.evacuation(each.restore)}>its restore</a>` : null}</span></li>`)}</ol>`;
 }
 
 export function Risk({one}) {
   if (one.late) return html`<p class="bad">Late: the deadline has passed.</p>`;
-  if (one.at_risk && !one.ended_at) return html`<p class="warn">At risk: the deadline may be missed.</p>`;
+  if (one.at_risk && !one.ended_at && one.state !== "scheduled") return html`<p class="warn">At risk: the deadline may be missed.</p>`;
   if (one.state === "scheduled" && one.window_fit) return html`<p><${State} of=${one.window_fit} text=${{fits: "The window will do", "may-not-fit": "The window may not do", "does-not-fit": "The window will not do", unknown: "Not forecast yet"}[one.window_fit]} /> <span class="quiet">${sentence(one.window_forecast)}</span></p>`;
   return null;
 }
@@ -49,7 +49,7 @@ export function EvacuationCard({one}) {
 export function PastEvacuations({items}) {
   if (!items.length) return null;
   return html`<ul class="rows past">${items.map((one) => html`<li key=${one.id}><a data-row href=${links.evacuation(one.id)}>${plain(titleOf(one))}</a> <${State} of=${one.state} />${" "}
-    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.error ? `, ${plain(one.error)}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}</span></li>`)}</ul>`;
+    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.kind === "roll" && one.error ? `, stopped at ${one.hosts.filter((each) => each.stage === "failed").map((each) => each.host).join(", ") || "its own end"}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}</span></li>`)}</ul>`;
 }
 
 export function Evacuations() {

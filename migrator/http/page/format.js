@@ -16,8 +16,25 @@ export function seconds(value) {
   if (value < 0) return `-${seconds(-value)}`;
   if (value < 1) return `${(value * 1000).toFixed(0)} ms`;
   if (value < 120) return `${value.toFixed(value < 10 ? 1 : 0)} s`;
-  if (value < 7200) return `${Math.floor(value / 60)} min${value < 600 ? ` ${Math.round(value % 60)} s` : ""}`;
-  return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} min`;
+  const whole = Math.round(value), minutes = Math.round(value / 60), hours = Math.round(value / 3600);
+  if (whole < 600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  if (minutes < 120) return `${minutes} min`;
+  if (hours < 48) return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+  return `${Math.floor(hours / 24)} days${hours % 24 ? ` ${hours % 24} h` : ""}`;
+}
+
+let skew = 0;
+
+/** The time by the service's clock, which its documents are written by: this device's may be minutes off. */
+export const now = () => Date.now() + skew;
+
+/** By how much this device's clock is behind the service's, in milliseconds. */
+export const clockSkew = () => skew;
+
+/** Take a time of the service over, which it said between these two of ours. */
+export function setClock(time, asked, answered) {
+  const off = Date.parse(time) - (asked + answered) / 2, unsure = (answered - asked) / 2;
+  if (Number.isFinite(off) && (Math.abs(off - skew) > unsure + 200)) skew = Math.abs(off) <= unsure + 200 ? 0 : off;
 }
 
 export const percent = (ratio) => `${Math.round((ratio || 0) * 100)} %`;
@@ -30,16 +47,16 @@ export const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one
 export function clock(time, {day = false} = {}) {
   if (!time) return "";
   const when = new Date(time);
-  const today = new Date().toDateString() === when.toDateString();
+  const today = new Date(now()).toDateString() === when.toDateString();
   const hour = {hour: "2-digit", minute: "2-digit", hourCycle: "h23"};
   if (today && !day) return when.toLocaleTimeString("en-GB", {...hour, second: "2-digit"});
   return when.toLocaleString("en-GB", {...hour, day: "numeric", month: "short"});
 }
 
 /** How long ago, or in how long. */
-export function relative(time, now = Date.now()) {
+export function relative(time, at = now()) {
   if (!time) return "";
-  const away = (Date.parse(time) - now) / 1000;
+  const away = (Date.parse(time) - at) / 1000;
   const amount = Math.abs(away) < 120 ? `${Math.round(Math.abs(away))} s` : seconds(Math.abs(away));
   return away < 0 ? `${amount} ago` : `in ${amount}`;
 }
@@ -58,9 +75,10 @@ export const plain = (text) => String(text ?? "").replace(/[\p{Cc}\p{Cf}\p{Zl}\p
 /** A guest's name, or its key where it has none. */
 export const guestName = (one) => plain(one.guest_name || one.name || one.guest);
 
-/** A sentence begins with a capital and ends with a full stop. */
+/** A sentence begins with a capital, unless that is a name ("host-9: …"), and ends with a full stop. */
 export function sentence(text) {
   const given = plain(text).trim();
   if (!given) return "";
-  return given[0].toUpperCase() + given.slice(1) + (/[.!?]$/.test(given) ? "" : ".");
+  const first = /^[a-z']+(?=[ ,;.]|$)/.test(given) ? given[0].toUpperCase() + given.slice(1) : given;
+  return first + (/[.!?]$/.test(given) ? "" : ".");
 }

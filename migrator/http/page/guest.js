@@ -19,7 +19,7 @@ export function Guest({id}) {
     ${guest && guest.duplicate ? html`<p class="bad">Its uuid runs twice: both write to its disks. Stop one at once, then look at its disks.</p>` : null}
     ${guest && !guest.movable ? html`<p class="warn">It cannot move: ${sentence(guest.obstacle)}${guest.obstacle_code ? html` <code>${guest.obstacle_code}</code>` : null}</p>` : null}
     ${guest && guest.network_problem ? html`<p class="warn">Network: ${sentence(guest.network_problem)}</p>` : null}
-    ${guest ? html`<div class="buttons"><${Action} label="Move…" kind="main" about=${name} why=${moving.length ? "it is moving" : guest.movable ? "" : "see above"} press=${() => actions.move(guest)} /></div>
+    ${guest ? html`<div class="buttons"><${Action} label="Move…" kind="main" about=${name} why=${moving.length ? "it is moving" : guest.movable ? "" : "see above"} press=${() => actions.move(guest)} /><${Action} label="Save…" about=${name} why=${moving.length ? "it is moving" : guest.monitored ? "" : "it has no monitor"} press=${() => actions.save(guest)} /></div>
     <${Facts} items=${[
       ["Memory", bytes(guest.memory_bytes)], ["vCPUs", guest.vcpus], ["Writes now", rate(guest.dirty_rate_bytes_per_second)], ["Policy", guest.policy], ["Managed by", plain(guest.managed_by) || "nobody else"],
       ["Monitor", guest.monitored ? "yes" : "none where it is looked for", guest.monitored ? "" : "warn"], ["Network", guest.network_state], ["Uuid", html`<code>${guest.uuid || "none"}</code>`], guest.identity && ["Identity", html`<code>${guest.identity}</code>`],

@@ -15,7 +15,7 @@ const SHOWN = {"": {}, "not-movable": {movable: false}, moving: {moving: true}, 
 /** The filters of an address, as the service takes them. */
 function parametersOf(query) {
   const given = (name) => query.get(name) || undefined;
-  return {...SHOWN[query.get("show") || ""], search: given("search"), host: given("host"), state: given("state"), managed_by: given("managed"), sort: given("sort"), duplicate: given("duplicate") || (SHOWN[query.get("show") || ""] || {}).duplicate, monitored: given("monitored") || (SHOWN[query.get("show") || ""] || {}).monitored};
+  return {...SHOWN[query.get("show") || ""], search: given("search"), host: given("host"), state: given("state"), managed_by: given("managed"), policy: given("policy"), sort: given("sort"), duplicate: given("duplicate") || (SHOWN[query.get("show") || ""] || {}).duplicate, monitored: given("monitored") || (SHOWN[query.get("show") || ""] || {}).monitored};
 }
 
 /** One page of guests; asked again when something of the site changes, and what was shown stays meanwhile. */
@@ -57,15 +57,15 @@ export function GuestTable({filters, columns = [], sort = "", change = null, off
 }
 
 export function Guests({query}) {
-  const [counts, setCounts] = useState(store.guestCounts), search = query.get("search") || "", show = query.get("show") || "", state = query.get("state") || "", managed = query.get("managed") || "", host = query.get("host");
+  const [counts, setCounts] = useState(store.guestCounts), search = query.get("search") || "", show = query.get("show") || "", state = query.get("state") || "", managed = query.get("managed") || "", host = query.get("host"), policy = query.get("policy");
   const set = (changes) => filterBy({...changes, offset: ""}), of = counts || {};
   const states = Object.entries(of.run_state || {}).map(([name, n]) => [name, name === "lost-contact" ? "lost contact" : name, n, name === "lost-contact" ? "bad" : ""]);
   const shown = [["not-movable", "cannot move", of.not_movable], ["moving", "moving", of.moving], ["duplicate", "run twice", of.duplicate, "bad"], ["unmonitored", "without a monitor", of.unmonitored]].filter(([name, , n]) => n || name === show);
   const managers = Object.entries(of.managed_by || {}).filter(([name]) => name).map(([name, n]) => [name, plain(name), n]);
-  return html`<h1>Guests${host ? ` of ${host}` : ""}</h1><div class="tools"><${Search} value=${search} change=${(value) => set({search: value})} label="Name, uuid or host" />
+  return html`<h1>Guests${host ? ` of ${host}` : ""}${policy ? ` with the policy ${policy}` : ""}</h1><div class="tools"><${Search} value=${search} change=${(value) => set({search: value})} label="Name, uuid or host" />
       <${Chips} label="State" items=${states} chosen=${state} choose=${(value) => set({state: value})} /><${Chips} label="Only those" items=${shown} chosen=${show} choose=${(value) => set({show: value})} />
       ${managers.length ? html`<${Chips} label="Managed by" items=${managers} chosen=${managed} choose=${(value) => set({managed: value})} />` : null}
-      ${host ? html`<button type="button" class="chip" onClick=${() => set({host: ""})}>all hosts</button>` : null}</div>
+      ${host ? html`<button type="button" class="chip" onClick=${() => set({host: ""})}>all hosts</button>` : null}${policy ? html`<button type="button" class="chip" onClick=${() => set({policy: ""})}>all policies</button>` : null}</div>
     <${GuestTable} filters=${parametersOf(route.query)} sort=${query.get("sort") || ""} change=${(value) => set({sort: value})} offset=${Number(query.get("offset")) || 0} go=${(next) => filterBy({offset: next ? String(next) : ""})} tell=${(page) => page.counts && setCounts(page.counts)} />`;
 }
 

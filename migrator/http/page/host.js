@@ -7,7 +7,7 @@ import {href} from "./router.js";
 import {store} from "./store.js";
 import {EvacuationCard, PastEvacuations} from "./evacuations.js";
 import {GuestTable} from "./guests.js";
-import {HostButtons, HostState} from "./hosts.js";
+import {HostButtons, HostState, leftDraining} from "./hosts.js";
 import {MigrationRows, PastMigrations} from "./migrations.js";
 
 export function Host({id}) {
@@ -17,7 +17,7 @@ export function Host({id}) {
   const evacuations = [...store.evacuations.values()].filter((one) => one.host === id || (one.hosts || []).some((each) => each.host === id));
   const migrations = [...store.migrations.values()].filter((one) => one.source === id || one.destination === id);
   const [runs, moves] = past.value || [{items: []}, {items: []}], twice = host.guests_duplicate || [];
-  return html`<div class="row"><h1>${id}</h1><${HostState} host=${host} /></div><${HostButtons} host=${host} />
+  return html`<div class="row"><h1>${id}</h1><${HostState} host=${host} /></div><${HostButtons} host=${host} home=${true} />${leftDraining(host) ? html`<p class="warn">${leftDraining(host)}</p>` : null}
     ${host.error ? html`<p class="bad">${sentence(host.error)}</p>` : null}${twice.length ? html`<p class="bad">${count(twice.length, "guest")} of it ${twice.length === 1 ? "runs" : "run"} twice: ${twice.join(", ")}. Stop one of each at once, then look at its disks.</p>` : null}
     ${host.guests_undriven ? html`<p class="bad">${count(host.guests_undriven, "guest")} in a migration that nobody drives: <code>migrator direct --rescue</code>.</p>` : null}
     <${Facts} items=${[

@@ -21,11 +21,19 @@ export function HostState({host}) {
   return html`<${State} of=${host.state} />${host.cordoned ? html` <span class="state warn">cordoned</span>` : null}${host.up ? null : html` <span class="state bad">unreachable</span>`}${twice ? html` <span class="state bad">${twice} run twice</span>` : null}`;
 }
 
-export function HostButtons({host}) {
-  const about = host.host, going = [...store.evacuations.values()].find((one) => one.host === host.host && one.state !== "scheduled");
-  return html`<div class="buttons">${host.state === "maintenance" ? html`<${Action} label="Restore" about=${about} press=${() => actions.restore(about)} /><${Action} label="Activate" about=${about} press=${() => actions.activate(about)} />`
-    : html`<${Action} label="Evacuate…" about=${about} why=${going ? "it is being emptied" : host.up ? "" : "it cannot be reached"} press=${() => actions.evacuate(about)} />`}
-    ${host.state === "draining" && !going ? html`<${Action} label="Activate" about=${about} press=${() => actions.activate(about)} />` : null}
+/** The evacuation or restore that works on it now. */
+const goingOn = (host) => [...store.evacuations.values()].find((one) => one.host === host.host && one.state !== "scheduled");
+
+/** Why it takes no guests though nothing empties it any more; empty where that is not so. */
+export const leftDraining = (host) => (host.state === "draining" && !goingOn(host) ? `Its last evacuation ended with guests left${host.guests ? "" : ", which have gone since"}: it takes none. Evacuate it again, restore it, or activate it.` : "");
+
+/** What can be done with a host. `home`: bringing its guests home is offered though it is active. */
+export function HostButtons({host, home = false}) {
+  const about = host.host, going = goingOn(host), busy = going ? (going.kind === "restore" ? "it is being filled again" : "it is being emptied") : "", away = host.up ? "" : "it cannot be reached";
+  const restore = host.state === "maintenance" || (host.state === "draining" && !going) || home;
+  return html`<div class="buttons">${host.state === "maintenance" ? null : html`<${Action} label="Evacuate…" about=${about} why=${busy || away} press=${() => actions.evacuate(about)} />`}
+    ${restore ? html`<${Action} label="Restore" about=${about} why=${busy || away || (host.cordoned ? "it is cordoned" : "")} press=${() => actions.restore(about)} />` : null}
+    ${host.state === "maintenance" || (host.state === "draining" && !going) ? html`<${Action} label="Activate" about=${about} why=${busy} press=${() => actions.activate(about)} />` : null}
     ${host.cordoned ? html`<${Action} label="Uncordon" about=${about} press=${() => actions.uncordon(about)} />` : host.state === "active" ? html`<${Action} label="Cordon" about=${about} press=${() => actions.cordon(about)} />` : null}</div>`;
 }
 
@@ -37,7 +45,7 @@ export function Hosts({query}) {
   return html`<h1>Hosts</h1><div class="tools"><${Search} value=${search} change=${(value) => filterBy({search: value, offset: ""})} label="Name, address, label=value, QEMU" />
       <${Chips} label="State" items=${chips} chosen=${state} choose=${(value) => filterBy({state: value, offset: ""})} /></div>
     <div class="scroll"><table role="table" class="blocks"><caption class="unseen">Hosts</caption><${Heads} columns=${COLUMNS} sort=${sort} change=${(value) => filterBy({sort: value, offset: ""})} />
-      <tbody role="rowgroup">${rows.map((host) => html`<tr role="row" key=${host.host}><td role="cell" class="name"><a data-row href=${links.host(host.host)}>${host.host}</a>${host.error ? html`<div class="small bad">${plain(host.error)}</div>` : null}${host.scheduled ? html`<div class="small"><a href=${links.evacuation(host.scheduled)}>to be emptied from ${clock(host.scheduled_at)}</a></div>` : null}</td>
+      <tbody role="rowgroup">${rows.map((host) => html`<tr role="row" key=${host.host}><td role="cell" class="name"><a data-row href=${links.host(host.host)}>${host.host}</a>${host.error ? html`<div class="small bad">${plain(host.error)}</div>` : null}${leftDraining(host) ? html`<div class="small warn">${leftDraining(host)}</div>` : null}${host.scheduled ? html`<div class="small"><a href=${links.evacuation(host.scheduled)}>to be emptied from ${clock(host.scheduled_at)}</a></div>` : null}</td>
         <td role="cell"><${HostState} host=${host} /></td><td role="cell" class="num" data-of="Guests"><a href=${href(["guests"], {host: host.host})} aria-label=${`${host.guests} guests of ${host.host}`}>${number(host.guests)}</a>${host.guests_not_movable ? html` <a class="warn small" href=${href(["guests"], {host: host.host, show: "not-movable"})}>${host.guests_not_movable} cannot move</a>` : null}</td>
         <td role="cell" class="num" data-of="Free memory">${bytes(host.memory_free_bytes)} <span class="quiet">of ${bytes(host.memory_total_bytes)}</span></td><td role="cell" class="num" data-of="CPUs">${host.cpus}</td><td role="cell" class="num" data-of="Link">${host.link_bytes_per_second ? rate(host.link_bytes_per_second) : "–"}</td>
         <td role="cell"><${HostButtons} host=${host} /></td></tr>`)}</tbody></table></div>

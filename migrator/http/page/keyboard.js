@@ -5,12 +5,12 @@ import {go, route} from "./router.js";
 import {store} from "./store.js";
 import {keep, kept} from "./theme.js";
 
-export const VIEWS = [["", "Now"], ["hosts", "Hosts"], ["guests", "Guests"], ["evacuations", "Evacuations"], ["migrations", "Migrations"], ["events", "Events"]];
+export const VIEWS = [["", "Now"], ["hosts", "Hosts"], ["guests", "Guests"], ["evacuations", "Evacuations"], ["migrations", "Migrations"], ["events", "Events"], ["saved", "Saved"], ["policies", "Policies"]];
 
 const OFF = "migrator-keys-off";
 const HELP = [
   ["/", "search in what is shown"], ["j  k", "the next or the previous row"], ["Enter", "open it"],
-  ["Esc", "leave the search, close a dialog, go up"], ["1 … 6", "Now, Hosts, Guests, Evacuations, Migrations, Events"], ["?", "this help"],
+  ["Esc", "leave the search, close a dialog, go up"], [`1 … ${VIEWS.length}`, VIEWS.map(([, text]) => text).join(", ")], ["?", "this help"],
 ];
 
 function Help() {

@@ -3,12 +3,12 @@ import {html, useEffect} from "./ui.js";
 import * as actions from "./actions.js";
 import {ask, at} from "./api.js";
 import {Curve, Downtime} from "./curve.js";
-import {Action, Empty, Facts, Findings, State, useAsked} from "./parts.js";
-import {bytes, clock, guestName, interval, percent, plain, rate, relative, seconds, sentence} from "./format.js";
+import {Action, Empty, Facts, Findings, Said, State, useAsked} from "./parts.js";
+import {bytes, clock, guestName, interval, now, percent, plain, rate, relative, seconds, sentence} from "./format.js";
 import {links} from "./router.js";
 import {isOperator, recallCurve, store} from "./store.js";
 import {progressOf} from "./migrations.js";
-import {ENDED, whyNoCancel, whyNoPostcopy, whyNoResolve} from "./words.js";
+import {ENDED, heldTodo, heldUntil, wayOf, whyNoCancel, whyNoPostcopy, whyNoResolve} from "./words.js";
 
 function Buttons({one}) {
   if (!isOperator()) return null;
@@ -41,14 +41,14 @@ export function Migration({id}) {
   if (!one) return asked.error ? html`<${Empty}>${sentence(asked.error)} <a href="#/migrations">All migrations</a></${Empty}>` : html`<${Empty}>Asking…</${Empty}>`;
   const [atSource, atTarget] = ends(one), forecast = one.forecast, running = !ENDED.has(one.state) && one.state !== "held";
   return html`<div class="row"><h1><a href=${links.guest(one.guest)}>${guestName(one)}</a></h1><${State} of=${one.state} bad=${one.ceiling_exceeded} />
-      <span class="quiet">${one.source} to ${one.destination}</span></div>
-    ${one.state === "held" ? html`<div class="card need bad"><h2>A person must look</h2><p>${sentence(one.error || one.held_code)} It waits for ${plain(one.held_until || "a person's word")}.</p>
-      <p>Look at both QEMUs, and say where the guest is. What will be done is said before it is done. <code>migrator status ${one.id}</code> says what to check.</p></div>` : one.error ? html`<p class="bad">${sentence(one.error)}</p>` : null}
+      <span class="quiet">${wayOf(one)}</span></div>
+    ${one.state === "held" ? html`<div class="card need bad"><h2>A person must look</h2><p>${sentence(one.error || one.held_code)} It waits for ${plain(heldUntil(one))}.</p>
+      <p class="todo">${heldTodo(one)}</p></div>` : one.error ? html`<p class="bad"><${Said} text=${sentence(one.error)} /></p>` : null}
     ${one.ceiling_exceeded ? html`<p class="bad">It stood still for longer than its policy allows.</p>` : null}
     ${running ? html`<progress max="1" value=${one.progress_ratio} aria-label=${`Progress of ${guestName(one)}`}></progress>
       <p>${[percent(one.progress_ratio), progressOf(one), interval(forecast) ? `between ${interval(forecast)}` : ""].filter(Boolean).join(", ")}</p>` : null}
     <${Buttons} one=${one} /><${Downtime} one=${one} />
-    <${Curve} one=${one} samples=${curve.samples} now=${Date.now()} />
+    <${Curve} one=${one} samples=${curve.samples} now=${now()} />
     <div class="ends"><${End} title="Source" host=${one.source} socket=${one.source_socket} text=${atSource} /><${End} title="Destination" host=${one.destination} socket=${one.destination_socket} text=${atTarget} /></div>
     ${one.findings && one.findings.length ? html`<h2>Findings</h2><${Findings} items=${one.findings} />` : null}
     <h2>Figures</h2><${Facts} items=${figures(one)} />`;

@@ -5,7 +5,7 @@ import {Empty, Search, Section, State} from "./parts.js";
 import {clock, guestName, percent, plain, rate, seconds} from "./format.js";
 import {filterBy, links} from "./router.js";
 import {failed, store} from "./store.js";
-import {ENDED, verdict} from "./words.js";
+import {ENDED, verdict, wayOf} from "./words.js";
 import {matches} from "./lists.js";
 
 /** What is to be said of one that is under way, in a few words. */
@@ -25,7 +25,7 @@ export function MigrationRows({items, label}) {
   const order = [...items].sort((a, b) => (b.state === "held") - (a.state === "held") || a.created_at.localeCompare(b.created_at));
   return html`<ul class="rows" aria-label=${label}>${order.slice(0, 200).map((one) => html`<li key=${one.id} class="card moving">
     <a data-row href=${links.migration(one.id)}>${guestName(one)}</a> <${State} of=${one.state} />
-    <span class="quiet small">${one.source} to ${one.destination}</span>
+    <span class="quiet small">${wayOf(one)}</span>
     <progress max="1" value=${one.progress_ratio} aria-label=${`Progress of ${guestName(one)}`}></progress>
     <span class="small figures">${percent(one.progress_ratio)}${one.bandwidth_bytes_per_second ? ` at ${rate(one.bandwidth_bytes_per_second)}` : ""}</span>
     <span class="small why">${progressOf(one)}</span></li>`)}</ul>`;
@@ -39,7 +39,7 @@ export function PastMigrations({items}) {
     <thead role="rowgroup"><tr role="row">${["Guest", "From", "To", "Result", "Took", "Downtime (ceiling)", "Ended"].map((each, n) => html`<th scope="col" role="columnheader" class=${n > 3 ? "num" : ""}>${each}</th>`)}</tr></thead>
     <tbody role="rowgroup">${items.map((one) => html`<tr role="row" key=${one.id}>
       <td role="cell" class="name"><a data-row href=${links.migration(one.id)}>${guestName(one)}</a></td>
-      <td role="cell" data-of="From">${one.source}</td><td role="cell" data-of="To">${one.destination}</td>
+      <td role="cell" data-of="From" class="host">${one.source}</td><td role="cell" data-of="To" class="host">${one.file_use === "save" ? html`<code>${plain(one.file)}</code>` : one.destination}</td>
       <td role="cell"><${State} of=${one.state} bad=${one.ceiling_exceeded} />${one.error ? html`<div class="quiet small">${plain(one.error)}</div>` : null}</td>
       <td role="cell" data-of="Took" class="num">${one.duration_seconds === null ? "" : seconds(one.duration_seconds)}</td>
       <td role="cell" data-of="Downtime (ceiling)" class=${`num ${one.ceiling_exceeded ? "bad" : ""}`}>${stoodStill(one)} (${seconds(one.max_downtime_seconds)}${one.ceiling_exceeded ? ", exceeded" : ""})</td>

@@ -4,13 +4,13 @@ import * as actions from "./actions.js";
 import {attention} from "./attention.js";
 import {EvacuationCard, PastEvacuations} from "./evacuations.js";
 import {MigrationRows, PastMigrations} from "./migrations.js";
-import {Action, Empty, Section} from "./parts.js";
+import {Action, Empty, Said, Section} from "./parts.js";
 import {clock, count, number, plain, seconds} from "./format.js";
 import {href} from "./router.js";
 import {isOperator, store} from "./store.js";
 
 function Item({item}) {
-  return html`<li class=${`card need ${item.level}`}><h3>${item.title}</h3><p>${item.what}</p>
+  return html`<li class=${`card need ${item.level}`}><h3>${item.title}</h3><p><${Said} text=${item.what} /></p>
     <p class="todo"><span class="unseen">What to do: </span>${item.todo}</p>
     ${item.link || (isOperator() && item.buttons.length) ? html`<div class="buttons">${item.buttons.map((each) => html`<${Action} key=${each.label} ...${each} about=${""} />`)}
       ${item.link ? html`<a class="button" data-row href=${item.link}>${item.see}</a>` : null}</div>` : null}</li>`;

@@ -2,17 +2,30 @@
 import {html, useEffect, useMemo, useRef, useState} from "./ui.js";
 import {count, number, plain} from "./format.js";
 import {name, tone} from "./words.js";
+import {links} from "./router.js";
 import {failed, store} from "./store.js";
 
 export const State = ({of, bad, text}) => html`<span class=${`state ${bad ? "bad" : tone(of)}`}>${text || name(of)}</span>`;
 
+const COMMAND = /migrator (restore|activate|evacuate|uncordon|cordon|cancel|status|resolve) ([A-Za-z0-9._-]*[A-Za-z0-9_-])/;
+
+/** A sentence of the service: a command that it names is a link to the view with that button. */
+export function Said({text}) {
+  const given = String(text ?? ""), found = COMMAND.exec(given);
+  if (!found) return given;
+  const [command, verb, subject] = found, after = given.slice(found.index + command.length);
+  const kind = store.hosts.has(subject) ? "host" : store.evacuations.has(subject) || store.pastEvacuations.some((one) => one.id === subject) ? "evacuation" : "migration";
+  const label = kind === "host" ? `${verb[0].toUpperCase()}${verb.slice(1)} ${subject}` : verb === "cancel" ? `cancel ${subject}` : `see ${subject}`;
+  return html`${given.slice(0, found.index)}<a href=${links[kind](subject)}>${label}</a><${Said} text=${after} />`;
+}
+
 /** A button that says why it cannot be pressed; only operators have any. */
 export function Action({label, why = "", kind = "", press, about = ""}) {
+  const [told, tell] = useState(false), title = why ? `Not now: ${why}` : "";
   if (store.session === null || store.session.role !== "operator") return null;
-  const title = why ? `Not now: ${why}` : "";
-  return html`<span class="action"><button type="button" class=${kind} aria-label=${about ? `${label} ${about}` : undefined}
-    aria-disabled=${why ? "true" : undefined} title=${title} onClick=${() => { if (!why) press(); }}>${label}</button>${
-    why ? html`<span class="why">${why}</span>` : null}</span>`;
+  return html`<span class=${`action ${told ? "told" : ""}`}><button type="button" class=${kind} aria-label=${about ? `${label} ${about}` : undefined}
+    aria-disabled=${why ? "true" : undefined} title=${title} onClick=${() => { if (why) tell(!told); else press(); }}>${label}</button>${
+    why ? html`<span class="why" role=${told ? "status" : undefined}>${why}</span>` : null}</span>`;
 }
 
 export function Section({title, id, aside, children}) {
@@ -24,7 +37,7 @@ export const Facts = ({items}) => html`<dl class="facts">${items.filter(Boolean)
 
 export const Findings = ({items}) => html`<ul class="findings">${items.map((each) => html`
   <li><span class=${`state ${each.severity === "error" ? "bad" : "warn"}`}>${each.severity}</span> <code>${each.code}</code>${" "}
-    <span>${plain(each.message)}</span>${each.remedy ? html` <span class="quiet">What to do: ${plain(each.remedy)}.</span>` : null}</li>`)}</ul>`;
+    <span><${Said} text=${plain(each.message)} /></span>${each.remedy ? html` <span class="quiet">What to do: <${Said} text=${plain(each.remedy)} />.</span>` : null}</li>`)}</ul>`;
 
 /** What an asked-for document is, or why it cannot be had; asked again when `again` changes. */
 export function useAsked(action, again) {

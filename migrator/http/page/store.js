@@ -1,6 +1,6 @@
 /** The one place that keeps what the service said; views read it and are drawn anew when it changes. */
 import {ApiError, ask, at, query} from "./api.js";
-import {guestName, plain} from "./format.js";
+import {guestName, now, plain, setClock} from "./format.js";
 import {ENDED, kindOf, name as word, subjectOf} from "./words.js";
 
 const KEPT_EVENTS = 500;
@@ -123,14 +123,20 @@ async function reconnect() {
   try { await ask("session", {seconds: AWAY_AFTER / 1000}); connect(); } catch (error) { lost(error); }
 }
 
+async function service() {
+  const asked = Date.now(), found = await ask("service", {seconds: AWAY_AFTER / 1000});
+  setClock(found.now, asked, Date.now());
+  return found;
+}
+
 async function snapshot() {
   const mine = [];
   heard = mine;
-  const [service, hosts, migrations, evacuations, past, ended] = await Promise.all([
-    ask("service"), ask("hosts"), ask("migrations?active=true"), ask("evacuations?active=true"),
+  const [found, hosts, migrations, evacuations, past, ended] = await Promise.all([
+    service(), ask("hosts"), ask("migrations?active=true"), ask("evacuations?active=true"),
     ask("migrations?limit=20"), ask("evacuations?limit=10"),
   ]);
-  store.service = service;
+  store.service = found;
   store.hosts = new Map(hosts.items.map((host) => [host.host, host]));
   store.migrations = new Map(migrations.items.map((one) => [one.id, one]));
   keepEvacuations(evacuations.items);
@@ -140,7 +146,7 @@ async function snapshot() {
   // What was heard while the answers were on their way may be newer than they are.
   if (heard === mine) heard = null;
   mine.forEach((event) => take(event, true));
-  Object.assign(store, {link: "live", loaded: true, freshAt: Date.now()});
+  Object.assign(store, {link: "live", loaded: true, freshAt: now()});
   store.edition += 1;
   changed();
   await countGuests();
@@ -148,7 +154,7 @@ async function snapshot() {
 
 /** Their forecasts count from when they were asked for. */
 function keepEvacuations(items) {
-  store.evacuations = new Map(items.map((one) => [one.id, {...one, as_of: Date.now()}]));
+  store.evacuations = new Map(items.map((one) => [one.id, {...one, as_of: now()}]));
 }
 
 async function countGuests() {
@@ -178,10 +184,10 @@ async function lookAgain() {
   if (!store.session || looking || document.hidden || store.link !== "live") return;
   looking = true;
   try {
-    store.service = await ask("service", {seconds: AWAY_AFTER / 1000});
+    store.service = await service();
     if (store.evacuations.size) keepEvacuations((await ask("evacuations?active=true")).items);
     await inventory();
-    store.freshAt = Date.now();
+    store.freshAt = now();
   } catch (error) { lost(error); } finally { looking = false; }
 }
 
@@ -192,7 +198,7 @@ export const refresh = () => snapshot().catch(lost);
 
 function take(event, again = false) {
   if (heard && !again) heard.push(event);
-  if (!again) { log(event); if (store.link === "live") store.freshAt = Date.now(); }
+  if (!again) { log(event); if (store.link === "live") store.freshAt = now(); }
   const tell = again ? () => {} : announce;
   if (event.subject === "migration") takeMigration(event, tell);
   else if (event.subject === "evacuation" && event.kind === "state") takeEvacuation(event, tell);
@@ -250,7 +256,7 @@ function takeEvacuation(event, tell) {
     store.evacuations.set(id, one);
     soon(`evacuation ${id}`, async () => {
       const found = await ask(at("evacuations", id));
-      if (!found.ended_at) store.evacuations.set(id, {...found, as_of: Date.now()});
+      if (!found.ended_at) store.evacuations.set(id, {...found, as_of: now()});
       changed();
     });
   }

@@ -69,7 +69,7 @@ function rowOf(guest, migrations, {begin, now, asOf, ended}) {
   const first = bars.find((bar) => bar.phase !== "waits");
   return {
     key: guest.guest, name: guestName(guest), link: guest.migration ? links.migration(guest.migration) : links.guest(guest.guest),
-    standing: guest.standing, state: active ? last.state : guest.standing, bad: guest.ceiling_exceeded, target: guest.target, bars, whisker, start: first ? first.from : from, end,
+    standing: guest.standing, state: active ? last.state : ended && guest.standing === "waiting" ? "not-begun" : guest.standing, bad: guest.ceiling_exceeded, target: guest.target, bars, whisker, start: first ? first.from : from, end,
     arrived: guest.standing === "moved" ? end : null,
     reason: [guest.ceiling_exceeded ? "Downtime above its ceiling." : "", plain(guest.reason), guest.doubt ? plain(guest.doubt) : "", guest.attempts > 1 ? `${count(guest.attempts, "attempt")}` : ""].filter(Boolean).join(" · "),
     detail: active ? activeDetail(last) : last && last.state === "completed" ? `${seconds(last.duration_seconds)}, downtime ${seconds(last.downtime_seconds)}` : "",

@@ -1,12 +1,12 @@
 /** A timeline as a picture: one bar a guest, time from left to right, its reason beside it. */
 import {html, useState} from "./ui.js";
 import {timeTicks} from "./axis.js";
-import {Chips, Findings, State, useWidth} from "./parts.js";
+import {Chips, Findings, Said, State, useWidth} from "./parts.js";
 import {clock, count, rate, seconds} from "./format.js";
 
 const FIRST = 200;
 const LEGEND = [["waits", "waits"], ["prepares", "prepares"], ["copies", "copies"], ["switch", "switch"], ["postcopy", "postcopy"], ["arrived", "arrived"], ["stays", "stays, or needs a person"], ["forecast", "forecast, with its interval"]];
-const CHIPS = [["stays", "cannot move", (row) => ["held", "set-aside", "no-target"].includes(row.standing)], ["moves", "moves", (row) => row.standing === "migrating"], ["waits", "waits", (row) => row.standing === "waiting"], ["arrived", "arrived", (row) => row.standing === "moved"]];
+const CHIPS = [["stays", "cannot move", (row) => ["held", "set-aside", "no-target"].includes(row.standing)], ["moves", "moves", (row) => row.standing === "migrating"], ["waits", "waits", (row) => row.standing === "waiting" && row.state !== "not-begun"], ["not-begun", "not begun", (row) => row.state === "not-begun"], ["arrived", "arrived", (row) => row.standing === "moved"]];
 
 /** x of a time, in thousandths of the width. */
 const scale = ({from, to}) => (at) => Math.min(1000, Math.max(0, ((at - from) / (to - from)) * 1000));
@@ -34,18 +34,18 @@ function Row({row, line}) {
   return html`<li class=${`guest ${row.standing}`}><div class="who">${row.link ? html`<a data-row href=${row.link}>${row.name}</a>` : html`<b>${row.name}</b>`}
       ${row.state === "planned" ? null : html`<${State} of=${row.state} bad=${row.bad || row.standing === "no-target"} />`}<span class="quiet small">${row.target ? ` to ${row.target}` : ""}${row.detail ? `, ${row.detail}` : ""}<span class="unseen">${times}</span></span></div>
     <${Strip} row=${row} line=${line} />
-    ${row.reason || (row.findings && row.findings.length) ? html`<div class="reason small">${row.reason}${row.findings && row.findings.length ? html`<${Findings} items=${row.findings} />` : null}</div>` : null}</li>`;
+    ${row.reason || (row.findings && row.findings.length) ? html`<div class="reason small"><${Said} text=${row.reason} />${row.findings && row.findings.length ? html`<${Findings} items=${row.findings} />` : null}</div>` : null}</li>`;
 }
 
-function Axis({line, ticks}) {
-  const x = scale(line), labels = [];
+function Axis({line, ticks, wide}) {
+  const x = scale(line), labels = [], edge = 32000 / Math.max(1, wide);
   const mark = (at, text, kind) => { if (at !== null && at !== undefined && at >= line.from && at <= line.to) labels.push({x: x(at) / 10, text, kind}); };
   mark(line.now, "now", "now");
   const due = line.since === null && line.deadline !== null ? `deadline ${clock(line.deadline).slice(0, 5)}` : "deadline";
   mark(line.deadline, due, "deadline");
   if (line.deadline !== null && line.deadline > line.to && (line.now !== null || line.since !== null)) labels.push({x: 100, text: `${due} →`, kind: "deadline"});
   return html`<div class="axis" aria-hidden="true"><div class="marks">${labels.map((each) => html`<span class=${`${each.kind} ${each.x > 80 ? "end" : ""}`} style=${{left: `${each.x}%`}}>${each.text}</span>`)}</div>
-    <div class="ticks">${ticks.map((tick) => html`<span class=${x(tick.at) > 940 ? "end" : x(tick.at) < 30 ? "start" : ""} style=${{left: `${x(tick.at) / 10}%`}}>${tick.text}</span>`)}</div></div>`;
+    <div class="ticks">${ticks.map((tick) => html`<span class=${x(tick.at) > 1000 - edge ? "end" : x(tick.at) < edge ? "start" : ""} style=${{left: `${x(tick.at) / 10}%`}}>${tick.text}</span>`)}</div></div>`;
 }
 
 /** The links' use, below the guests; drawn once there is some. */
@@ -71,7 +71,7 @@ export function Timeline({line, capacity, label}) {
     <div class="row legend small">${LEGEND.filter(([phase]) => phases.has(phase)).map(([phase, text]) => html`<span key=${phase}><i class=${`key ${phase}`} aria-hidden="true"></i>${text}</span>`)}</div>
     ${items.length > 1 ? html`<${Chips} label="Guests" items=${items} chosen=${chosen} choose=${choose} />` : null}
     ${line.forecast ? html`<p class="small quiet">${line.since === null ? `Forecast: all that can leave have left at ${clock(line.forecast.p50)}${line.forecast.p90 ? `, between ${clock(line.forecast.p10)} and ${clock(line.forecast.p90)}` : `, not before ${clock(line.forecast.p10)}; it may take much longer`}.` : `It takes about ${seconds(line.forecast.p50 / 1000)}${line.forecast.p90 ? `, between ${seconds(line.forecast.p10 / 1000)} and ${seconds(line.forecast.p90 / 1000)}` : ""}.`}</p>` : null}
-    <${Axis} line=${line} ticks=${ticks} />
+    <${Axis} line=${line} ticks=${ticks} wide=${wide} />
     <div class="field"><${Lines} line=${line} ticks=${ticks} /><ol class="guests" aria-label=${label}>${shown.map((row) => html`<${Row} key=${row.key} row=${row} line=${line} />`)}</ol>
     ${rows.length > shown.length ? html`<div class="buttons"><button type="button" onClick=${() => showAll(true)}>Show ${count(rows.length - shown.length, "other guest")}</button></div>` : null}
     <${Use} line=${line} capacity=${capacity} /></div></div>`;

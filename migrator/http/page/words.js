@@ -1,4 +1,5 @@
 /** What states are called, which of them are good, and why a button is not offered now. */
+import {guestName, plain} from "./format.js";
 
 export const ENDED = new Set(["completed", "failed", "cancelled", "guest-ended"]);
 
@@ -6,7 +7,7 @@ const TONES = {
   completed: "good", moved: "good", done: "good", active: "good", running: "good", fits: "good", acting: "good",
   failed: "bad", held: "bad", "set-aside": "bad", incomplete: "bad", "does-not-fit": "bad", "lost-contact": "bad",
   stopped: "warn", cancelled: "warn", draining: "warn", maintenance: "warn", "no-target": "warn", "guest-ended": "warn",
-  recovering: "warn", "may-not-fit": "warn", gone: "warn", left: "warn", paused: "warn", saved: "warn",
+  recovering: "warn", "may-not-fit": "warn", gone: "warn", left: "warn", paused: "warn", saved: "warn", outdated: "warn", unknown: "warn", missing: "bad", unreadable: "bad",
   precopy: "busy", postcopy: "busy", switchover: "busy", mirroring: "busy", preparing: "busy", finishing: "busy",
   migrating: "busy", emptying: "busy", restoring: "busy", "handed-over": "busy", awaited: "busy", "evacuation running": "busy",
 };
@@ -16,7 +17,7 @@ const NAMES = {
   waiting: "waits", queued: "waits", migrating: "moves", moved: "arrived", "set-aside": "set aside", "no-target": "no target",
   completed: "completed", recovering: "recovers", "guest-ended": "guest ended", "lost-contact": "lost contact",
   "handed-over": "handed over", awaited: "waits to be ready", emptying: "is emptied", restoring: "is filled again",
-  "may-not-fit": "may be too short", "does-not-fit": "too short", fits: "long enough", unknown: "not forecast yet",
+  "not-begun": "not begun", "may-not-fit": "may be too short", "does-not-fit": "too short", fits: "long enough", unknown: "not forecast yet",
 };
 
 export const tone = (state) => TONES[state] || "plain";
@@ -33,8 +34,26 @@ export function subjectOf(one) {
 
 export const titleOf = (one) => `${kindOf(one)[0].toUpperCase()}${kindOf(one).slice(1)} of ${subjectOf(one)}`;
 
+/** From where to where, a file included. */
+export function wayOf(one) {
+  if (one.file_use === "save") return `from ${one.source} into ${plain(one.file)}`;
+  if (one.file_use === "load") return `from ${plain(one.file)} to ${one.destination}`;
+  return `${one.source} to ${one.destination}`;
+}
+
 /** Guests of an evacuation that will not leave by themselves. */
 export const STAYING = new Set(["held", "set-aside", "no-target"]);
+
+/** Why guests of one that has ended are where they were, the same reasons together; at most so many guests named. */
+export function whyLeft(one, named = 3) {
+  const left = (one.guests || []).filter((guest) => guest.standing !== "moved"), reasons = new Map();
+  if (one.kind === "roll" || !left.length) return plain(one.error || "");
+  for (const guest of left) reasons.set(guest.reason || name(guest.standing), [...(reasons.get(guest.reason || name(guest.standing)) || []), guest]);
+  return [...reasons].sort((a, b) => a[1].length - b[1].length).map(([reason, guests]) => {
+    const names = guests.slice(0, named).map(guestName).join(", "), more = guests.length > named ? ` and ${guests.length - named} more` : "";
+    return `${names}${more}: ${plain(reason)}`;
+  }).join("; ");
+}
 
 export function whyNoCancel(one) {
   if (ENDED.has(one.state)) return "it has ended";
@@ -52,6 +71,22 @@ export function whyNoPostcopy(one) {
   if (["queued", "waiting", "preparing", "mirroring"].includes(one.state)) return "memory is not copied yet, or its policy or QEMU does not allow postcopy";
   if (["switchover", "finishing"].includes(one.state)) return "it is too late";
   return `policy ${one.policy} or one of the two QEMUs does not allow postcopy`;
+}
+
+/** What a held migration waits for, with the names of its hosts. */
+export const heldUntil = (one) => (one.held_until || "a person's word").replace("at the source", `at ${one.source}`).replace("at the destination", `at ${one.destination}`);
+
+/** Which of the buttons the controller would follow, as far as it said so: the names of those places. */
+export function answersTaken(one) {
+  const said = one.held_until || "", places = [["source", `It is at ${one.source}`], ["destination", `It is at ${one.destination}`], ["lost", "It is lost"]];
+  return said.includes("a person's word that") ? places.filter(([word]) => said.includes(word === "lost" ? "is lost" : `at the ${word}`) || (word === "lost" && said.includes("or lost"))).map(([, label]) => label) : [];
+}
+
+/** What a person is to do about a held migration, and with which button. */
+export function heldTodo(one) {
+  const taken = answersTaken(one), look = `Look at both QEMUs, on ${one.source} and on ${one.destination}`;
+  if (!taken.length) return `${look}, and press the button that says where the guest is. What will be done is said before it is done.`;
+  return `${look}. Where you see that it is so, press ${taken.map((label) => `“${label}”`).join(" or ")}: what will be done is said before it is done.`;
 }
 
 export function whyNoResolve(one) {
