@@ -16,7 +16,7 @@ from typing import Any
 
 from playwright.async_api import async_playwright
 
-from bench.page_site import TOKEN, served, site_of
+from bench.page_site import TOKEN, TwoHooks, served, site_of
 from migrator.api.commands import Evacuate, Migrate
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine
@@ -92,7 +92,10 @@ async def draw(directory: Path) -> None:
         sys.exit("there is no chromium here")
     site = site_of(hosts=8, guests=120, link=200 * MIB)
     with tempfile.TemporaryDirectory() as records:
-        async with served(site, Path(records)) as (running, url), async_playwright() as playwright:
+        async with (
+            served(site, Path(records), hooks=TwoHooks()) as (running, url),
+            async_playwright() as playwright,
+        ):
             browser = await playwright.chromium.launch(executable_path=program)
             async with _window(browser, url, directory, size=_DESK, scheme="dark") as dark:
                 await dark.take("well")
@@ -104,6 +107,13 @@ async def draw(directory: Path) -> None:
                 await dark.page.get_by_role("button", name="Evacuate host-1", exact=True).click()
                 await dark.page.wait_for_selector("dialog:not([open])", state="attached")
                 evacuation = running.queries.active_evacuations()[0]
+                await dark.open("#/evacuations", "article")
+                await dark.page.get_by_role("button", name="Roll through hosts…").click()
+                for host in ("host-3", "host-4"):
+                    await dark.page.get_by_role("checkbox", name=f"{host} ").check()
+                await dark.page.wait_for_selector("dialog fieldset + fieldset .check")
+                await dark.take("roll")
+                await dark.page.get_by_role("button", name="Back").click()
                 await dark.open(f"#/evacuations/{evacuation.id}", ".guest .bar.copies")
                 while (await running.queries.evacuation(evacuation.id)).guests_left > len(
                     evacuation.guests
@@ -132,6 +142,8 @@ async def draw(directory: Path) -> None:
                 await light.take("migration")
                 await light.open("#/guests?sort=-memory_bytes", "tbody tr:nth-child(20)")
                 await light.take("guests")
+                await light.open("#/policies", "article")
+                await light.take("policies")
             await browser.close()
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from migrator.core.hooks import Hook, HookPlace, HookResult, RollPoint
 from migrator.http.app import create_app
 from migrator.http.limits import Limits
 from migrator.http.listeners import Tcp, UnixSocket
 from migrator.http.server import Servers
 from migrator.ports import Grant
+from migrator.ports.hooks import RollHooks
 from migrator.replica.channel import MessageKind
 from migrator.replica.publisher import Publisher
 from migrator.replica.queries import ReplicaQueries
@@ -65,6 +67,19 @@ class OneToken:
         return {"token operator", *self._sessions} & set(grants)
 
 
+class TwoHooks:
+    """Implements :class:`migrator.ports.hooks.RollHooks`: one hook patches, one says whether the host is ready."""
+
+    def for_roll(self, point: RollPoint) -> Sequence[Hook]:
+        """See the protocol."""
+        name = "patch-and-reboot" if point is RollPoint.AFTER_DRAIN else "smoke-test"
+        return [Hook(name=name, point=point, command=("/it",), place=HookPlace.HOST, timeout_seconds=1800.0)]
+
+    async def run(self, hook: Hook, host: str, document: Mapping[str, Any]) -> HookResult:  # noqa: ARG002 - all are well
+        """See the protocol."""
+        return HookResult(status=0)
+
+
 def site_of(*, hosts: int, guests: int, link: float = 120 * MIB, seed: int = 1) -> SimulatedSite:
     """Return a site whose guests are spread evenly, write at various rates, and of whom a few cannot move."""
     site, chance = SimulatedSite(), random.Random(seed)
@@ -98,9 +113,15 @@ class _Replica:
 
 
 @asynccontextmanager
-async def served(site: SimulatedSite, directory: Path) -> AsyncIterator[tuple[RunningEngine, str]]:
-    """Run the engine on the site and serve it, while the block lasts; what is returned last is the page's address."""
+async def served(
+    site: SimulatedSite, directory: Path, *, hooks: RollHooks | None = None
+) -> AsyncIterator[tuple[RunningEngine, str]]:
+    """Run the engine on the site and serve it, while the block lasts; what is returned last is the page's address.
+
+    :param hooks: of rolls.
+    """
     service, replica = SimulatedService(directory / "records", site), _Replica()
+    service.roll_hooks = hooks
     async with service.running(killed=True) as running:
         publisher = Publisher(source=running.queries, events=running.bus)
         publisher.attach(replica)
