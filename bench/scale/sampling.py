@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import signal
+import sys
+import threading
 import time
+import traceback
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -70,6 +76,60 @@ class Sampler:
             self._samples = self._looks = 0
             for counted in (self._own, self._all, self._awaited):
                 counted.clear()
+
+
+#: A loop that stands still for so long is worth a line; it is looked for so often.
+_STALL_SECONDS, _BEAT_SECONDS = 0.15, 0.01
+
+
+@contextlib.contextmanager
+def watch_stalls(file: Path) -> Iterator[None]:
+    """Write what the event loop was doing whenever it stood still, and how long Python looked for garbage."""
+    loop, main, ended = asyncio.get_running_loop(), threading.get_ident(), threading.Event()
+    beat = time.monotonic()
+    out = file.open("a", encoding="utf-8")
+
+    def say(text: str) -> None:
+        out.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        out.flush()
+
+    def go_on() -> None:
+        nonlocal beat
+        beat = time.monotonic()
+        if not ended.is_set():
+            loop.call_later(_BEAT_SECONDS, go_on)
+
+    def look() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            late = time.monotonic() - beat
+            if late < _STALL_SECONDS:
+                continue
+            stack = traceback.extract_stack(sys._current_frames()[main])  # noqa: SLF001 - there is no other way
+            said = " < ".join(f"{each.name}:{each.lineno}" for each in stack[:-9:-1])
+            while time.monotonic() - beat > _STALL_SECONDS / 2 and not ended.wait(_BEAT_SECONDS):
+                late = max(late, time.monotonic() - beat)
+            say(f"stood still for {late:.2f} s: {said}")
+
+    began = 0.0
+
+    def collected(phase: str, found: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = time.monotonic()
+        elif time.monotonic() - began > _STALL_SECONDS:
+            say(f"garbage of generation {found['generation']} for {time.monotonic() - began:.2f} s")
+
+    gc.callbacks.append(collected)
+    thread = threading.Thread(target=look, name="stalls", daemon=True)
+    loop.call_soon(go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        gc.callbacks.remove(collected)
+        out.close()
 
 
 def _awaited(task: asyncio.Task[Any]) -> str:

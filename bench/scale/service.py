@@ -24,11 +24,12 @@ from bench import simulated_service
 from bench.lateness import children, lines, measure_lateness, processor_seconds, read_lateness, resident_bytes
 from bench.scale.farm import Farm
 from bench.scale.progress import say
-from bench.scale.sampling import Sampler
+from bench.scale.sampling import Sampler, watch_stalls
 from bench.scale.site import FarmSite, GuestSpec, fill
 
 _FARMS = 2
-#: Names a file that gets a profile of the process that steers, every five seconds anew; its end is the controller.
+#: Names a file that gets a profile of the process that steers, every five seconds anew, and another for what it did
+#: when its loop stood still; their ends are the controller.
 _PROFILE = "BENCH_PROFILE"
 _START_SECONDS, _END_SECONDS, _SAY_SECONDS = 180.0, 600.0, 10.0
 #: What was counted, and how late timers were, is told each second.
@@ -274,8 +275,9 @@ def main(arguments: list[str]) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(measure_lateness(late), name="lateness")
             if (file := os.environ.get(_PROFILE)) is not None:
-                own = Path(f"{file}.{config.parent.name}")
-                tasks.create_task(Sampler().write(own), name="profile")
+                own = f"{file}.{config.parent.name}"
+                with watch_stalls(Path(f"{own}.stalls")):
+                    await Sampler().write(Path(own))
 
     simulated_service.serve(config, site.in_place, beside=beside)
 

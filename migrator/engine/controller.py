@@ -349,9 +349,9 @@ class Engine:
         host = self.inventory.host(name)
         return host is not None and host.up
 
-    def is_moving(self) -> bool:
-        """Return whether migrations are driven now, by this controller."""
-        return self.registry.busy_here() > 0
+    def count_under_way(self) -> int:
+        """Return how many migrations are under way, whoever drives them."""
+        return self.registry.count_live
 
     def is_switching(self) -> bool:
         """Return whether a guest is being switched now, by this controller."""

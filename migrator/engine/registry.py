@@ -71,6 +71,11 @@ class Registry:
             self._drop(name)
         return list(self._live.values())
 
+    @property
+    def count_live(self) -> int:
+        """Return how many there are in :meth:`live`; one that has ended may be among them for a moment longer."""
+        return len(self._live)
+
     def of_guest(self, key: str) -> JournalledSession | None:
         """Return the migration of that guest that has not ended, if there is one."""
         return next((each for each in self._of_guest.get(key, {}).values() if not each.ended), None)

@@ -94,7 +94,7 @@ async def driving(
         driver=mark,
     )
     heartbeat.driven = lambda: migrations.count
-    garbage.moving.append(lambda: migrations.count > 0)
+    garbage.moving.append(lambda: migrations.count)
     garbage.switching.append(migrations.is_switching)
     tasks = [
         asyncio.create_task(keep_going(name, work), name=name)

@@ -22,24 +22,43 @@ _TURNS = 5
 _YOUNG, _ONCE, _NEVER = 5_000, 5, 1_000_000
 #: All objects are looked at when there are so many more blocks of memory than after the last time, in number and in
 #: ratio: the latter where nothing moves, while guests move, and while one of them is being switched. Looking through a
-#: thousand migrations takes a second, in which nobody is steered; and what has come is hardly ever garbage.
+#: thousand migrations takes a second, in which nobody is steered and no lease is renewed; and what has come is hardly
+#: ever garbage.
 _MORE, _MORE_RATIO, _MOVING_RATIO, _SWITCHING_RATIO = 30_000, 0.05, 0.5, 2.0
+#: ... besides what each migration that has begun takes by itself: where a thousand begin, nothing of that is garbage.
+_BLOCKS_EACH = 4_000
 #: Not sooner than so much later, nor than so many times what that took.
 _ALL_SECONDS, _REST_RATIO = 10.0, 20.0
+
+
+def is_due(more: int, *, left: int, under_way: int, begun: int, switching: bool) -> bool:
+    """Tell whether all objects are to be looked at.
+
+    :param more: blocks of memory that have come since they were the last time.
+    :param left: those that were left then.
+    :param under_way: migrations; so many more than then were `begun`.
+    :param switching: the guest of one of them is being switched.
+    """
+    if more < max(_MORE, _MORE_RATIO * left):
+        return False
+    if not under_way:
+        return True
+    return more - _BLOCKS_EACH * max(0, begun) > (_SWITCHING_RATIO if switching else _MOVING_RATIO) * left
 
 
 class GarbageCollection:
     """Collects the garbage of this process; one for all that runs in it.
 
-    :ivar moving: each tells whether guests move now: then all objects are looked at more seldom.
+    :ivar moving: each tells how many migrations are under way: then all objects are looked at more seldom.
     :ivar switching: each tells whether one of them is being switched: then more seldom still.
     """
 
     def __init__(self) -> None:
-        self.moving: list[Callable[[], bool]] = []
+        self.moving: list[Callable[[], int]] = []
         self.switching: list[Callable[[], bool]] = []
-        #: How many blocks were left the last time that all objects were looked at, when that was, and what it took.
-        self._after_last = 0
+        #: How many blocks were left the last time that all objects were looked at, and migrations under way; when that
+        #: was, and what it took.
+        self._after_last = self._under_way = 0
         self._last_at, self._took = time.monotonic(), 0.0
 
     async def run(self) -> None:
@@ -64,20 +83,23 @@ class GarbageCollection:
             gc.unfreeze()
 
     def _all_due(self, blocks: int, now: float) -> bool:
-        more = blocks - self._after_last
-        if more < max(_MORE, _MORE_RATIO * self._after_last):
-            return False
         if now - self._last_at < max(_ALL_SECONDS, _REST_RATIO * self._took):
             return False
-        if more > _SWITCHING_RATIO * self._after_last:
-            return True
-        if any(each() for each in self.switching):
-            return False
-        return more > _MOVING_RATIO * self._after_last or not any(each() for each in self.moving)
+        under_way = self._count_under_way()
+        return is_due(
+            blocks - self._after_last,
+            left=self._after_last,
+            under_way=under_way,
+            begun=under_way - self._under_way,
+            switching=any(each() for each in self.switching),
+        )
+
+    def _count_under_way(self) -> int:
+        return sum(each() for each in self.moving)
 
     def _leave_out(self) -> None:
         """Look at all objects that are not left out yet, and leave out what stays."""
-        began = time.monotonic()
+        began, self._under_way = time.monotonic(), self._count_under_way()
         gc.collect()
         gc.freeze()
         self._after_last, self._last_at = sys.getallocatedblocks(), time.monotonic()

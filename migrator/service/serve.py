@@ -223,7 +223,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
             earlier_overheads=FileExperience(directory=directory).read,
         )
         inventory.on_change(engine.inventory_changed)
-        garbage.moving.append(engine.is_moving)
+        garbage.moving.append(engine.count_under_way)
         garbage.switching.append(engine.is_switching)
         live.subscribe(Rules.of, lambda rules: lambda: setattr(engine, "rules", rules))
         live.subscribe(
