@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ async def test_garbage_goes_away_while_the_service_runs() -> None:
     ],
 )
 def test_what_a_thousand_migrations_take_that_begin_is_not_looked_through(
-    more: int, how: dict[str, int], due: bool
+    more: int, how: dict[str, Any], due: bool
 ) -> None:
     # Nobody is steered meanwhile, and no lease is renewed.
     assert is_due(more, left=1_000_000, **{"begun": 0, "switching": False, **how}) is due
