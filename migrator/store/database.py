@@ -28,8 +28,9 @@ from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts, SqliteFile
 
 #: Those who read at once.
 _READERS = 4
-#: Writes in one transaction; more would make the first wait for the last.
-_BATCH = 200
+#: Writes in one transaction, at most and at least; more would make the first wait for the last. Where they take longer
+#: than so much together the next are fewer: a lease is renewed between two transactions.
+_BATCH, _LEAST_BATCH, _TRANSACTION_SECONDS = 200, 5, 0.25
 #: Rows that are given to the database before others on the event loop have their turn.
 _ROWS_AT_ONCE = 100
 
@@ -87,6 +88,8 @@ class Database:
         self._turns = asyncio.Semaphore(_READERS)
         self._writing = backend.engine(connections=1, writing=True)
         self._batches = itertools.count(1)
+        #: Writes that are done together.
+        self._batch = _BATCH
         self._jobs: deque[_Job] = deque()
         #: Those that come before them.
         self._first: deque[_Job] = deque()
@@ -271,19 +274,28 @@ class Database:
                 await self._there.wait()
                 self._there.clear()
                 while waiting := self._first or self._jobs:
-                    jobs = [waiting.popleft() for _ in range(min(_BATCH, len(waiting)))]
+                    jobs = [waiting.popleft() for _ in range(min(self._batch, len(waiting)))]
                     jobs.sort(key=lambda job: job.order)
+                    began = time.monotonic()
                     try:
                         with contained("the writer of the journal"):
                             await self._commit(jobs)
                     except MigratorError as error:
                         for job in jobs:
                             job.fail(JournalError(str(error)))
+                    self._note_seconds(len(jobs), time.monotonic() - began)
                 if self._closing:
                     return
         finally:
             for job in (*jobs, *self._first, *self._jobs):
                 job.fail(JournalError(f"the journal {self.name} is closed"))
+
+    def _note_seconds(self, count: int, seconds: float) -> None:
+        """Note what so many writes took: how many are done together next time."""
+        if seconds > _TRANSACTION_SECONDS:
+            self._batch = max(_LEAST_BATCH, int(count * _TRANSACTION_SECONDS / seconds))
+        else:
+            self._batch = min(_BATCH, 2 * self._batch)
 
     async def _commit(self, jobs: list[_Job], *, afresh: bool = True) -> None:
         try:

@@ -68,3 +68,31 @@ async def test_a_lease_is_renewed_before_all_that_waits_to_be_written(tmp_path: 
     finally:
         await opened.close()
     assert done == ["renewal", *["write"] * 300]
+
+
+async def test_where_writes_take_long_fewer_go_together_and_a_lease_waits_for_few_of_them(
+    tmp_path: Path,
+) -> None:
+    opened = await Database.open(tmp_path / "journal.db")
+    done: list[str] = []
+
+    async def slow(connection: AsyncConnection) -> None:
+        await asyncio.sleep(0.02)
+        done.append("write")
+
+    async def renew(connection: AsyncConnection) -> None:
+        done.append("renewal")
+
+    try:
+        await asyncio.gather(*(opened.write(slow) for _ in range(40)))
+        done.clear()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(60):
+                group.create_task(opened.write(slow))
+            while not done:  # the first of them are being written
+                await asyncio.sleep(0.001)
+            group.create_task(opened.write_unleased(renew, first=True))
+    finally:
+        await opened.close()
+    assert done.count("write") == 60
+    assert 5 <= done.index("renewal") <= 20
