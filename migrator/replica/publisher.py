@@ -23,6 +23,9 @@ from migrator.replica.channel import MessageKind
 
 #: Documents are compared so often; whether hosts were looked at, which may be many, is seen every so many times.
 _TICK_SECONDS, _TICKS_A_LOOK = 0.05, 4
+#: When all were compared and none was different, they are compared again after so long, or after the next event: one
+#: host with all its guests would be gone through at each tick otherwise.
+_REST_SECONDS = 0.5
 #: A portion takes so long, and then others have their turn for as long. Of a tick so much is spent on comparing.
 _PORTION_SECONDS = 0.001
 _STATUS_SECONDS = 1.0
@@ -97,7 +100,11 @@ class Publisher:
         self._looked_at: Mapping[str, datetime | None] = {}
         self._status = b""
         self._status_at = 0.0
+        #: Documents whose turn to be compared comes in this round; whether one of them was different; when the next round
+        #: may begin, on the loop's clock.
         self._compared: deque[_Key] = deque()
+        self._different = False
+        self._next_round = 0.0
         self._unreadable: set[tuple[str, str]] = set()
         events.subscribe(self._published)
         events.subscribe(self._delivered, journalled=True)
@@ -106,6 +113,7 @@ class Publisher:
         """Send everything to `channel`, then what changes, until :meth:`detach`."""
         self.detach()
         self._channel = channel
+        self._next_round = 0.0
         channel.send(MessageKind.BEGIN)
         self._look_for_changes()
         for subject in (Subject.MIGRATION, Subject.EVACUATION):
@@ -150,6 +158,7 @@ class Publisher:
     def _published(self, event: Event) -> None:
         if self._channel is None:
             return
+        self._different, self._next_round = True, 0.0  # where something happens, more may that no event tells
         self._channel.send(MessageKind.EVENT, event.text.encode())
         self._undelivered.append(event)
         key = (event.subject, event.subject_id)
@@ -236,6 +245,7 @@ class Publisher:
             self._guests.pop(identifier, None)
             self._evacuations.pop(identifier, None)
             self._there.discard(key)
+            self._different = True
             self._channel.send(MessageKind.FORGOTTEN, json.dumps([subject, identifier]).encode())
             return
         if isinstance(found, HostDocument):
@@ -249,6 +259,7 @@ class Publisher:
         if self._sent.get(key) != (digest := hash(text)):
             self._sent[key] = digest
             self._there.add(key)
+            self._different = True
             self._channel.send(kind, text.encode())
 
     def _send_host(self, channel: MessageSender, key: _Key, host: HostDocument) -> None:
@@ -272,6 +283,7 @@ class Publisher:
             return
         self._sent[key], self._guests[host.host] = digest, now
         self._there.add(key)
+        self._different = True
         if before is None or not _follows(now, before):
             guests = ",".join(text for _, text in now.values())
             channel.send(MessageKind.HOST, f'{{"host":{text},"guests":[{guests}]}}'.encode())
@@ -296,9 +308,11 @@ class Publisher:
 
     def _compare(self) -> None:
         """Compare some documents with what was sent; in a while it was each one's turn."""
-        if self._changed:
+        now = asyncio.get_running_loop().time()
+        if self._changed or (not self._compared and now < self._next_round):
             return
         if not self._compared:
+            self._different = False
             self._compared.extend((Subject.HOST, name) for name in self._looked_at)
             for subject in (Subject.MIGRATION, Subject.EVACUATION):
                 there = {(subject, identifier) for identifier in self._source.remembered(subject)}
@@ -307,6 +321,8 @@ class Publisher:
         until = time.perf_counter() + _PORTION_SECONDS
         while self._compared and time.perf_counter() < until:
             self._send_readable(self._compared.popleft())
+        if not self._compared and not self._different:
+            self._next_round = now + _REST_SECONDS
 
 
 def _follows(now: Collection[_Place], before: Collection[_Place]) -> bool:

@@ -160,6 +160,23 @@ async def test_what_no_event_tells_is_found_by_comparing(service: SimulatedServi
 
 
 @looptime
+async def test_guests_are_gone_through_twice_a_second_at_most_while_nothing_happens(
+    service: SimulatedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica(service)
+    async with service.running() as running, published(running) as publisher:
+        publisher.attach(replica)
+        await replica.state.complete.wait()
+        await asyncio.sleep(2.0)
+        asked, known_guests = [], running.queries.known_guests
+        monkeypatch.setattr(
+            running.queries, "known_guests", lambda host: asked.append(host) or known_guests(host)
+        )
+        await asyncio.sleep(10.0)
+        assert 10 <= asked.count("a") <= 22
+
+
+@looptime
 async def test_what_memory_has_forgotten_is_read_from_the_journal(service: SimulatedService) -> None:
     replica = Replica(service)
     async with service.running() as running, published(running) as publisher:
