@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from migrator.cli import Exit
-from migrator.cli.direct_pair import PairRecords
+from migrator.cli.direct_records import PairRecords
 from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept

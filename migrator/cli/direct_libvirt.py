@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from migrator.addresses import host_port
@@ -33,19 +34,21 @@ from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.core.process.guest_network import GuestTaps
 from migrator.engine.migration.services import EndLocation
 from migrator.errors import CommandFailed, Refused, Unreachable, UsageError
+from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
-from migrator.hosts.path_probe import PathProbe
 from migrator.libvirt.domains import NamedDomain, find_guest
 from migrator.libvirt.end import DomainEnd
 from migrator.ports import Qemu, StreamPath, StreamTunnel, UnprobedPath
-from migrator.site.connections import HostConnections
+from migrator.site.host_directory import FactsReader
 from migrator.site.libvirt_connections import LibvirtConnections
 from migrator.site.managed_checks import ManagedChecks
 from migrator.site.managed_ends import ArrivingGuest, ManagedEnds
 
 #: Seconds to find the guest.
 _FIND_SECONDS = 10.0
+#: Seconds until the hosts are at work on what a check asks.
+_ASKED_SECONDS = 0.015
 #: Options about monitors, of which a guest of libvirt has none that is ours.
 _OF_MONITORS = ("destination_pid", "fence_command", "tls_ca", "tls_cert", "tls_key", "take_over")
 
@@ -129,9 +132,38 @@ def _both(request: Request) -> tuple[LibvirtAddress, LibvirtAddress]:
     return here, there
 
 
+async def _load_driver() -> None:
+    """Load what will drive the migration, while hosts and daemons find their answers."""
+    await asyncio.sleep(_ASKED_SECONDS)
+    import migrator.engine.migration.managed_driver  # noqa: F401, PLC0415 - for who needs it next
+
+
 async def _never_gone(where: str, identity: Mapping[str, Any]) -> bool:
     """Return False: a guest of libvirt outlives its process."""
     return False
+
+
+class _PairHosts:
+    """Implements :class:`migrator.site.host_directory.ManagedHosts` for the hosts of one pair."""
+
+    def __init__(self, hosts: Mapping[str, tuple[HostAccess, HostConfig]]) -> None:
+        self._hosts = hosts
+        self.held: dict[tuple[str, str], str] = {}
+
+    def access(self, host: str) -> HostAccess:
+        """Return the way to one of them."""
+        return self._hosts[host][0]
+
+    def config(self, host: str) -> HostConfig:
+        """Return what is known of one of them."""
+        return self._hosts[host][1]
+
+    @cached_property
+    def facts(self) -> FactsReader:
+        """Return what reads their facts."""
+        from migrator.site.recent_facts import RecentFacts  # noqa: PLC0415 - only of guests on bridges
+
+        return RecentFacts(self)
 
 
 class LibvirtPair(UnattendedSite):
@@ -147,14 +179,14 @@ class LibvirtPair(UnattendedSite):
         self._here, self._there, self._tls = here, there, tls
         self._source_name, self._target_name = here.site_name, there.site_name
         self._address = host_port(listen.partition(":")[2], least=0)[0]
-        hosts = {}
+        hosts: dict[str, tuple[HostAccess, HostConfig]] = {}
         for each in (here, there):
             ssh = over_ssh.config(each.socket_address) if each.host else None
             access = over_ssh.access(each.socket_address) if each.host else LocalAccess(each.site_name)
             addresses = (self._address,) if each is there else HostConfig(name="").addresses
             config = HostConfig(name=each.site_name, addresses=addresses, libvirt=each.daemon, ssh=ssh)
             hosts[each.site_name] = access, config
-        self._connections = HostConnections(hosts)
+        self._connections = _PairHosts(hosts)
         self._daemons = LibvirtConnections(self._connections)
         self._ends = ManagedEnds(self._connections, self._daemons)
         self._checks = ManagedChecks(self._connections, self._daemons)
@@ -198,14 +230,9 @@ class LibvirtPair(UnattendedSite):
         )
 
     def _ask_ahead(self) -> asyncio.Future[Any]:
-        """Begin to ask what the check will want to know; what fails is told there."""
-        asked = [
-            self._connections.facts.recent(name)
-            for name in dict.fromkeys((self._source_name, self._target_name))
-        ]
-        if (target := self._daemons.connection(self._target_name)) is not None:
-            asked.append(target.open())
-        return asyncio.gather(*asked, return_exceptions=True)
+        """Begin to open the target, which the check will ask; what fails is told there."""
+        target = self._daemons.connection(self._target_name)
+        return asyncio.gather(*([target.open()] if target is not None else []), return_exceptions=True)
 
     async def arrived(self) -> bool:
         """Return whether the target has the guest now.
@@ -270,7 +297,11 @@ class LibvirtPair(UnattendedSite):
         """
         if policy.disks is CopiedDisks.AUTO:  # nobody makes images here for what would be copied
             policy = policy.but(disks=CopiedDisks.NONE)
-        return await self._checks.check(replace(guest, host=self._source_name), self._target_name, policy)
+        found, _ = await asyncio.gather(
+            self._checks.check(replace(guest, host=self._source_name), self._target_name, policy),
+            _load_driver(),
+        )
+        return found
 
     async def start_destination(
         self,
@@ -313,6 +344,8 @@ class LibvirtPair(UnattendedSite):
         """See :meth:`migrator.ports.Site.stream_path`."""
         if is_loopback(self._address) or not (self._here.host or self._there.host):
             return UnprobedPath(addresses=(self._address,))
+        from migrator.hosts.path_probe import PathProbe  # noqa: PLC0415 - not within one machine
+
         access = self._connections.access
         return PathProbe(
             here=access(self._source_name), there=access(self._target_name), addresses=(self._address,)

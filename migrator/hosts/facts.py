@@ -15,7 +15,8 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.certificates import SHOW_CERTIFICATES, parse_certificates
 from migrator.hosts.customary_places import SHOW_PLACES, note_places
 from migrator.hosts.guest_network import SHOW_LINKS, SHOW_VLANS, parse_links
-from migrator.hosts.host_output import interfaces, number, reading_output
+from migrator.hosts.host_output import number, reading_output
+from migrator.hosts.network_output import interfaces
 from migrator.text import writable
 
 #: What TCP over IPv4 with time stamps, and Ethernet below it, leave of a link's speed at an MTU of 1500.

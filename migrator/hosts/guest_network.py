@@ -9,7 +9,8 @@ from typing import Any
 from migrator.core.process.guest_network import GuestTaps, NetworkInterface, NetworkInterfaces
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
-from migrator.hosts.host_output import forwarding, interfaces, reading_output, vlans
+from migrator.hosts.host_output import reading_output
+from migrator.hosts.network_output import forwarding, interfaces, vlans
 
 #: For scripts: all there is to see of interfaces, and of the VLANs of a bridge's ports.
 SHOW_LINKS, SHOW_VLANS = "ip -j -d addr show 2>/dev/null", "bridge -j vlan show 2>/dev/null"

@@ -21,6 +21,7 @@ from migrator.hosts import held_room
 from migrator.hosts.access import HostAccess, HostCommand, Output
 from migrator.hosts.held_room import HELD_ROOM
 from migrator.hosts.host_output import reading_output
+from migrator.text import writable
 
 #: Where the images' locks stand in /proc/locks: QEMU marks with the first byte that it writes, with the second that
 #: nobody else may.
@@ -69,6 +70,10 @@ serial() {
 } 2>/dev/null
 put "$(id -u)" "$directory" "$program" "$(cat /proc/self/mountinfo)" "$(cat /proc/locks 2>/dev/null)"
 put "$(ip -o link 2>/dev/null)" "$(cat /sys/module/kvm_*/parameters/nested 2>/dev/null)"
+boot= kvm=
+{ IFS= read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+( : <>/dev/kvm ) 2>/dev/null && kvm=kvm
+put "$boot" "$kvm"
 qemu=
 while [ "$qemus" -gt 0 ]; do
   qemus=$((qemus - 1))
@@ -218,7 +223,7 @@ def parse(
 ) -> HostFiles:
     """Parse the script's answer. Pure."""
     rest = iter(answers)
-    user, where, program, mounts, locks, links, nested = (next(rest) for _ in range(7))
+    user, where, program, mounts, locks, links, nested, boot, kvm = (next(rest) for _ in range(9))
     qemu, identity, version, machines, devices, cpus = (next(rest) for _ in range(6))
     numbered = re.search(r"version (\d+(?:\.\d+)+)", version)
     table = list(_mounts(mounts))
@@ -247,6 +252,8 @@ def parse(
         ),
         masters=dict(re.findall(r"^\d+: ([^:@\s]+)[:@].* master (\S+)", links, re.MULTILINE)),
         nested={"Y": True, "1": True, "N": False, "0": False}.get(nested.strip()),
+        kvm=bool(kvm),
+        boot_id=writable(boot, 256),
         written=frozenset(_written(locks)),
         user=int(user) if user.isdigit() else None,
         directory=directory,

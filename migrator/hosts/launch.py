@@ -8,7 +8,7 @@ import secrets
 import string
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator import logs
 from migrator.errors import HostError, MigratorError
@@ -19,7 +19,9 @@ from migrator.hosts.new_files import remove_files, remove_images, remove_memory
 from migrator.hosts.new_volumes import remove_volumes
 from migrator.hosts.tpm_emulators import end_emulator
 from migrator.ports import GuestProcess
-from migrator.settings.models import HostDefaults
+
+if TYPE_CHECKING:
+    from migrator.settings.models import HostDefaults  # slow, and for who reads a configuration
 
 #: Longest label in the name of a run directory: sockets below it have to have short paths.
 _LABEL_CHARACTERS = 24

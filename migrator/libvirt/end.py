@@ -142,8 +142,9 @@ class DomainEnd(UnmonitoredEnd):
 
     async def facts(self) -> Facts:
         view = await self.observe(timeout=_CHANGE_SECONDS)
-        xml, version = await self._read()
-        disks = await self._call(lambda domain: read_disks(domain, xml), "read the disks", _CHANGE_SECONDS)
+        xml, version, disks = await self._read(
+            lambda domain, xml: (xml, _version(domain), read_disks(domain, xml))
+        )
         return Facts(
             version=version,
             run=view.run if view.answers else RunState.OTHER,
@@ -157,11 +158,11 @@ class DomainEnd(UnmonitoredEnd):
             capabilities=_CAPABILITIES,
         )
 
-    async def _read(self) -> tuple[DomainXml, str]:
-        def read(domain: Any) -> tuple[DomainXml, str]:
-            number = domain.connect().getVersion()
-            version = f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
-            return parse_domain(domain.XMLDesc()), version
+    async def _read(self, function: Callable[[Any, DomainXml], _Result]) -> _Result:
+        """Return what `function` returns, called with the guest and its definition; on a thread."""
+
+        def read(domain: Any) -> _Result:
+            return function(domain, parse_domain(domain.XMLDesc()))
 
         try:
             return await self._call(read, "read the guest", _CHANGE_SECONDS)
@@ -172,8 +173,8 @@ class DomainEnd(UnmonitoredEnd):
         """Return the jobs that libvirt has on the guest's disks; not those of a migration, which are its own."""
         if self.role != "source":
             return DiskUsers()
-        xml, _ = await self._read()
-        jobs = [BlockJob(id=disk.target, kind="mirror") for disk in xml.disks if disk.mirrored]
+        disks = await self._read(lambda _, xml: xml.disks)
+        jobs = [BlockJob(id=disk.target, kind="mirror") for disk in disks if disk.mirrored]
         return DiskUsers(jobs=tuple(jobs))
 
     async def start_dirty_rate(self, period_seconds: float, *, exact: bool = False) -> None:  # noqa: ARG002 - libvirt chooses
@@ -250,6 +251,12 @@ class DomainEnd(UnmonitoredEnd):
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError, HostError, QemuError):
                 await self._looking
+
+
+def _version(domain: Any) -> str:
+    """Return the version of the QEMU that its host has; on a thread."""
+    number = domain.connect().getVersion()
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
 def mebibytes(bytes_per_second: int | None) -> int:

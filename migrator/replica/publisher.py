@@ -100,8 +100,8 @@ class Publisher:
         self._looked_at: Mapping[str, datetime | None] = {}
         self._status = b""
         self._status_at = 0.0
-        #: Documents whose turn to be compared comes in this round; whether one of them was different; when the next round
-        #: may begin, on the loop's clock.
+        #: Documents whose turn to be compared comes in this round, whether one of them was different, and when the next
+        #: round may begin, on the loop's clock.
         self._compared: deque[_Key] = deque()
         self._different = False
         self._next_round = 0.0

@@ -24,6 +24,7 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.hosts.tpm_emulators import check_emulator
 from migrator.ports import SourceQemu
+from migrator.site.host_directory import HostDirectory
 from migrator.site.process_checks import (
     read_beside,
     read_source,
@@ -31,7 +32,7 @@ from migrator.site.process_checks import (
     seen_by,
     with_unreachable,
 )
-from migrator.site.recent_facts import HostDirectory, RecentFacts
+from migrator.site.recent_facts import RecentFacts
 from migrator.site.recent_processes import RecentProcesses
 
 #: Seconds that one check may take in all.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import stat
+from pathlib import Path
 
 from migrator.core.managed_guest import DaemonAddress
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
+from migrator.hosts.local import LocalAccess
 from migrator.libvirt.connection import LibvirtConnection
-from migrator.site.recent_facts import HostDirectory
+from migrator.site.host_directory import HostDirectory
 
 #: Says which of the paths that it is given are sockets.
 _FIND = b'for path; do if [ -S "$path" ]; then printf "%s\\0" "$path"; fi; done; printf "end\\0"\n'
@@ -22,12 +25,21 @@ async def find_daemons(access: HostAccess, address: DaemonAddress) -> list[str]:
 
     :raise HostError: the host cannot be asked.
     """
+    if isinstance(access, LocalAccess):  # whose sockets are this machine's
+        return [path for path in address.sockets if _is_socket(path)]
     done = await access.run(["sh", "-s", "--", *address.sockets], stdin=_FIND, timeout=_FIND_SECONDS)
     if not done.stdout.endswith(b"end\0"):
         raise HostError(
             access.name, f"whether libvirt is there cannot be told: {done.complaint or 'no answer'}"
         )
     return done.text.split("\0")[:-2]
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
 
 
 class LibvirtConnections:

@@ -6,20 +6,19 @@ import asyncio
 from collections.abc import Iterator, Sequence
 
 from migrator.core.findings import errors_first, finding
-from migrator.core.inventory import Guest, HostFacts
+from migrator.core.inventory import Guest
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
 from migrator.core.policy import CopiedDisks, Policy, SourceImages, StreamRoute
 from migrator.core.preflight.disk_room import by_file_system, copied_disk, copied_disks
 from migrator.core.preflight.facts import Disk
-from migrator.core.preflight.host_disks import parent
-from migrator.core.process.files import FileKind, HostFiles, SameFile, same_file
+from migrator.core.process.files import FileKind, HostFiles, SameFile, parent, same_file
 from migrator.errors import HostError, QemuError
 from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
-from migrator.site.connections import HostConnections
+from migrator.site.host_directory import ManagedHosts
 from migrator.site.libvirt_connections import LibvirtConnections
 from migrator.site.target_images import image_paths
 from migrator.units import show_bytes
@@ -33,7 +32,7 @@ _FILES = ("file", "block")
 class ManagedChecks:
     """Checks guests of libvirt against targets; changes nothing but by the probe of sharing."""
 
-    def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
+    def __init__(self, connections: ManagedHosts, daemons: LibvirtConnections) -> None:
         self._connections, self._daemons = connections, daemons
 
     async def check(self, guest: Guest, target: str, policy: Policy) -> tuple[Finding, ...]:
@@ -52,14 +51,12 @@ class ManagedChecks:
         leaving = await source.call(
             lambda connection: read_leaving(connection, uuid), what="read the guest", timeout=_SECONDS
         )
-        facts = self._connections.facts
-        here, there = await asyncio.gather(facts.recent(guest.host), facts.recent(target))
-        asked, files = await asyncio.gather(
-            self._ask(leaving, target), self._files(leaving, guest.host, target, here, there, policy)
+        asked, files, links = await asyncio.gather(
+            self._ask(leaving, target),
+            self._files(leaving, guest.host, target, policy),
+            self._links(leaving.xml, target),
         )
-        return errors_first(
-            [*refused_wishes(policy), *asked, *_host_findings(leaving.xml, target, there), *files]
-        )
+        return errors_first([*refused_wishes(policy), *asked, *links, *files])
 
     async def _ask(self, leaving: LeavingGuest, target: str) -> list[Finding]:
         connection: LibvirtConnection | None = self._daemons.connection(target)
@@ -80,10 +77,9 @@ class ManagedChecks:
         leaving: LeavingGuest,
         host: str,
         target: str,
-        here: HostFacts,
-        there: HostFacts,
         policy: Policy,
     ) -> list[Finding]:
+        """Return what the hosts show that libvirt is not asked for: the guest's files, and whether there is KVM."""
         xml = leaving.xml
         disks = [disk for disk in xml.disks if disk.kind in _FILES and disk.source.startswith("/")]
         paths = [disk.source for disk in disks]
@@ -100,7 +96,7 @@ class ManagedChecks:
             read_host_files(access[0], FileQuery(paths=paths)),
             read_host_files(access[1], FileQuery(paths=looked_at)),
         )
-        one_machine = bool(here.boot_id) and here.boot_id == there.boot_id
+        one_machine = bool(files_here.boot_id) and files_here.boot_id == files_there.boot_id
         same = {
             path: same_file(files_here.file(path), files_there.file(moved), one_machine=one_machine)
             for path, moved in at_target.items()
@@ -117,6 +113,8 @@ class ManagedChecks:
             for path in _firmware_of(xml)
             if not files_there.file(path).exists
         ]
+        if xml.virt == "kvm" and not files_there.kvm:
+            found.append(finding("kvm-missing", f"{xml.name} runs under KVM, and {target} has none"))
         sizes = {disk.device: disk for disk in leaving.disks}
         for disk in disks:
             path = at_target[disk.source]
@@ -126,6 +124,24 @@ class ManagedChecks:
             else:
                 found += _disk(disk, target, files_here, files_there, same[disk.source], path=path)
         return [*found, *_room(found, target)]
+
+    async def _links(self, xml: DomainXml, target: str) -> list[Finding]:
+        """Return what the guest's network hangs on and the target lacks; its host is asked only where it does."""
+        if not xml.bridges and not xml.direct_devices:
+            return []
+        there = await self._connections.facts.recent(target)
+        return [
+            *(
+                finding("bridge-missing", f"bridge {bridge} of {xml.name} does not exist at {target}")
+                for bridge in xml.bridges
+                if bridge not in there.bridges
+            ),
+            *(
+                finding("net-interface", f"interface {device} of {xml.name} does not exist at {target}")
+                for device in xml.direct_devices
+                if device not in there.interfaces
+            ),
+        ]
 
 
 def refused_wishes(policy: Policy) -> Iterator[Finding]:
@@ -236,15 +252,3 @@ def _disk(
         yield finding("disk-maybe-not-shared", text)
     if why := unsafe_disk(disk, here.file(disk.source).filesystem):
         yield finding("libvirt-unsafe-cache", f"{path} of disk {disk.target}: {why}")
-
-
-def _host_findings(xml: DomainXml, target: str, there: HostFacts) -> Iterator[Finding]:
-    """Yield what the target's host lacks that libvirt is not asked for."""
-    if xml.virt == "kvm" and not there.kvm:
-        yield finding("kvm-missing", f"{xml.name} runs under KVM, and {target} has none")
-    for bridge in xml.bridges:
-        if bridge not in there.bridges:
-            yield finding("bridge-missing", f"bridge {bridge} of {xml.name} does not exist at {target}")
-    for device in xml.direct_devices:
-        if device not in there.interfaces:
-            yield finding("net-interface", f"interface {device} of {xml.name} does not exist at {target}")

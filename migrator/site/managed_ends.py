@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from migrator.addresses import bracketed
 from migrator.core.inventory import Guest
 from migrator.core.managed_guest import place_of, uuid_at
 from migrator.core.model import Finding
 from migrator.errors import HostError, Unreachable
-from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.end import DomainEnd
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.ports import SourceQemu
-from migrator.site.connections import HostConnections
+from migrator.site.host_directory import ManagedHosts
 from migrator.site.libvirt_connections import LibvirtConnections
-from migrator.site.target_images import TargetImages
+
+if TYPE_CHECKING:
+    from migrator.hosts.launch import Launcher, RunDirectory  # for who makes images
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
@@ -65,7 +67,7 @@ class ArrivingGuest:
 class ManagedEnds:
     """Opens ends of migrations that are guests of libvirt."""
 
-    def __init__(self, connections: HostConnections, daemons: LibvirtConnections) -> None:
+    def __init__(self, connections: ManagedHosts, daemons: LibvirtConnections) -> None:
         self._connections, self._daemons = connections, daemons
 
     async def open(self, host: str, place: str, *, role: str, known: bool = False) -> DomainEnd:
@@ -118,6 +120,9 @@ class ManagedEnds:
         listen = f"tcp:{bracketed(self._connections.config(target).address)}:0"
         if source is None or launcher is None:
             return ArrivingGuest(end, listen=listen)
+        from migrator.hosts.launch import finish_cleanup  # noqa: PLC0415 - not where no image can be made
+        from migrator.site.target_images import TargetImages  # noqa: PLC0415 - likewise
+
         images = TargetImages(self._connections, guest, source, target)
         try:
             end.moved_images = {path: image.path for path, image in (await images.moved()).items()}

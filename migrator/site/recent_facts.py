@@ -5,32 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from migrator.core.inventory import HostFacts
-from migrator.hosts.access import HostAccess
 from migrator.hosts.facts import read_facts
-from migrator.hosts.host_config import HostConfig
+from migrator.site.host_directory import HostDirectory
 
 #: What was read so long ago still holds for a check of a guest that will move later than that anyway. No guest is
 #: refused for it, though: it may have been mended since.
 _SECONDS = 2.0
-
-
-class HostDirectory(Protocol):
-    """The hosts by name."""
-
-    def access(self, host: str) -> HostAccess:
-        """Return the connection to a host.
-
-        :raise HostError: when none of that name is configured.
-        """
-
-    def config(self, host: str) -> HostConfig:
-        """Return what is configured of a host.
-
-        :raise HostError: when none of that name is configured.
-        """
 
 
 class RecentFacts:

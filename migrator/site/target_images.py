@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from migrator.core.inventory import Guest
 from migrator.core.preflight.facts import Disk
@@ -15,8 +16,10 @@ from migrator.hosts.launch import Launcher, RunDirectory
 from migrator.hosts.new_files import NewFile, copy_header, make_files, make_images
 from migrator.hosts.new_volumes import NewVolume, make_volumes, volume_bytes
 from migrator.ports import SourceQemu
-from migrator.settings.models import ImageTemplate
-from migrator.site.connections import HostConnections
+from migrator.site.host_directory import HostDirectory
+
+if TYPE_CHECKING:
+    from migrator.settings.models import ImageTemplate  # slow, and for who reads a configuration
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
@@ -40,7 +43,7 @@ class TargetImages:
 
     def __init__(
         self,
-        connections: HostConnections,
+        connections: HostDirectory,
         guest: Guest,
         source: SourceQemu,
         target: str,
@@ -154,7 +157,7 @@ class TargetImages:
         )
 
 
-def image_paths(connections: HostConnections, source: str, target: str) -> ImagePaths:
+def image_paths(connections: HostDirectory, source: str, target: str) -> ImagePaths:
     """Return where the images of one host are at another."""
     here, there = connections.config(source), connections.config(target)
     return ImagePaths(here=here.image_directories, there=there.image_directories)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import pytest
 from migrator.testing.guest import IDLE, Habit
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts
-from tests.command import Command, Ended, started
+from tests.command import MIGRATOR, Command, Ended, started
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
 from tests.libvirt_moves import MIB, WRITES, definition, has
 from tests.sshd import Sshd
@@ -95,6 +97,30 @@ async def test_guest_is_moved_over_ssh_as_it_was_and_a_second_time_is_refused(
     assert "was moved from" in again.error
     assert "it is there" in again.error
     assert not site.records
+
+
+async def test_between_two_daemons_of_this_machine_it_loads_nothing_that_it_does_not_use(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, (alpha, beta) = guest_name(), (libvirt_hosts["alpha"], libvirt_hosts["beta"])
+    await alpha.start_guest(name, tmp_path / "image", habit=IDLE)
+    async with started(
+        "direct",
+        *("--source", f"qemu:///system?socket={alpha.socket}&guest={name}"),
+        *("--destination", f"qemu:///system?socket={beta.socket}"),
+        *("--listen", f"tcp:{beta.host.address}:0", "--json", *_ACCEPT),
+        program=(sys.executable, "-X", "importtime", *MIGRATOR),
+        variables={"XDG_STATE_HOME": str(tmp_path / "state")},
+        accepting=False,
+    ) as command:
+        ended = await command.ended(within=60)
+    assert ended.code == 0, ended.err
+    loaded = set(re.findall(r"^import time:.*\|\s+(\S+)$", ended.err, re.MULTILINE))
+    assert {"libvirt", "migrator.engine.migration.managed_driver"} <= loaded
+    # Each costs as much as several steps of such a migration.
+    others = ("asyncssh", "pydantic", "pydantic_core", "qemu.qmp", "rich", "sqlalchemy", "structlog", "typer")
+    assert not loaded & {*others, "migrator.engine.migration.driver", "migrator.hosts.facts"}
+    assert not [each for each in loaded if each.startswith(("migrator.settings", "migrator.qemu.endpoint"))]
 
 
 @pytest.mark.matrix

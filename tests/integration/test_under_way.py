@@ -12,7 +12,8 @@ from typing import Self, TypeAlias
 import pytest
 
 from migrator.cli.direct_network import DirectGuestNetworks
-from migrator.cli.direct_pair import GivenGuest, GivenPair, PairRecords
+from migrator.cli.direct_pair import GivenGuest, GivenPair
+from migrator.cli.direct_records import PairRecords
 from migrator.cli.direct_tls import DirectTls
 from migrator.cli.over_ssh import OverSsh
 from migrator.core.findings import accept

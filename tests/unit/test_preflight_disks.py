@@ -9,7 +9,7 @@ import pytest
 from migrator.core.policy import CopiedDisks
 from migrator.core.preflight import host_disks
 from migrator.core.process.command_line import CommandLine, ImageUse
-from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
+from migrator.core.process.files import FileFacts, FileKind, SameFile, parent, same_file
 from migrator.core.process.image_paths import ImagePaths
 from tests.host_case import (
     ARGV,
@@ -97,7 +97,7 @@ class TestDisks:
         place = FileFacts(
             kind=FileKind.DIRECTORY, readable=True, writable=True, executable=True, free_bytes=1 << 40
         )
-        assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): place})) == [found]
+        assert codes(with_files(case, {IMAGE: FileFacts(), parent(IMAGE): place})) == [found]
 
     @pytest.mark.parametrize(
         ("volumes", "form", "size", "found"),
@@ -116,7 +116,7 @@ class TestDisks:
         case = replace(case, volumes=volumes)
         device = replace(FILE, kind=FileKind.BLOCK, filesystem="devtmpfs", size_bytes=size)
         case = with_files(case, {IMAGE: device}, here=True)
-        assert codes(with_files(case, {IMAGE: FileFacts(), host_disks.parent(IMAGE): FileFacts()})) == [found]
+        assert codes(with_files(case, {IMAGE: FileFacts(), parent(IMAGE): FileFacts()})) == [found]
 
     @pytest.mark.parametrize(
         ("form", "there", "volumes", "found"),
@@ -130,7 +130,7 @@ class TestDisks:
     def test_image_that_goes_to_another_directory_is_looked_for_there(
         self, form: str, there: str, volumes: bool, found: str
     ) -> None:
-        above = host_disks.parent(there)
+        above = parent(there)
         case = with_source(disks=(replace(DISK, format=form),))
         elsewhere = ImagePaths(here={"fast": "/images"}, there={"fast": above})
         case = with_files(replace(case, volumes=volumes, image_paths=elsewhere), {}, here=True)

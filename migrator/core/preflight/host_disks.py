@@ -14,7 +14,15 @@ from migrator.core.preflight.disk_room import copied_disk
 from migrator.core.preflight.facts import Disk, Facts
 from migrator.core.preflight.host_pair import HostPair
 from migrator.core.process.command_line import ImageUse, path_of
-from migrator.core.process.files import COHERENT, OF_MANY_HOSTS, FileFacts, FileKind, SameFile, same_file
+from migrator.core.process.files import (
+    COHERENT,
+    OF_MANY_HOSTS,
+    FileFacts,
+    FileKind,
+    SameFile,
+    parent,
+    same_file,
+)
 from migrator.core.process.image_paths import ImagePaths
 from migrator.units import show_bytes, show_seconds
 
@@ -171,11 +179,6 @@ def paths_to_read(source: Facts, image_paths: ImagePaths) -> list[str]:
     paths = [path_of(disk.file) for disk in source.disks if not disk.read_only]
     found = [image_paths.at_target(path) for path in paths if path.startswith("/")]
     return [each for path in found for each in ([parent(path)] if path in paths else [path, parent(path)])]
-
-
-def parent(path: str) -> str:
-    """Return the directory that a file is in."""
-    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 
 def _new_flash(pair: HostPair, disk: Disk, path: str) -> Iterator[Finding]:

@@ -87,6 +87,10 @@ class HostFiles:
     masters: Mapping[str, str] = field(default_factory=dict)
     #: KVM there offers virtualisation to its guests; ``None``: it does not say.
     nested: bool | None = None
+    #: It has KVM, for who looked.
+    kvm: bool = False
+    #: Of the machine's kernel since it was started: two hosts with the same are one machine. Empty: not known.
+    boot_id: str = ""
     #: Device and inode (``major:minor:inode``) of images that some process there holds open for writing.
     written: frozenset[str] = frozenset()
     #: Uid that `readable` and the like were tried as.
@@ -102,6 +106,11 @@ class HostFiles:
 
 
 _MISSING = FileFacts()
+
+
+def parent(path: str) -> str:
+    """Return the directory that a file is in."""
+    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 
 class SameFile(StrEnum):

@@ -85,6 +85,7 @@ class ManagedDriver(DriverState):
         )
         #: The managers end a half-arrived guest by themselves: that it is not there says nothing.
         self._observer.destination_fenced = True
+        self._observer.switches = False
         self._was: ManagedGuestState | None = None
         tls = self._security.tls
         #: See :attr:`migrator.ports.managed.ManagedOptions.tls_name`.

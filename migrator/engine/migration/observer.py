@@ -67,6 +67,9 @@ class Observer:
         self.far_seconds = 0.0
         #: What QEMU said went wrong, either side, in order.
         self.complaints: list[str] = []
+        #: Its switch is ours, and whoever uses its disks is to be known then; else a look costs the guest no more than
+        #: it must while it stands still.
+        self.switches = True
         #: The guest has just stopped at the source, maybe at its switch.
         self._stops = False
         self._disk_users: DiskUsers | None = None
@@ -153,7 +156,7 @@ class Observer:
         now = clock.now()
         kept, at = self._there
         self._disk_users = None
-        if self._stops:
+        if self._stops and self.switches:
             self._stops, self._there = False, (None, 0.0)
             source, destination, users = await asyncio.gather(
                 self._source.observe(), self._destination.observe(), self._users()

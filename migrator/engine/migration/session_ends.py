@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from migrator.core.findings import errors_first
 from migrator.core.hooks import HookPoint
@@ -16,7 +16,6 @@ from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.engine.migration import cleanup, preflight
 from migrator.engine.migration.block_job_wait import BlockJobWait
-from migrator.engine.migration.driver import MigrationDriver
 from migrator.engine.migration.guest_network import GuestNetwork
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
@@ -30,6 +29,7 @@ from migrator.ports.managed import ManagedMigration
 
 if TYPE_CHECKING:
     from migrator.core.guest_experience import GuestPrior
+    from migrator.engine.migration.driver import MigrationDriver
     from migrator.engine.migration.managed_driver import ManagedDriver
 
 #: A decision: a guest that waited, or might have, for a moment in which it writes little begins to move.
@@ -316,8 +316,7 @@ class SessionEnds(SessionState):
                 self.services.site, self.guest, source, self.target, self.policy
             )
         shared_path = self.services.shared_path(self.guest.host, self.target)
-        managed = isinstance(source, ManagedMigration)
-        return (self._managed_driver if managed else MigrationDriver)(
+        return self._driver_class(source)(
             name=self.id,
             source=source,
             destination=destination,
@@ -347,12 +346,15 @@ class SessionEnds(SessionState):
             on_decision=self._note_decision,
         )
 
-    def _managed_driver(self, **parts: Any) -> ManagedDriver:
-        from migrator.engine.migration.managed_driver import (  # noqa: PLC0415 - guests without a manager do without
-            ManagedDriver,
-        )
+    def _driver_class(self, source: Qemu) -> type[MigrationDriver | ManagedDriver]:
+        """Return who drives it; loaded when it is first needed, as one command needs one of them."""
+        if isinstance(source, ManagedMigration):
+            from migrator.engine.migration.managed_driver import ManagedDriver  # noqa: PLC0415 - see above
 
-        return ManagedDriver(**parts)
+            return ManagedDriver
+        from migrator.engine.migration.driver import MigrationDriver  # noqa: PLC0415 - see above
+
+        return MigrationDriver
 
     @property
     def _to_send_bytes(self) -> int | None:
