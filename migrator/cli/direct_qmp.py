@@ -20,6 +20,7 @@ from migrator.cli.recording import Recorder
 from migrator.cli.show import Screen
 from migrator.core.findings import accept
 from migrator.core.policy import Policy
+from migrator.engine.migration import driver as _driver  # noqa: F401 - loaded before anything is opened
 from migrator.errors import Unreachable, UsageError
 from migrator.machine import exists, this_driver
 from migrator.qemu import address

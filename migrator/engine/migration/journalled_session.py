@@ -27,6 +27,7 @@ from migrator.core.model import Decision, Finding, State
 from migrator.core.policy import Policy, from_fields, to_fields
 from migrator.core.preflight.disk_room import CopiedDisk, copied_bytes
 from migrator.engine import clock
+from migrator.engine.migration import driver as _driver  # noqa: F401 - loaded before the first guest moves
 from migrator.engine.migration import preflight
 from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.file_session import FileSession
