@@ -23,7 +23,8 @@ def answers(
 ) -> HostFiles:
     """What is made of an answer about these files."""
     names = [real for _, _, real in files]
-    words = ["1000", "/", "/usr/bin/qemu", mounts, locks, links, "", "", "", "", "", "", ""]
+    host = ["1000", "/", "/usr/bin/qemu", mounts, locks, links, "", "boot id", "kvm"]
+    words = [*host, *[""] * 6]
     return parse(
         [*words, *(part for file in files for part in file), "end", ""], paths=names, images={}, directory="/"
     )
@@ -134,3 +135,8 @@ def test_taps_and_their_bridges() -> None:
         "8: vm8@if3: <BROADCAST> mtu 1500 master br1 state UP\n"
     )
     assert answers([], links=links).masters == {"vm7": "br0", "vm8": "br1"}
+
+
+def test_which_machine_it_is_and_whether_it_has_kvm() -> None:
+    seen = answers([])
+    assert (seen.boot_id, seen.kvm) == ("boot id", True)
