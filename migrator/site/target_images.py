@@ -12,13 +12,13 @@ from migrator.core.process.command_line import path_of
 from migrator.core.process.image_paths import ImagePaths, TargetImage
 from migrator.errors import HostError
 from migrator.hosts.host_output import reading_output
-from migrator.hosts.launch import Launcher, RunDirectory
 from migrator.hosts.new_files import NewFile, copy_header, make_files, make_images
 from migrator.hosts.new_volumes import NewVolume, make_volumes, volume_bytes
 from migrator.ports import SourceQemu
 from migrator.site.host_directory import HostDirectory
 
 if TYPE_CHECKING:
+    from migrator.hosts.launch import Launcher, RunDirectory
     from migrator.settings.models import ImageTemplate  # slow, and for who reads a configuration
 
 #: Time-out of a small command, in seconds.
