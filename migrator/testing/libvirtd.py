@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import pwd
 import select
@@ -339,9 +340,24 @@ class LibvirtDaemon:
 
     async def start_daemon(self) -> None:
         """Start libvirtd again, where it does not run, and wait until it answers."""
-        if self.daemon_pid is None:
-            (self.directory / "start").write_text("now\n")
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while self.daemon_pid is None and not self._tell_start():
+            if time.monotonic() > deadline:
+                raise LibvirtUnavailable(f"nobody on {self.host.name} starts libvirtd again")
+            await asyncio.sleep(0.02)
         await self._wait_answers()
+
+    def _tell_start(self) -> bool:
+        """Have the first process start libvirtd; False: it does not wait for that, as one runs, or has just ended."""
+        try:
+            start = os.open(self.directory / "start", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False
+        os.write(start, b"now\n")
+        os.close(start)
+        return True
 
     def close(self) -> None:
         """Kill it and everything it started."""

@@ -17,7 +17,7 @@ from migrator.hosts.host_config import HostConfig
 from migrator.ports import HostLook
 from migrator.site.hosts import SiteHosts
 from migrator.testing.guest import IDLE
-from migrator.testing.libvirtd import LibvirtHosts
+from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.integration.test_site_look import site_of
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
 
@@ -70,6 +70,19 @@ async def test_guest_of_libvirt_is_shown_once_with_what_libvirt_says_of_it(
     assert guest.domain is not None
     assert (guest.domain.persistent, guest.domain.autostart, guest.domain.snapshots) == (True, True, 0)
     assert Guest.from_fields(guest.fields()) == guest
+
+
+async def test_guest_that_is_shut_off_is_counted_and_goes_by_the_command_that_is_told_of(
+    libvirt_hosts: LibvirtHosts, site: SiteHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    (tmp_path / "xml").write_text(domain_xml(name, tmp_path / "image"))
+    await alpha.virsh("define", str(tmp_path / "xml"))
+    look = await site.look("alpha")
+    assert (look.guests, look.facts.shut_off_guests) == ((), 1)
+    await alpha.virsh("migrate", "--offline", "--persistent", "--undefinesource", name, beta.uri)
+    assert (await site.look("alpha")).facts.shut_off_guests == 0
+    assert (await beta.virsh("list", "--inactive", "--name")).split() == [name]
 
 
 async def test_what_becomes_of_it_is_heard_from_libvirt(

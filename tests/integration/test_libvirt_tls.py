@@ -12,12 +12,14 @@ from migrator.core.model import Mode, State
 from migrator.core.policy import PostcopyMode, TlsUse
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.pki.authority import Authority
+from migrator.testing.guest import IDLE, write_image
 from migrator.testing.lab import until
-from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts
+from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from tests.certificates import make_directory, self_made, write_directory
 from tests.integration.test_libvirt_faults import BOTH_WAYS
+from tests.integration.test_libvirt_moves import OWN
 from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-from tests.libvirt_moves import MIB, PLAIN, WRITES, Busy, Controller, definition
+from tests.libvirt_moves import MIB, PLAIN, WRITES, Busy, Controller, controller, definition
 from tests.wire_capture import captured
 
 __all__ = ["libvirt_daemons", "libvirt_hosts"]
@@ -79,6 +81,33 @@ async def test_memory_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encry
         assert (outcome.state, outcome.tls) == (State.COMPLETED, encrypted), outcome.error
         assert await wire.shows(PATTERN) is not encrypted
     await busy.runs_only_at(busy.beta)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
+async def test_disk_that_is_copied_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encrypted(
+    libvirt_hosts: LibvirtHosts, authority: Authority, tmp_path: Path, encrypted: bool
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    path = Path("/", OWN, f"{name}.img")
+    here, there = (daemon.directory / str(path)[1:] for daemon in (alpha, beta))
+    write_image(here, IDLE)
+    contents = b"what is in the image of this guest"
+    with here.open("r+b") as image:
+        image.seek(512 << 10)
+        image.write(contents)
+    with there.open("wb") as image:
+        image.truncate(here.stat().st_size)
+    uuid = await alpha.start_domain(name, domain_xml(name, path, shared=False))
+    tls = certified(authority, alpha, beta) if encrypted else None
+    async with (
+        captured(tmp_path, interface="uplink", prefix=alpha.host.prefix) as wire,
+        controller(alpha, beta, uuid, state=tmp_path, policy=PLAIN, tls=tls, new_images=["vda"]) as ours,
+    ):
+        outcome = await ours.move()
+        assert (outcome.state, outcome.tls) == (State.COMPLETED, encrypted), outcome.error
+        assert await wire.shows(contents) is not encrypted
+    assert there.read_bytes() == here.read_bytes()
 
 
 async def refused(busy: Busy, ours: Controller) -> str:

@@ -244,6 +244,15 @@ def test_what_no_guest_is_the_reason_of_is_said_of_the_evacuation():
     assert show.evacuation_lines(one) == ["e1: evacuation of a, incomplete: the host is gone"]
 
 
+@pytest.mark.parametrize(("many", "words"), [(0, []), (1, ["a guest"]), (30, ["30 guests"])])
+def test_a_plan_says_what_stays_shut_off_on_a_host_that_would_be_empty(many: int, words: list[str]):
+    plan = {"host": "alpha", "guests": [], "paths": [], "cannot_move": 0, "guests_shut_off": many}
+    lines = show.plan_lines(plan)
+    assert [word for word in words if word not in lines[0]] == []
+    assert [line for line in lines if "virsh migrate --offline" in line] == lines[1:]
+    assert bool(lines) is bool(many)
+
+
 def test_a_running_evacuation_has_no_remedy_yet():
     lines = show.evacuation_lines(_evacuation("evacuate", ended_at=None, error=None, forecast_end_at=None))
     assert not any("what to do" in line for line in lines)
