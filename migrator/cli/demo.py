@@ -17,7 +17,7 @@ from typing import Any
 
 from migrator import logs, units
 from migrator.cli import INTERRUPTED, Exit, demo_libvirt, remote, remote_queries
-from migrator.cli.client import ServiceClient
+from migrator.cli.client import NotReachable, ServiceClient
 from migrator.cli.demo_libvirt import LibvirtGuest, libvirt_fleet
 from migrator.cli.output import OutputForm
 from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES
@@ -271,9 +271,11 @@ async def _boot(
 
 def _until_known(client: ServiceClient, count: int) -> None:
     async def known() -> bool:
-        return len(client.get("guests")["items"]) >= count and all(
-            host["up"] for host in client.get("hosts")["items"]
-        )
+        with contextlib.suppress(NotReachable):  # on a busy machine its first answer takes long
+            return len(client.get("guests")["items"]) >= count and all(
+                host["up"] for host in client.get("hosts")["items"]
+            )
+        return False
 
     asyncio.run(until(known, what="the first look at the hosts", within=_START_SECONDS))
 
