@@ -69,6 +69,7 @@ export async function signOut() {
 
 function enter(session) {
   store.session = session;
+  if (store.link === "signed-out") store.link = "connecting";
   connect();
   changed();
 }
