@@ -19,6 +19,7 @@ import os
 import socket
 import struct
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,11 @@ _SO_MAX_PACING_RATE = 47
 _ESTABLISHED = "01"
 #: Bytes that were written and are not acknowledged; the same number as TIOCOUTQ.
 _SIOCOUTQ = 0x5411
-#: In struct tcp_info: bytes acknowledged; and microseconds in which something was on its way, and in which the reader's
-#: window was full.
-_ACKNOWLEDGED_AT, _BUSY_AT, _TCP_INFO_BYTES = 120, 168, 192
+#: Bytes that wait to be read by whoever passes them on, in half of the kernel's own count.
+_TO_BE_READ = 64 << 10
+#: In struct tcp_info: bytes acknowledged, received, and not sent yet; and microseconds in which something was on its
+#: way, and in which the reader's window was full.
+_ACKNOWLEDGED_AT, _RECEIVED_AT, _UNSENT_AT, _BUSY_AT, _TCP_INFO_BYTES = 120, 128, 144, 168, 192
 #: No pacing, in the kernel's words.
 _UNPACED = 2 ** (8 * struct.calcsize("L")) - 1
 #: Command line for python3 at another host: the first line is how long the text of this module is, which follows.
@@ -85,22 +88,32 @@ def _names(pid: int) -> Iterator[tuple[int, str]]:
             yield int(link.name), name[8:-1]
 
 
+def _duplicated(pidfd: int, number: int) -> int | None:
+    """Return a descriptor of what a process has open; ``None`` where it is closed by now.
+
+    :raise PermissionError: the process may not be traced.
+    """
+    fd: int = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if fd >= 0:
+        return fd
+    code = ctypes.get_errno()
+    if code == errno.EBADF:
+        return None
+    if code == errno.ESRCH:
+        raise ProcessGone
+    raise PermissionError(code, f"pidfd_getfd: {os.strerror(code)}")
+
+
 @contextlib.contextmanager
 def _taken(pidfd: int, number: int, inode: str) -> Iterator[socket.socket | None]:
     """Yield a socket of a process for as long as the block lasts; ``None`` where that descriptor is another by now.
 
     :raise PermissionError: the process may not be traced.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:
-        code = ctypes.get_errno()
-        if code == errno.EBADF:
-            yield None
-            return
-        if code == errno.ESRCH:
-            raise ProcessGone
-        raise PermissionError(code, f"pidfd_getfd: {os.strerror(code)}")
+    fd = _duplicated(pidfd, number)
+    if fd is None:
+        yield None
+        return
     with socket.socket(fileno=fd) as taken:
         yield taken if str(Path(f"/proc/self/fd/{fd}").readlink()) == f"socket:[{inode}]" else None
 
@@ -218,13 +231,18 @@ def _counted(sockets: list[tuple[int, int, int]]) -> dict[str, float]:
 
 
 def _leads_to(connection: socket.socket, peers: set[tuple[str, int]]) -> bool:
-    if connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
+    return _peer(connection) in peers
+
+
+def _peer(connection: socket.socket) -> tuple[str, int] | None:
+    """Return address and port of a TCP connection's peer; ``None`` where it is none."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+        return None
     try:
         name = connection.getpeername()
-        return connection.type == socket.SOCK_STREAM and (_plain(name[0]), name[1]) in peers
     except OSError:
-        return False  # not connected yet, or not any more
+        return None  # not connected yet, or not any more
+    return _plain(name[0]), name[1]
 
 
 def _give(connection: socket.socket, unsent: int | None, pacing: int | None) -> None:
@@ -259,12 +277,89 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(b"".join(parts)))
 
 
+def forwarder(process: dict[str, Any], port: int, unsent: int) -> dict[str, Any]:
+    """Look at the connections of an SSH client that passes on what it takes at a port, and have little wait there.
+
+    :param unsent: bytes that may wait unsent in each of its connections (TCP_NOTSENT_LOWAT). Those that come from here
+        have little to be read as well (SO_RCVBUF).
+    :return: ``counted``: what they have counted, as :class:`migrator.core.migration.tunnel_queue.TunnelCounters` has
+        it; ``null`` where that cannot be told; ``refused``: why.
+    """
+    entered = left = waits = unsent_now = ways = 0
+    try:
+        with _held(process) as pidfd:
+            for number, inode in list(_names(int(process["pid"]))):
+                with _taken(pidfd, number, inode) as connection:
+                    if connection is None or _peer(connection) is None:
+                        continue
+                    _give(connection, unsent, None)
+                    for what in (_SIOCOUTQ, termios.FIONREAD):
+                        waits += struct.unpack("i", fcntl.ioctl(connection.fileno(), what, bytes(4)))[0]
+                    said = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                    if len(said) < _TCP_INFO_BYTES:
+                        return {"counted": None, "refused": "the kernel is too old"}
+                    if connection.getsockname()[1] == port:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _TO_BE_READ)
+                        entered += struct.unpack_from("Q", said, _RECEIVED_AT)[0]
+                    else:
+                        ways += 1
+                        left += struct.unpack_from("Q", said, _ACKNOWLEDGED_AT)[0]
+                        unsent_now += struct.unpack_from("I", said, _UNSENT_AT)[0]
+    except PermissionError as error:
+        return {"counted": None, "refused": str(error)}
+    if ways != 1:
+        return {"counted": None, "refused": "it has no connection of its own that leads to the other host"}
+    now = time.monotonic()
+    counted = {"at": now, "entered": entered, "left": left, "unsent": unsent_now, "waiting": waits}
+    return {"counted": counted, "refused": ""}
+
+
+def reach(process: dict[str, Any]) -> dict[str, Any]:
+    """Try whether what a process has open can be taken: ``refused`` says why not, and is empty where it can."""
+    try:
+        with _held(process) as pidfd:
+            fd = _duplicated(pidfd, 0)
+    except PermissionError as error:
+        return {"refused": str(error)}
+    if fd is not None:
+        os.close(fd)
+    return {"refused": ""}
+
+
+def answer_at_once(process: dict[str, Any], port: int) -> int:
+    """Have connections that a process will accept at a TCP port send what they are given at once; return at how many
+    sockets it listens there.
+    """
+    found = 0
+    with _held(process) as pidfd:
+        for number, inode in list(_names(int(process["pid"]))):
+            with _taken(pidfd, number, inode) as listening:
+                if listening is not None and _listens_at(listening, port):
+                    # A connection has what the socket has that it is accepted from.
+                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    found += 1
+    return found
+
+
+def _listens_at(found: socket.socket, port: int) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+        return False
+    listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return bool(listens) and found.getsockname()[1] == port
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Carry out one request: ``do`` names it, the rest are its arguments. Never raises for what the kernel refuses."""
     arguments = {key: value for key, value in request.items() if key != "do"}
     try:
         if request["do"] == "shut_down":
             return {"count": shut_down(**arguments)}
+        if request["do"] == "reach":
+            return reach(**arguments)
+        if request["do"] == "forwarder":
+            return forwarder(**arguments)
+        if request["do"] == "answer_at_once":
+            return {"count": answer_at_once(**arguments)}
         return streams(**arguments)
     except ProcessGone:
         return {"count": 0, "sockets": 0, "queued": None, "refused": "the process has ended"}

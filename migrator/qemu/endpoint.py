@@ -112,7 +112,7 @@ class Endpoint:
         self.guard = EndpointGuard(
             self._monitor, self._claim, process=guard_process, socket=address.path, rescue=rescue
         )
-        self.mirroring = EndpointMirroring(self._monitor, self._claim)
+        self.mirroring = EndpointMirroring(self._monitor, self._claim, lambda: self._handle.process)
         self.comparison = DiskComparison(self._monitor)
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,9 @@ from migrator.ports import QemuEvent
 _EVENTS_KEPT = 1000
 #: Near the switch one pass over dirty memory follows the other within milliseconds: they wake somebody once in a while.
 _BETWEEN_PASSES_SECONDS = 0.02
+#: A guest that stands still is mostly on its way to its switch, which is told within milliseconds; and nothing can be
+#: asked until then.
+_STOPS_SECONDS = 0.02
 
 
 class EventBuffer:
@@ -23,8 +27,9 @@ class EventBuffer:
     :ivar ended: the guest has shut down; the end of a process that only waited for one says nothing of it.
     :ivar quitting: QEMU was told to end: that is not the guest's doing.
     :ivar all: its process is gone, and what it had said was waited for.
-    :ivar notify: called after every event, but for passes that follow each other closely, and for the one that tells
-        that the switch goes on as it was told to: a look then would be answered when the end has come already.
+    :ivar notify: called after every event that tells of something to be done. Not for passes that follow each other
+        closely; nor when the switch goes on as it was told to, or a job pauses and goes on: a look then would be
+        answered when the next has come already; and a moment after the guest has stopped.
     """
 
     def __init__(self, *, ran: bool) -> None:
@@ -33,6 +38,7 @@ class EventBuffer:
         self._ran = ran
         self._events: deque[QemuEvent] = deque(maxlen=_EVENTS_KEPT)
         self._passed_at = 0.0
+        self._later: asyncio.TimerHandle | None = None
 
     def take(self) -> Sequence[QemuEvent]:
         """Return the events since the last call, oldest first, and forget them."""
@@ -56,6 +62,17 @@ class EventBuffer:
             if now - self._passed_at < _BETWEEN_PASSES_SECONDS:
                 return
             self._passed_at = now
-        if name == "MIGRATION" and data.get("status") == MigrationStatus.DEVICE:
+        if (name == "MIGRATION" and data.get("status") == MigrationStatus.DEVICE) or (
+            name == "JOB_STATUS_CHANGE"
+        ):
             return
+        if name == "STOP":
+            self._later = asyncio.get_running_loop().call_later(_STOPS_SECONDS, self._notify)
+        else:
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self.notify()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,9 @@ from migrator import addresses
 from migrator.core.link_speeds import StreamCounters
 from migrator.errors import HostError, UsageError
 from migrator.ports import GuestProcess, StreamOptions, StreamSockets
+
+#: So long a server's options are waited for.
+_HELP_SECONDS = 1.0
 
 
 def tcp_peers(uris: Sequence[str]) -> list[tuple[str, int]]:
@@ -52,6 +57,22 @@ async def stream_sockets(
         refused=str(answer.get("refused", ""))[:500],
         counters=_counters(answer.get("counted")),
     )
+
+
+async def answer_at_once(process: GuestProcess | None, address: str) -> None:
+    """Have a TCP server of a process answer without waiting for more to say; a help, and never an error.
+
+    A QEMU before 8.1 leaves its disk server as the kernel has it: that keeps the second half of an answer back until
+    the first was acknowledged, which a client that waits for the whole does after 40 ms. A client that connects is told
+    two such, and the source's QEMU does nothing else meanwhile.
+
+    :param address: ``tcp:ADDR:PORT``; of any other kind nothing is done.
+    """
+    served = tcp_peers([address])
+    if process is not None and served:
+        with contextlib.suppress(HostError, TimeoutError):
+            async with asyncio.timeout(_HELP_SECONDS):
+                await process.ask_sockets({"do": "answer_at_once", "port": served[0][1]})
 
 
 def _counters(found: Any) -> StreamCounters | None:

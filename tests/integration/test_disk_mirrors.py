@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,12 +27,23 @@ async def _as_it_is(uri: str) -> str:
     return uri
 
 
+async def _copy(mirrors: DiskMirrors) -> None:
+    async def tend(how: Mirrors) -> None:
+        pass
+
+    await mirrors.copy(
+        "tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend, pause=asyncio.sleep
+    )
+
+
 @asynccontextmanager
 async def mirrored(
     lab: Lab, crossing: tuple[Path, Path], *, size_bytes: int = MIB
-) -> AsyncIterator[tuple[WritingGuest, DiskMirrors]]:
-    """A guest whose disk is the same on both sides, and follows."""
-    guest = await writing_guest(lab, size_bytes=size_bytes, source=crossing[0], destination=crossing[1])
+) -> AsyncIterator[tuple[WritingGuest, DiskMirrors, Endpoint]]:
+    """A guest whose disk is the same on both sides, and follows; and its source."""
+    guest = await writing_guest(
+        lab, size_bytes=size_bytes, filled=True, source=crossing[0], destination=crossing[1]
+    )
     ends = [
         Endpoint(Address(kind="unix", path=str(end.qmp)), role=role)
         for end, role in ((guest.pair.source, "source"), (guest.pair.destination, "destination"))
@@ -44,12 +56,8 @@ async def mirrored(
         copy = DiskCopy(device=disk.device, size_bytes=size_bytes, path=str(guest.here))
         mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (copy,)
-
-        async def tend(how: Mirrors) -> None:
-            pass
-
-        await mirrors.copy("tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend)
-        yield guest, mirrors
+        await _copy(mirrors)
+        yield guest, mirrors, ends[0]
     finally:
         for end in ends:
             await end.close()
@@ -58,7 +66,7 @@ async def mirrored(
 async def test_one_that_somebody_else_has_ended_proves_nothing(
     lab: Lab, one_crossing: tuple[Path, Path]
 ) -> None:
-    async with mirrored(lab, one_crossing) as (guest, mirrors):
+    async with mirrored(lab, one_crossing) as (guest, mirrors, source):
         (job,) = await guest.pair.source.query("query-jobs")
         await guest.pair.source.query("block-job-cancel", device=job["id"])
 
@@ -69,14 +77,15 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         await until(concluded, what="the end of the mirror")
         await guest.goes_on(guest.pair.source)  # it has written what is at the source alone
         await guest.pair.source.query("stop")
-        assert "somebody else" in await mirrors.end(ceiling_seconds=0.3)
-        assert await mirrors.end(ceiling_seconds=0.3, ended_before=True) == ""
+        users = await source.disk_users()
+        assert "somebody else" in (await mirrors.end(users, ceiling_seconds=0.3))[0]
+        assert (await mirrors.end(users, ceiling_seconds=0.3, ended_before=True))[0] == ""
 
 
 async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_for_it(
     lab: Lab, one_crossing: tuple[Path, Path]
 ) -> None:
-    async with mirrored(lab, one_crossing, size_bytes=8 * MIB) as (guest, mirrors):
+    async with mirrored(lab, one_crossing, size_bytes=8 * MIB) as (guest, mirrors, end):
         source, destination = guest.pair.source, guest.pair.destination
         await source.query("stop")
         destination.sigstop()  # a mirror may copy 16 MiB at once, whatever its speed
@@ -91,13 +100,48 @@ async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_fo
             await until(counted, what="the burst in the figures of the mirror")
             mirrors.carried_bytes_per_second = MIB
             began = asyncio.get_running_loop().time()
-            why = await mirrors.end(ceiling_seconds=0.3)
+            why, _ = await mirrors.end(await end.disk_users(), ceiling_seconds=0.3)
             assert "a burst of writes came too late" in why
             assert asyncio.get_running_loop().time() - began < 0.5
             (job,) = await source.query("query-jobs")
             assert job["status"] == "ready"  # it can go on as before
         finally:
             destination.sigcont()
+
+
+async def test_what_was_copied_is_still_in_the_cache_of_its_host_when_the_guest_arrives(
+    lab: Lab, each_qemu: Path
+) -> None:
+    async with mirrored(lab, (each_qemu, each_qemu), size_bytes=8 * MIB) as (guest, mirrors, source):
+        destination = guest.pair.destination
+        arriving = await destination.query("migrate-incoming", uri="tcp:127.0.0.1:0")
+        (address,) = (await destination.query("query-migrate"))["socket-address"]
+        assert arriving == {}
+        await guest.pair.source.query("stop")
+        assert (await mirrors.end(await source.disk_users(), ceiling_seconds=None))[0] == ""
+        assert _cached(guest.there)
+        await guest.pair.source.query("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
+
+        async def loaded() -> bool:
+            return bool((await destination.query("query-status"))["status"] == "paused")
+
+        await until(loaded, what="a guest that has arrived")
+        await destination.query("cont")
+        # Else QEMU would have dropped it by now, while the guest stood still.
+        assert _cached(guest.there)
+
+
+def _cached(path: Path) -> bool:
+    """Tell whether all of a file is in the page cache."""
+    with path.open("rb") as file:
+        try:
+            pages = [bytearray(4096)]
+            return all(
+                os.preadv(file.fileno(), pages, at, os.RWF_NOWAIT)
+                for at in range(0, path.stat().st_size, 4096)
+            )
+        except BlockingIOError:
+            return False
 
 
 async def test_an_image_that_was_made_flat_is_no_difference_and_another_one_is(
@@ -189,13 +233,9 @@ async def test_an_encrypted_disk_is_written_as_it_is_after_the_same_header(
         assert why_not_copied(disk) == ""
         mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (DiskCopy(device=disk.device, size_bytes=MIB, path=str(here), new=True),)
-
-        async def tend(how: Mirrors) -> None:
-            pass
-
-        await mirrors.copy("tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend)
+        await _copy(mirrors)
         await guest.pair.source.query("stop")
-        assert await mirrors.end(ceiling_seconds=None) == ""
+        assert (await mirrors.end(await ends[0].disk_users(), ceiling_seconds=None))[0] == ""
         nodes = await guest.pair.source.query("query-named-block-nodes")
         assert not [node for node in nodes if "migrator" in node["node-name"]]
     finally:

@@ -47,6 +47,16 @@ print("connected", flush=True)
 connections[0].sendall(bytes(64 << 20))
 """
 
+#: Listens at two ports, says which, and for each line says of the next connection whether it sends at once.
+SERVER = """
+import socket, sys
+servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(server.getsockname()[1] for server in servers), flush=True)
+for _, server in zip(sys.stdin, servers):
+    connection, _ = server.accept()
+    print(bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)), flush=True)
+"""
+
 
 @contextmanager
 def client(*ports: int) -> Iterator[subprocess.Popen[str]]:
@@ -115,6 +125,27 @@ class TestAtAHost:
                 gone = await held.ask_sockets(request)
                 assert (gone["sockets"], gone["queued"]) == (0, None)
                 held.close()
+
+    async def test_a_server_sends_its_answers_at_once_from_then_on(self, host: HostAccess) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            ports = process.stdout.readline().split()
+            held = await host.process(process.pid)
+            assert held is not None
+            answer = await held.ask_sockets({"do": "answer_at_once", "port": int(ports[0])})
+            assert answer["count"] == 1
+            said = []
+            for port in ports:
+                with socket.create_connection(("127.0.0.1", int(port))):
+                    process.stdin.write("accept\n")
+                    process.stdin.flush()
+                    said.append(process.stdout.readline().strip())
+            assert said == ["True", "False"]
+            held.close()
+            process.stdin.close()
 
     async def test_the_pace_ends_with_the_connection_of_whoever_set_it(self, tmp_path: Path) -> None:
         with Sshd(tmp_path / "sshd") as sshd, socket.create_server(("127.0.0.1", 0)) as meant:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from migrator.core.migration.disk_copies import (
     MIRRORS,
@@ -16,7 +17,7 @@ from migrator.core.migration.disk_copies import (
     mirror_name,
 )
 from migrator.core.preflight.disk_images import longest_end_seconds, seconds_to_end
-from migrator.core.preflight.non_migrated_state import BlockJob
+from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.errors import CommandFailed, Refused
@@ -98,12 +99,14 @@ class DiskMirrors:
         speed: Callable[[], int | None],
         unwanted: Callable[[], bool],
         tend: Callable[[Mirrors], Awaitable[None]],
+        pause: Callable[[float], Awaitable[None]],
     ) -> None:
         """Copy the disks; returns once each has been written once and is kept the same, or the copy is unwanted.
 
         :param uri: where the destination takes the stream: disks go to the same address.
         :param speed: returns the share of the links in bytes per second; ``None``: no limit.
         :param tend: is told how far they are, and raises :class:`Refused` where they are to be given up.
+        :param pause: waits so many seconds, or until an end tells of something.
         :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
         :raise QemuError: an end refused, or did not answer; likewise.
         """
@@ -134,7 +137,7 @@ class DiskMirrors:
                 encrypted_for=encrypted_for,
                 tls=self._tls,
             )
-        await self._until_ready(speed, unwanted, tend)
+        await self._until_ready(speed, unwanted, tend, pause)
         if not unwanted():
             await self._share(None)
 
@@ -143,6 +146,7 @@ class DiskMirrors:
         speed: Callable[[], int | None],
         unwanted: Callable[[], bool],
         tend: Callable[[Mirrors], Awaitable[None]],
+        pause: Callable[[float], Awaitable[None]],
     ) -> None:
         seen, moved_at = (-1, -1), clock.now()
         before = moved_at, 0
@@ -161,7 +165,7 @@ class DiskMirrors:
                 seen, moved_at = (now.done_bytes, now.total_bytes), clock.now()
             elif clock.now() - moved_at > _STALLED_SECONDS:
                 raise Refused(f"nothing of the disks was copied for {_STALLED_SECONDS:g} s")
-            await asyncio.sleep(_NEAR_LOOK_SECONDS if nearly else _LOOK_SECONDS)
+            await pause(_NEAR_LOOK_SECONDS if nearly else _LOOK_SECONDS)
 
     async def _share(self, bytes_per_second: int | None) -> None:
         """Give each its part of the links, where that has changed."""
@@ -179,34 +183,39 @@ class DiskMirrors:
         now = self.judge(jobs)
         return "" if now.phase is MirrorPhase.READY else now.problem or f"the mirrors are {now.phase}"
 
-    async def end(self, *, ceiling_seconds: float | None, ended_before: bool = False) -> str:
-        """End the mirrors at the last safe point, with the guest standing still; return why that failed, or nothing.
+    async def end(
+        self, users: DiskUsers, *, ceiling_seconds: float | None, ended_before: bool = False
+    ) -> tuple[str, DiskUsers]:
+        """End the mirrors at the last safe point, with the guest standing still.
 
         Afterwards both sides have the same contents, no job holds a disk, and nothing can write to the destination's.
         May be called again. A mirror that has ended and was not asked to proves nothing: the guest may have written
         since.
 
+        :param users: of the source's disks, as it was looked at last with the guest standing still.
         :param ceiling_seconds: of the guest's downtime, which bounds how long it waits for this; ``None``: it stands
             still anyway.
         :param ended_before: it is on record that they were ended with the guest standing still, as it does yet.
+        :return: why that failed, or nothing; and who uses the disks now.
         :raise QemuError: an end refused, or did not answer.
         """
         if not self.copies:
-            return ""
+            return "", users
         within = _RESTING_END_SECONDS
         if ceiling_seconds is not None:
             within = longest_end_seconds(ceiling_seconds)
         began, sent_before, look = clock.now(), None, _FIRST_END_LOOK_SECONDS
         while True:
-            jobs = (await self._source.disk_users()).ours
+            jobs = users.ours
             now = self.judge(jobs)
             early = {job.id for job in jobs if job.status == "concluded"} & {*self._names()} - self._asked
             if early and not ended_before and now.phase is not MirrorPhase.BROKEN:
-                return "a mirror of the disks was ended by somebody else, maybe before the guest stood still"
+                why = "a mirror of the disks was ended by somebody else, maybe before the guest stood still"
+                return why, users
             if now.phase is MirrorPhase.ARRIVED:
                 break
             if now.phase in (MirrorPhase.BROKEN, MirrorPhase.COPYING):
-                return now.problem or "the disks are not the same yet"
+                return now.problem or "the disks are not the same yet", users
             if sent_before is None:
                 sent_before = now.done_bytes
             passed = clock.now() - began
@@ -217,24 +226,29 @@ class DiskMirrors:
                 carried_bytes_per_second=self.carried_bytes_per_second,
             )
             if ceiling_seconds is not None and passed + more > within:
-                return (
+                why = (
                     f"a burst of writes came too late: {show_bytes(now.remaining_bytes)} of the disks was left "
                     f"{show_seconds(passed)} after the guest had been stopped, which takes {show_seconds(more)} at "
                     f"least, and {show_seconds(within)} is the most that it may stand still for them"
                 )
+                return why, users
             due = [job.id for job in jobs if job.status in ("ready", "standby") and job.id in self._names()]
             due = [name for name in due if name not in self._asked]
             self._asked.update(due)
             await _all(*(self._source.mirroring.end(name) for name in due))
             if clock.now() - began > within:
                 left = show_bytes(now.remaining_bytes)
-                return f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
+                why = f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
+                return why, users
             await asyncio.sleep(look)
             look = min(2 * look, _END_LOOK_SECONDS)
-        # Nothing is on its way any more: which end closes first does not matter.
-        await _all(self._source.mirroring.remove_targets(MIRRORS), self._end_serving())
+            users = await self._source.disk_users()
+        # Nothing is on its way any more: which end closes first does not matter, and the last look is the same one.
+        *_, users = await _all(
+            self._source.mirroring.remove_targets(MIRRORS), self._end_serving(), self._source.disk_users()
+        )
         self.end_seconds = clock.now() - began
-        return ""
+        return "", users
 
     def _noted(self) -> dict[str, str]:
         """Return the disks whose writes are noted at the destination, with the names of their bitmaps."""
@@ -258,11 +272,13 @@ class DiskMirrors:
             await self._source.mirroring.give_up(MIRRORS)
 
 
-async def _all(*commands: Awaitable[None]) -> None:
-    """Await all of them, at the same time, and raise the first error once each has ended."""
-    for outcome in await asyncio.gather(*commands, return_exceptions=True):
-        if outcome is not None:
+async def _all(*commands: Awaitable[Any]) -> list[Any]:
+    """Await all of them, at the same time, and return what they do; raise the first error once each has ended."""
+    outcomes = await asyncio.gather(*commands, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
             raise outcome
+    return outcomes
 
 
 def _beside(uri: str) -> str:

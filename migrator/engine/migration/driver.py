@@ -313,6 +313,7 @@ class MigrationDriver(MigrationLoop):
             speed=lambda: self._share,
             unwanted=lambda: bool(self.requests.unwanted()) or self._intent_log.intent.undo is not None,
             tend=self._tend_mirrors,
+            pause=self._observer.pause_anew,
         )
 
     def _note_layout(self, layout: StreamLayout) -> None:

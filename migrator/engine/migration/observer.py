@@ -211,6 +211,11 @@ class Observer:
         self._changed_at += away.seconds
         self._flowed_at += away.seconds
 
+    async def pause_anew(self, seconds: float) -> None:
+        """Do as :meth:`pause` does for what happens from now on, for whoever does not :meth:`look` in between."""
+        self._wake.clear()
+        await self.pause(seconds)
+
     def wake(self) -> None:
         """End a :meth:`pause` now."""
         self._wake.set()

@@ -109,10 +109,9 @@ class Steps:
         intent = self._intent_log.intent
         rests = not intent.guest_runs or (intent.stopped_by_us and not intent.postcopy)
         ceiling = None if rests else self._result.max_downtime_seconds
-        not_copied = await self._mirrors.end(ceiling_seconds=ceiling, ended_before=switching)
-        # What the last look asked is not of now where mirrors have been ended since.
-        users = self._source.disk_users() if self._mirrors.copies else self._observer.disk_users()
-        busy, _ = await together(users, self._shaper.before_switch())
+        users = await self._observer.disk_users()
+        ending = self._mirrors.end(users, ceiling_seconds=ceiling, ended_before=switching)
+        (not_copied, busy), _ = await together(ending, self._shaper.before_switch())
         if not_copied or busy or busy.mirrors_at_work:
             held = ", ".join(str(job) for job in busy.mirrors_at_work)
             why = not_copied or (too_late(busy) if busy else f"{held} still holds a disk of the guest")
