@@ -200,7 +200,8 @@ class _Bench:
                 host.set_speed(mbit * _MBIT)
             for memory in ("program text", "random bytes"):
                 path = self._memory(memory, _FILLED_BYTES)
-                took = await self._compare(hosts, ("plain", _ZSTD), path, _FILLED_BYTES)
+                through_ssh = (_SSH,) if memory == "random bytes" else ()
+                took = await self._compare(hosts, ("plain", _ZSTD, *through_ssh), path, _FILLED_BYTES)
                 rows += _rows(f"{mbit} Mbit/s, {memory}, ", took)
                 if mbit <= _NARROW_MBIT:
                     worst = max(worst, _median(took[_ZSTD]) / _median(took["plain"]))

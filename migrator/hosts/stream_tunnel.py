@@ -8,6 +8,7 @@ carries, and ends with the last of them. So a stream outlives the controller tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from enum import StrEnum
 
 from migrator.addresses import host_port
 from migrator.core.findings import finding
+from migrator.core.migration.tunnel_queue import TunnelCounters
 from migrator.core.model import Finding
 from migrator.errors import HostError
 from migrator.hosts.access import Coprocess, HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh_config import SshConfig
-from migrator.ports import PathHealth
+from migrator.ports import GuestProcess, PathHealth
 
 LOOPBACK = "127.0.0.1"
 #: Seconds for a connection, and for all that making a tunnel takes.
@@ -40,6 +42,8 @@ _BASIC = (
 #: A way that was found so long ago is looked for again.
 _KNOWN_SECONDS = 60.0
 _READY = "migrator-tunnel"
+#: So many bytes may wait unsent in each of its sockets at first, where they can be given options.
+_UNSENT_BYTES = 128 << 10
 #: Nothing listens there; OpenSSH says whether it would have led there.
 _UNUSED_PORT = 1
 _REFUSED_HERE = ("administratively prohibited", "unknown channel type")
@@ -129,6 +133,10 @@ class SshTunnel:
         #: Why it is not the better one.
         self._why = ""
         self._open: list[Coprocess] = []
+        #: Those that take what is sent at its source: each process, and the port at which it does.
+        self._senders: list[tuple[GuestProcess, int]] = []
+        #: The sockets of such a process can be taken; ``None``: it was not tried.
+        self._can_reach: bool | None = None
 
     @property
     def route(self) -> str:
@@ -242,10 +250,13 @@ class SshTunnel:
             words = ["ssh", *_BASIC, option, forward, *login, f"echo {_READY}; exec cat >/dev/null"]
             # Its own words come with its output, and nobody reads them once it is ready.
             prefix = runs.access.prefix if isinstance(runs.access, LocalAccess) else ()
-            process = await runs.access.coprocess([*prefix, "sh", "-c", 'exec "$@" 2>&1', "sh", *words])
+            script = 'echo "$$"; exec "$@" 2>&1'
+            process = await runs.access.coprocess([*prefix, "sh", "-c", script, "sh", *words])
             self._open.append(process)
-            said = await self._until_ready(process, runs.access.name)
+            pid, said = await self._until_ready(process, runs.access.name)
             if not said:
+                if runs is self._source or self._source.is_here:
+                    await self._note_sender(runs.access, pid, taken)
                 return taken
             self._open.remove(process)
             process.close()
@@ -253,27 +264,101 @@ class SshTunnel:
                 break
         raise HostError(runs.access.name, f"the SSH tunnel to {login[-1]} cannot be made: {said}")
 
-    async def _until_ready(self, process: Coprocess, host: str) -> str:
-        """Return why a tunnel is not there; empty once it is."""
-        said: list[str] = []
+    async def _until_ready(self, process: Coprocess, host: str) -> tuple[int, str]:
+        """Return its pid, and why a tunnel is not there; empty once it is."""
+        pid, said = 0, list[str]()
         try:
             async with asyncio.timeout(_BEGIN_SECONDS):
                 async for line in process.lines:
                     text = line.decode(errors="replace").strip()
                     if text == _READY:
-                        return ""
-                    said = [*said[-5:], text]
+                        return pid, ""
+                    if text.isdecimal() and not pid:
+                        pid = int(text)
+                    else:
+                        said = [*said[-5:], text]
         except TimeoutError:
             said.append(f"no answer within {_BEGIN_SECONDS:g} s")
         except OSError as error:
             raise HostError(host, f"the SSH tunnel cannot be made: {error}") from error
-        return " ".join(said)[-500:] or "ssh ended without a word"
+        return pid, " ".join(said)[-500:] or "ssh ended without a word"
+
+    # --- what waits in it --------------------------------------------------------------------------------------------
+
+    async def can_be_shaped(self) -> bool:
+        """See :meth:`migrator.ports.StreamTunnel.can_be_shaped`."""
+        if self._way is None or (self._way is TunnelRoute.CONTROLLER and not self._source.is_here):
+            return False
+        access = self._here.access if self._way is TunnelRoute.CONTROLLER else self._source.access
+        if self._can_reach is None:
+            self._can_reach = False
+            with contextlib.suppress(HostError, TimeoutError):
+                async with asyncio.timeout(_BEGIN_SECONDS):
+                    self._can_reach = await _reaches(access)
+        return self._can_reach
+
+    async def _note_sender(self, access: HostAccess, pid: int, port: int) -> None:
+        with contextlib.suppress(HostError):
+            if (process := await access.process(pid)) is not None:
+                self._senders.append((process, port))
+                await self._ask_sender(process, port, _UNSENT_BYTES)
+
+    async def _ask_sender(self, process: GuestProcess, port: int, unsent_bytes: int) -> TunnelCounters | None:
+        answer = await process.ask_sockets({"do": "forwarder", "port": port, "unsent": unsent_bytes})
+        found = answer.get("counted")
+        if not isinstance(found, dict):
+            return None
+        said = [found.get(name) for name in ("at", "entered", "left", "unsent", "waiting")]
+        numbers = [float(each) for each in said if isinstance(each, int | float) and 0 <= each < 2**53]
+        if len(numbers) < len(said):
+            return None
+        at, entered, left, unsent, waiting = numbers
+        return TunnelCounters(
+            at=at,
+            entered_bytes=int(entered),
+            left_bytes=int(left),
+            unsent_bytes=int(unsent),
+            waiting_bytes=int(waiting),
+            unsent_limit_bytes=unsent_bytes,
+        )
+
+    async def keep_short(self, unsent_bytes: int) -> TunnelCounters | None:
+        """See :meth:`migrator.ports.StreamTunnel.keep_short`: of the one that was made last, which the stream takes."""
+        if not self._senders:
+            return None
+        try:
+            return await self._ask_sender(*self._senders[-1], unsent_bytes)
+        except HostError:
+            return None
 
     def close(self) -> None:
         """See :meth:`migrator.ports.StreamTunnel.close`."""
+        for sender, _ in self._senders:
+            sender.close()
+        self._senders.clear()
         for process in self._open:
             process.close()
         self._open.clear()
+
+
+async def _reaches(access: HostAccess) -> bool:
+    """Tell whether what a process of ours has open at a host can be taken there.
+
+    :raise HostError: the host cannot be asked.
+    """
+    running = await access.coprocess(["sh", "-c", 'echo "$$"; exec cat >/dev/null'])
+    try:
+        async for line in running.lines:
+            process = await access.process(int(line))
+            if process is None:
+                return False
+            try:
+                return not (await process.ask_sockets({"do": "reach"})).get("refused", "")
+            finally:
+                process.close()
+        return False
+    finally:
+        running.close()
 
 
 def _from_to(runs: TunnelEnd, to: TunnelEnd) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from migrator.core.migration.tunnel_queue import TunnelCounters
 from migrator.core.model import Finding
 from migrator.ports.stream_path import StreamPath
 
@@ -22,6 +23,9 @@ class StreamTunnel(StreamPath, Protocol):
         :raise HostError: a host cannot be asked.
         """
 
+    async def can_be_shaped(self) -> bool:
+        """Return whether :meth:`keep_short` will reach its sockets, as far as that can be told before; never raises."""
+
     async def lead(self, uri: str) -> str:
         """Return the address at the source's host that leads to this one at the destination's.
 
@@ -29,6 +33,12 @@ class StreamTunnel(StreamPath, Protocol):
 
         :param uri: ``tcp:127.0.0.1:PORT``.
         :raise HostError: the tunnel cannot be made.
+        """
+
+    async def keep_short(self, unsent_bytes: int) -> TunnelCounters | None:
+        """Have no more than so many bytes wait unsent in its sockets; return what they have counted.
+
+        Never raises: ``None`` where they cannot be reached, and then as much waits as SSH allows.
         """
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ async def test_guest_moves_through_a_tunnel_of_which_nothing_is_left(
         assert "tunnel" in ended.actions
         await seen.verify("completed")
     await site.nothing_left()
+
+
+async def test_little_waits_in_a_tunnel_over_a_narrow_link_when_the_guest_is_stopped(
+    lab: Lab, site: Site
+) -> None:
+    site.alpha.set_speed(8 * MIB)
+    filled = lab.directory / "filled"
+    filled.write_bytes(os.urandom(24 * MIB))
+    loader = ("-device", f"loader,file={filled},addr={64 * MIB:#x},force-raw=on")
+    pair = await lab.pair(GuestMachine(extra=loader), **site.prefixes)
+    ended = await site.direct(pair, *SSH, "--postcopy", "never", "--compress", "never")
+    assert ended.code == 0, ended.err
+    # OpenSSH's client alone would keep 2 MiB, and the sockets on both sides of it as much again.
+    assert ended.document["queued_at_stop_bytes"] < MIB
 
 
 @pytest.mark.parametrize("secret", ["plain", pytest.param("tls", marks=pytest.mark.matrix), "ssh"])

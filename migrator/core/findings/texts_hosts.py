@@ -103,7 +103,7 @@ HOSTS: Texts = {
     ),
     "tunnel-ceiling": (
         "warning",
-        "an SSH tunnel holds up to 2 MiB, which take longer over this link than the guest may stand still",
+        "what an SSH tunnel may hold takes longer over this link than the guest may stand still",
         "let the stream go directly with certificates (docs/tls.md), or allow a longer downtime",
     ),
     "stream-through-controller": (

@@ -20,19 +20,21 @@ _ROUND_TRIPS = 3
 _LEAST_SECONDS = 0.005
 
 
-#: An SSH tunnel may hold so much that was written and has not arrived: the window of a channel of OpenSSH's.
-TUNNEL_BYTES = 2 << 20
+#: An SSH tunnel may hold so much that was written and has not arrived: the window of a channel of OpenSSH's, and what
+#: the sockets before and behind its client hold; where its stream is kept slower than the network, what that holds.
+TUNNEL_BYTES, SHAPED_TUNNEL_BYTES = 4 << 20, 512 << 10
 
 
-def tunnel_findings(policy: Policy, bytes_per_second: float | None) -> list[Finding]:
+def tunnel_findings(policy: Policy, bytes_per_second: float | None, *, shaped: bool) -> list[Finding]:
     """Return a warning where what a tunnel may hold alone takes as long as the guest may stand still.
 
+    :param shaped: what waits in it can be seen, and kept small.
     :param bytes_per_second: what the stream will carry; ``None`` or 0: not known, and nothing is claimed.
     """
     speed = _speed_at_the_switch(policy, bytes_per_second)
     if policy.offline or not speed:
         return []
-    takes = downtime_floor(speed) + TUNNEL_BYTES / speed
+    takes = downtime_floor(speed) + (SHAPED_TUNNEL_BYTES if shaped else TUNNEL_BYTES) / speed
     if takes <= policy.max_downtime_seconds:
         return []
     message = (

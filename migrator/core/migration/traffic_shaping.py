@@ -30,6 +30,9 @@ _NEAR_SECONDS = 0.7
 _DRAINING_RATIO, _KEEPING_RATIO = 0.6, 0.85
 #: A queue that takes no longer than this to arrive is short, seconds; nor is one of fewer bytes long.
 _SHORT_SECONDS = 0.02
+#: OpenSSH's client keeps so much of what goes through it: the window of a channel. A stream that is a little slower
+#: than the network leaves nothing there; it is not worth that where all of it has left after so many seconds.
+_TUNNEL_WINDOW_BYTES, _TUNNEL_RATIO, _TUNNEL_SHORT_SECONDS = 2 << 20, 0.95, 0.03
 #: Pacing the end may take so long in all, seconds, or this share of the whole time: a small working set that is
 #: written faster than the pace would be copied for ever.
 _PACED_SECONDS, _PACED_RATIO = 2.0, 0.1
@@ -95,6 +98,23 @@ def pace_end(pace: EndPace, sample: Sample) -> EndPace:
     ratio = _DRAINING_RATIO if sample.queued_bytes > short else _KEEPING_RATIO
     since = sample.at_seconds if pace.since is None else pace.since
     return replace(pace, limit=int(pace.path * ratio), since=since)
+
+
+def pace_tunnel(pace: EndPace, sample: Sample, carried_bytes_per_second: float) -> EndPace:
+    """Return the pace of a stream through a tunnel, which holds too much of one that is faster than its network.
+
+    :param carried_bytes_per_second: what the network below it carries; 0: not known.
+    """
+    if carried_bytes_per_second <= 0 or sample.queued_bytes is None:
+        return pace
+    if _TUNNEL_WINDOW_BYTES / carried_bytes_per_second < _TUNNEL_SHORT_SECONDS:
+        return replace(pace, limit=None)
+    near = sample.remaining_bytes < _NEAR_SECONDS * carried_bytes_per_second
+    short = max(2 * LEAST_UNSENT_BYTES, carried_bytes_per_second * _SHORT_SECONDS)
+    ratio = _KEEPING_RATIO if near else _TUNNEL_RATIO
+    if sample.queued_bytes > short:
+        ratio = _DRAINING_RATIO
+    return replace(pace, limit=int(carried_bytes_per_second * ratio))
 
 
 def lift_end_pace(pace: EndPace, sample: Sample) -> EndPace:

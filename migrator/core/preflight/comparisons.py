@@ -70,7 +70,7 @@ _HOSTS = {
     "tls-plain": "which files of certificates are in tls_dir at both hosts",
     "tls-expires": "when QEMU's certificates in tls_dir at both hosts expire",
     "stream-route": "ssh from the source's host to the target's, and from the controller's machine to both",
-    "tunnel-ceiling": "the window of an SSH channel, at the stream's speed, with the policy's max_downtime",
+    "tunnel-ceiling": "what an SSH tunnel holds, at the stream's speed, with the policy's max_downtime",
     "stream-through-controller": "the same",
     "no-guard": "whether a python3 of the source's host begins and answers",
     "does-not-converge": "the dirty rate last measured, with the links' speed under the guest's policy",

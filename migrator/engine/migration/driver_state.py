@@ -148,7 +148,7 @@ class DriverState:
             intent_log=self._intent_log,
             result=self.result,
             shared_path=self._shared_path,
-            tunnelled=self._route.tunnelled,
+            tunnel=tunnel,
         )
         self._steering = Steering(
             source,

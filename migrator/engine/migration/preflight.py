@@ -97,7 +97,8 @@ async def choose_tls(site: MigrationSite, guest: MovedGuest, target: str, policy
 async def check_tunnel(tunnel: StreamTunnel, policy: Policy, stream_speed: float | None) -> Sequence[Finding]:
     """Return what speaks against the tunnel of a stream; what cannot be looked at is an error."""
     try:
-        return [*await tunnel.check(), *tunnel_findings(policy, stream_speed)]
+        found = await tunnel.check()
+        return [*found, *tunnel_findings(policy, stream_speed, shaped=await tunnel.can_be_shaped())]
     except MigratorError as error:
         return [unchecked(error)]
 

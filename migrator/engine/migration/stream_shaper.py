@@ -13,13 +13,14 @@ from typing import Any
 from migrator import logs
 from migrator.core.migration import traffic_shaping
 from migrator.core.migration.traffic_shaping import EndPace
+from migrator.core.migration.tunnel_queue import TunnelQueue
 from migrator.core.model import Sample
 from migrator.engine import clock
 from migrator.engine.migration.intent_log import IntentLog
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.shared_path import OwnPath, SharedPath
 from migrator.errors import QemuError
-from migrator.ports import Qemu, StreamOptions, StreamSockets
+from migrator.ports import Qemu, StreamOptions, StreamSockets, StreamTunnel
 from migrator.units import show_bytes, show_seconds
 
 #: How often all sockets are looked for, seconds: one may have been opened anew.
@@ -34,6 +35,8 @@ _FIRST_LOOKS, _ADDRESSES_SECONDS, _FIRST_ADDRESSES_SECONDS = 10, 5.0, 0.1
 _NEAR_SECONDS = 1.5
 #: OpenSSH's window, and what the sockets before and behind its client hold of a path that is slower than they.
 _TUNNEL_BYTES = 8 << 20
+#: Bytes that may wait unsent in a socket that leads to a tunnel's client at the same host.
+_TUNNEL_UNSENT_BYTES = 64 << 10
 #: Seconds that a look may hold the steering up; over a network it goes on beside it.
 _LOOK_SECONDS = 0.005
 #: What waited in sockets that could not be reached is told where it cost more than this.
@@ -53,7 +56,7 @@ class StreamShaper:
         intent_log: IntentLog,
         result: MigrationOutcome,
         shared_path: SharedPath | None = None,
-        tunnelled: bool = False,
+        tunnel: StreamTunnel | None = None,
     ) -> None:
         self._source, self._destination = source, destination
         self._shared_path: SharedPath = shared_path if shared_path is not None else OwnPath()
@@ -74,7 +77,10 @@ class StreamShaper:
         #: Another controller may have had it paced.
         self._may_be_paced = False
         self._end = EndPace()
-        self._tunnelled = tunnelled
+        self._tunnel = tunnel
+        #: Nobody can tell what waits in the tunnel that it goes through.
+        self._hidden = tunnel is not None
+        self._queue = TunnelQueue()
         #: The pace but for the end's; 0: none.
         self._steady = 0
         #: Of the last sample, bytes per second.
@@ -142,15 +148,17 @@ class StreamShaper:
         if options != self._given or not quiet or self._seen.count == 0:
             self._given, self._searched_at, self._counted_at = options, now, now
             await self._look(options, within=_LOOK_SECONDS)
-        elif self._is_near(sample) or now - self._counted_at >= _COUNT_SECONDS:
+        elif self._is_near(sample) or self._learns or now - self._counted_at >= _COUNT_SECONDS:
             self._counted_at = now
             await self._look(None, within=_LOOK_SECONDS)
         self._speed = sample.bandwidth_bytes_per_second or self._speed
         sample = replace(sample, queued_bytes=self._seen.queued_bytes)
-        held = self._seen.refused or self._tunnelled
-        if not self._postcopy and (held or traffic_shaping.is_narrow(self._fastest)):
-            # Nobody can ask what waits in a tunnel: near the end it is always taken to be much.
-            hidden = replace(sample, queued_bytes=_TUNNEL_BYTES) if self._tunnelled else sample
+        held = self._seen.refused or self._hidden
+        if self._tunnel is not None and not self._hidden and not self._postcopy:
+            self._end = traffic_shaping.pace_tunnel(self._end, sample, self._queue.carried_bytes_per_second)
+        elif not self._postcopy and (held or traffic_shaping.is_narrow(self._fastest)):
+            # What waits in a tunnel that nobody can ask is always taken to be much near the end.
+            hidden = replace(sample, queued_bytes=_TUNNEL_BYTES) if self._hidden else sample
             self._end = traffic_shaping.pace_end(self._end, hidden)
         elif self._end.limit is not None:
             self._end = traffic_shaping.lift_end_pace(self._end, sample)
@@ -161,6 +169,8 @@ class StreamShaper:
         self._fastest = max(self._fastest, sample.bandwidth_bytes_per_second)
         near = self._is_near(sample)
         unsent = traffic_shaping.unsent_limit(self._fastest, near=near)
+        if self._tunnel is not None:
+            unsent = _TUNNEL_UNSENT_BYTES
         rate = self._steady = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         if self._end.limit is not None and not self._seen.refused and not self._postcopy:
             rate = min(rate or self._end.limit, self._end.limit)
@@ -170,6 +180,11 @@ class StreamShaper:
             unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
         )
+
+    @property
+    def _learns(self) -> bool:
+        """It goes through a tunnel, and what the network below that carries is not known yet."""
+        return self._tunnel is not None and not self._hidden and not self._queue.carried_bytes_per_second
 
     def _is_near(self, sample: Sample) -> bool:
         """Tell whether the end of the stream may be near."""
@@ -203,6 +218,12 @@ class StreamShaper:
             except QemuError:
                 pass  # the next look tries again
         seen = await self._source.stream_sockets(self._peers, options, again=options is None)
+        if self._tunnel is not None:
+            counters = await self._tunnel.keep_short(traffic_shaping.unsent_limit(self._fastest))
+            self._hidden = counters is None
+            if counters is not None:
+                self._queue.note(counters)
+                seen = replace(seen, queued_bytes=(seen.queued_bytes or 0) + self._queue.queued_bytes)
         if number < self._answered:
             return
         if seen.refused and seen.refused != self._seen.refused:
@@ -235,7 +256,7 @@ class StreamShaper:
 
     def end_pacing(self) -> None:
         """Pace nothing from now on: in postcopy QEMU would wait in a paced socket, with requested pages behind it."""
-        self._postcopy = True
+        self._postcopy, self._end = True, EndPace()
 
     async def before_postcopy(self) -> None:
         """Lift the pace after :meth:`end_pacing`, and note what is queued."""
