@@ -37,7 +37,7 @@ class LiveSite(LabSite):
     #: Put before the service's own command: the host that it runs on.
     prefix: Sequence[str] = ()
     #: Seconds that it is waited for; more where what else the machine has to do is not known.
-    patience: float = 30.0
+    patience: float = 60.0
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -106,6 +106,14 @@ async def test_a_guest_of_a_newer_qemu_has_each_page_at_its_place_in_the_file(
         file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
         document = await loaded(site, file, "c", "failed")
         assert "its checksum is another" in document["error"]
+        # It was cut off, be it in what is a hole.
+        for size in (len(whole) - 1, len(whole) // 2, 0):
+            file.write_bytes(whole)
+            os.truncate(file, size)
+            document = await loaded(site, file, "c", "failed")
+            assert "is not what was saved" in document["error"], document
+            assert beside(file)["state"] == "saved"
+            assert site.instances(web) == []
         file.write_bytes(whole)
         # A controller that is killed while it is loaded leaves the guest in one place.
         begun = await site.post("loads", file=str(file), to="c")
@@ -207,6 +215,29 @@ async def test_two_loads_of_a_guest_at_once_have_it_run_once(tmp_path: Path) -> 
         document = await site.migration_ended(begun[0], "completed")
         assert site.where(await site.runs_once(web)) == document["destination"]
         assert len(site.instances(web)) == 1
+
+
+@pytest.mark.matrix
+async def test_several_saves_at_once_leave_each_guest_in_one_place(tmp_path: Path) -> None:
+    web, db, one, other = guest("web"), guest("db"), tmp_path / "one.state", tmp_path / "other.state"
+    async with served([web, db], "a", "b") as site:
+        asked = ((web, one), (db, one), (web, other), (db, other))
+        answers = await asyncio.gather(
+            *(site.try_post("saves", guest=str(each.uuid), file=str(file)) for each, file in asked)
+        )
+        begun = [document for status, document in answers if status < 300]
+        assert sorted(each["guest_name"] for each in begun) == ["db", "web"], answers
+        assert all(status == 409 for status, _ in answers if status >= 300), answers
+        ended = {each["guest_name"]: await over(site, each["id"]) for each in begun}
+        assert "completed" in {each["state"] for each in ended.values()}
+        for each in (web, db):
+            document = ended[each.name]
+            saved = document["state"] == "completed"
+            assert len(await site.running(each)) == (0 if saved else 1), document
+            assert saved or "save-path" in document["error"] or "exists" in document["error"], document
+        files = [each["file"] for each in ended.values() if each["state"] == "completed"]
+        assert sorted(map(str, tmp_path.glob("*.state"))) == sorted(files)
+        assert list(tmp_path.glob("*.part")) == []
 
 
 async def test_a_guest_that_was_started_from_its_disks_meanwhile_is_not_loaded_besides(
