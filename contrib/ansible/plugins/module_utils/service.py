@@ -43,7 +43,7 @@ class ServiceError(Exception):
     """
 
     def __init__(self, message, code="", **result):
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.code = code
         self.result = result
 
@@ -188,10 +188,10 @@ class Service:
         if not isinstance(document, dict) or answer.status in range(300, 400):
             raise Away(f"what answers at {self.server} is no migrator (status {answer.status})")
         if answer.status == _HTTP_UNAVAILABLE:
-            raise Away(f"the service at {self.server}: {_one_line(document.get('detail')) or 'unavailable'}")
+            raise Away(f"the service at {self.server}: {one_line(document.get('detail')) or 'unavailable'}")
         if answer.status >= _HTTP_PROBLEMS:
             raise ServiceError(
-                _one_line(document.get("detail")) or f"the service at {self.server}: status {answer.status}",
+                one_line(document.get("detail")) or f"the service at {self.server}: status {answer.status}",
                 document.get("code", ""),
                 findings=document.get("findings", []),
             )
@@ -227,8 +227,8 @@ def _why(guest):
     return f": {guest['reason']}" if guest["reason"] else ""
 
 
-def _one_line(text):
-    """Return a text of an answer without what would steer a terminal; empty where it is none."""
+def one_line(text):
+    """Return a text without what would steer a terminal: guests have any names; empty where it is none."""
     if not isinstance(text, str):
         return ""
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
