@@ -1,10 +1,9 @@
-"""Reads :class:`~migrator.core.preflight.facts.Facts` over QMP: two pipelined round trips, nothing changed."""
+"""Reads :class:`~migrator.core.preflight.facts.Facts` over QMP: pipelined, in two round trips or three; nothing changed."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,17 +13,16 @@ from migrator.core.process.command_line import path_of
 from migrator.errors import CommandFailed
 from migrator.machine import LocalProcess
 from migrator.ports import GuestProcess
+from migrator.qemu import block_owners
 from migrator.qemu.drive_slots import PERIPHERAL, DriveSlot, read_drive_slots
 from migrator.qemu.monitor import Monitor
-from migrator.qemu.non_migrated_state import block_node_label, read_non_migrated_state
+from migrator.qemu.non_migrated_state import Ask, read_non_migrated_state
 
 #: Where QEMU keeps the devices it was given: those with an id, and those without.
 _PERIPHERAL = (PERIPHERAL, f"{PERIPHERAL}-anon")
 #: Features of a qcow2 image that a copy gets: as query-block shows them, and as qemu-img takes them.
 _TEXTS = {"compat": "compat", "refcount-bits": "refcount_bits", "compression-type": "compression_type"}
 _FLAGS = {"lazy-refcounts": "lazy_refcounts", "extended-l2": "extended_l2"}
-#: The name of a block node that nobody has named.
-_MADE_UP = re.compile(r"#block\d+")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -96,7 +94,7 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
         cpu_features=features,
         devices=tuple(sorted([*devices, *_built_in(got["pci"] or [])])),
         disks=tuple(_disks(await read_drive_slots(monitor, got["block"] or []), process)),
-        blockers=await _with_disks_named(ask, migrate.get("blocked-reasons", ())),
+        blockers=await _blockers(ask, migrate.get("blocked-reasons", ())),
         capabilities=frozenset(entry["capability"] for entry in got["capabilities"] or []),
         parameters=frozenset(got["parameters"] or ()),
         non_migrated=got["under_way"],
@@ -106,15 +104,12 @@ async def read_facts(monitor: Monitor, process: GuestProcess | None) -> Facts:
     )
 
 
-async def _with_disks_named(ask: Callable[..., Awaitable[Any]], reasons: Iterable[str]) -> tuple[str, ...]:
-    """Return QEMU's reasons with the image in place of each name of a block node that QEMU made up: it says nothing
-    to anybody, and is another one at the next start.
-    """
-    if not any(_MADE_UP.search(each) for each in reasons):
+async def _blockers(ask: Ask, reasons: Sequence[str]) -> tuple[str, ...]:
+    """Return what QEMU says against a migration, with names for disks that people know."""
+    if not any(block_owners.made_up(each) for each in reasons):
         return tuple(reasons)
-    nodes = await ask("query-named-block-nodes") or []
-    labels = {node["node-name"]: block_node_label(node) for node in nodes}
-    return tuple(_MADE_UP.sub(lambda name: labels.get(name[0], name[0]), each) for each in reasons)
+    graph = await ask("x-debug-query-block-graph")
+    return tuple(reasons) if graph is None else block_owners.with_known_names(reasons, graph)
 
 
 def _register(word: dict[str, Any]) -> str:

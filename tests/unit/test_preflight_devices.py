@@ -307,6 +307,10 @@ class TestCommandLine:
                 "/a",
             ),
             ('json:{"driver":"nbd","server":{"host":"h"}}', ""),
+            (
+                'json:{"driver":"vvfat","dir":"/a","write-target":{"file":{"filename":"/var/tmp/vl.F6XI"}}}',
+                "",
+            ),
             ("json:{rubbish", ""),
         ],
     )

@@ -126,8 +126,12 @@ def path_of(file: str) -> str:
     """Return the path in a file name as QEMU writes it (plain, ``file:…`` or ``json:…``); empty where there is none."""
     if file.startswith("json:"):
         parts = Value(file.removeprefix("json:"), first="").flat()
-        # What it is based on may be written within it, and before it.
-        own = {key: value for key, value in parts.items() if "backing" not in key.split(".")}
+        # What it is based on may be written within it, and before it; and where the driver vvfat keeps what is written.
+        own = {
+            key: value
+            for key, value in parts.items()
+            if not {"backing", "write-target"} & set(key.split("."))
+        }
         return next((image.path for image in _nodes(own)), "")
     for prefix in ("file:", "host_device:", "host_cdrom:"):
         file = file.removeprefix(prefix)
