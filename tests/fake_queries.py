@@ -163,7 +163,7 @@ class FakeQueries:
         subject_id: str | None = None,
     ) -> EventTexts:
         """None are kept."""
-        return EventTexts(items=[], more=False)
+        return EventTexts(items=[], last=after, more=False)
 
     def complaints(self) -> Sequence[str]:
         """What was put there."""

@@ -30,6 +30,14 @@ from migrator.testing.simulated_service import SimulatedService
 from migrator.testing.workload import MIB
 
 OPERATOR, VIEWER = "operator-secret", "viewer-secret"
+#: Operators that are limited to the host alpha, or beta.
+OF_ALPHA, OF_BETA = "alpha-secret", "beta-secret"
+_TOKENS: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
+    OPERATOR: ("olga", "operator", None),
+    VIEWER: ("vera", "viewer", None),
+    OF_ALPHA: ("drain-alpha", "operator", ("alpha",)),
+    OF_BETA: ("drain-beta", "operator", ("beta",)),
+}
 #: A name that wants to be markup, a column and an escape sequence.
 HOSTILE = "<img src=x onerror=alert(1)>[red]\x1b[31m'\";"
 
@@ -65,17 +73,17 @@ def hold_commands(service: SimulatedService, until: asyncio.Event) -> asyncio.Ev
 
 
 class MemoryTokens:
-    """Two tokens; what is in :attr:`revoked` (a name) holds no more."""
+    """A few tokens; what is in :attr:`revoked` (a name) holds no more."""
 
     def __init__(self) -> None:
         self.revoked: set[str] = set()
         self._sessions: dict[str, Grant] = {}
 
     async def verify(self, secret: str) -> Grant | None:
-        name, role = {OPERATOR: ("olga", "operator"), VIEWER: ("vera", "viewer")}.get(secret, ("", ""))
+        name, role, hosts = _TOKENS.get(secret, ("", "", None))
         if not name or name in self.revoked:
             return None
-        return Grant(id=f"token {name}", name=name, role=role)
+        return Grant(id=f"token {name}", name=name, role=role, hosts=hosts)
 
     async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
         secret = f"session-of-{token.name}-{len(self._sessions)}"
@@ -91,7 +99,7 @@ class MemoryTokens:
         self._sessions.pop(secret, None)
 
     async def holding(self, grants: Collection[str]) -> set[str]:
-        tokens = {f"token {name}" for name in ("olga", "vera") if name not in self.revoked}
+        tokens = {f"token {name}" for name, _, _ in _TOKENS.values() if name not in self.revoked}
         sitting = {each.id for each in self._sessions.values() if each.name not in self.revoked}
         return (tokens | sitting) & set(grants)
 

@@ -229,9 +229,9 @@ class ScriptedService:
             text = json.dumps(event, separators=(",", ":"))
             size += len(text)
             if len(items) == limit or (items and size > most_bytes):
-                return EventTexts(items=items, more=True)
+                return EventTexts(items=items, last=items[-1][0], more=True)
             items.append((event["event_id"], text))
-        return EventTexts(items=items, more=False)
+        return EventTexts(items=items, last=items[-1][0] if items else after, more=False)
 
     def complaints(self) -> Sequence[str]:
         return self.troubles
@@ -557,14 +557,17 @@ class ScriptedService:
         self.bus.mark_journalled(event["event_id"])
 
     @staticmethod
-    def _page(found: list[Any], limit: int, before: str | None, where: Mapping[str, str] | None) -> list[Any]:
+    def _page(
+        found: list[Any], limit: int, before: str | None, where: Mapping[str, str | Sequence[str]] | None
+    ) -> list[Any]:
         found.reverse()
         if before is not None:
             ids = [one.id for one in found]
             found = found[ids.index(before) + 1 :] if before in ids else []
         for key, value in (where or {}).items():
             fields = ("source", "destination", "host") if key == "host" else (key,)
-            found = [one for one in found if value in [getattr(one, name, None) for name in fields]]
+            wanted = {value} if isinstance(value, str) else set(value)
+            found = [one for one in found if wanted & {getattr(one, name, None) for name in fields}]
         return found[:limit]
 
     async def close(self) -> None:

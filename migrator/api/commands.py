@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from migrator import host_scope
 from migrator.api import field_errors
 from migrator.api.documents import (
     CheckDocument,
@@ -59,6 +60,26 @@ class Command(BaseModel):
     verb: ClassVar[str]
     #: The least role that may ask for it.
     role: ClassVar[Role] = Role.OPERATOR
+    #: It is also about the hosts of what it names, which whoever carries it out finds. Of a command that says neither
+    #: this nor :attr:`hosts_named` nobody knows: a caller that is limited to some hosts may not give it.
+    about_what_is_found: ClassVar[bool] = False
+    #: It shows nothing of any host: everyone may give it.
+    about_no_host: ClassVar[bool] = False
+
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        """Hosts that it names as those that it is about; not one that a guest is to go to."""
+        return ()
+
+
+class HostCommand(Command):
+    """A command about one host."""
+
+    host: Name
+
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        return (self.host,)
 
 
 class _Extended(Command):
@@ -86,6 +107,7 @@ class Migrate(_Extended):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["guest"]}, {"required": ["group"]}]})
     verb: ClassVar[str] = "migrate"
+    about_what_is_found: ClassVar[bool] = True
     further: ClassVar[tuple[str, ...]] = ("guest", "group")
     guest: GuestName | None = None
     #: In place of a guest: the name of a group, as the configuration gives it to guests.
@@ -110,6 +132,7 @@ class Save(Command):
     """Save one guest into a file on its host, and end its QEMU: it runs nowhere until it is loaded."""
 
     verb: ClassVar[str] = "save"
+    about_what_is_found: ClassVar[bool] = True
     guest: GuestName
     #: On the guest's host.
     file: HostFile
@@ -123,11 +146,16 @@ class Load(Command):
     """Have a guest that was saved go on, out of its file."""
 
     verb: ClassVar[str] = "load"
+    about_what_is_found: ClassVar[bool] = True
     #: On the host where it is to run.
     file: HostFile
     to: Name
     #: Codes of findings that are accepted.
     accept: Annotated[list[Name], Field(max_length=64)] = []
+
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        return (self.to,)
 
 
 class Saved(Command):
@@ -135,8 +163,13 @@ class Saved(Command):
 
     verb: ClassVar[str] = "saved"
     role: ClassVar[Role] = Role.VIEWER
+    about_what_is_found: ClassVar[bool] = True
     #: Only files of this host.
     host: Name | None = None
+
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        return () if self.host is None else (self.host,)
 
 
 def _as_text(value: Any) -> Any:
@@ -147,12 +180,11 @@ def _as_text(value: Any) -> Any:
 WindowTime = Annotated[str, BeforeValidator(_as_text), StringConstraints(min_length=1, max_length=64)]
 
 
-class Evacuate(_Extended):
+class Evacuate(HostCommand, _Extended):
     """Empty a host: now, or in a window."""
 
     verb: ClassVar[str] = "evacuate"
     further: ClassVar[tuple[str, ...]] = ("at", "until", "time_zone")
-    host: Name
     deadline: Moment | None = None
     on_deadline: Literal["continue", "stop"] = "continue"
     policy: Name | None = None
@@ -196,6 +228,10 @@ class Roll(Command):
     #: A host that is not ready after so long is not well.
     ready_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 1800.0
 
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        return tuple(self.hosts)
+
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if len(set(self.hosts)) < len(self.hosts):
@@ -203,42 +239,39 @@ class Roll(Command):
         return self
 
 
-class Restore(_Extended):
+class Restore(HostCommand, _Extended):
     """Bring the guests of the last evacuation home and make the host active."""
 
     verb: ClassVar[str] = "restore"
     further: ClassVar[tuple[str, ...]] = ("evacuation",)
-    host: Name
     policy: Name | None = None
     #: Only whom this evacuation of the host moved away; default: all who are away since its last restore.
     evacuation: Name | None = None
 
 
-class Activate(Command):
+class Activate(HostCommand):
     """End a host's maintenance without bringing anyone home."""
 
     verb: ClassVar[str] = "activate"
-    host: Name
 
 
-class Cordon(Command):
+class Cordon(HostCommand):
     """Have no new guests come to a host; nobody is moved, and nothing else changes. The same again does nothing."""
 
     verb: ClassVar[str] = "cordon"
-    host: Name
 
 
-class Uncordon(Command):
+class Uncordon(HostCommand):
     """Let new guests come to a host again. The same again does nothing."""
 
     verb: ClassVar[str] = "uncordon"
-    host: Name
 
 
 class Cancel(Command):
     """Stop a migration or an evacuation as far as that is safe."""
 
     verb: ClassVar[str] = "cancel"
+    about_what_is_found: ClassVar[bool] = True
     #: Of the migration or evacuation.
     target: Name
 
@@ -247,6 +280,7 @@ class Postcopy(Command):
     """Switch a migration to postcopy now, where its policy allows it."""
 
     verb: ClassVar[str] = "postcopy"
+    about_what_is_found: ClassVar[bool] = True
     migration: Name
 
 
@@ -254,6 +288,7 @@ class Resolve(Command):
     """End a held migration: a person has looked and says where the guest is."""
 
     verb: ClassVar[str] = "resolve"
+    about_what_is_found: ClassVar[bool] = True
     migration: Name
     guest_at: Literal["source", "destination", "lost"]
     #: Only say what would be done; nothing is.
@@ -264,12 +299,11 @@ class Resolve(Command):
     unreachable_is_off: bool = False
 
 
-class Plan(Command):
+class Plan(HostCommand):
     """Return what an evacuation would do."""
 
     verb: ClassVar[str] = "plan"
     role: ClassVar[Role] = Role.VIEWER
-    host: Name
     policy: Name | None = None
     #: As they would be given to the evacuation.
     accept: Annotated[list[Name], Field(max_length=64)] = []
@@ -280,6 +314,7 @@ class Check(Command):
 
     verb: ClassVar[str] = "check"
     role: ClassVar[Role] = Role.VIEWER
+    about_what_is_found: ClassVar[bool] = True
     guest: GuestName
     to: Name
     policy: Name | None = None
@@ -292,6 +327,7 @@ class ListPolicies(Command):
 
     verb: ClassVar[str] = "policies"
     role: ClassVar[Role] = Role.VIEWER
+    about_no_host: ClassVar[bool] = True
 
 
 class ListHooks(Command):
@@ -299,6 +335,7 @@ class ListHooks(Command):
 
     verb: ClassVar[str] = "hooks"
     role: ClassVar[Role] = Role.VIEWER
+    about_no_host: ClassVar[bool] = True
 
 
 #: By verb.
@@ -352,6 +389,16 @@ class Caller:
     origin: str = ""
     #: What it asks for as part of, where it said so; kept with what is begun.
     trace: TraceContext | None = None
+    #: Patterns of the hosts that its rights end at; ``None``: they reach every host.
+    hosts: tuple[str, ...] | None = None
+
+    def covers(self, *hosts: str) -> bool:
+        """Tell whether its rights reach every one of these hosts; of none, only whether they reach all."""
+        return host_scope.among(self.hosts, hosts)
+
+    def outside(self, what: str) -> Refusal:
+        """Return the refusal of what is not within its rights; the same whether or not there is such a thing."""
+        return Refusal("forbidden", f"{self.user} is limited to {', '.join(self.hosts or ())}: {what}")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,16 @@ from migrator.core.model import State
 
 @dataclass(frozen=True, kw_only=True)
 class _Filter:
-    def values(self) -> dict[str, str]:
+    #: One of these hosts, as far as ``host`` names none: who asks is limited to them. ``None``: whichever.
+    hosts: tuple[str, ...] | None = None
+
+    def values(self) -> dict[str, str | Sequence[str]]:
         """Return what is asked for by name, as the journal's `where` takes it."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: str(value) for name, value in given.items() if value is not None}
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "hosts"}
+        found: dict[str, str | Sequence[str]] = {
+            name: str(value) for name, value in given.items() if value is not None
+        }
+        return found if self.hosts is None else {"host": self.hosts, **found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,5 +78,7 @@ class EventTexts:
 
     #: ``event_id`` and JSON of each, in order.
     items: Sequence[tuple[int, str]]
+    #: Number of the last one of this page, also if it is not among the items: it is not for everyone.
+    last: int
     #: There are later ones.
     more: bool

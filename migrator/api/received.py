@@ -9,7 +9,7 @@ from hashlib import sha256
 from pydantic import TypeAdapter, ValidationError
 
 from migrator.api import field_errors
-from migrator.api.commands import COMMANDS, Command, Envelope, Refusal, Reply, Role
+from migrator.api.commands import COMMANDS, Caller, Command, Envelope, Refusal, Reply, Role
 
 #: Reads and writes commands that go from one process to another.
 ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Envelope)
@@ -18,7 +18,8 @@ ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Envelope)
 def parse(envelope: Envelope) -> Command:
     """The command in it.
 
-    :raise Refusal: unknown verb, wrong or unknown fields, or not allowed to this caller.
+    :raise Refusal: unknown verb, wrong or unknown fields, or not allowed to this caller: his role, or the hosts that he
+        is limited to.
     """
     kind = COMMANDS.get(envelope.verb)
     if kind is None:
@@ -28,11 +29,26 @@ def parse(envelope: Envelope) -> Command:
             "forbidden", f"{envelope.verb} takes the role operator; {envelope.caller.user} is a viewer"
         )
     try:
-        return kind.model_validate(dict(envelope.body))
+        command = kind.model_validate(dict(envelope.body))
     except ValidationError as error:
         raise Refusal(
             "invalid", field_errors.describe(error.errors(include_url=False), known=kind.model_fields)
         ) from None
+    _within(envelope.caller, command)
+    return command
+
+
+def _within(caller: Caller, command: Command) -> None:
+    """Refuse what is about hosts that the caller's rights do not reach, or nobody knows about which.
+
+    Where that has to be found, whoever carries it out looks.
+    """
+    for host in command.hosts_named:
+        if not caller.covers(host):
+            raise caller.outside(f"no {command.verb} for {host}")
+    known = command.about_what_is_found or command.about_no_host or bool(command.hosts_named)
+    if caller.hosts is not None and not known:
+        raise caller.outside(f"{command.verb} is about every host, so name one of these")
 
 
 def digest(command: Command) -> str:

@@ -71,6 +71,10 @@ class ServiceDocument(Document):
     stale_seconds: float | None = None
     #: Whether the controller that answers is connected to the MQTT broker; ``null``: none is configured.
     broker_connected: bool | None = None
+    #: Hosts of the site, and by user how many of them are being emptied because he asked, or will be within minutes: by
+    #: these, whoever may not see other hosts knows whether everything goes down at once.
+    hosts: int = 0
+    emptied_by: dict[str, int] = Field(default_factory=dict)
     controllers: list[ControllerDocument] = Field(default_factory=list)
     leases: list[LeaseDocument] = Field(default_factory=list)
     #: Why new work is not taken, or nothing newer is known.

@@ -30,6 +30,13 @@ def token_create(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When it ends, from now: 12h, or never. Default: 90d.")
     ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Limit it to this host, or to those of a pattern (rack-3-*); may be repeated. Default: all hosts.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -39,12 +46,12 @@ def token_create(
     """
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
 
-    tokens.create(config, name, role, expires, json_output=json)
+    tokens.create(config, name, role, expires, hosts=host or (), json_output=json)
 
 
 @token.command("list", short_help="List the tokens, never what opens the service.")
 def token_list(config: ConfigFile = None, json: Json = False) -> None:
-    """List the tokens: name, role, when they were made and until when they hold; never the tokens themselves."""
+    """List the tokens: name, role, hosts, when they were made and until when they hold; never the tokens themselves."""
     from migrator.cli import tokens  # noqa: PLC0415 - quick --help
 
     tokens.show_all(config, json_output=json)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from migrator import host_scope, units
 from migrator import settings as configuration
-from migrator import units
 from migrator.cli import Exit, tables
 from migrator.errors import JournalError, UsageError
 from migrator.settings import DEFAULT_PATH, Settings
@@ -26,20 +26,34 @@ T = TypeVar("T")
 #: Lifetime of a token for which no other was given.
 _DEFAULT_LIFETIME = "90d"
 #: Columns of the list.
-HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE")
+HEADER = ("NAME", "ROLE", "HOSTS", "ID", "CREATED", "EXPIRES", "STATE")
 
 
-def create(config: Path | None, name: str, role: str, expires: str | None, *, json_output: bool) -> None:
+def create(
+    config: Path | None,
+    name: str,
+    role: str,
+    expires: str | None,
+    *,
+    hosts: Sequence[str],
+    json_output: bool,
+) -> None:
     """Create a token, and print it alone on standard output.
 
-    :raise UsageError: the name, the role or the time cannot be; nothing was made.
+    :param hosts: what it is limited to; none: it is for all.
+    :raise UsageError: the name, the role, the time or a host cannot be; nothing was made.
     """
     settings = configuration.load(config or DEFAULT_PATH)
     now = datetime.now(UTC)
     expires_at = None if expires == "never" else _end(now, expires or _DEFAULT_LIFETIME)
 
+    known = [each.name for each in settings.hosts]
+    for pattern in hosts:
+        if not any(host_scope.covers([pattern], each) for each in known):
+            _note(f"there is no host {pattern} in the configuration (there are {', '.join(known[:20])})")
+
     async def make(tokens: Tokens) -> tuple[str, Token]:
-        secret = await tokens.create(name=name, role=role, expires_at=expires_at)
+        secret = await tokens.create(name=name, role=role, expires_at=expires_at, hosts=hosts or None)
         return secret, next(each for each in await tokens.list() if each.id == secret.split("_")[1])
 
     secret, token = _with(settings, make)
@@ -67,6 +81,7 @@ def show_all(config: Path | None, *, json_output: bool) -> None:
         (
             each.name,
             each.role,
+            "all" if each.hosts is None else " ".join(each.hosts),
             each.id,
             _moment(each.created_at),
             "never" if each.expires_at is None else _moment(each.expires_at),

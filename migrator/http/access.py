@@ -71,7 +71,13 @@ class Access:
             require_same_origin(request)
         request.state.grant = grant
         return self._counted(
-            Caller(user=grant.name, role=Role(grant.role), interface="http", origin=origin(request))
+            Caller(
+                user=grant.name,
+                role=Role(grant.role),
+                interface="http",
+                origin=origin(request),
+                hosts=grant.hosts,
+            )
         )
 
     async def begin_session(self, request: Request, secret: str) -> tuple[str, Grant]:

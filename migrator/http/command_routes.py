@@ -160,7 +160,7 @@ async def _look(request: Request, caller: Caller, verb: str, body: Mapping[str, 
 @_command("/migrations/{id}/cancel", "cancel", "target", answer=MigrationDocument, tag="migrations")
 async def cancel_migration(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop a migration as far as that is safe."""
-    await query_routes.migration(request, id)
+    await query_routes.migration(request, id, caller)
     return await _ask(request, caller, "cancel", {"target": id})
 
 
@@ -241,7 +241,7 @@ async def check(request: Request, caller: KnownCaller) -> Response:
 @_command("/evacuations/{id}/cancel", "cancel", "target", answer=EvacuationDocument, tag="evacuations")
 async def cancel_evacuation(request: Request, id: query_routes.Identifier, caller: KnownCaller) -> Response:  # noqa: A002
     """Stop an evacuation or a restore; guests that moved stay moved."""
-    await query_routes.evacuation(request, id)
+    await query_routes.evacuation(request, id, caller)
     return await _ask(request, caller, "cancel", {"target": id})
 
 

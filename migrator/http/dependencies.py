@@ -18,6 +18,7 @@ from migrator.api.service_documents import ServiceDocument
 from migrator.errors import JournalError
 from migrator.faults import keep_going
 from migrator.http.access import Access
+from migrator.http.limited_queries import LimitedQueries
 from migrator.http.limits import Limits, Streams
 from migrator.http.problems import ProblemError
 from migrator.ports.commands import CommandExecutor
@@ -111,6 +112,12 @@ def dependencies(request: Request) -> Dependencies:
     found = request.app.state.dependencies
     assert isinstance(found, Dependencies)
     return found
+
+
+def queries_of(request: Request, caller: Caller) -> Queries:
+    """Return what a caller may look at: all, or what is on the hosts that he is limited to."""
+    found = dependencies(request).queries
+    return found if caller.hosts is None else LimitedQueries(found, caller)
 
 
 async def _known_caller(request: Request) -> Caller:

@@ -100,8 +100,10 @@ async def _metrics(request: Request) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request, _: KnownCaller) -> Response:
+async def metrics(request: Request, caller: KnownCaller) -> Response:
     """For Prometheus."""
+    if caller.hosts is not None:
+        raise caller.outside("metrics are of every host")
     return await _metrics(request)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 from migrator.api import field_errors
-from migrator.api.commands import Name
+from migrator.api.commands import Caller, Name
 from migrator.api.documents import (
     DirtyRatesDocument,
     EvacuationDocument,
@@ -35,8 +36,9 @@ from migrator.api.service_documents import ServiceDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State
-from migrator.http.dependencies import KnownCaller, answer, answer_changed, dependencies
+from migrator.http.dependencies import KnownCaller, answer, answer_changed, dependencies, queries_of
 from migrator.http.problems import ProblemError
+from migrator.ports.queries import Queries
 
 router = APIRouter()
 
@@ -84,7 +86,7 @@ class EvacuationPage(BaseModel):
 @router.get("/migrations", response_model=MigrationPage, tags=["migrations"])
 async def list_migrations(
     request: Request,
-    _: KnownCaller,
+    caller: KnownCaller,
     limit: Limit = 50,
     before: Before = None,
     state: State | None = None,
@@ -96,7 +98,7 @@ async def list_migrations(
     ] = False,
 ) -> Response:
     """Migrations, newest first; with `active` all of them in one page."""
-    queries = dependencies(request).queries
+    queries = queries_of(request, caller)
     where = MigrationFilter(state=state, guest=guest, host=host, evacuation=evacuation)
     if active:
         items = [one for one in queries.active_migrations() if where.fits(one)]
@@ -108,26 +110,26 @@ async def list_migrations(
 
 
 @router.get("/migrations/{id}", response_model=MigrationDocument, tags=["migrations"])
-async def read_migration(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
+async def read_migration(request: Request, id: Identifier, caller: KnownCaller) -> Response:  # noqa: A002 - its public name
     """One migration, ended or not."""
-    return answer(await migration(request, id))
+    return answer(await migration(request, id, caller))
 
 
 @router.get("/migrations/{id}/samples", response_model=SampleList, tags=["migrations"])
-async def read_samples(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
+async def read_samples(request: Request, id: Identifier, caller: KnownCaller) -> Response:  # noqa: A002 - its public name
     """The figures of one migration, ended or not, by time: what its curves are drawn from.
 
     A few hundred at most, however long it took: several a second of a short one, fewer and evenly spread of a long one,
     and rather those at which a state, a round, the throttle or the downtime limit changed.
     """
-    await migration(request, id)
-    return answer(SampleList(items=list(await dependencies(request).queries.samples(id))))
+    await migration(request, id, caller)
+    return answer(SampleList(items=list(await queries_of(request, caller).samples(id))))
 
 
 @router.get("/evacuations", response_model=EvacuationPage, tags=["evacuations"])
 async def list_evacuations(
     request: Request,
-    _: KnownCaller,
+    caller: KnownCaller,
     limit: Limit = 50,
     before: Before = None,
     state: EvacuationState | None = None,
@@ -135,7 +137,7 @@ async def list_evacuations(
     active: Annotated[bool, Query(description="Only those that run.")] = False,
 ) -> Response:
     """Evacuations and restores, newest first; with `active` all of them in one page."""
-    queries = dependencies(request).queries
+    queries = queries_of(request, caller)
     where = EvacuationFilter(state=state, host=host)
     if active:
         items = [one for one in queries.active_evacuations() if where.fits(one)]
@@ -147,15 +149,15 @@ async def list_evacuations(
 
 
 @router.get("/evacuations/{id}", response_model=EvacuationDocument, tags=["evacuations"])
-async def read_evacuation(request: Request, id: Identifier, _: KnownCaller) -> Response:  # noqa: A002 - its public name
+async def read_evacuation(request: Request, id: Identifier, caller: KnownCaller) -> Response:  # noqa: A002 - its public name
     """One evacuation or restore, ended or not."""
-    return answer(await evacuation(request, id))
+    return answer(await evacuation(request, id, caller))
 
 
 @router.get("/hosts", response_model=HostList, responses=_UNCHANGED, tags=["hosts"])
 async def list_hosts(
     request: Request,
-    _: KnownCaller,
+    caller: KnownCaller,
     search: Search = "",
     state: Annotated[list[HostState], Query(description="One of these states.")] = [],  # noqa: B006 - FastAPI copies it
     up: bool | None = None,
@@ -174,19 +176,19 @@ async def list_hosts(
         limit=limit,
         offset=offset,
     )
-    return answer_changed(request, host_list(dependencies(request).queries.hosts(), query))
+    return answer_changed(request, host_list(queries_of(request, caller).hosts(), query))
 
 
 @router.get("/hosts/{host}", response_model=HostDocument, tags=["hosts"])
-async def read_host(request: Request, host: Identifier, _: KnownCaller) -> Response:
+async def read_host(request: Request, host: Identifier, caller: KnownCaller) -> Response:
     """One host."""
-    return answer(_host(request, host))
+    return answer(_host(queries_of(request, caller), host))
 
 
 @router.get("/guests", response_model=GuestList, responses=_UNCHANGED, tags=["guests"])
 async def list_guests(
     request: Request,
-    _: KnownCaller,
+    caller: KnownCaller,
     host: Name | None = None,
     refresh: Annotated[bool, Query(description="Look at the hosts first, or at that one.")] = False,
     search: Search = "",
@@ -204,9 +206,9 @@ async def list_guests(
     offset: Offset = 0,
 ) -> Response:
     """All guests, or those of one host, by host and name; or those that are searched for, sorted, a part at a time."""
-    queries = dependencies(request).queries
+    queries = queries_of(request, caller)
     if host is not None:
-        _host(request, host)
+        _host(queries, host)
     if refresh:
         await queries.refresh(host)
     query = GuestQuery(
@@ -227,10 +229,12 @@ async def list_guests(
 
 @router.get("/guests/{guest:path}", response_model=GuestDocument, tags=["guests"])
 async def read_guest(
-    request: Request, guest: Annotated[_Text, Path(description="Uuid, name, or HOST/NAME.")], _: KnownCaller
+    request: Request,
+    guest: Annotated[_Text, Path(description="Uuid, name, or HOST/NAME.")],
+    caller: KnownCaller,
 ) -> Response:
     """One guest; a name that several have is refused with the candidates."""
-    found = dependencies(request).queries.guest(guest)
+    found = queries_of(request, caller).guest(guest)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no guest {guest!r}")
     return answer(found)
@@ -238,10 +242,10 @@ async def read_guest(
 
 @router.get("/dirty-rates", response_model=DirtyRatesDocument, tags=["guests"])
 async def read_dirty_rates(
-    request: Request, guest: Annotated[_Text, Query(description="A guest's key.")], _: KnownCaller
+    request: Request, guest: Annotated[_Text, Query(description="A guest's key.")], caller: KnownCaller
 ) -> Response:
     """One guest's write rate by hour of the day, as it was measured: when it can be moved most easily."""
-    return answer(await dependencies(request).queries.dirty_rates(guest))
+    return answer(await queries_of(request, caller).dirty_rates(guest))
 
 
 @router.get("/service", response_model=ServiceDocument, tags=["service"])
@@ -250,15 +254,28 @@ async def read_service(request: Request, _: KnownCaller) -> Response:
     own = dependencies(request)
     found = own.service()
     complaints = dict.fromkeys([*found.complaints, *own.queries.complaints()])
-    return answer(found.model_copy(update={"complaints": list(complaints), "now": datetime.now(UTC)}))
+    emptied = {
+        (each.requested_by, each.host)
+        for each in own.queries.active_evacuations()
+        if each.kind == "evacuate" and (each.state is not EvacuationState.SCHEDULED or each.begins_soon)
+    }
+    return answer(
+        found.model_copy(
+            update={
+                "complaints": list(complaints),
+                "now": datetime.now(UTC),
+                "hosts": len(own.queries.hosts()),
+                "emptied_by": Counter(user for user, _ in emptied),
+            }
+        )
+    )
 
 
-def _host(request: Request, name: str) -> HostDocument:
+def _host(queries: Queries, name: str) -> HostDocument:
     """Return the host of that name.
 
     :raise ProblemError: 404, with those that there are.
     """
-    queries = dependencies(request).queries
     found = queries.host(name)
     if found is None:
         known = (each.host for each in queries.hosts())
@@ -266,23 +283,23 @@ def _host(request: Request, name: str) -> HostDocument:
     return found
 
 
-async def migration(request: Request, identifier: str) -> MigrationDocument:
+async def migration(request: Request, identifier: str, caller: Caller) -> MigrationDocument:
     """The migration of that id.
 
     :raise ProblemError: 404.
     """
-    found = await dependencies(request).queries.migration(identifier)
+    found = await queries_of(request, caller).migration(identifier)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no migration {identifier}")
     return found
 
 
-async def evacuation(request: Request, identifier: str) -> EvacuationDocument:
+async def evacuation(request: Request, identifier: str, caller: Caller) -> EvacuationDocument:
     """The evacuation of that id.
 
     :raise ProblemError: 404.
     """
-    found = await dependencies(request).queries.evacuation(identifier)
+    found = await queries_of(request, caller).evacuation(identifier)
     if found is None:
         raise ProblemError(404, "not-found", f"there is no evacuation {identifier}")
     return found

@@ -29,6 +29,8 @@ class Session(BaseModel):
 
     user: str
     role: Role
+    #: Patterns of the hosts that this is limited to; ``null``: it is for all.
+    hosts: list[str] | None = None
     #: When the token or the session ends by itself; ``null``: never, or asked by the Unix socket.
     ends_at: datetime | None = None
 
@@ -38,7 +40,8 @@ async def who(request: Request, caller: KnownCaller) -> Response:
     """Return who asks, what they may do, and until when."""
     grant = getattr(request.state, "grant", None)
     ends_at = grant.ends_at if isinstance(grant, Grant) else None
-    return answer(Session(user=caller.user, role=caller.role, ends_at=ends_at))
+    hosts = None if caller.hosts is None else list(caller.hosts)
+    return answer(Session(user=caller.user, role=caller.role, hosts=hosts, ends_at=ends_at))
 
 
 @router.post("", response_model=Session)
@@ -49,7 +52,8 @@ async def begin(request: Request, given: Annotated[Given, Body()]) -> Response:
     """
     access.require_same_origin(request)
     secret, grant = await dependencies(request).access.begin_session(request, given.token)
-    response = answer(Session(user=grant.name, role=Role(grant.role), ends_at=grant.ends_at))
+    hosts = None if grant.hosts is None else list(grant.hosts)
+    response = answer(Session(user=grant.name, role=Role(grant.role), hosts=hosts, ends_at=grant.ends_at))
     access.set_cookie(request, response, secret)
     return response
 

@@ -18,8 +18,10 @@ from migrator.api.commands import Caller, Name
 from migrator.api.events import Event, EventDocument, Subject
 from migrator.errors import JournalError
 from migrator.http import query_routes
-from migrator.http.dependencies import Dependencies, KnownCaller, dependencies
+from migrator.http.dependencies import Dependencies, KnownCaller, dependencies, queries_of
+from migrator.http.limited_queries import LimitedQueries
 from migrator.ports import Grant
+from migrator.ports.queries import Queries
 
 router = APIRouter()
 
@@ -95,7 +97,7 @@ async def migration_events(
     limit: Annotated[int, Query(ge=1, le=_PAGE, description="Of a page of JSON.")] = _PAGE,
 ) -> Response:
     """Events of one migration, from its first on."""
-    await query_routes.migration(request, id)
+    await query_routes.migration(request, id, caller)
     begin = _begin(after, last_event_id)
     return await _events(request, caller, begin or 0, Subject.MIGRATION, id, limit)
 
@@ -115,23 +117,27 @@ async def _events(
     subject_id: str | None,
     limit: int,
 ) -> Response:
-    own = dependencies(request)
+    own, queries = dependencies(request), queries_of(request, caller)
     if "application/json" in request.headers.get("accept", ""):
-        found = await own.queries.event_texts(
+        found = await queries.event_texts(
             after=after or 0, limit=limit, most_bytes=_PAGE_BYTES, subject=subject, subject_id=subject_id
         )
-        following = found.items[-1][0] if found.more else "null"
+        following = found.last if found.more else "null"
         body = f'{{"items":[{",".join(text for _, text in found.items)}],"next":{following}}}'
         return Response(body, media_type="application/json")
     grant = getattr(request.state, "grant", None)
     held_by = grant.id if isinstance(grant, Grant) else ""
-    return _Stream(own, caller.user, _follow(own, after, subject, subject_id, held_by))
+    return _Stream(own, caller.user, _follow(own, queries, after, subject, subject_id, held_by))
 
 
 async def _follow(
-    own: Dependencies, after: int | None, subject: Subject | None, subject_id: str | None, grant: str
+    own: Dependencies,
+    queries: Queries,
+    after: int | None,
+    subject: Subject | None,
+    subject_id: str | None,
+    grant: str,
 ) -> AsyncGenerator[bytes, None]:
-    queries = own.queries
     # What is told was journalled before. Only of a journal that cannot be written something is missing below: a gap in
     # the ids, as where an event was swept out of it.
     with queries.bus.listen(journalled=True) as listener:
@@ -141,7 +147,7 @@ async def _follow(
             heard_from = queries.bus.last_event_id
             last = heard_from if after is None else min(after, heard_from)
             yield b"retry: 1000\nid: %d\n\n" % last
-            past = _journalled(own, last, heard_from, subject, subject_id)
+            past = _journalled(own, queries, last, heard_from, subject, subject_id)
             async with aclosing(past):
                 async for frame in past:
                     yield frame
@@ -150,44 +156,51 @@ async def _follow(
             last = heard_from
             async for live in listener:
                 if not live.has_number:
-                    if _wanted(live, subject, subject_id):
+                    if await _wanted(queries, live, subject, subject_id):
                         yield _live_frame(live)
                     continue
                 if live.event_id <= last:
                     continue
                 # The queue is bounded: a client that was slow for long finds the oldest missing.
-                missed = _journalled(own, last, live.event_id - 1, subject, subject_id)
+                missed = _journalled(own, queries, last, live.event_id - 1, subject, subject_id)
                 async with aclosing(missed):
                     async for frame in missed:
                         yield frame
                 if own.closing() and live.event_id > last + 1:
                     return
                 last = live.event_id
-                if _wanted(live, subject, subject_id):
+                if await _wanted(queries, live, subject, subject_id):
                     yield _live_frame(live)
         finally:
             own.unheed(listener)
 
 
 async def _journalled(
-    own: Dependencies, after: int, upto: int, subject: Subject | None, subject_id: str | None
+    own: Dependencies,
+    queries: Queries,
+    after: int,
+    upto: int,
+    subject: Subject | None,
+    subject_id: str | None,
 ) -> AsyncGenerator[bytes, None]:
     """Frames of the events after `after` up to and with `upto`."""
     more = True
     while more and after < upto and not own.closing():
-        page = await own.queries.event_texts(
+        page = await queries.event_texts(
             after=after, limit=_PAGE, most_bytes=_STREAM_PAGE_BYTES, subject=subject, subject_id=subject_id
         )
         more = page.more
         for number, text in page.items:
             if number > upto:
                 return
-            after = number
             yield _frame(number, text)
+        after = page.last
 
 
-def _wanted(event: Event, subject: Subject | None, subject_id: str | None) -> bool:
-    return subject in (None, event.subject) and subject_id in (None, event.subject_id)
+async def _wanted(queries: Queries, event: Event, subject: Subject | None, subject_id: str | None) -> bool:
+    if subject not in (None, event.subject) or subject_id not in (None, event.subject_id):
+        return False
+    return not isinstance(queries, LimitedQueries) or await queries.shows(event)
 
 
 def _live_frame(event: Event) -> bytes:

@@ -58,6 +58,10 @@ class MqttConfig:
         """Address of the broker, for a person."""
         return f"{self.section.host}:{self.section.broker_port}"
 
+    def hosts(self, user: str) -> tuple[str, ...] | None:
+        """Return the patterns of the hosts that a user's commands are limited to; ``None``: they are not."""
+        return self.section.hosts.get(user)
+
     def role(self, user: str) -> Role | None:
         """Return what that user may do; ``None``: nothing."""
         if user in self.section.operators:

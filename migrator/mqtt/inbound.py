@@ -151,6 +151,7 @@ def read(received: Received, *, topics: Topics, config: MqttConfig, now: datetim
                 interface="mqtt",
                 origin=reply_to.origin(received.topic),
                 trace=_trace(received),
+                hosts=config.hosts(user),
             ),
             id=head.id,
             expires_at=head.expires_at or head.sent_at + timedelta(seconds=config.section.command_lifetime),

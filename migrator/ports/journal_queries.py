@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +28,12 @@ class JournalReader(Protocol):
     """The part of the journal that is read; see :class:`migrator.ports.Journal`."""
 
     async def page(
-        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        where: Mapping[str, str | Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]: ...
 
     async def find(self, kind: str, identifier: str) -> dict[str, Any] | None: ...

@@ -234,12 +234,17 @@ class Journal(Protocol):
         """One document, ended or not."""
 
     async def page(
-        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        where: Mapping[str, str | Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         """Newest first; `before` is the id of the last one seen.
 
-        :param where: equal values of ``state``, ``guest``, ``host`` (source or destination, or the evacuation's),
-            ``evacuation``, ``command`` (the key of the command that began it).
+        :param where: equal values, or one of several, of ``state``, ``guest``, ``host`` (source or destination, or the
+            evacuation's), ``evacuation``, ``command`` (the key of the command that began it).
         """
 
     async def events(
@@ -326,6 +331,8 @@ class Grant:
     role: str
     #: ``None``: it does not end by itself.
     ends_at: datetime | None = None
+    #: Patterns of the hosts that it ends at; ``None``: it is for all.
+    hosts: tuple[str, ...] | None = None
 
 
 class Experience(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,6 +45,7 @@ from migrator.settings.values import (
     FileMode,
     FilePath,
     HostName,
+    HostPatterns,
     LibvirtDaemon,
     LibvirtPeer,
     Listen,
@@ -164,6 +166,8 @@ class MqttSettings(Section):
     viewers: tuple[Name, ...] = ()
     #: Of the operators those who may say where the guest of a held migration is.
     resolvers: tuple[Name, ...] = ()
+    #: By user: patterns of the hosts that his commands are limited to.
+    hosts: Mapping[Name, HostPatterns] = {}
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     #: Seconds; a broker that says nothing is given up after at most twice as long.
     keepalive: Annotated[Seconds, Field(ge=1, le=65535)] = 15.0
@@ -204,6 +208,10 @@ class MqttSettings(Section):
             )
         if strange := set(self.resolvers) - set(self.operators):
             raise wrong(f"{', '.join(sorted(strange))} is in resolvers and not in operators: put it in both")
+        if strange := set(self.hosts) - set(self.operators) - set(self.viewers):
+            raise wrong(
+                f"hosts limits {', '.join(sorted(strange))}, who is in neither operators nor viewers: put it there, too"
+            )
         return self
 
     @property

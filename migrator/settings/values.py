@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from migrator import addresses, units
+from migrator import addresses, host_scope, units
 from migrator.core.managed_guest import DaemonAddress
 from migrator.core.policy import MOST_STREAMS
 from migrator.errors import UsageError
@@ -38,6 +38,17 @@ def _in_units(parse: Callable[[str], Any]) -> BeforeValidator:
             raise wrong(str(error)) from None
 
     return BeforeValidator(validate)
+
+
+def _host_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    try:
+        return host_scope.checked(patterns)
+    except UsageError as error:
+        raise wrong(str(error)) from None
+
+
+#: Names of hosts, or patterns of them; one at least.
+HostPatterns = Annotated[tuple[str, ...], AfterValidator(_host_patterns)]
 
 
 def _written(value: str | float) -> str:

@@ -73,7 +73,12 @@ class SqlJournalReader:
         return found[0] if found else None
 
     async def page(
-        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        where: Mapping[str, str | Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         """See :meth:`migrator.ports.Journal.page`; nothing comes before an id that is not there (any more).
 
@@ -89,7 +94,10 @@ class SqlJournalReader:
             if name == "state" and len(asked) > 1:
                 # Whatever else is asked for, fewer have it: not by the index of states.
                 columns = [func.coalesce(column, "") for column in columns]
-            equal = [column == (rows.text(value) or "") for column in columns]
+            values = [value] if isinstance(value, str) else value
+            equal = [column == (rows.text(each) or "") for column in columns for each in values]
+            if not equal:
+                return []
             if len(equal) > 1:
                 either = equal
             else:
@@ -171,7 +179,7 @@ class SqlJournalReader:
                 texts.where(events.c.event_id <= last).order_by(events.c.event_id)
             )
             items = [(number, mended(body)) for number, body in found]
-            return EventTexts(items=items, more=size >= 0)
+            return EventTexts(items=items, last=last, more=size >= 0)
 
         return await self._database.read(read)
 

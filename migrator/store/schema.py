@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The revision in ``alembic/versions`` that the tables below are; a test holds them together.
-HEAD = "0010"
+HEAD = "0011"
 #: The oldest revision whose controllers may go on while the database is of :data:`HEAD`: what came since then takes
 #: nothing from them. A newer version that has to migrate the schema waits until every older one has gone.
-OLDEST_READER = "0010"
+OLDEST_READER = "0011"
 #: Key in ``meta``: the version of the live documents that were written last.
 LIVE_VERSION = "live_version"
 #: Key in ``meta``: ``[site] name`` of the controller that acted last.
@@ -143,6 +143,8 @@ tokens = Table(
     Column("id", Name, primary_key=True),
     Column("name", Text, nullable=False),
     Column("role", Text, nullable=False),
+    #: Patterns of the hosts that it is limited to, as JSON; NULL: it is for all.
+    Column("hosts", Text),
     #: SHA-256 of the secret, in hexadecimal.
     Column("hash", Text, nullable=False),
     Column("created_at", Number, nullable=False),

@@ -7,6 +7,7 @@ SHA-256 is enough to keep whoever reads the journal from using it; slow hashes a
 from __future__ import annotations
 
 import hmac
+import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Self
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from migrator import host_scope
 from migrator.errors import UsageError
 from migrator.ports import Grant
 from migrator.store.backend import Place
@@ -43,6 +45,8 @@ class Token:
     name: str
     #: ``viewer`` or ``operator``.
     role: str
+    #: Patterns of the hosts that it is limited to; ``None``: it is for all.
+    hosts: tuple[str, ...] | None
     created_at: datetime
     #: ``None``: it does not end by itself.
     expires_at: datetime | None
@@ -79,11 +83,20 @@ class Tokens:
     ) -> None:
         await self._database.close()
 
-    async def create(self, *, name: str, role: str, expires_at: datetime | None = None) -> str:
+    async def create(
+        self,
+        *,
+        name: str,
+        role: str,
+        expires_at: datetime | None = None,
+        hosts: Sequence[str] | None = None,
+    ) -> str:
         """A new token. It is in no file and cannot be shown again.
 
         :param name: who will use it; what they do is journalled under it.
-        :raise UsageError: the name or role cannot be, a valid token has that name, or it would have expired already.
+        :param hosts: what it is limited to: names of hosts, or patterns of them; ``None``: it is for all.
+        :raise UsageError: the name, the role or a host cannot be, a valid token has that name, or it would have expired
+            already.
         """
         now = self._now()
         if not _NAME.fullmatch(name):
@@ -92,11 +105,13 @@ class Tokens:
             raise UsageError(f"there is no role {role!r}; there are {' and '.join(ROLES)}")
         if expires_at is not None and expires_at <= now:
             raise UsageError(f"a token that expires at {expires_at.isoformat()} would have expired already")
+        limits = None if hosts is None else json.dumps(host_scope.checked(hosts))
         identifier, secret = secrets.token_hex(6), secrets.token_hex(32)
         row = {
             "id": identifier,
             "name": name,
             "role": role,
+            "hosts": limits,
             "hash": _hashed(secret),
             "created_at": microseconds(now),
             "expires_at": None if expires_at is None else microseconds(expires_at),
@@ -248,7 +263,8 @@ def _hashed(secret: str) -> str:
 
 
 def _grant(token: Token, identifier: str, ends_at: datetime | None) -> Grant:
-    return Grant(id=identifier, name=token.name, role=token.role, ends_at=ends_at or token.expires_at)
+    ends_at = ends_at or token.expires_at
+    return Grant(id=identifier, name=token.name, role=token.role, ends_at=ends_at, hosts=token.hosts)
 
 
 def _token_of(columns: Sequence[Any]) -> Token:
@@ -263,6 +279,8 @@ def _token(row: Any) -> Token:
         id=row.id,
         name=row.name,
         role=row.role,
+        # An empty list would be nobody's right: never everybody's.
+        hosts=None if row.hosts is None else tuple(json.loads(row.hosts)),
         created_at=moment(row.created_at),
         expires_at=time(row.expires_at),
         revoked_at=time(row.revoked_at),

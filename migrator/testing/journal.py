@@ -148,14 +148,20 @@ class MemoryJournal:
         return None if body is None else json.loads(body)
 
     async def page(
-        self, kind: str, *, limit: int, before: str | None = None, where: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        where: Mapping[str, str | Sequence[str]] | None = None,
     ) -> list[dict[str, Any]]:
         found = await self._of_kind(kind)
         if before is not None:
             places = [place for place, each in enumerate(found) if each["id"] == before]
             found = found[: places[0]] if places else []
         for name, value in (where or {}).items():
-            found = [each for each in found if writable(value) in _values(kind, each, name)]
+            wanted = {writable(each) for each in ([value] if isinstance(value, str) else value)}
+            found = [each for each in found if wanted & set(_values(kind, each, name))]
         return found[::-1][:limit]
 
     async def events(
@@ -191,9 +197,9 @@ class MemoryJournal:
             text = json.dumps(event, separators=(",", ":"))
             size += len(text)
             if len(items) == limit or (items and size > most_bytes):
-                return EventTexts(items=items, more=True)
+                return EventTexts(items=items, last=items[-1][0], more=True)
             items.append((event["event_id"], text))
-        return EventTexts(items=items, more=False)
+        return EventTexts(items=items, last=items[-1][0] if items else after, more=False)
 
     async def positions(self) -> tuple[int, dict[tuple[str, str], int]]:
         sequences: dict[tuple[str, str], int] = {}

@@ -18,7 +18,7 @@ import pytest
 
 from migrator.api.commands import Activate, Cordon, Evacuate
 from tests.conftest import missing
-from tests.http_service import OPERATOR
+from tests.http_service import OF_ALPHA, OF_BETA, OPERATOR
 from tests.service_thread import ServiceThread, in_thread
 
 FILES = Path(__file__).parents[2] / "contrib" / "systemd"
@@ -36,7 +36,6 @@ class HostUnit:
     def __init__(self, place: Path, server: str) -> None:
         self._place, self._server = place, server
         place.mkdir()
-        (place / "token").write_text(f"{OPERATOR}\n")
         self.system("stopping")
 
     def system(self, state: str) -> None:
@@ -44,8 +43,12 @@ class HostUnit:
         (self._place / "systemctl").write_text(f"#!/bin/sh\necho {state}\n")
         (self._place / "systemctl").chmod(0o755)
 
-    def begin(self, verb: str, *options: str, host: str = "alpha") -> subprocess.Popen[str]:
-        given = {"host": host, "server": self._server, "token-file": f"{self._place}/token"}
+    def begin(
+        self, verb: str, *options: str, host: str = "alpha", token: str = OPERATOR
+    ) -> subprocess.Popen[str]:
+        file = self._place / f"token-of-{host}"
+        file.write_text(f"{token}\n")
+        given = {"host": host, "server": self._server, "token-file": str(file)}
         given |= {"state": f"{self._place}/{host}", "settle": "0", "poll": "0.05", "timeout": "5"}
         return subprocess.Popen(
             [
@@ -59,9 +62,9 @@ class HostUnit:
             text=True,
         )
 
-    def run(self, verb: str, *options: str, host: str = "alpha") -> tuple[int, str]:
+    def run(self, verb: str, *options: str, host: str = "alpha", token: str = OPERATOR) -> tuple[int, str]:
         """Return the exit code and what was said."""
-        with self.begin(verb, *options, host=host) as process:
+        with self.begin(verb, *options, host=host, token=token) as process:
             said, _ = process.communicate(timeout=60)
         return process.returncode, said
 
@@ -109,6 +112,29 @@ def test_host_that_somebody_emptied_stays_empty_after_its_boot(
     assert host(service).state == "maintenance"
 
 
+def test_names_of_guests_do_not_act_in_the_hosts_journal(service: ServiceThread, unit: HostUnit) -> None:
+    for each in service.service.site.hosts.values():
+        each.start_seconds = 600.0
+    code, said = unit.run("down", "--seconds=8")
+    assert code == 1
+    assert "<img src=x onerror=alert(1)>[red] [31m" in said, (
+        "it is among those who are left, without its escape"
+    )
+    assert all(character.isprintable() or character == "\n" for character in said)
+
+
+def test_a_token_of_the_host_alone_is_enough(service: ServiceThread, unit: HostUnit) -> None:
+    code, said = unit.run("down", token=OF_ALPHA)
+    assert (code, host(service).guests) == (0, 0), said
+    code, said = unit.run("down", host="beta", token=OF_ALPHA)
+    assert code == 1
+    assert "drain-alpha is limited to alpha" in said
+    code, said = unit.run("up", token=OF_ALPHA)
+    assert code == 0, said
+    service.until(lambda running: not running.queries.active_evacuations(), "its guests are home")
+    assert host(service).guests == 3
+
+
 def test_no_guest_comes_to_an_empty_host_that_goes_down(service: ServiceThread, unit: HostUnit) -> None:
     service.ask(Evacuate(host="alpha"))
     service.until(lambda running: not running.queries.active_evacuations(), "it is empty")
@@ -126,14 +152,18 @@ def test_no_guest_comes_to_an_empty_host_that_goes_down(service: ServiceThread, 
     assert "migrator uncordon alpha" in said
 
 
-def test_guests_are_not_moved_where_everything_goes_down(service: ServiceThread, unit: HostUnit) -> None:
-    both = [unit.begin("down", "--settle=30", host=name) for name in ("alpha", "beta")]
+@pytest.mark.parametrize("tokens", [(OPERATOR, OPERATOR), (OF_ALPHA, OF_BETA)], ids=["one token", "one each"])
+def test_guests_are_not_moved_where_everything_goes_down(
+    service: ServiceThread, unit: HostUnit, tokens: tuple[str, str]
+) -> None:
+    hosts = zip(("alpha", "beta"), tokens, strict=True)
+    both = [unit.begin("down", "--settle=30", host=name, token=token) for name, token in hosts]
     said = ""
     for process in both:
         with process:
             said, _ = process.communicate(timeout=60)
         assert process.returncode == 1, said
-    assert "2 hosts go down at once (alpha, beta): nobody is moved" in said
+    assert "2 of 2 hosts go down at once: nobody is moved" in said
     assert (host(service, "alpha").guests, host(service, "beta").guests) == (3, 2)
     assert not service.do(lambda running: running.queries.active_evacuations())
     assert unit.run("up") == (0, "")

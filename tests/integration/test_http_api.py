@@ -23,7 +23,7 @@ from migrator.http.limits import Limits
 from migrator.testing.lab import until
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
-from tests.http_service import HOSTILE, OPERATOR, VIEWER, Place, hold_commands, serving, two_hosts
+from tests.http_service import HOSTILE, OF_ALPHA, OPERATOR, VIEWER, Place, hold_commands, serving, two_hosts
 
 
 @pytest.fixture
@@ -366,10 +366,45 @@ class TestAccess:
                 await client.post("migrations", json={"guest": "db"}, headers=headers), 401, "unauthenticated"
             )
 
+    async def test_who_is_limited_to_a_host_is_answered_about_it_and_nothing_else(self, place: Place):
+        async with by_tcp(place, OF_ALPHA) as client:
+            assert (await client.get("session")).json()["hosts"] == ["alpha"]
+            assert [each["host"] for each in (await client.get("hosts")).json()["items"]] == ["alpha"]
+            assert {each["host"] for each in (await client.get("guests")).json()["items"]} == {"alpha"}
+            assert (await client.get("service")).json()["hosts"] == 2
+            for path in (
+                "hosts/beta",
+                "guests?host=beta",
+                "guests/beta/web",
+                "migrations/m-1",
+                "evacuations/e-1",
+            ):
+                refused = await client.get(path)
+                assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), path
+                assert refused.json()["detail"].startswith("drain-alpha is limited to alpha: ")
+            assert (await client.get(f"{place.url}/metrics")).status_code == 403
+            assert (await client.get("saved")).status_code == 200
+            assert (await client.get("saved?host=beta")).status_code == 403
+            assert (await client.post("hosts/beta/evacuate")).status_code == 403
+            assert (await client.post("migrations", json={"guest": "beta/web"})).status_code == 403
+            begun = await client.post("hosts/alpha/evacuate")
+            assert begun.status_code == 202
+            assert (await client.get(f"evacuations/{begun.json()['id']}")).status_code == 200
+            assert (await client.get("service")).json()["emptied_by"] == {"drain-alpha": 1}
+            events = await client.get("events", params={"after": 0}, headers={"Accept": "application/json"})
+            assert {each["subject_id"] for each in events.json()["items"] if each["subject"] == "host"} <= {
+                "alpha"
+            }
+
     async def test_a_viewer_may_look_plan_and_check_and_no_more(self, place: Place, running: RunningEngine):
         async with by_tcp(place, VIEWER) as client:
             assert (await client.get("hosts")).status_code == 200
-            assert (await client.get("session")).json() == {"user": "vera", "role": "viewer", "ends_at": None}
+            assert (await client.get("session")).json() == {
+                "user": "vera",
+                "role": "viewer",
+                "hosts": None,
+                "ends_at": None,
+            }
             assert (await client.post("plans", json={"host": "alpha"})).status_code == 200
             assert (await client.post("checks", json={"guest": "db", "to": "beta"})).status_code == 200
             running.counted.clear()

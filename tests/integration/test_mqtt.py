@@ -269,6 +269,19 @@ async def test_hosts_are_cordoned_scheduled_and_told_so(broker: Broker, site: Si
         assert (await answer(scheduler, "c3"))["code"] == "not-found"
 
 
+async def test_user_who_is_limited_to_a_host_is_refused_about_others(
+    broker: Broker, site: SimulatedService
+) -> None:
+    configured = settings(broker, hosts={"scheduler": ("a",)})
+    async with serving(site, configured) as service, peer(broker) as scheduler:
+        await scheduler.command("evacuate", id="c1", host="b")
+        reply = await answer(scheduler, "c1")
+        assert (reply["code"], service.begun) == ("forbidden", [])
+        assert reply["message"] == "scheduler is limited to a: no evacuate for b"
+        await scheduler.command("plan", id="c2", host="a")
+        assert (await answer(scheduler, "c2"))["kind"] == "accepted"
+
+
 async def test_role_decides(broker: Broker, site: SimulatedService) -> None:
     configured = settings(broker, operators=frozenset(), viewers=frozenset({"other"}))
     async with serving(site, configured) as service, peer(broker, "other") as viewer:

@@ -354,6 +354,7 @@ OTHER: dict[str, str] = {
     "mqtt.operators": '["o"]',
     "mqtt.viewers": '["v"]',
     "mqtt.resolvers": '["o"]',
+    "mqtt.hosts": '{ o = ["c"] }',
     "mqtt.protocol": '"5"',
     "traces.endpoint": '"http://127.0.0.1:4318"',
     "traces.headers_file": '"{directory}/headers"',
@@ -369,6 +370,7 @@ _BELONG: dict[str, dict[str, tuple[str, ...]]] = {
         "password": ("username",),
         "password_file": ("username",),
         "resolvers": ("operators",),
+        "hosts": ("operators",),
     },
     "store": {
         **dict.fromkeys(("tls", "tls_ca", "tls_certificate", "password", "password_file"), ("url",)),

@@ -55,6 +55,22 @@ async def test_a_token_is_good_for_its_name_and_role(tokens: Tokens) -> None:
     assert await gives(tokens, ann) == ("ann", "operator")
 
 
+async def test_a_token_may_be_limited_to_hosts_and_so_are_its_sessions(tokens: Tokens) -> None:
+    secret = await tokens.create(name="drain", role="operator", hosts=["host-7", "rack-3-*"])
+    grant = await tokens.verify(secret)
+    assert grant is not None
+    assert grant.hosts == ("host-7", "rack-3-*")
+    session, begun = await tokens.begin_session(grant, seconds=60)
+    assert begun.hosts == grant.hosts
+    again = await tokens.session(session)
+    assert again is not None
+    assert again.hosts == grant.hosts
+    assert [each.hosts for each in await tokens.list()] == [("host-7", "rack-3-*")]
+    for wrong in ([], ["no host"]):
+        with pytest.raises(UsageError):
+            await tokens.create(name="none", role="operator", hosts=wrong)
+
+
 async def written(place: Place) -> bytes:
     """Whatever is there of tokens and sessions."""
     if isinstance(place, Path):

@@ -120,6 +120,13 @@ class Evacuation:
         return self.host if self.kind == "restore" else self.target
 
     @property
+    def concerned(self) -> list[str]:
+        """The hosts that it is about: its own, or those of a roll; of a group those that guests of it still leave."""
+        if self.roll is not None:
+            return [each.host for each in self.roll.hosts]
+        return [self.host] if self.host else [entry.guest.host for entry in self.left]
+
+    @property
     def left(self) -> list[Entry]:
         """Those who have not left (evacuate), or are not home (restore), in the order in which they joined."""
         return [entry for entry in self.entries.values() if not entry.done]

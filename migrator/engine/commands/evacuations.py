@@ -167,11 +167,15 @@ class EvacuationCommands:
             self._lookups.policy(command.policy)
         target = self._lookups.host(command.to).name if command.to is not None else ""
         guests = [guest for guest in self._inventory.guests() if guest.group == group]
+        if not caller.covers(*(guest.host for guest in guests)):
+            raise caller.outside(f"the guests of the group {group} are not all there")
         if not guests:
             raise Refusal("not-found", f"no guest that is known has the group {group}: see [[guests]] group")
         async with self._reservations.hold(("host", target), *(("guest", each.key) for each in guests)):
             now = {each.key: each for each in self._inventory.guests() if each.group == group}
             going = [each for each in now.values() if each.host != target]
+            if not caller.covers(*(each.host for each in now.values())):  # one has moved meanwhile
+                raise caller.outside(f"the guests of the group {group} are not all there")
             if not going:
                 raise Refusal("conflict", f"all guests of the group {group} are on {target} already")
             for guest in going:
@@ -263,10 +267,10 @@ class EvacuationCommands:
         host = self._lookups.host(name)
         return host_document(host, inventory=self._inventory, registry=self._registry)
 
-    async def cancel(self, identifier: str) -> EvacuationDocument:
+    async def cancel(self, identifier: str, caller: Caller) -> EvacuationDocument:
         """Begin nothing more, and have every guest stay where it is, as far as that is safe."""
         async with self._reservations.hold(("evacuation", identifier)):
-            before = self._running(identifier)
+            before = self._lookups.evacuation(identifier, caller)
             if before.scheduled:
                 return await self._cancel_scheduled(before)
 
@@ -295,12 +299,6 @@ class EvacuationCommands:
             then=lambda: self._evacuations.end(run.id, state),
         )
         return evacuation_document(self._registry.evacuations[run.id])
-
-    def _running(self, identifier: str) -> Evacuation:
-        run = self._registry.evacuations.get(identifier)
-        if run is None or run.ended:
-            raise Refusal("not-found", f"no migration or evacuation {identifier} is under way")
-        return run
 
     async def plan(self, command: Plan) -> PlanDocument:
         """Say what emptying a host would do; nothing is begun."""

@@ -75,9 +75,9 @@ class CommandHandlers:
             case Plan():
                 return await self._evacuations.plan(command)
             case Check():
-                return await self._migrations.check(command)
+                return await self._migrations.check(command, caller)
             case Saved():
-                return await self._saved_list.read(command.host)
+                return await self._saved_list.read(command.host, caller)
             case ListPolicies():
                 return self._site_rules.policies()
             case ListHooks():
@@ -104,14 +104,14 @@ class CommandHandlers:
                 return await self._saving.save(command, caller, key)
             case Load():
                 return await self._saving.load(command, caller, key)
-            case Cancel() if (session := self._registry.migrations.get(command.target)) is not None:
-                return await self._migrations.cancel(session)
-            case Cancel():
-                return await self._evacuations.cancel(command.target)
+            case Cancel(target=target) if target in self._registry.migrations:
+                return await self._migrations.cancel(target, caller)
+            case Cancel(target=target):
+                return await self._evacuations.cancel(target, caller)
             case Postcopy():
-                return await self._migrations.postcopy(command)
+                return await self._migrations.postcopy(command, caller)
             case Resolve():
-                return await self._migrations.resolve(command)
+                return await self._migrations.resolve(command, caller)
         raise Refusal("invalid", f"there is no command {command.verb}")
 
     async def _change_host(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from migrator.api import field_errors
-from migrator.api.commands import Refusal
+from migrator.api.commands import Caller, Refusal
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
 from migrator.core.model import Finding
 from migrator.core.placement import Fleet
@@ -52,36 +53,67 @@ class Lookups:
             raise Refusal("not-found", field_errors.no_such_host(name, known))
         return host
 
-    async def guest(self, which: str) -> Guest:
-        """Return that guest; one that is not known yet may have been started since the hosts were looked at."""
+    async def guest(self, which: str, caller: Caller) -> Guest:
+        """Return that guest; one that is not known yet may have been started since the hosts were looked at.
+
+        :raise Refusal: there is none, or more than one; or it is on a host that the caller's rights do not reach.
+        """
         now = clock.now()
         if not self._inventory.find(which) and now - self._looked >= _LOOK_AGAIN_SECONDS:
             self._looked = now
             await self._inventory.look_at_all(only_up=True)
+        return self._one_guest(which, caller)
+
+    def _one_guest(self, which: str, caller: Caller) -> Guest:
+        if not caller.covers(*(each.host for each in self._inventory.find(which))):
+            raise caller.outside(
+                f"{which} is no guest there, or not only there: see migrator guests, and name its uuid"
+            )
         return one_guest(self._inventory, which)
 
-    def guest_again(self, guest: Guest, which: str) -> Guest:
-        """Return a guest as it is now: it may have moved while a command about it was waited for."""
+    def guest_again(self, guest: Guest, which: str, caller: Caller) -> Guest:
+        """Return a guest as it is now: it may have moved while a command about it was waited for.
+
+        :raise Refusal: as :meth:`guest`.
+        """
         there = self._inventory.guests_of(guest.key)
         same = [each for each in there if each.host == guest.host]
-        return same[0] if same else one_guest(self._inventory, there[0].key if there else which)
+        return same[0] if same else self._one_guest(there[0].key if there else which, caller)
 
-    async def judged_again(self, guest: Guest, which: str) -> Guest:
+    async def judged_again(self, guest: Guest, which: str, caller: Caller) -> Guest:
         """Return a guest as it is now; where something speaks against moving it, its host is looked at anew: what
         somebody has mended, or ended, since the last look is no reason to refuse.
         """
         host = self._inventory.host(guest.host)
         if guest.obstacle and host is not None and host.up:
             await self._inventory.refresh(guest.host)
-            return self.guest_again(guest, which)
+            return self.guest_again(guest, which, caller)
         return guest
 
-    def session(self, identifier: str) -> JournalledSession:
-        """Return the migration of that id that is under way."""
+    def session(self, identifier: str, caller: Caller, *, ended: bool = False) -> JournalledSession:
+        """Return the migration of that id that is under way.
+
+        :param ended: or that was until a moment ago.
+        :raise Refusal: there is none, or its source is a host that the caller's rights do not reach.
+        """
         session = self._registry.migrations.get(identifier)
-        if session is None or session.ended:
+        if not caller.covers(*([] if session is None else [session.guest.host])):
+            raise caller.outside(f"nothing of the id {identifier} is under way there")
+        if session is None or (session.ended and not ended):
             raise Refusal("not-found", f"no migration {identifier} is under way")
         return session
+
+    def evacuation(self, identifier: str, caller: Caller) -> Evacuation:
+        """Return the evacuation, restore, roll or move of a group of that id that is under way.
+
+        :raise Refusal: there is none, or it is about a host that the caller's rights do not reach.
+        """
+        run = self._registry.evacuations.get(identifier)
+        if not caller.covers(*([] if run is None else run.concerned)):
+            raise caller.outside(f"nothing of the id {identifier} is under way there")
+        if run is None or run.ended:
+            raise Refusal("not-found", f"no migration or evacuation {identifier} is under way")
+        return run
 
     def not_under_way(self, guest: Guest) -> None:
         """Refuse a guest that is being migrated."""

@@ -48,11 +48,12 @@ class MigrationCommands:
     async def migrate(self, command: Migrate, caller: Caller, key: str) -> MigrationDocument:
         """Begin a migration of one guest."""
         which = command.guest or ""
-        guest = await self._lookups.guest(which)
+        guest = await self._lookups.guest(which, caller)
         policy = self._lookups.policy_of(guest, command.policy)
         self._lookups.known_codes(command.accept)
         async with self._reservations.hold(("guest", guest.key)):
-            guest = await self._lookups.judged_again(self._lookups.guest_again(guest, which), which)
+            guest = self._lookups.guest_again(guest, which, caller)
+            guest = await self._lookups.judged_again(guest, which, caller)
             if found := preflight.obstacle(guest):
                 raise refused_by_preflight(f"{guest.label} cannot be moved: {guest.obstacle}", found)
             self._lookups.not_under_way(guest)
@@ -89,14 +90,14 @@ class MigrationCommands:
             raise refused_by_preflight(message, placement_findings.nowhere(answer))
         return answer.host
 
-    async def check(self, command: Check) -> CheckDocument:
+    async def check(self, command: Check, caller: Caller) -> CheckDocument:
         """Say what speaks against a migration; nothing is begun."""
-        guest, host = await self._lookups.guest(command.guest), self._lookups.host(command.to)
+        guest, host = await self._lookups.guest(command.guest, caller), self._lookups.host(command.to)
         policy = self._lookups.policy_of(guest, command.policy)
         # Its monitor would be in use by that: who asks then is told that a stranger holds it.
         self._lookups.not_under_way(guest)
         self._lookups.known_codes(command.accept)
-        guest = await self._lookups.judged_again(guest, command.guest)
+        guest = await self._lookups.judged_again(guest, command.guest, caller)
         known = placement_findings.known(
             self._lookups.fleet(), placement_findings.request(guest, command.accept), host.name
         )
@@ -109,8 +110,9 @@ class MigrationCommands:
             findings=[FindingDocument(**asdict(each)) for each in found],
         )
 
-    async def cancel(self, session: JournalledSession) -> MigrationDocument:
+    async def cancel(self, identifier: str, caller: Caller) -> MigrationDocument:
         """Have the guest stay where it is."""
+        session = self._lookups.session(identifier, caller, ended=True)
         async with self._reservations.hold(("migration", session.id)):
             # Another may have taken its place, here and wherever the journal was waited for.
             present = functools.partial(self._sessions.present, session)
@@ -126,9 +128,9 @@ class MigrationCommands:
                 raise _too_late(present())
             return present().document()
 
-    async def postcopy(self, command: Postcopy) -> MigrationDocument:
+    async def postcopy(self, command: Postcopy, caller: Caller) -> MigrationDocument:
         """Switch a migration to postcopy now."""
-        session = self._lookups.session(command.migration)
+        session = self._lookups.session(command.migration, caller)
         async with self._reservations.hold(("migration", session.id)):
             # As for a cancel.
             present = functools.partial(self._sessions.present, session)
@@ -144,9 +146,9 @@ class MigrationCommands:
                 raise _no_postcopy(present())
             return present().document()
 
-    async def resolve(self, command: Resolve) -> MigrationDocument | ResolutionDocument:
+    async def resolve(self, command: Resolve, caller: Caller) -> MigrationDocument | ResolutionDocument:
         """Do what a person says of a held migration, or say what that would come to."""
-        session = self._lookups.session(command.migration)
+        session = self._lookups.session(command.migration, caller)
         if session.state is not State.HELD:
             raise Refusal(
                 "not-now",

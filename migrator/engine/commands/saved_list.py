@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.api import field_errors
-from migrator.api.commands import Refusal
+from migrator.api.commands import Caller, Refusal
 from migrator.api.documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
 from migrator.core.inventory import Host
 from migrator.core.saved_guest import SavedState, SavedSummary, SurveyedFile, why_not_there
@@ -45,10 +45,11 @@ class SavedList:
         self._registry, self._inventory = registry, inventory
         self._journal_writer, self._journal, self._saved = journal_writer, journal_writer.journal, saved
 
-    async def read(self, only: str | None) -> SavedGuestsDocument:
+    async def read(self, only: str | None, caller: Caller) -> SavedGuestsDocument:
         """Return what is saved, the oldest first; asks every host that is up.
 
         :param only: files of this host alone.
+        :param caller: is told of those on hosts that his rights reach.
         """
         if only is not None and self._inventory.host(only) is None:
             known = (each.name for each in self._inventory.hosts())
@@ -56,7 +57,7 @@ class SavedList:
         entries = [
             entry
             for entry in await self._journal.unfinished(SAVED_ENTRY)
-            if only is None or entry["host"] == only
+            if only in (None, entry["host"]) and caller.covers(str(entry["host"]))
         ]
         surveys = await self._survey(sorted({str(entry["file"]) for entry in entries}))
         found = [await self._document(entry, surveys) for entry in entries]

@@ -39,12 +39,11 @@ class SavingCommands:
 
     async def save(self, command: Save, caller: Caller, key: str) -> MigrationDocument:
         """Begin to save a guest."""
-        guest = await self._lookups.guest(command.guest)
+        guest = await self._lookups.guest(command.guest, caller)
         self._lookups.known_codes(command.accept)
         async with self._reservations.hold(("guest", guest.key)):
-            guest = await self._lookups.judged_again(
-                self._lookups.guest_again(guest, command.guest), command.guest
-            )
+            guest = self._lookups.guest_again(guest, command.guest, caller)
+            guest = await self._lookups.judged_again(guest, command.guest, caller)
             if found := preflight.obstacle(guest):
                 raise refused_by_preflight(f"{guest.label} cannot be saved: {guest.obstacle}", found)
             self._lookups.not_under_way(guest)
@@ -57,6 +56,8 @@ class SavingCommands:
         self._lookups.takes_guests(host)
         self._lookups.known_codes(command.accept)
         saved = await self._read(host.name, command.file)
+        if not caller.covers(saved.host):
+            raise caller.outside(f"the guest in {command.file} was not saved there")
         uuid, name = saved.guest.get("uuid", ""), saved.guest.get("name", "")
         guest = Guest(
             key=saved.guest["key"],

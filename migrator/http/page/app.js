@@ -18,7 +18,7 @@ import {clock, clockSkew, now, relative, seconds} from "./format.js";
 import {openHelp, VIEWS, watchKeys} from "./keyboard.js";
 import {attention} from "./attention.js";
 import {href, onRoute, route} from "./router.js";
-import {changed, signOut, start, store, subscribe} from "./store.js";
+import {changed, signOut, start, store, subscribe, who} from "./store.js";
 import {applyTheme, nextTheme, theme} from "./theme.js";
 
 const LISTS = {"": Now, hosts: Hosts, guests: Guests, evacuations: Evacuations, migrations: Migrations, events: Events, saved: Saved, policies: Policies};
@@ -36,7 +36,7 @@ function Header({urgent}) {
     <nav aria-label="Views">${VIEWS.map(([path, text]) => html`<a key=${path} href=${href(path ? [path] : [])} aria-current=${here === path ? "page" : undefined}>${text}${
       path === "" && urgent ? html` <b class="badge" aria-label=${`${urgent} need a person`}>${urgent}</b>` : null}</a>`)}</nav>
     <span class="grow"></span><${Link} />
-    <span class="who">${store.session ? `${store.session.user}, ${store.session.role}` : ""}</span>
+    <span class="who">${store.session ? who(store.session) : ""}</span>
     <button type="button" class="plain" onClick=${() => { nextTheme(); changed(); }} aria-label=${`Colours: ${theme()}`} title="Colours: as the system, light, dark">${{system: "◐", light: "☀", dark: "☾"}[theme()]}</button>
     <button type="button" class="plain" onClick=${openHelp} aria-label="Keys and help" title="Keys and help ( ? )">?</button>
     ${store.session && !store.session.user.startsWith("unix") ? html`<button type="button" class="plain wide" onClick=${signOut}>Sign out</button>` : null}

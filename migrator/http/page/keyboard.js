@@ -2,7 +2,7 @@
 import {html} from "./ui.js";
 import {close, open, opened} from "./dialogs.js";
 import {go, route} from "./router.js";
-import {store} from "./store.js";
+import {store, who} from "./store.js";
 import {keep, kept} from "./theme.js";
 
 export const VIEWS = [["", "Now"], ["hosts", "Hosts"], ["guests", "Guests"], ["evacuations", "Evacuations"], ["migrations", "Migrations"], ["events", "Events"], ["saved", "Saved"], ["policies", "Policies"]];
@@ -18,7 +18,7 @@ function Help() {
     <dl class="keys">${HELP.map(([key, what]) => html`<div><dt>${key.split("  ").map((each) => html`<kbd>${each}</kbd> `)}</dt><dd>${what}</dd></div>`)}</dl>
     <label class="check"><input type="checkbox" checked=${kept(OFF) !== "yes"} onChange=${(event) => keep(OFF, event.target.checked ? "no" : "yes")} /> Single keys do this</label>
     <p class="quiet small">The address of each view can be sent to a colleague. What the page can do the command line can do too: <code>migrator --help</code>.</p>
-    <p class="small">Signed in as ${store.session ? `${store.session.user}, ${store.session.role}` : "nobody"}.</p>
+    <p class="small">Signed in as ${store.session ? who(store.session) : "nobody"}.</p>
     <div class="buttons end"><button type="button" class="main" data-first onClick=${close}>Close</button></div></div>`;
 }
 

@@ -312,4 +312,7 @@ export async function migration(id) { return store.migrations.get(id) || ask(at(
 
 export async function evacuation(id) { return store.evacuations.get(id) || ask(at("evacuations", id)); }
 
+/** Who is signed in, and what that may do, in a few words. */
+export const who = ({user, role, hosts}) => `${user}, ${role}${hosts ? ` of ${hosts.join(", ")}` : ""}`;
+
 export const isOperator = () => store.session !== null && store.session.role === "operator";
