@@ -27,8 +27,10 @@ OPTIONS = {
     "timeout": {"type": "float", "default": 70.0},
     "away_timeout": {"type": "float", "default": 300.0},
 }
-#: Of modules that begin something which takes a while.
-WAITING = {
+#: Of modules that have guests moved; doc_fragments/moving.py says what they are.
+MOVING = {
+    "host": {"type": "str", "required": True},
+    "policy": {"type": "str"},
     "wait": {"type": "bool", "default": True},
     "wait_timeout": {"type": "float", "default": 7200.0},
     "poll": {"type": "float", "default": 2.0},

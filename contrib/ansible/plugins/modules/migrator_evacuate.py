@@ -12,15 +12,10 @@ description:
     asked for here is not added to that.
   - Fails when guests are left, and names them. The host then stays as the evacuation leaves it.
   - In check mode the service plans it, and the task fails where guests could not leave.
-extends_documentation_fragment: migrator.migrator.service
+extends_documentation_fragment:
+  - migrator.migrator.service
+  - migrator.migrator.moving
 options:
-  host:
-    description: The host, as the service's configuration names it.
-    type: str
-    required: true
-  policy:
-    description: What may be done to the guests to move them; by default each guest's own.
-    type: str
   accept:
     description: Codes of findings that are accepted.
     type: list
@@ -34,18 +29,6 @@ options:
     type: str
     choices: [continue, stop]
     default: continue
-  wait:
-    description: Wait until it has ended.
-    type: bool
-    default: true
-  wait_timeout:
-    description: Seconds to wait; the evacuation goes on after that, and the task fails.
-    type: float
-    default: 7200
-  poll:
-    description: Seconds between two looks.
-    type: float
-    default: 2
 attributes:
   check_mode:
     support: full
@@ -79,8 +62,8 @@ from datetime import datetime, timedelta, timezone
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.migrator.migrator.plugins.module_utils.service import (
+    MOVING,
     OPTIONS,
-    WAITING,
     Service,
     ServiceError,
     guest_text,
@@ -151,9 +134,7 @@ def main():
     module = AnsibleModule(
         argument_spec={
             **OPTIONS,
-            **WAITING,
-            "host": {"type": "str", "required": True},
-            "policy": {"type": "str"},
+            **MOVING,
             "accept": {"type": "list", "elements": "str", "default": []},
             "deadline": {"type": "str"},
             "on_deadline": {"type": "str", "choices": ["continue", "stop"], "default": "continue"},

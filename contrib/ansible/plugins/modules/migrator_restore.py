@@ -11,31 +11,14 @@ description:
   - A host that is active, and from which nobody is away, is left as it is. One that is being filled again already is
     waited for.
   - Fails when guests do not come home, and names them; they run where they are, and the host takes guests again.
-extends_documentation_fragment: migrator.migrator.service
+extends_documentation_fragment:
+  - migrator.migrator.service
+  - migrator.migrator.moving
 options:
-  host:
-    description: The host, as the service's configuration names it.
-    type: str
-    required: true
   guests:
     description: Bring its guests home; without it the host only takes guests again, as by C(migrator activate).
     type: bool
     default: true
-  policy:
-    description: What may be done to the guests to move them; by default each guest's own.
-    type: str
-  wait:
-    description: Wait until they are home.
-    type: bool
-    default: true
-  wait_timeout:
-    description: Seconds to wait; the restore goes on after that, and the task fails.
-    type: float
-    default: 7200
-  poll:
-    description: Seconds between two looks.
-    type: float
-    default: 2
 attributes:
   check_mode:
     support: full
@@ -61,8 +44,8 @@ evacuation:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.migrator.migrator.plugins.module_utils.service import (
+    MOVING,
     OPTIONS,
-    WAITING,
     Service,
     ServiceError,
     left_text,
@@ -121,10 +104,8 @@ def main():
     module = AnsibleModule(
         argument_spec={
             **OPTIONS,
-            **WAITING,
-            "host": {"type": "str", "required": True},
+            **MOVING,
             "guests": {"type": "bool", "default": True},
-            "policy": {"type": "str"},
         },
         supports_check_mode=True,
     )
