@@ -72,7 +72,7 @@ class Command(BaseModel):
         return ()
 
 
-class HostCommand(Command):
+class _AboutHost(Command):
     """A command about one host."""
 
     host: Name
@@ -180,7 +180,7 @@ def _as_text(value: Any) -> Any:
 WindowTime = Annotated[str, BeforeValidator(_as_text), StringConstraints(min_length=1, max_length=64)]
 
 
-class Evacuate(HostCommand, _Extended):
+class Evacuate(_AboutHost, _Extended):
     """Empty a host: now, or in a window."""
 
     verb: ClassVar[str] = "evacuate"
@@ -239,7 +239,7 @@ class Roll(Command):
         return self
 
 
-class Restore(HostCommand, _Extended):
+class Restore(_AboutHost, _Extended):
     """Bring the guests of the last evacuation home and make the host active."""
 
     verb: ClassVar[str] = "restore"
@@ -249,19 +249,19 @@ class Restore(HostCommand, _Extended):
     evacuation: Name | None = None
 
 
-class Activate(HostCommand):
+class Activate(_AboutHost):
     """End a host's maintenance without bringing anyone home."""
 
     verb: ClassVar[str] = "activate"
 
 
-class Cordon(HostCommand):
+class Cordon(_AboutHost):
     """Have no new guests come to a host; nobody is moved, and nothing else changes. The same again does nothing."""
 
     verb: ClassVar[str] = "cordon"
 
 
-class Uncordon(HostCommand):
+class Uncordon(_AboutHost):
     """Let new guests come to a host again. The same again does nothing."""
 
     verb: ClassVar[str] = "uncordon"
@@ -299,7 +299,7 @@ class Resolve(Command):
     unreachable_is_off: bool = False
 
 
-class Plan(HostCommand):
+class Plan(_AboutHost):
     """Return what an evacuation would do."""
 
     verb: ClassVar[str] = "plan"

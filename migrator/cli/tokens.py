@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: Lifetime of a token for which no other was given.
 _DEFAULT_LIFETIME = "90d"
 #: Columns of the list.
-HEADER = ("NAME", "ROLE", "HOSTS", "ID", "CREATED", "EXPIRES", "STATE")
+HEADER = ("NAME", "ROLE", "ID", "CREATED", "EXPIRES", "STATE", "HOSTS")
 
 
 def create(
@@ -47,6 +47,8 @@ def create(
     now = datetime.now(UTC)
     expires_at = None if expires == "never" else _end(now, expires or _DEFAULT_LIFETIME)
 
+    if hosts:
+        host_scope.checked(hosts)
     known = [each.name for each in settings.hosts]
     for pattern in hosts:
         if not any(host_scope.covers([pattern], each) for each in known):
@@ -81,11 +83,11 @@ def show_all(config: Path | None, *, json_output: bool) -> None:
         (
             each.name,
             each.role,
-            "all" if each.hosts is None else " ".join(each.hosts),
             each.id,
             _moment(each.created_at),
             "never" if each.expires_at is None else _moment(each.expires_at),
             _state(each, now),
+            "all" if each.hosts is None else " ".join(each.hosts),
         )
         for each in found
     )

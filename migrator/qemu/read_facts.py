@@ -1,4 +1,4 @@
-"""Reads :class:`~migrator.core.preflight.facts.Facts` over QMP: pipelined, in two round trips or three; nothing changed."""
+"""Reads :class:`~migrator.core.preflight.facts.Facts` over QMP: two or three round trips; nothing changed."""
 
 from __future__ import annotations
 

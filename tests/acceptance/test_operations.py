@@ -85,6 +85,12 @@ def test_token_document_list_and_end(config: Path) -> None:
     listed = json.loads(migrator("token", "list", "--config", config, "--json").stdout)["items"]
     assert [(each["id"], each["state"]) for each in listed] == [(document["id"], "revoked")]
     assert "token" not in listed[0]
+    made = migrator(
+        "token", "create", "drain", "--role", "operator", "--host", "rack-3-*", "--config", config
+    )
+    assert "there is no host rack-3-* in the configuration" in made.stderr
+    listed = json.loads(migrator("token", "list", "--config", config, "--json").stdout)["items"]
+    assert [each["hosts"] for each in listed] == [None, ["rack-3-*"]]
     gone = migrator("token", "revoke", "ops", "--config", config)
     assert gone.returncode == 2
     assert "migrator token list" in gone.stderr
@@ -99,6 +105,7 @@ def test_token_document_list_and_end(config: Path) -> None:
             "--expires: 'soon' is not a duration: write it like 90d",
         ),
         (["a", "--role", "viewer", "--expires", "99999999999d"], "is more than can be meant"),
+        (["a", "--role", "viewer", "--host", "no host"], "'no host' is no host's name, nor a pattern of one"),
     ],
 )
 def test_wrong_token_is_refused_in_one_line(config: Path, words: list[str], said: str) -> None:

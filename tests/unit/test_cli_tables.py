@@ -96,9 +96,12 @@ def test_the_state_of_a_token_fits_a_usual_terminal():
         "5056aa2d991f",
         *["2026-11-22 23:35 UTC"] * 2,
         "expired",
+        "host-7 rack-3-*",
     ]
-    for line in tables.grid(tokens.HEADER, [row], width=80).plain.split("\n"):
-        assert line.endswith(("STATE", "expired"))
+    shown = tables.grid(tokens.HEADER, [row], width=80).plain
+    assert all(cell_len(line) <= 80 for line in shown.split("\n"))
+    for word in ("STATE", "expired", "host-7", "rack-3-*"):
+        assert word in shown
 
 
 @pytest.mark.parametrize(
