@@ -371,7 +371,7 @@ def test_a_process_ends_once_its_journal_is_closed(tmp_path: Path) -> None:
         "asyncio.run(main())\n"
     )
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", script, str(tmp_path / "journal.db")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     # All of it is in the one file, which can be copied.
     assert sorted(each.name for each in tmp_path.iterdir()) == ["journal.db", "journal.db.lock"]

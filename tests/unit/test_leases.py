@@ -74,7 +74,7 @@ def document(name: str) -> tuple[str, dict[str, Any]]:
     return "migration", {"id": name, "state": "precopy", "ended_at": None}
 
 
-async def taken(leases: Leases, owner: str, name: str = "site", seconds: float = 6) -> Lease:
+async def taken(leases: Leases, owner: str, name: str = "site", seconds: float = 60) -> Lease:
     lease = await leases.acquire(name, owner=owner, seconds=seconds)
     assert lease is not None
     return lease
@@ -82,23 +82,23 @@ async def taken(leases: Leases, owner: str, name: str = "site", seconds: float =
 
 async def test_one_has_it_until_it_is_given_back(shared: Shared) -> None:
     lease = await taken(shared.leases, "a")
-    assert await shared.other.leases.acquire("site", owner="b", seconds=6) is None
+    assert await shared.other.leases.acquire("site", owner="b", seconds=60) is None
     assert (await taken(shared.other.leases, "b", "migration/m1")).name == "migration/m1"
     await shared.leases.release(lease)
     assert (await taken(shared.other.leases, "b")).owner == "b"
     # Given back once more, it is the other's all the same.
     await shared.leases.release(lease)
-    assert await shared.leases.acquire("site", owner="a", seconds=6) is None
+    assert await shared.leases.acquire("site", owner="a", seconds=60) is None
 
 
 async def test_one_of_the_same_name_that_had_it_under_another_token_is_another(shared: Shared) -> None:
     first = await taken(shared.leases, "a")
-    again = await shared.leases.acquire("site", owner="a", seconds=6, known=first.token)
+    again = await shared.leases.acquire("site", owner="a", seconds=60, known=first.token)
     assert again is not None
-    assert await shared.other.leases.acquire("site", owner="a", seconds=6, known=first.token) is None
-    assert await shared.leases.renew([again], seconds=6) != [None]
-    await shared.jump(7)
-    assert await shared.other.leases.acquire("site", owner="a", seconds=6, known=first.token) is not None
+    assert await shared.other.leases.acquire("site", owner="a", seconds=60, known=first.token) is None
+    assert await shared.leases.renew([again], seconds=60) != [None]
+    await shared.jump(61)
+    assert await shared.other.leases.acquire("site", owner="a", seconds=60, known=first.token) is not None
 
 
 async def test_its_token_only_grows(shared: Shared) -> None:
@@ -109,13 +109,13 @@ async def test_its_token_only_grows(shared: Shared) -> None:
         if how == "released":
             await shared.leases.release(lease)
         elif how == "ended":
-            await shared.jump(7)
+            await shared.jump(61)
     assert tokens == sorted(set(tokens))
 
 
 async def test_asked_for_by_many_at_once_it_goes_to_one(shared: Shared) -> None:
     asked = [
-        each.leases.acquire("site", owner=f"{number}", seconds=6)
+        each.leases.acquire("site", owner=f"{number}", seconds=60)
         for number in range(10)
         for each in (shared.one, shared.other)
     ]
@@ -128,21 +128,21 @@ async def test_renewed_it_goes_on_and_what_was_lost_does_not(shared: Shared) -> 
     lost = await taken(shared.leases, "a", "migration/m1", seconds=2)
     await shared.jump(3)
     shared.clock.time += 3
-    renewed, ended = await shared.leases.renew([lease, lost], seconds=6)
+    renewed, ended = await shared.leases.renew([lease, lost], seconds=60)
     assert ended is None
     assert renewed is not None
     assert (renewed.token, renewed.until) == (lease.token, lease.until + 3)
     await shared.jump(5)
-    assert await shared.other.leases.acquire("site", owner="b", seconds=6) is None
-    assert await shared.leases.renew([], seconds=6) == []
+    assert await shared.other.leases.acquire("site", owner="b", seconds=60) is None
+    assert await shared.leases.renew([], seconds=60) == []
 
 
 async def test_one_that_has_ended_is_not_renewed_though_nobody_took_it(shared: Shared) -> None:
     lease = await taken(shared.leases, "a")
-    await shared.jump(6.5)
-    assert await shared.leases.renew([lease], seconds=6) == [None]
+    await shared.jump(60.5)
+    assert await shared.leases.renew([lease], seconds=60) == [None]
     assert (await taken(shared.other.leases, "b")).token > lease.token
-    assert await shared.leases.renew([lease], seconds=6) == [None]
+    assert await shared.leases.renew([lease], seconds=60) == [None]
 
 
 class TestWrites:
@@ -157,7 +157,7 @@ class TestWrites:
         if how == "released":
             await shared.leases.release(lease)
         else:
-            await shared.jump(6.5)
+            await shared.jump(60.5)
         if how == "taken":
             await taken(shared.other.leases, "b")
         event = {"event_id": 1, "sequence": 1, "time": "2026-03-01T12:00:00Z"}
@@ -231,13 +231,13 @@ class TestClocks:
     ) -> None:
         lease = await taken(shared.leases, "a")
         await shared.jump(-3600)
-        shared.clock.time += 10
+        shared.clock.time += 100
         assert not lease.may_act
-        assert await shared.other.leases.acquire("site", owner="b", seconds=6) is None
+        assert await shared.other.leases.acquire("site", owner="b", seconds=60) is None
         # Who has the lease can have it anew, with its right end.
         again = await taken(shared.leases, "a")
         assert again.may_act
-        await shared.jump(7)
+        await shared.jump(61)
         assert (await taken(shared.other.leases, "b")).owner == "b"
 
     async def test_that_all_share_set_back_keep_nobody_away_for_longer_than_a_lease_can_be(
@@ -249,9 +249,9 @@ class TestClocks:
         await watched.all()
         shared.clock.time += 59
         await watched.end_stuck()
-        assert await watched.acquire("site", owner="b", seconds=6) is None
+        assert await watched.acquire("site", owner="b", seconds=60) is None
         # One that is renewed is its holder's.
-        [renewed] = await shared.leases.renew([lease], seconds=6)
+        [renewed] = await shared.leases.renew([lease], seconds=60)
         assert renewed is not None
         await shared.jump(-3600)
         await watched.all()
@@ -259,7 +259,7 @@ class TestClocks:
         await watched.end_stuck()
         assert not renewed.may_act
         assert (await taken(watched, "b")).token > lease.token
-        assert await shared.leases.renew([renewed], seconds=6) == [None]
+        assert await shared.leases.renew([renewed], seconds=60) == [None]
 
 
 async def test_those_who_look_see_who_has_what(shared: Shared) -> None:
@@ -268,10 +268,10 @@ async def test_those_who_look_see_who_has_what(shared: Shared) -> None:
     await taken(shared.other.leases, "b", "migration/m1", seconds=60)
     (migration, site) = await shared.other.leases.all()
     assert (site.name, site.owner, site.token) == ("site", "a", first.token)
-    assert 5 < site.left_seconds <= 6
+    assert 30 < site.left_seconds <= 60
     assert (migration.name, migration.owner) == ("migration/m1", "b")
-    await shared.jump(10)
-    assert -5 < (await shared.leases.all())[1].left_seconds < -3
+    await shared.jump(70)
+    assert -40 < (await shared.leases.all())[1].left_seconds <= -10
     await shared.leases.release(first)
     assert [each.name for each in await shared.leases.all()] == ["migration/m1"]
 
@@ -289,7 +289,7 @@ async def test_whoever_takes_it_over_waits_for_a_write_that_was_let_pass(place: 
 
         async def take_over() -> None:
             await begun.wait()
-            while await other.leases.acquire("site", owner="b", seconds=6) is None:
+            while await other.leases.acquire("site", owner="b", seconds=60) is None:
                 await asyncio.sleep(0.02)
             order.append("taken over")
 
@@ -302,6 +302,6 @@ async def test_a_journal_that_cannot_be_written_gives_none_out() -> None:
     lease = await taken(journal.leases, "a")
     journal.broken = "the disk is full"
     with pytest.raises(JournalError, match="the disk is full"):
-        await journal.leases.acquire("site", owner="b", seconds=6)
+        await journal.leases.acquire("site", owner="b", seconds=60)
     with pytest.raises(JournalError, match="the disk is full"):
-        await journal.leases.renew([lease], seconds=6)
+        await journal.leases.renew([lease], seconds=60)
