@@ -54,7 +54,7 @@ async def test_channels_are_encrypted_too(lab: Lab, each_qemu: Path, tmp_path: P
     pair = await lab.pair(WRITING, source=each_qemu, destination=each_qemu)
     async with witness(lab, pair) as seen:
         ended = await direct(pair, *PRECOPY, "--streams", "3", *tls)
-        assert (ended.code, ended.document["streams"], ended.document["tls"]) == (0, 3, True)
+        assert (ended.code, ended.document["streams"], ended.document["tls"]) == (0, 3, True), ended.document
         await seen.verify("completed")
 
 

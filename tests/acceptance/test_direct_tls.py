@@ -100,7 +100,7 @@ async def test_memory_is_on_the_wire_where_it_is_plain_and_not_where_it_is_encry
     port = free_port()
     async with captured(tmp_path, port=port) as wire:
         ended = await direct(pair, *use, "--listen", f"tcp:127.0.0.1:{port}")
-        assert (ended.code, ended.document["tls"]) == (0, encrypted)
+        assert (ended.code, ended.document["tls"]) == (0, encrypted), ended.document
         assert await wire.shows(PATTERN) is not encrypted
 
 
