@@ -23,7 +23,7 @@ from migrator.testing.raw_qmp import RawMonitor, RawQmpError
 from migrator.testing.vcpu_time import VcpuTime
 
 #: How long a QEMU may take to start or to answer the lab; a limit for a machine under load, not an expectation.
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class LabError(RuntimeError):
