@@ -105,6 +105,20 @@ class TestReason:
             assert any("nvme" in finding["message"] for finding in ended.document["findings"])
             await seen.verify_untouched()
 
+    async def test_of_a_disk_that_cannot_go_along_names_its_image(
+        self, lab: Lab, one_version: Path, tmp_path: Path
+    ) -> None:
+        machine = GuestMachine(extra=("-drive", f"file=fat:rw:{tmp_path},format=raw,if=none,id=files"))
+        pair = await lab.pair(machine, source=one_version, destination=one_version)
+        async with witness(lab, pair) as seen:
+            ended = await direct(pair)
+            assert (ended.code, "blocked" in ended.codes) == (3, True)
+            said = [each["message"] for each in ended.document["findings"] if each["code"] == "blocked"]
+            # QEMU itself says '#block123', which is another at each start.
+            assert any(str(tmp_path) in each for each in said), said
+            assert not any("#block" in each for each in said), said
+            await seen.verify_untouched()
+
 
 class TestGuestThatEnds:
     async def test_while_it_is_copied_is_no_failure(self, lab: Lab, one_version: Path) -> None:
