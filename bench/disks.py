@@ -119,8 +119,9 @@ def _text(
         f"Two namespaces with links of {_LINK_MBIT} Mbit/s by `tc tbf`. An idle guest (TCG, {_MEMORY_BYTES // _MIB} "
         f"MiB) with two raw disks: it boots from one of 1 MiB, the other is {_DISK_BYTES // _MIB} MiB of random bytes. "
         f"`qemu-img convert -n` writes that disk to a `qemu-nbd` over the same link; `virsh migrate --live "
-        f"--copy-storage-all` moves the guest with both, as `migrator direct` does, whose time has the start of the "
-        f"destination's QEMU in it. A downtime limit of {_MAX_DOWNTIME_SECONDS * 1e3:.0f} ms on either. Milliseconds: "
+        f"--copy-storage-all` moves the guest with both, as `migrator direct --wait` does, beside which the "
+        f"destination's QEMU is started: that is in the time of both. A downtime limit of "
+        f"{_MAX_DOWNTIME_SECONDS * 1e3:.0f} ms on either. Milliseconds: "
         "median (minimum – maximum).",
         table(["what", "its", "migrator", "aim", "verdict"], rows),
     )
@@ -181,10 +182,12 @@ async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, full: Pat
         began = time.monotonic()
         there = _empty(lab.directory / "there1.img", _DISK_BYTES)
         waiting = replace(machine("there", there), uuid=source.machine.uuid)
-        destination = await lab.start(
-            waiting, binary=options.binary, incoming=True, prefix=hosts["beta"].prefix
+        starting = asyncio.create_task(
+            lab.start(waiting, binary=options.binary, incoming=True, prefix=hosts["beta"].prefix),
+            name="start of the destination",
         )
-        started = time.monotonic() - began
+        await asyncio.sleep(0)  # it has its paths then, and comes up beside the command
+        there_qmp = lab.qemus[-1].qmp
         mirrored: list[float] = []
 
         async def watch() -> None:
@@ -202,19 +205,23 @@ async def _ours(migrator: Migrator, hosts: LabHosts, options: Options, full: Pat
         try:
             outcome = await migrator.direct(
                 source.qmp,
-                destination.qmp,
+                there_qmp,
                 *("--max-downtime", f"{_MAX_DOWNTIME_SECONDS * 1e3:.0f}ms"),
                 *("--listen", f"tcp:{hosts['beta'].address}:0"),
+                *("--wait", "20s"),
                 mode="precopy",
             )
+            total = time.monotonic() - began
+            destination = await starting
         finally:
+            starting.cancel()
             watching.cancel()
-            await asyncio.wait({watching})
+            await asyncio.wait({watching, starting})
         await destination.wait_beating()
         if not mirrored:
             raise Failed("its mirrors were not seen")
     return Took(
-        total_seconds=started + outcome.wall_seconds,
+        total_seconds=total,
         downtime_seconds=outcome.downtime_seconds,
         parts_seconds={"mirror": mirrored[0]},
     )

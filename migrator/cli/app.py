@@ -174,6 +174,12 @@ def direct(
             "Default: the destination's QMP host; 127.0.0.1 for unix.",
         ),
     ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Wait so long for a destination that is only just being started to listen."
+        ),
+    ] = None,
     destination_pid: Annotated[
         int | None,
         typer.Option(

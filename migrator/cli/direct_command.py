@@ -37,6 +37,7 @@ class Request:
     compress: str | None = None
     accept: tuple[str, ...] = ()
     listen: str | None = None
+    wait: str | None = None
     destination_pid: int | None = None
     fence_command: str | None = None
     tls_dir: str | None = None

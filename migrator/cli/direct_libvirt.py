@@ -50,7 +50,7 @@ _FIND_SECONDS = 10.0
 #: Seconds until the hosts are at work on what a check asks.
 _ASKED_SECONDS = 0.015
 #: Options about monitors, of which a guest of libvirt has none that is ours.
-_OF_MONITORS = ("destination_pid", "fence_command", "tls_ca", "tls_cert", "tls_key", "take_over")
+_OF_MONITORS = ("wait", "destination_pid", "fence_command", "tls_ca", "tls_cert", "tls_key", "take_over")
 
 
 async def direct(request: Request, screen: Screen, recorder: Recorder, *, json_output: bool) -> Exit:

@@ -15,12 +15,15 @@ from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.core.preflight.stream_tls import TlsChoice
 from migrator.engine.migration.services import EndLocation, MovedGuest
-from migrator.errors import QemuError, UsageError
+from migrator.errors import NobodyListens, QemuError, UsageError
 from migrator.ports import Qemu, StreamPath, StreamTunnel
 from migrator.qemu.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from migrator.core.process.guest_network import GuestTaps
+
+#: Between two looks whether a destination listens.
+_LISTENS_SECONDS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class GivenPair(UnattendedSite):
     :param tls: decides whether the stream is encrypted.
     :param listen: where the destination takes the stream: ``tcp:ADDR:0``.
     :param tell: is told in a line what a person should know.
+    :param wait_seconds: for so long the destination is waited for where nobody listens there yet.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class GivenPair(UnattendedSite):
         tls: DirectTls,
         listen: str,
         tell: Callable[[str], None],
+        wait_seconds: float = 0.0,
     ) -> None:
+        self._wait_seconds = wait_seconds
         self.source, self.destination = source, destination
         self._networks, self._tls, self._listen, self._tell = networks, tls, listen, tell
 
@@ -84,14 +90,27 @@ class GivenPair(UnattendedSite):
         :raise QemuError: one of them cannot be reached.
         :raise UsageError: they are the same.
         """
-        ends = (self.source, self.destination)
-        outcomes = await asyncio.gather(*(end.connect() for end in ends), return_exceptions=True)
+        connecting = self.source.connect(), self._until_listens(self.destination)
+        outcomes = await asyncio.gather(*connecting, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         if self.source.identity and self.source.identity == self.destination.identity:
             raise UsageError(f"{self.source.name} and {self.destination.name} are monitors of the same QEMU")
         return self.source if role == "source" else self.destination
+
+    async def _until_listens(self, end: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._wait_seconds
+        while True:
+            try:
+                await end.connect()
+            except NobodyListens:
+                if loop.time() >= until:
+                    raise
+                await asyncio.sleep(_LISTENS_SECONDS)
+            else:
+                return
 
     async def reopen(self, facts: Mapping[str, Any]) -> dict[str, EndLocation]:
         """Connect to the processes that a record speaks of, as far as they can be reached; return where they are.

@@ -63,6 +63,14 @@ def policy_of(request: Request) -> Policy:
     )
 
 
+def wait_seconds(request: Request) -> float:
+    """Return for how many seconds the destination is waited for where nobody listens there yet.
+
+    :raise UsageError: the option is wrong.
+    """
+    return _option("--wait", request.wait, units.seconds) or 0.0
+
+
 def _streams(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise UsageError(f"{text!r} is no count: give 1 to {MOST_STREAMS}, or auto")

@@ -13,7 +13,7 @@ from migrator.cli.direct_left import left_by_another
 from migrator.cli.direct_network import DirectGuestNetworks, listen_uri
 from migrator.cli.direct_pair import GivenGuest, GivenPair
 from migrator.cli.direct_paths import direct_path
-from migrator.cli.direct_policy import policy_of
+from migrator.cli.direct_policy import policy_of, wait_seconds
 from migrator.cli.direct_tls import DirectTls
 from migrator.cli.over_ssh import OverSsh
 from migrator.cli.recording import Recorder
@@ -121,6 +121,7 @@ async def _between(
         tls=DirectTls(over_ssh, here, there, directory=request.tls_dir, name=request.tls_name, listen=listen),
         listen=listen,
         tell=screen.line,
+        wait_seconds=wait_seconds(request),
     )
     command = PairCommand(
         source=str(here),

@@ -8,10 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from migrator.testing.lab import Lab
+from migrator.testing.lab import GuestMachine, Lab, until
 from tests.command import MIGRATOR, addresses, started
 
 #: Each costs as much as several steps of a migration, and not one of them has a part in one between unix sockets.
@@ -91,3 +92,32 @@ class TestEndsAtOnce:
     def test_with_its_code(self, redirected: str, code: int) -> None:
         ended = self.shell(redirected)
         assert ended.returncode == code, ended.stderr
+
+
+async def test_a_destination_that_is_only_just_being_started_is_waited_for(lab: Lab) -> None:
+    machine = GuestMachine()
+    source = await lab.boot(machine)
+    there = lab.directory / "later.qmp"
+    ends = ("--source", f"unix:{source.qmp}", "--destination", f"unix:{there}")
+    async with started("direct", *ends, "--json", "--wait", "20s") as command:
+
+        def connected() -> bool:
+            sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+            return any(words[-1] == str(source.qmp) and words[5] == "03" for words in sockets)
+
+        await until(connected, what="a session with the source")
+        monitor = ("-qmp", f"unix:{there},server=on,wait=off")
+        destination = await lab.start(machine, incoming=True, extra=monitor)
+        ended = await command.ended()
+    assert (ended.code, ended.state) == (0, "completed"), ended.err
+    await destination.wait_beating()
+
+
+async def test_a_destination_that_does_not_come_is_not_waited_for_longer(lab: Lab) -> None:
+    source = await lab.boot()
+    ends = ("--source", f"unix:{source.qmp}", "--destination", f"unix:{lab.directory}/never.qmp")
+    async with started("direct", *ends, "--json", "--wait", "0.2s") as command:
+        ended = await command.ended()
+    assert ended.code == 3
+    assert "never.qmp" in ended.err
+    await source.wait_beating()

@@ -20,7 +20,7 @@ _GROWTH_PER_SECOND = 0.04
 
 @dataclass(frozen=True, kw_only=True)
 class TunnelCounters:
-    """What the sockets of a tunnel's client have counted since they were opened."""
+    """Counts of the sockets of a tunnel's client since they were opened."""
 
     #: Seconds, of the clock of its host.
     at: float
@@ -45,7 +45,7 @@ class TunnelCounters:
 
 
 class TunnelQueue:
-    """What waits in a tunnel, and what the network below it carries.
+    """Bytes that wait in a tunnel, and the speed of the network below it.
 
     :ivar queued_bytes: of the last counters; 0 before there are any.
     :ivar carried_bytes_per_second: 0 until the tunnel was full for a while.

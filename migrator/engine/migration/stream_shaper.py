@@ -183,7 +183,7 @@ class StreamShaper:
 
     @property
     def _learns(self) -> bool:
-        """It goes through a tunnel, and what the network below that carries is not known yet."""
+        """Return whether what the network below its tunnel carries is yet to be learned."""
         return self._tunnel is not None and not self._hidden and not self._queue.carried_bytes_per_second
 
     def _is_near(self, sample: Sample) -> bool:
