@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 
 #: Bound, and never listened at: the kernel gives such a port to nobody who asks for any, nor to a connection. More than
 #: one test has at a time.
-_held: deque[socket.socket] = deque(maxlen=100)
+_held: deque[int] = deque(maxlen=100)
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -16,6 +17,7 @@ def free_port(address: str = "127.0.0.1") -> int:
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind((address, 0))
     if len(_held) == _held.maxlen:
-        _held.popleft().close()
-    _held.append(holder)
-    return int(holder.getsockname()[1])
+        os.close(_held.popleft())
+    port = int(holder.getsockname()[1])
+    _held.append(holder.detach())  # until the end of the process
+    return port
