@@ -103,7 +103,6 @@ class SystemdMachine:
             f"{UNITS}/machine.target", "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
         )
         self.file("var/log/journal").mkdir(parents=True)
-        self.file("srv").mkdir()
         for unit in _MASKED:
             self.file(f"{UNITS}/{unit}").symlink_to("/dev/null")
 
@@ -217,14 +216,6 @@ class Running:
                 return
             time.sleep(0.2)
         pytest.fail(f"{' '.join(words)} says {found!r}, not {answer!r}: {self.said}")
-
-    def until_other(self, command: str, answer: str, seconds: float = 120) -> None:
-        """Wait until a command prints something else than that."""
-        give_up_at = time.monotonic() + seconds
-        while self.do(*command.split()) == answer:
-            if time.monotonic() > give_up_at:
-                pytest.fail(f"{command} says {answer!r} all the time: {self.said}")
-            time.sleep(0.2)
 
     def ended(self, seconds: float) -> None:
         """Wait until it has gone down by itself."""
