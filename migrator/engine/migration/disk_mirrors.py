@@ -226,20 +226,13 @@ class DiskMirrors:
                 carried_bytes_per_second=self.carried_bytes_per_second,
             )
             if ceiling_seconds is not None and passed + more > within:
-                why = (
-                    f"a burst of writes came too late: {show_bytes(now.remaining_bytes)} of the disks was left "
-                    f"{show_seconds(passed)} after the guest had been stopped, which takes {show_seconds(more)} at "
-                    f"least, and {show_seconds(within)} is the most that it may stand still for them"
-                )
-                return why, users
+                return _too_late(now.remaining_bytes, passed, more, within), users
             due = [job.id for job in jobs if job.status in ("ready", "standby") and job.id in self._names()]
             due = [name for name in due if name not in self._asked]
             self._asked.update(due)
             await _all(*(self._source.mirroring.end(name) for name in due))
             if clock.now() - began > within:
-                left = show_bytes(now.remaining_bytes)
-                why = f"{left} of the disks was left {show_seconds(within)} after the guest had been stopped"
-                return why, users
+                return _too_late(now.remaining_bytes, within, 0.0, within), users
             await asyncio.sleep(look)
             look = min(2 * look, _END_LOOK_SECONDS)
             users = await self._source.disk_users()
@@ -270,6 +263,21 @@ class DiskMirrors:
         """
         if self.copies:
             await self._source.mirroring.give_up(MIRRORS)
+
+
+def _too_late(left_bytes: int, passed: float, more: float, within: float) -> str:
+    """Return why the mirrors may not be waited for any longer with the guest standing still; times in seconds."""
+    most = f"{show_seconds(within)} is the most that it may stand still for them"
+    if not left_bytes:
+        return (
+            f"QEMU had not ended the copies of the disks {show_seconds(passed)} after the guest had been stopped, "
+            f"with nothing of them left, and {most}"
+        )
+    takes = f", which takes {show_seconds(more)} at least" if more else ""
+    return (
+        f"a burst of writes came too late: {show_bytes(left_bytes)} of the disks was left {show_seconds(passed)} after "
+        f"the guest had been stopped{takes}, and {most}"
+    )
 
 
 async def _all(*commands: Awaitable[Any]) -> list[Any]:
