@@ -20,7 +20,7 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
 from migrator.qemu.source import SourceEndpoint
-from migrator.settings.models import HostDefaults
+from migrator.settings.host_sections import HostDefaults
 from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.incoming_destination import WaitingQemu

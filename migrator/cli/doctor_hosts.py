@@ -21,7 +21,7 @@ from migrator.hosts.host_config import access, host_config
 from migrator.hosts.sockets import FoundSocket, find_sockets
 from migrator.libvirt import binding
 from migrator.settings import Settings
-from migrator.settings.models import HostSettings
+from migrator.settings.host_sections import HostSettings
 from migrator.site.from_settings import make_site
 from migrator.site.libvirt_connections import find_daemons
 from migrator.units import show_rate, show_seconds

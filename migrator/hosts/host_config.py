@@ -15,11 +15,9 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.ssh_config import SshConfig
 
-if TYPE_CHECKING:
-    from migrator.settings.models import (  # slow, and for who reads a configuration
-        HostSettings,
-        LimitsSettings,
-    )
+if TYPE_CHECKING:  # slow, and for who reads a configuration
+    from migrator.settings.host_sections import HostSettings
+    from migrator.settings.models import LimitsSettings
 
 
 @dataclass(frozen=True, kw_only=True)

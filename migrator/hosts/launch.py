@@ -21,7 +21,7 @@ from migrator.hosts.tpm_emulators import end_emulator
 from migrator.ports import GuestProcess
 
 if TYPE_CHECKING:
-    from migrator.settings.models import HostDefaults  # slow, and for who reads a configuration
+    from migrator.settings.host_sections import HostDefaults  # slow, and for who reads a configuration
 
 #: Longest label in the name of a run directory: sockets below it have to have short paths.
 _LABEL_CHARACTERS = 24

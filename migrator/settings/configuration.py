@@ -10,23 +10,22 @@ from typing import Any
 from migrator.core.inventory import Guest, Host
 from migrator.core.policy import Policy
 from migrator.settings.hooks import HookSettings
+from migrator.settings.host_sections import HostDefaults, HostSettings
 from migrator.settings.models import (
     ControllerSettings,
     GroupSettings,
     GuestSettings,
-    HostDefaults,
-    HostSettings,
     HttpSettings,
     LimitsSettings,
     MqttSettings,
     PlacementSettings,
     PolicySettings,
-    Section,
     SiteSettings,
     StoreSettings,
     TracesSettings,
 )
 from migrator.settings.policies import PolicyCatalogue
+from migrator.settings.section import Section
 
 #: Where the service's unit and ``migrator config check`` look for it.
 DEFAULT_PATH = Path("/etc/migrator/migrator.toml")

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from migrator.core.hooks import Hook, HookPlace, HookPoint, RollPoint
 from migrator.core.inventory import Guest
 from migrator.settings.matching import matches
-from migrator.settings.models import Section
+from migrator.settings.section import Section
 from migrator.settings.values import Seconds, Text, wrong
 from migrator.text import shortened
 

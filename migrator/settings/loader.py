@@ -20,15 +20,8 @@ from migrator.settings import policies, reloading, traces, words
 from migrator.settings.configuration import SECTIONS, Settings
 from migrator.settings.files import Files, Tables
 from migrator.settings.hooks import HookSettings
-from migrator.settings.models import (
-    GroupSettings,
-    GuestSettings,
-    HostDefaults,
-    HostSettings,
-    MqttSettings,
-    PolicySettings,
-    StoreSettings,
-)
+from migrator.settings.host_sections import HostDefaults, HostSettings
+from migrator.settings.models import GroupSettings, GuestSettings, MqttSettings, PolicySettings, StoreSettings
 from migrator.units import show_seconds
 
 _Model = TypeVar("_Model", bound=BaseModel)

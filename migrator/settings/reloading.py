@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from migrator.settings.configuration import Settings
-from migrator.settings.models import HostSettings
+from migrator.settings.host_sections import HostSettings
 
 #: In place of words: it takes a restart.
 RESTART = ""

@@ -15,7 +15,8 @@ from migrator.core.policy import Policy
 from migrator.hosts.host_config import HostConfig, access, host_config
 from migrator.ports import SourceQemu
 from migrator.settings import Settings
-from migrator.settings.models import HostSettings, LimitsSettings
+from migrator.settings.host_sections import HostSettings
+from migrator.settings.models import LimitsSettings
 from migrator.site.connections import HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks

@@ -10,7 +10,7 @@ from migrator.core.inventory import Guest
 from migrator.core.process.replica import TargetEnvironment
 from migrator.errors import UsageError
 from migrator.hosts.launch import RunDirectory
-from migrator.settings.models import HostDefaults
+from migrator.settings.host_sections import HostDefaults
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from migrator.site.host_directory import HostDirectory
 
 if TYPE_CHECKING:
     from migrator.hosts.launch import Launcher, RunDirectory
-    from migrator.settings.models import ImageTemplate  # slow, and for who reads a configuration
+    from migrator.settings.host_sections import ImageTemplate  # slow, and for who reads a configuration
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0

@@ -26,7 +26,7 @@ from migrator.hosts.access import Output
 from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, unit_command
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.stale_directories import remove_stale
-from migrator.settings.models import HostDefaults
+from migrator.settings.host_sections import HostDefaults
 from migrator.testing.lab import GuestMachine, Lab, RawMonitor, until
 from tests.destinations import Moved, Site, arguments_of, guest_of, site_of
 

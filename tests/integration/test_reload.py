@@ -42,7 +42,7 @@ from migrator.hosts.ssh_config import SshConfig
 from migrator.service.garbage import GarbageCollection
 from migrator.service.serve import Stop, _running
 from migrator.settings import REPEATED, SECTIONS, LiveSettings, load
-from migrator.settings.models import HostDefaults
+from migrator.settings.host_sections import HostDefaults
 from migrator.settings.reloading import IN_FORCE, RESTART, when
 from migrator.site.from_settings import ConfiguredSite
 from tests.sshd import Sshd

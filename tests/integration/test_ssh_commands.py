@@ -18,7 +18,7 @@ from migrator.engine.migration.services import SessionServices
 from migrator.engine.migration.session import MigrationSession
 from migrator.hosts.ssh import SshAccess
 from migrator.settings.configuration import Settings
-from migrator.settings.models import HostSettings
+from migrator.settings.host_sections import HostSettings
 from migrator.site import recent_facts, recent_processes, replication
 from migrator.site.from_settings import make_site
 from migrator.store.step_records import StepRecords

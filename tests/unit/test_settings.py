@@ -14,7 +14,8 @@ from migrator.core.inventory import Guest
 from migrator.core.policy import LastResort, PostcopyMode, builtin
 from migrator.errors import UsageError
 from migrator.settings import REPEATED, SECTIONS, Settings, load, reload
-from migrator.settings.models import HostDefaults, HostSettings, Section
+from migrator.settings.host_sections import HostDefaults, HostSettings
+from migrator.settings.section import Section
 from migrator.settings.values import Listen, Ssh
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "migrator.toml"
