@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from migrator.api.commands import CommandKey
+from migrator.api.requests import CommandKey
 from migrator.store.journal import SqlJournal
 
 _RUNS = 300

@@ -5,13 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from migrator.api.documents import (
-    EvacuationDocument,
-    ForecastDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-)
+from migrator.api.documents import ForecastDocument, MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, State

@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from migrator.api.documents import (
-    DecisionDocument,
-    DirtyRatesDocument,
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import DecisionDocument, DirtyRatesDocument, MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -23,6 +16,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from migrator.api.commands import Caller, Command, Envelope, Reply
+from migrator.api.commands import Command
 from migrator.api.documents import MigrationDocument
+from migrator.api.replies import Reply
+from migrator.api.requests import Caller, Envelope
 from migrator.ports import Claim
 from tests.mqtt_fakes import FakeLog, Service
 from tests.mqtt_peer import settings

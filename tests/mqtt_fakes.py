@@ -12,17 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from migrator.api.commands import Answer, Caller, Command, Evacuate, Migrate
+from migrator.api.commands import Command, Evacuate, Migrate
 from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
     DirtyRatesDocument,
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
     MigrationDocument,
     SampleDocument,
 )
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -33,8 +31,11 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.plan_documents import PlanDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.api.replies import Answer
+from migrator.api.requests import Caller
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.core.model import State

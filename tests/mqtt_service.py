@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from migrator.api.commands import Answer, Caller, Command
+from migrator.api.commands import Command
+from migrator.api.replies import Answer
+from migrator.api.requests import Caller
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.mqtt import Mqtt, MqttConfig
 from migrator.replica.channel import MessageKind

@@ -22,8 +22,6 @@ from typing import Any, TypeVar
 
 from migrator.api.commands import (
     Activate,
-    Answer,
-    Caller,
     Cancel,
     Check,
     Command,
@@ -31,7 +29,6 @@ from migrator.api.commands import (
     Migrate,
     Plan,
     Postcopy,
-    Refusal,
     Resolve,
     Restore,
 )
@@ -39,16 +36,13 @@ from migrator.api.documents import (
     CheckDocument,
     DecisionDocument,
     DirtyRatesDocument,
-    EvacuationDocument,
-    EvacuationGuest,
     FindingDocument,
     ForecastDocument,
-    GuestDocument,
-    HostDocument,
     MigrationDocument,
     ResolutionDocument,
     SampleDocument,
 )
+from migrator.api.evacuation_documents import EvacuationDocument, EvacuationGuest
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -58,8 +52,11 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.plan_documents import PlanDocument, PlannedGuest, PlannedGuestExperience
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.api.replies import Answer, Refusal
+from migrator.api.requests import Caller
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Mode, Severity, State

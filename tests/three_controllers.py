@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from migrator import faults
-from migrator.api.commands import Caller, CommandKey, Envelope, Reply, Role
+from migrator.api.commands import Role
 from migrator.api.events import Subject
+from migrator.api.replies import Reply
+from migrator.api.requests import Caller, CommandKey, Envelope
 from migrator.core.migration.drivers import Driver
 from migrator.core.policy import builtin
 from migrator.engine.assigned_migrations import AssignedMigrations

@@ -20,10 +20,11 @@ from bench.evacuation.guests import (
 )
 from bench.evacuation.loop import SkippingLoop
 from bench.evacuation.outcome import Moved, Outcome
-from migrator.api.commands import Caller, Evacuate, Plan, Role
-from migrator.api.documents import EvacuationDocument
+from migrator.api.commands import Evacuate, Plan, Role
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.requests import Caller
 from migrator.core.model import Finding, MigrationStatus, Mode, State
 from migrator.core.policy import Policy, PostcopyMode, Preference, builtin
 from migrator.core.schedule.transfers import LinkRules

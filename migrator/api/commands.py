@@ -1,9 +1,8 @@
-"""The commands that there are, each verb as a model; how one comes, and what it gets."""
+"""The commands that there are, each verb as a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -21,20 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from migrator import host_scope
 from migrator.api import field_errors
-from migrator.api.documents import (
-    CheckDocument,
-    EvacuationDocument,
-    HostDocument,
-    MigrationDocument,
-    ResolutionDocument,
-    SavedGuestsDocument,
-)
-from migrator.api.plan_documents import PlanDocument
-from migrator.api.site_documents import HooksDocument, PoliciesDocument
-from migrator.api.trace_context import TraceContext
-from migrator.errors import MigratorError
 
 #: Ids, hosts and sites.
 Name = Annotated[str, StringConstraints(pattern=field_errors.NAME_PATTERN)]
@@ -361,143 +347,3 @@ COMMANDS: Mapping[str, type[Command]] = {
         ListHooks,
     )
 }
-
-#: What a command's outcome is about.
-Answer = (
-    MigrationDocument
-    | EvacuationDocument
-    | HostDocument
-    | PlanDocument
-    | CheckDocument
-    | ResolutionDocument
-    | SavedGuestsDocument
-    | PoliciesDocument
-    | HooksDocument
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caller:
-    """The sender of a command."""
-
-    #: ``unix:UID``, a token's name, or the user in an MQTT topic.
-    user: str
-    role: Role
-    #: ``http`` or ``mqtt``.
-    interface: str
-    #: From where: an address, a topic.
-    origin: str = ""
-    #: What it asks for as part of, where it said so; kept with what is begun.
-    trace: TraceContext | None = None
-    #: Patterns of the hosts that its rights end at; ``None``: they reach every host.
-    hosts: tuple[str, ...] | None = None
-
-    def covers(self, *hosts: str) -> bool:
-        """Tell whether its rights reach every one of these hosts; of none, only whether they reach all."""
-        return host_scope.among(self.hosts, hosts)
-
-    def outside(self, what: str) -> Refusal:
-        """Return the refusal of what is not within its rights; the same whether or not there is such a thing."""
-        return Refusal("forbidden", f"{self.user} is limited to {', '.join(self.hosts or ())}: {what}")
-
-
-@dataclass(frozen=True)
-class CommandKey:
-    """The name of a command in the journal: who gave it, and the id that he gave it. The same again is a repetition."""
-
-    user: str
-    #: Empty for a command without one, which is never repeated.
-    id: str
-
-    def __str__(self) -> str:
-        """The key as the journal keeps it; never empty."""
-        return f"{self.user}\n{self.id}"
-
-    @classmethod
-    def read(cls, text: str) -> CommandKey:
-        """Return the key that has this text."""
-        user, _, identifier = text.partition("\n")
-        return cls(user, identifier)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Envelope:
-    """A command as it came."""
-
-    verb: str
-    body: Mapping[str, Any]
-    caller: Caller
-    #: The caller's own; with the user it names the command. ``None``: it cannot be repeated safely.
-    id: str | None = None
-    #: MQTT: when it was sent, and until when it may be begun.
-    expires_at: datetime | None = None
-
-    @property
-    def key(self) -> CommandKey | None:
-        """The command's key; ``None`` where it has no id."""
-        return CommandKey(self.caller.user, self.id) if self.id else None
-
-
-class Refusal(MigratorError):
-    """A command was refused and nothing was changed.
-
-    :ivar code: stable: ``invalid``, ``forbidden``, ``not-found``, ``ambiguous``, ``conflict``, ``expired``,
-        ``id-reused``, ``not-now``, ``preflight``, ``unavailable``.
-    """
-
-    #: The HTTP status of each.
-    STATUS: ClassVar[Mapping[str, int]] = {
-        "invalid": 422,
-        "forbidden": 403,
-        "not-found": 404,
-        "ambiguous": 409,
-        "conflict": 409,
-        "expired": 410,
-        "id-reused": 422,
-        "not-now": 409,
-        "preflight": 409,
-        "unavailable": 503,
-    }
-
-    def __init__(self, code: str, message: str, *, findings: list[dict[str, Any]] | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.findings = findings or []
-
-
-class Reply(BaseModel):
-    """The answer to a command. ``accepted`` may be followed by an ``outcome`` when what it began has ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: Literal["accepted", "refused", "outcome"]
-    id: str | None = None
-    verb: str
-    #: With ``refused``: see :class:`Refusal`, and one line for a person.
-    code: str | None = None
-    message: str | None = None
-    findings: list[dict[str, Any]] = []
-    #: What was begun or found, as its document.
-    subject: (
-        Literal[
-            "migration",
-            "evacuation",
-            "host",
-            "plan",
-            "check",
-            "resolution",
-            "saved",
-            "policies",
-            "hooks",
-        ]
-        | None
-    ) = None
-    subject_id: str | None = None
-    body: dict[str, Any] | None = None
-
-    @property
-    def status(self) -> int:
-        """Status code of HTTP for this reply."""
-        if self.kind == "refused":
-            return Refusal.STATUS[self.code or "invalid"]
-        return 202 if self.subject in ("migration", "evacuation") else 200

@@ -1,4 +1,6 @@
-"""Documents that describe the service: one model for each thing, the same over HTTP, MQTT and on the command line.
+"""Documents of migrations and commands, and the base of all that describe the service.
+
+One model for each thing, the same over HTTP, MQTT and on the command line.
 
 Units are those of the whole project: bytes, bytes per second, seconds, ratios of 0 to 1. Times are RFC 3339 in UTC.
 Version 1 only gains fields.
@@ -11,10 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from migrator.core.drain.roll import RollStage
-from migrator.core.drain.states import EvacuationState, GuestStanding
-from migrator.core.drain.window import WindowFit
-from migrator.core.inventory import HostState
 from migrator.core.migration.guest_impact import above_ceiling, standstill_at_least
 from migrator.core.model import Mode, Severity, State
 from migrator.core.process.guest_network import NetworkState
@@ -260,184 +258,6 @@ class DirtyRatesDocument(Document):
     hours: list[DirtyRateHour] = Field(default_factory=list)
 
 
-class EvacuationGuest(Document):
-    """One guest of an evacuation."""
-
-    guest: str
-    guest_name: str = ""
-    standing: GuestStanding
-    target: str | None = None
-    #: Why there, or why not, in one sentence.
-    reason: str = ""
-    attempts: int = 0
-    #: Of the present or last attempt.
-    migration: str | None = None
-    #: In that it certainly stood still for longer than its policy allows.
-    ceiling_exceeded: bool = False
-    #: Seconds from now, p50, as predicted.
-    starts_in_seconds: float | None = None
-    takes_seconds: float | None = None
-    downtime_seconds: float | None = None
-    #: Why its migration is not expected to end under its policy, in one sentence; empty where it is.
-    doubt: str = ""
-
-
-class RolledHost(Document):
-    """One host of a rolling evacuation."""
-
-    host: str
-    stage: RollStage
-    #: What it waits for, or why it is not well, in one sentence.
-    reason: str = ""
-    #: When it came to that stage.
-    since: datetime | None = None
-    #: The ids of its evacuation and of its restore, once they are begun.
-    evacuation: str | None = None
-    restore: str | None = None
-
-
-class EvacuationDocument(Document):
-    """A set of migrations that empties a host, or brings its guests home, or moves the guests of a group together; or a
-    rolling evacuation, which empties hosts one after the other, hands them over, and fills them again.
-    """
-
-    id: str
-    kind: Literal["evacuate", "restore", "group", "roll"] = "evacuate"
-    #: With ``group`` and ``roll`` empty.
-    host: str
-    #: With ``group``: its name, and the host that its guests go to; empty: where there is room for each.
-    group: str = ""
-    target: str = ""
-    state: EvacuationState
-    policy: str = ""
-    requested_by: str = ""
-    #: The W3C trace context that came with the command.
-    traceparent: str | None = None
-    tracestate: str | None = None
-    created_at: datetime
-    ended_at: datetime | None = None
-    deadline: datetime | None = None
-    on_deadline: Literal["continue", "stop"] = "continue"
-    #: Its window, where it has one: ``scheduled`` until it begins; nothing of it is begun after the window's end.
-    starts_at: datetime | None = None
-    window_ends_at: datetime | None = None
-    #: What is remarkable about the local times that were given: a change of clocks.
-    window_note: str = ""
-    #: While it is scheduled: whether the window is expected to do, and why, in one sentence.
-    window_fit: WindowFit | None = None
-    window_forecast: str = ""
-    #: It begins within ten minutes.
-    begins_soon: bool = False
-    #: Whether it may be cancelled, as of now.
-    can_cancel: bool = False
-    #: The deadline has passed with guests left.
-    late: bool = False
-    #: The forecast says that the deadline will be missed (its p50), or may be (its p90), or that a guest will stay.
-    at_risk: bool = False
-    #: Without the guests that are not expected to leave; ``null`` where nobody is, or where it has proved wrong.
-    forecast_end_at: datetime | None = None
-    forecast_end_p10_at: datetime | None = None
-    forecast_end_p90_at: datetime | None = None
-    guests: list[EvacuationGuest] = Field(default_factory=list)
-    guests_left: int = 0
-    #: With ``roll``: its hosts, in their order, and how many of them may be away from use at a time.
-    hosts: list[RolledHost] = Field(default_factory=list)
-    max_unavailable: int | None = None
-    error: str | None = None
-
-
-class HostDocument(Document):
-    """One host."""
-
-    host: str
-    state: HostState
-    #: No new guests come here, whatever its state; those that are here stay.
-    cordoned: bool = False
-    up: bool
-    error: str = ""
-    address: str = ""
-    guests: int = 0
-    #: Of these: QEMUs without a monitor where it was looked for.
-    guests_unmonitored: int = 0
-    #: Of these: in a migration that nobody drives.
-    guests_undriven: int = 0
-    #: Of these: cannot be moved at all; each says why.
-    guests_not_movable: int = 0
-    #: Uuids that run here and, at the same time, once more, here or elsewhere: an emergency.
-    guests_duplicate: list[str] = Field(default_factory=list)
-    memory_total_bytes: int = 0
-    memory_free_bytes: int = 0
-    cpus: int = 0
-    kvm: bool = False
-    #: Why its libvirt cannot be asked, in one line; empty where it can, or there is none.
-    libvirt_error: str = ""
-    #: Guests that its libvirt has shut off: they are none of ``guests``, and stay when it is emptied.
-    guests_shut_off: int = 0
-    link_bytes_per_second: float | None = None
-    #: What the slowest paths from it were seen to hold streams back at, by target, bytes per second: ten at most.
-    slowest_paths: dict[str, float] = Field(default_factory=dict)
-    labels: dict[str, str] = Field(default_factory=dict)
-    qemus: dict[str, str] = Field(default_factory=dict)
-    #: When the first of its certificates for encrypted streams expires; ``None``: it has none.
-    certificates_expire_at: datetime | None = None
-    looked_at: datetime | None = None
-    #: The next evacuation that is scheduled for it, and when it begins and ends.
-    scheduled: str | None = None
-    scheduled_at: datetime | None = None
-    scheduled_until: datetime | None = None
-
-
-class LibvirtGuestDocument(Document):
-    """Facts that libvirt gives of a guest, besides what is known of every guest."""
-
-    #: It has a definition that outlasts it.
-    persistent: bool
-    #: It is started when its host is.
-    autostart: bool
-    managed_save: bool
-    snapshots: int
-    checkpoints: int
-    #: Targets of the disks that a job of libvirt works on (``vda``).
-    block_jobs: list[str]
-    #: Devices of its host that it has (``pci 0000:01:00.0``).
-    host_devices: list[str]
-
-
-class GuestDocument(Document):
-    """One guest."""
-
-    guest: str
-    name: str = ""
-    uuid: str = ""
-    #: Ours, for one that was started without a uuid: it stays when the guest moves.
-    identity: str = ""
-    host: str
-    #: QEMU's word for it; ``lost-contact`` while it cannot be asked.
-    run_state: str
-    #: It has a monitor where its host's are looked for.
-    monitored: bool = True
-    memory_bytes: int = 0
-    vcpus: int = 0
-    dirty_rate_bytes_per_second: float | None = None
-    policy: str = ""
-    #: Whether what carries its network cards is up (``up``, ``down``, ``none``: it has no tap, ``unknown``), and what
-    #: is not, in one line.
-    network_state: NetworkState = NetworkState.UNKNOWN
-    network_problem: str = ""
-    movable: bool = True
-    #: Why not, in one line.
-    obstacle: str = ""
-    obstacle_code: str = ""
-    #: Its uuid runs twice: an emergency.
-    duplicate: bool = False
-    #: Who else manages it: ``libvirt``, ``proxmox``, ``systemd:UNIT``…; empty where nobody is known to.
-    managed_by: str = ""
-    #: What libvirt says of it; ``None`` where it is not libvirt's, or that cannot be asked.
-    libvirt: LibvirtGuestDocument | None = None
-    #: Its migration under way.
-    migration: str | None = None
-
-
 class CheckDocument(Document):
     """Preflight alone."""
 
@@ -445,46 +265,6 @@ class CheckDocument(Document):
     host: str
     possible: bool
     findings: list[FindingDocument] = Field(default_factory=list)
-
-
-class LoadableDocument(Document):
-    """The answer to whether a saved guest can be loaded on one host, as far as that shows without trying."""
-
-    host: str
-    loadable: bool
-    #: Why not, in one line.
-    reason: str = ""
-
-
-class SavedGuestDocument(Document):
-    """A guest whose state is in a file."""
-
-    #: The migration that saved it.
-    migration: str
-    guest: str
-    guest_name: str = ""
-    host: str
-    file: str
-    #: ``saving``: its guest may go on where it was. ``saved``. ``loading``: a migration takes it out of the file.
-    #: ``outdated``: the guest runs, or has run since. ``missing``: there is no such file any more. ``unreadable``: what
-    #: is there is not what was saved. ``unknown``: its host cannot be asked.
-    state: Literal["saving", "saved", "loading", "outdated", "missing", "unreadable", "unknown"]
-    #: Why it is not simply ``saved``, in one line.
-    reason: str = ""
-    saved_at: datetime | None = None
-    size_bytes: int | None = None
-    #: The QEMU that saved it, and its machine type.
-    qemu: str = ""
-    qemu_version: str = ""
-    machine: str = ""
-    #: Of every host that can be asked.
-    hosts: list[LoadableDocument] = Field(default_factory=list)
-
-
-class SavedGuestsDocument(Document):
-    """Guests that are saved in files and were not loaded yet, the oldest first."""
-
-    items: list[SavedGuestDocument] = Field(default_factory=list)
 
 
 class CommandDocument(Document):

@@ -16,14 +16,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic_core import to_json
 
-from migrator.api.documents import (
-    CommandDocument,
-    DecisionDocument,
-    Document,
-    EvacuationDocument,
-    HostDocument,
-    MigrationDocument,
-)
+from migrator.api.documents import CommandDocument, DecisionDocument, Document, MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import HostDocument
 from migrator.text import writable
 
 _NOT_PUBLISHED = datetime.min.replace(tzinfo=UTC)

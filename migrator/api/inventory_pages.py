@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from migrator.api.documents import GuestDocument, HostDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.core.inventory import HostState
 
 #: Stands for those that nobody else manages, where it is asked for by who does.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from migrator.api.documents import EvacuationDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State

@@ -9,7 +9,9 @@ from hashlib import sha256
 from pydantic import TypeAdapter, ValidationError
 
 from migrator.api import field_errors
-from migrator.api.commands import COMMANDS, Caller, Command, Envelope, Refusal, Reply, Role
+from migrator.api.commands import COMMANDS, Command, Role
+from migrator.api.replies import Refusal, Reply
+from migrator.api.requests import Caller, Envelope
 
 #: Reads and writes commands that go from one process to another.
 ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Envelope)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from migrator.api.documents import DecisionDocument, HostDocument
+from migrator.api.documents import DecisionDocument
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -20,6 +20,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.inventory_documents import HostDocument
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration import unfinished
 from migrator.core.model import Decision

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from migrator.api.documents import EvacuationDocument, EvacuationGuest, RolledHost
+from migrator.api.evacuation_documents import EvacuationDocument, EvacuationGuest, RolledHost
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation, GuestForecast

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from migrator import logs
-from migrator.api.commands import Refusal
+from migrator.api.replies import Refusal
 from migrator.awake import Absence
 from migrator.core.inventory import Guest, Host, HostState, find
 from migrator.core.link_speeds import LearnedSpeeds

@@ -6,16 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from migrator import faults
-from migrator.api.commands import Refusal
-from migrator.api.documents import (
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    LibvirtGuestDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Subject
+from migrator.api.inventory_documents import GuestDocument, HostDocument, LibvirtGuestDocument
+from migrator.api.replies import Refusal
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
 from migrator.engine.announcer import host_document

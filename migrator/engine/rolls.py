@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.api.commands import Caller, Cancel, Command, CommandKey, Evacuate, Refusal, Restore, Role
+from migrator.api.commands import Cancel, Command, Evacuate, Restore, Role
 from migrator.api.events import EvacuationStateChanged, Event
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller, CommandKey
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.roll import (
     CancelRun,

@@ -9,7 +9,8 @@ from typing import Protocol
 from fastapi import Request
 from starlette.responses import Response
 
-from migrator.api.commands import Caller, Role
+from migrator.api.commands import Role
+from migrator.api.requests import Caller
 from migrator.http.limits import Rates
 from migrator.http.problems import ProblemError
 from migrator.ports import Grant

@@ -13,22 +13,14 @@ from starlette.responses import Response
 
 from migrator import logs
 from migrator.api import trace_context
-from migrator.api.commands import (
-    COMMANDS,
-    Caller,
-    Envelope,
-    Name,
-    Reply,
-)
-from migrator.api.documents import (
-    CheckDocument,
-    EvacuationDocument,
-    HostDocument,
-    MigrationDocument,
-    ResolutionDocument,
-    SavedGuestsDocument,
-)
+from migrator.api.commands import COMMANDS, Name
+from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.replies import Reply
+from migrator.api.requests import Caller, Envelope
+from migrator.api.saved_documents import SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.http import query_routes

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from migrator import __version__
-from migrator.api.commands import Caller, Envelope, Reply
+from migrator.api.replies import Reply
+from migrator.api.requests import Caller, Envelope
 from migrator.api.service_documents import ServiceDocument
 from migrator.errors import JournalError
 from migrator.faults import keep_going

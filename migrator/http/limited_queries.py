@@ -12,17 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from migrator.api.commands import Caller, Refusal
-from migrator.api.documents import (
-    DirtyRatesDocument,
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import DirtyRatesDocument, MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event, Subject
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.ports.queries import Events, Queries
 
 

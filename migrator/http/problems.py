@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from migrator.api import field_errors
-from migrator.api.commands import Refusal
 from migrator.api.documents import FindingDocument
+from migrator.api.replies import Refusal
 from migrator.errors import JournalError, MigratorError, Unavailable
 
 MEDIA_TYPE = "application/problem+json"

@@ -11,15 +11,10 @@ from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 from migrator.api import field_errors
-from migrator.api.commands import Caller, Name
-from migrator.api.documents import (
-    DirtyRatesDocument,
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.commands import Name
+from migrator.api.documents import DirtyRatesDocument, MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.inventory_pages import (
     NOBODY,
     GuestList,
@@ -32,6 +27,7 @@ from migrator.api.inventory_pages import (
     host_list,
 )
 from migrator.api.queries import EvacuationFilter, MigrationFilter
+from migrator.api.requests import Caller
 from migrator.api.service_documents import ServiceDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState

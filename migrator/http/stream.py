@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from migrator import logs
-from migrator.api.commands import Caller, Name
+from migrator.api.commands import Name
 from migrator.api.events import Event, EventDocument, Subject
+from migrator.api.requests import Caller
 from migrator.errors import JournalError
 from migrator.http import query_routes
 from migrator.http.dependencies import Dependencies, KnownCaller, dependencies, queries_of

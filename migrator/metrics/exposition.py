@@ -12,7 +12,7 @@ from typing import Self
 
 from prometheus_client.exposition import choose_encoder
 
-from migrator.api.documents import GuestDocument, HostDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.core.model import State
 from migrator.errors import JournalError
 from migrator.faults import keep_going

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.metrics.catalogue import EVACUATIONS, INVENTORY, MIGRATIONS, SERVICE

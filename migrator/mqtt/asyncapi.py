@@ -13,14 +13,10 @@ from pydantic import BaseModel, create_model
 from pydantic.json_schema import models_json_schema
 
 from migrator.api.commands import COMMANDS, Command
-from migrator.api.documents import (
-    CheckDocument,
-    DecisionDocument,
-    EvacuationDocument,
-    HostDocument,
-    MigrationDocument,
-)
+from migrator.api.documents import CheckDocument, DecisionDocument, MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import EventDocument, Subject
+from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument
 from migrator.mqtt.inbound import VERBS, CommandHead
 from migrator.mqtt.reply_message import ReplyMessage

@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from migrator.api import field_errors, trace_context
-from migrator.api.commands import COMMANDS, Caller, Envelope, Moment, Name, Refusal, Reply, Role
+from migrator.api.commands import COMMANDS, Moment, Name, Role
+from migrator.api.replies import Refusal, Reply
+from migrator.api.requests import Caller, Envelope
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE, TraceContext
 from migrator.mqtt.config import MqttConfig
 from migrator.mqtt.connection import Received

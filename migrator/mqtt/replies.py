@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import Event, MigrationStateChanged, Subject
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey
 from migrator.errors import JournalError, Unavailable
 from migrator.mqtt.inbound import IncomingCommand, ReplyTo
 from migrator.mqtt.outbox import Outbox, Outgoing, Priority

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from migrator.api.commands import Reply
+from migrator.api.replies import Reply
 
 
 class ReplyMessage(Reply):

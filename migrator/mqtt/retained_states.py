@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from migrator import logs
-from migrator.api.documents import EvacuationDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import (
     EvacuationStateChanged,
     Event,

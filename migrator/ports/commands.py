@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from migrator.api.commands import CommandKey, Envelope, Reply
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey, Envelope
 
 
 class CommandExecutor(Protocol):

@@ -135,7 +135,7 @@ class Controllers(Protocol):
 class WaitingCommand:
     """A command that a controller has received which does not act."""
 
-    #: :class:`~migrator.api.commands.CommandKey` as text.
+    #: :class:`~migrator.api.requests.CommandKey` as text.
     key: str
     #: As it was received, as JSON.
     envelope: str

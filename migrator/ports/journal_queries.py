@@ -7,13 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
-from migrator.api.documents import (
-    DirtyRateHour,
-    DirtyRatesDocument,
-    EvacuationDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import DirtyRateHour, DirtyRatesDocument, MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event, Subject, read_event
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.core.guest_experience import GuestExperience

@@ -6,15 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from migrator.api.documents import (
-    DirtyRatesDocument,
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import DirtyRatesDocument, MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event, Subject
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 
 

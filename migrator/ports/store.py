@@ -286,7 +286,7 @@ class Claim:
     new: bool
     #: Another command was given that key before.
     other_body: bool = False
-    #: What the command got, as :meth:`~migrator.api.commands.Reply.model_dump`; ``None`` while it is carried out.
+    #: What the command got, as :meth:`~migrator.api.replies.Reply.model_dump`; ``None`` while it is carried out.
     reply: Mapping[str, Any] | None = None
 
 
@@ -309,7 +309,7 @@ class CommandLog(Protocol):
             claim is new.
         :param lease: what gives the right to change them.
         :raise LeaseLost: it does not hold any more; nothing was written, the claim neither.
-        :param key: :class:`~migrator.api.commands.CommandKey` as text.
+        :param key: :class:`~migrator.api.requests.CommandKey` as text.
         """
 
     async def answer_command(self, *, key: str, reply: Mapping[str, Any], told: bool = True) -> None:

@@ -15,8 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event, EventKind, HostStateChanged, MigrationStateChanged, Subject
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.ports.queries import Events
 from migrator.ports.unreadable import UNREADABLE, say_unreadable
 from migrator.replica.channel import MessageKind

@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from migrator import faults
-from migrator.api.commands import Refusal
-from migrator.api.documents import (
-    EvacuationDocument,
-    GuestDocument,
-    HostDocument,
-    MigrationDocument,
-    SampleDocument,
-)
+from migrator.api.documents import MigrationDocument, SampleDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import Event, EventKind, Subject, read_event
+from migrator.api.inventory_documents import GuestDocument, HostDocument
+from migrator.api.replies import Refusal
 from migrator.core.inventory import find
 from migrator.ports.journal_queries import JournalQueries, JournalReader, sample_document
 from migrator.ports.queries import Events

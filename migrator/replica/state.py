@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from migrator.api.documents import EvacuationDocument, GuestDocument, HostDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -22,6 +23,7 @@ from migrator.api.events import (
     Subject,
     read_event,
 )
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.ports.controllers import LiveDocument
 from migrator.replica.channel import MessageKind
 

@@ -7,7 +7,9 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 
-from migrator.api.commands import COMMANDS, CommandKey, Envelope, Reply, Role
+from migrator.api.commands import COMMANDS, Role
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey, Envelope
 from migrator.errors import JournalError, Unavailable
 from migrator.ports.commands import CommandExecutor
 from migrator.replica.requests import SteeringRequests

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
-from migrator.api.commands import CommandKey, Envelope, Reply
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey, Envelope
 from migrator.metrics import Metrics
 from migrator.ports import Grant
 from migrator.replica.publisher import Publisher

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from migrator import __version__, faults
-from migrator.api.commands import Envelope, Reply
+from migrator.api.replies import Reply
+from migrator.api.requests import Envelope
 from migrator.api.service_documents import ServiceDocument
 from migrator.errors import Unavailable
 from migrator.ports import Grant, Lease

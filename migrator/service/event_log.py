@@ -11,7 +11,8 @@ from typing import Any
 
 from migrator import logs
 from migrator.api import trace_context
-from migrator.api.documents import EvacuationDocument, HostDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import (
     DecisionTaken,
     EvacuationStateChanged,
@@ -20,6 +21,7 @@ from migrator.api.events import (
     MigrationStateChanged,
     Subject,
 )
+from migrator.api.inventory_documents import HostDocument
 from migrator.core.model import State
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import NOT_LOOKED_AT

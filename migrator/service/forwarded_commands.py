@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 from migrator import logs
 from migrator.api import received
-from migrator.api.commands import Command, Envelope, Refusal, Reply, Role
+from migrator.api.commands import Command, Role
+from migrator.api.replies import Refusal, Reply
+from migrator.api.requests import Envelope
 from migrator.errors import JournalError
 from migrator.ports import Claim, Signals
 from migrator.ports.controllers import ANSWERS_CHANNEL, REPLIES_CHANNEL, WaitingCommands

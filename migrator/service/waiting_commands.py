@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.api.commands import Envelope, Reply
 from migrator.api.received import ENVELOPE
+from migrator.api.replies import Reply
+from migrator.api.requests import Envelope
 from migrator.errors import JournalError, MigratorError
 from migrator.faults import contained
 from migrator.ports import Signals

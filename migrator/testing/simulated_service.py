@@ -25,8 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from migrator.api.commands import Caller, Command, Role
+from migrator.api.commands import Command, Role
 from migrator.api.events import Subject
+from migrator.api.requests import Caller
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest
 from migrator.core.migration.downsampling import Point, Series

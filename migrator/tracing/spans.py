@@ -14,11 +14,8 @@ from hashlib import sha256
 from typing import Any
 
 from migrator.api import trace_context
-from migrator.api.documents import (
-    DecisionDocument,
-    EvacuationDocument,
-    MigrationDocument,
-)
+from migrator.api.documents import DecisionDocument, MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.events import DecisionTaken, Event, MigrationStateChanged
 from migrator.api.trace_context import TraceContext
 from migrator.core.drain.states import EvacuationState, GuestStanding

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import expect
 
 from migrator.api.commands import Migrate
-from migrator.api.documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
 from migrator.api.events import HostStateChanged
+from migrator.api.saved_documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
 from migrator.core.hooks import Hook, HookPlace, HookResult, RollPoint
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import COMMANDS, Refusal
+from migrator.api.commands import COMMANDS
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState
 from migrator.mqtt import MqttConfig
 from migrator.mqtt.inbound import VERBS

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
-from migrator.api.documents import EvacuationGuest
+from migrator.api.evacuation_documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState

@@ -16,7 +16,8 @@ import looptime
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from migrator.api.commands import Caller, Evacuate, Role
+from migrator.api.commands import Evacuate, Role
+from migrator.api.requests import Caller
 from migrator.core.inventory import HostState
 from migrator.metrics import Metrics, Probes
 from migrator.metrics.gauges import BrokerGauges

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Command, Envelope, Evacuate, Reply
+from migrator.api.commands import Command, Evacuate
+from migrator.api.replies import Reply
+from migrator.api.requests import Envelope
 from migrator.errors import JournalError
 from migrator.ports.controllers import ControllerInfo, LiveDocument
 from migrator.replica.follower import JournalFollower

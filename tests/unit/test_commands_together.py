@@ -11,17 +11,9 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import (
-    COMMANDS,
-    Activate,
-    Cancel,
-    Command,
-    Envelope,
-    Evacuate,
-    Migrate,
-    Reply,
-    Restore,
-)
+from migrator.api.commands import COMMANDS, Activate, Cancel, Command, Evacuate, Migrate, Restore
+from migrator.api.replies import Reply
+from migrator.api.requests import Envelope
 from migrator.core.inventory import HostState
 from migrator.core.model import State
 from migrator.engine.commands.dispatcher import Dispatcher

@@ -6,17 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import (
-    Activate,
-    Cancel,
-    Cordon,
-    Evacuate,
-    Migrate,
-    Plan,
-    Refusal,
-    Restore,
-    Uncordon,
-)
+from migrator.api.commands import Activate, Cancel, Cordon, Evacuate, Migrate, Plan, Restore, Uncordon
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import Host
 from migrator.testing.simulated_service import RunningEngine, SimulatedService

@@ -10,21 +10,14 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import (
-    Cancel,
-    Check,
-    Evacuate,
-    Migrate,
-    Plan,
-    Refusal,
-    Restore,
-)
+from migrator.api.commands import Cancel, Check, Evacuate, Migrate, Plan, Restore
 from migrator.api.events import (
     EvacuationStateChanged,
     MigrationProgressed,
     MigrationStateChanged,
 )
 from migrator.api.queries import MigrationFilter
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import Finding, Severity, State

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import migrator
-from migrator.api.commands import Check, Evacuate, Migrate, Plan, Refusal
+from migrator.api.commands import Check, Evacuate, Migrate, Plan
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import GuestStanding
 from migrator.core.findings import CATALOGUE, accept, finding
 from migrator.core.inventory import HostState

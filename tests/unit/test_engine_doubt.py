@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from migrator.api.commands import Evacuate
-from migrator.api.documents import EvacuationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.cli.show_service import evacuation_lines
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.model import State

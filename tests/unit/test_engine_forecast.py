@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Activate, Evacuate, Plan, Restore
-from migrator.api.documents import EvacuationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.core.drain.states import EvacuationState
 from migrator.core.inventory import HostState
 from migrator.engine.evacuation_documents import evacuation_document

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Evacuate, Refusal, Resolve
+from migrator.api.commands import Evacuate, Resolve
+from migrator.api.replies import Refusal
 from migrator.core.model import MigrationStatus, ProcessState, RunState, State, View
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.testing.simulated_service import RunningEngine, SimulatedService

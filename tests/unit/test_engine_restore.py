@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import Activate, Evacuate, Migrate, Refusal, Restore
+from migrator.api.commands import Activate, Evacuate, Migrate, Restore
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.policy import Policy, builtin
 from migrator.engine.evacuation_documents import evacuation_document

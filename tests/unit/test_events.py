@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import CommandKey
 from migrator.api.documents import DecisionDocument
 from migrator.api.events import Event, EventDocument, MigrationStateChanged, read_event
+from migrator.api.requests import CommandKey
 from tests.documents import a_migration
 from tests.some_events import command, decision, evacuation_state, host_state, migration_state, progress
 

@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 
 from migrator.api import received
-from migrator.api.commands import Caller, Cancel, Envelope, Evacuate, Migrate, Refusal, Role
+from migrator.api.commands import Cancel, Evacuate, Migrate, Role
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller, Envelope
 from migrator.core.drain.actions import AllowSwitch, Begin, CancelMigration, Change
 from migrator.core.drain.groups import TOGETHER_SECONDS, GroupDecision, Member, judge
 from migrator.core.drain.limits import GroupRules, Otherwise

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from migrator.api.documents import GuestDocument, HostDocument
+from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.inventory_pages import GuestQuery, HostQuery, guest_list, host_list
 from migrator.core.inventory import HostState
 

@@ -10,18 +10,9 @@ import pytest
 
 from migrator import host_scope
 from migrator.api import received
-from migrator.api.commands import (
-    COMMANDS,
-    Caller,
-    Command,
-    Envelope,
-    Evacuate,
-    Migrate,
-    Refusal,
-    Reply,
-    Role,
-    Roll,
-)
+from migrator.api.commands import COMMANDS, Command, Evacuate, Migrate, Role, Roll
+from migrator.api.replies import Refusal, Reply
+from migrator.api.requests import Caller, Envelope
 from migrator.core.inventory import Guest
 from migrator.errors import UsageError
 from migrator.http.limited_queries import LimitedQueries

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from migrator.api.commands import COMMANDS
-from migrator.api.documents import EvacuationGuest
+from migrator.api.evacuation_documents import EvacuationGuest
 from migrator.api.events import EventKind
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.migration.convergence_state import ActionKind

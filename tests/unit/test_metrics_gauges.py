@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from migrator.api.documents import EvacuationGuest
+from migrator.api.evacuation_documents import EvacuationGuest
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import HostState
 from migrator.core.model import State

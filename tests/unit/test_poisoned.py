@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from migrator import logs
-from migrator.api.documents import GuestDocument
+from migrator.api.inventory_documents import GuestDocument
 from migrator.engine.event_bus import EventBus
 from migrator.ports.unreadable import say_unreadable
 from migrator.store.journal import SqlJournal

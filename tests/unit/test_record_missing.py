@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import Migrate, Refusal, Resolve
+from migrator.api.commands import Migrate, Resolve
 from migrator.api.documents import MigrationDocument
+from migrator.api.replies import Refusal
 from migrator.core.model import State
 from migrator.testing.journal import MemoryJournal
 from migrator.testing.simulated_site import SimulatedSite

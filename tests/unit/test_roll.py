@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Activate, Cancel, Cordon, Evacuate, Refusal, Roll
+from migrator.api.commands import Activate, Cancel, Cordon, Evacuate, Roll
+from migrator.api.replies import Refusal
 from migrator.core.drain.roll import (
     CancelRun,
     Empty,

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from migrator.api.commands import Command, Envelope, Evacuate, Migrate, Plan, Reply, Role
+from migrator.api.commands import Command, Evacuate, Migrate, Plan, Role
 from migrator.api.events import Event
+from migrator.api.replies import Reply
+from migrator.api.requests import Envelope
 from migrator.ports import Lease
 from migrator.replica.channel import MessageKind
 from migrator.replica.follower import JournalFollower

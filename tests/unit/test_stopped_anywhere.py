@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.api.commands import Caller, Evacuate, Migrate, Role
+from migrator.api.commands import Evacuate, Migrate, Role
+from migrator.api.requests import Caller
 from migrator.core.drain.states import EvacuationState
 from migrator.core.model import State
 from migrator.engine.controller import Engine

@@ -17,11 +17,8 @@ from typing import Any
 import pytest
 
 from migrator import logs
-from migrator.api.documents import (
-    DecisionDocument,
-    EvacuationGuest,
-    MigrationDocument,
-)
+from migrator.api.documents import DecisionDocument, MigrationDocument
+from migrator.api.evacuation_documents import EvacuationGuest
 from migrator.api.events import (
     DecisionTaken,
     Event,

@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from migrator.api.commands import Cancel, Evacuate, Refusal
+from migrator.api.commands import Cancel, Evacuate
+from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.drain.window import Due, MaintenanceWindow, WindowFit, due, judge, understand
 from migrator.core.inventory import HostState

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from migrator import logs
-from migrator.api.commands import COMMANDS, CommandKey, Envelope, Reply, Role
+from migrator.api.commands import COMMANDS, Role
 from migrator.api.documents import CommandDocument
 from migrator.api.events import CommandAnswered
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey, Envelope
 from migrator.engine.event_bus import EventBus
 
 

@@ -13,25 +13,14 @@ from typing import Protocol
 
 from migrator import logs
 from migrator.api import received
-from migrator.api.commands import (
-    Answer,
-    Caller,
-    Command,
-    CommandKey,
-    Envelope,
-    Refusal,
-    Reply,
-    Role,
-)
-from migrator.api.documents import (
-    CheckDocument,
-    EvacuationDocument,
-    HostDocument,
-    MigrationDocument,
-    ResolutionDocument,
-    SavedGuestsDocument,
-)
+from migrator.api.commands import Command, Role
+from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.replies import Answer, Refusal, Reply
+from migrator.api.requests import Caller, CommandKey, Envelope
+from migrator.api.saved_documents import SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.errors import JournalError
 from migrator.ports import CommandLog

@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from migrator.api.commands import Activate, Caller, Evacuate, Migrate, Plan, Refusal, Restore
-from migrator.api.documents import EvacuationDocument, HostDocument
+from migrator.api.commands import Activate, Evacuate, Migrate, Plan, Restore
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry, entry_of
 from migrator.core.drain.evacuation import Evacuation

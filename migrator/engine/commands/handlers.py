@@ -6,8 +6,6 @@ import asyncio
 
 from migrator.api.commands import (
     Activate,
-    Answer,
-    Caller,
     Cancel,
     Check,
     Command,
@@ -19,7 +17,6 @@ from migrator.api.commands import (
     Migrate,
     Plan,
     Postcopy,
-    Refusal,
     Resolve,
     Restore,
     Roll,
@@ -27,7 +24,10 @@ from migrator.api.commands import (
     Saved,
     Uncordon,
 )
-from migrator.api.documents import EvacuationDocument, MigrationDocument
+from migrator.api.documents import MigrationDocument
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.replies import Answer, Refusal
+from migrator.api.requests import Caller
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.commands.rolls import RollCommands

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from migrator.api import field_errors
-from migrator.api.commands import Caller, Refusal
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
 from migrator.core.model import Finding

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from migrator.api.commands import Caller, Check, Migrate, Postcopy, Refusal, Resolve
+from migrator.api.commands import Check, Migrate, Postcopy, Resolve
 from migrator.api.documents import CheckDocument, FindingDocument, MigrationDocument, ResolutionDocument
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.core.findings import errors_first
 from migrator.core.inventory import Guest
 from migrator.core.migration.situation import OperatorAnswer

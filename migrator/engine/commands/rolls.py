@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from migrator.api.commands import Caller, Refusal, Roll
-from migrator.api.documents import EvacuationDocument
+from migrator.api.commands import Roll
+from migrator.api.evacuation_documents import EvacuationDocument
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.roll import RollHost, RollProgress
 from migrator.core.hooks import RollPoint

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrator.api import field_errors
-from migrator.api.commands import Caller, Refusal
-from migrator.api.documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
+from migrator.api.saved_documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
 from migrator.core.inventory import Host
 from migrator.core.saved_guest import SavedState, SavedSummary, SurveyedFile, why_not_there
 from migrator.engine.commands.saved_history import ran_since, save_completed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from migrator.api.commands import Caller, Load, Refusal, Save
+from migrator.api.commands import Load, Save
 from migrator.api.documents import MigrationDocument
+from migrator.api.replies import Refusal
+from migrator.api.requests import Caller
 from migrator.core.inventory import Guest
 from migrator.core.model import RunState
 from migrator.core.saved_guest import PREFIX, SavedGuest, why_not

@@ -10,8 +10,9 @@ from collections.abc import Container, Mapping
 from typing import Any, Protocol
 
 from migrator import logs
-from migrator.api.commands import CommandKey, Reply
 from migrator.api.events import EvacuationStateChanged, Event, MigrationStateChanged
+from migrator.api.replies import Reply
+from migrator.api.requests import CommandKey
 from migrator.engine.commands.dispatcher import Dispatcher
 from migrator.engine.event_bus import EventBus
 from migrator.errors import JournalError
