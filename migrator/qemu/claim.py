@@ -67,14 +67,17 @@ class DriverClaim:
         """Note that QEMU has answered just now."""
         self._answered_at = asyncio.get_running_loop().time()
 
-    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0
+    ) -> Any:
         """Execute a command that changes something, with :meth:`ensure` before it.
 
+        :param timeout: seconds that the command itself may take.
         :raise Driven: another drives it; the command was not sent.
         :raise QemuError: see :meth:`migrator.qemu.monitor.Monitor.execute`.
         """
         await self.ensure()
-        return await self._monitor.execute(command, arguments)
+        return await self._monitor.execute(command, arguments, timeout=timeout)
 
     async def ensure(self, *, timeout: float = 5.0) -> None:
         """Make sure that QEMU has our mark, and still has it after a time in which this controller may have slept, or

@@ -16,6 +16,9 @@ from migrator.qemu.monitor import Monitor
 
 #: QEMU's words where its user may not read a file.
 _UNREADABLE = ("Error while reading file", "Permission denied")
+#: How long credentials may take. Where there is no dh-params.pem the destination computes a group of Diffie-Hellman,
+#: which takes half a second of a processor on average, several by chance, and more where others want that processor.
+CREDENTIALS_SECONDS = 30.0
 _CREDENTIALS, _PEERS = f"{PREFIX}tls-", f"{PREFIX}peers-"
 
 
@@ -60,7 +63,7 @@ async def make(
         "verify-peer": True,
     }
     try:
-        await claim.execute("object-add", credentials)
+        await claim.execute("object-add", credentials, timeout=CREDENTIALS_SECONDS)
     except CommandFailed as error:
         if not any(words in error.description for words in _UNREADABLE):
             raise

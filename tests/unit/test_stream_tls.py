@@ -10,6 +10,9 @@ import pytest
 from migrator.core.policy import Policy, StreamRoute, TlsUse, builtin
 from migrator.core.preflight.stream_tls import StreamTls, TlsChoice, TlsEnd, choose
 from migrator.core.process.certificates import Certificate, HostCertificates
+from migrator.qemu.address import Address
+from migrator.qemu.endpoint import Endpoint
+from migrator.testing.fake_qemu import FakeQemu
 
 NOW = 1_000_000_000.0
 DAY = 86_400.0
@@ -152,3 +155,26 @@ def test_nothing_is_encrypted_where_that_is_off() -> None:
 
 def test_what_goes_through_an_ssh_tunnel_is_not_encrypted_once_more() -> None:
     assert chosen(policy=builtin("default").but(stream=StreamRoute.SSH)) == TlsChoice()
+
+
+@pytest.mark.looptime
+async def test_target_is_waited_for_that_computes_a_group_for_diffie_hellman() -> None:
+    async with FakeQemu(incoming=True) as qemu:
+        answered: list[str] = []
+
+        def compute(command: str, identity: Any) -> None:
+            del identity
+            answered.append(command)
+            qemu.answer_late(12.0 if command == "object-add" and answered.count(command) == 1 else 0.0)
+
+        qemu.answer_with(compute)
+        end = Endpoint(Address(kind="unix", path=str(qemu.qmp)), role="destination", driver=None)
+        try:
+            await end.connect()
+            tls = StreamTls(
+                source_directory="/pki", destination_directory="/pki", hostname="b", subjects=("CN=a",)
+            )
+            await end.encrypt("1234", tls)
+        finally:
+            await end.close()
+    assert answered[-3:] == ["object-add", "object-add", "migrate-set-parameters"]
