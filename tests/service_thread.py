@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from migrator.api.commands import Command
 from migrator.core.model import State
 from migrator.http.limits import Limits
-from migrator.testing.simulated_qemu import SimulatedGuest
+from migrator.testing.simulated_host import SimulatedGuest
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 from tests.http_service import MemoryTokens, Place, serving, two_hosts

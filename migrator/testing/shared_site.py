@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from migrator.errors import CommandFailed, Occupied
-from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedQemu
+from migrator.testing.simulated_host import SimulatedGuest
+from migrator.testing.simulated_qemu import SimulatedQemu
 from migrator.testing.simulated_site import SimulatedSite
 
 

@@ -28,7 +28,8 @@ from migrator.core.process.guest_network import GuestTaps
 from migrator.errors import ComparisonFailed, HostError, QemuError
 from migrator.ports import HostLook, PathHealth, StreamPath, StreamTunnel
 from migrator.testing.link import Link
-from migrator.testing.simulated_qemu import SimulatedGuest, SimulatedHost, SimulatedQemu, SimulatedStream
+from migrator.testing.simulated_host import SimulatedGuest, SimulatedHost
+from migrator.testing.simulated_qemu import SimulatedQemu, SimulatedStream
 from migrator.testing.workload import MIB, Workload, idle
 
 
