@@ -103,6 +103,9 @@ class SystemdMachine:
             f"{UNITS}/machine.target", "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
         )
         self.file("var/log/journal").mkdir(parents=True)
+        self.file("srv").mkdir()
+        # Images of containers have one that lets no package start or stop its service.
+        self.write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 0\n", 0o755)
         for unit in _MASKED:
             self.file(f"{UNITS}/{unit}").symlink_to("/dev/null")
 
@@ -190,8 +193,8 @@ class Running:
             while said := os.read(console, 65536):
                 self.console += said
 
-    def do(self, *command: str, check: bool = True) -> str:
-        """Run a command on it; return what it printed."""
+    def do(self, *command: str, check: bool = True, seconds: float = 120) -> str:
+        """Run a command on it, for so long at most; return what it printed."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         if not children:
             return ""
@@ -199,7 +202,7 @@ class Running:
             ["nsenter", "-t", children[0], "--pid", "--mount", "--uts", "--ipc", "--cgroup", *command],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
         if check:
@@ -216,6 +219,14 @@ class Running:
                 return
             time.sleep(0.2)
         pytest.fail(f"{' '.join(words)} says {found!r}, not {answer!r}: {self.said}")
+
+    def until_other(self, command: str, answer: str, seconds: float = 120) -> None:
+        """Wait until a command prints something else than that."""
+        give_up_at = time.monotonic() + seconds
+        while self.do(*command.split()) == answer:
+            if time.monotonic() > give_up_at:
+                pytest.fail(f"{command} says {answer!r} all the time: {self.said}")
+            time.sleep(0.2)
 
     def ended(self, seconds: float) -> None:
         """Wait until it has gone down by itself."""

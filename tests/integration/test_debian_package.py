@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.systemd_machine import UNITS, SystemdMachine, needs_systemd
+
 PACKAGES = list((Path(__file__).parents[2] / ".build" / "deb").glob("migrator_*.deb"))
+
+CONFIG = "/etc/migrator/migrator.toml"
 
 pytestmark = [
     pytest.mark.matrix,
@@ -123,3 +128,54 @@ def test_a_purge_leaves_nothing_but_its_user(machine: Machine) -> None:
     )
 
     assert said == ["migrator"]
+
+
+@needs_systemd
+@pytest.mark.timeout(900)
+def test_its_service_runs_under_systemd_is_upgraded_while_it_runs_and_removed(tmp_path: Path) -> None:
+    machine = SystemdMachine(tmp_path / "machine")
+    shutil.copy(PACKAGES[0], machine.file("srv"))
+    machine.write(f"{UNITS}/migrator.service.d/quick.conf", "[Service]\nWatchdogSec=10s\n")
+    with machine.booted() as running:
+
+        def bash(script: str, seconds: float = 120) -> str:
+            return running.do("bash", "-ec", script, seconds=seconds)
+
+        def shown(what: str) -> str:
+            return running.do("systemctl", "show", "--value", "--property", what, "migrator.service")
+
+        bash("dpkg --force-unsafe-io --force-confdef -i /srv/migrator_*.deb >/dev/null", seconds=300)
+        assert shown("ActiveState") == "inactive", "it is there, and not started"
+        # The machine's network is this one's, with whoever listens there; and nobody is looked for.
+        bash(f"sed -i -e '/^\\[\\[hosts/,$d' -e 's/^metrics_listen.*/metrics_listen = \"\"/' {CONFIG}")
+        running.do("systemctl", "enable", "--now", "migrator", seconds=300)
+        assert (shown("ActiveState"), shown("SubState"), shown("User")) == ("active", "running", "migrator")
+        assert "ready" in bash("curl -sS --unix-socket /run/migrator/api.sock http://migrator/readyz")
+
+        # As docs/security.md has it.
+        analysed = running.do("systemd-analyze", "security", "--no-pager", "migrator.service")
+        exposure = re.search(r"Overall exposure level for migrator.service: ([0-9.]+) (\w+)", analysed)
+        assert exposure is not None, analysed
+        assert (float(exposure[1]) <= 1.5, exposure[2]) == (True, "OK")
+
+        # It says that it lives; once it does not, it is killed and started again.
+        beat = shown("WatchdogTimestampMonotonic")
+        running.until_other("systemctl show --value --property WatchdogTimestampMonotonic migrator", beat)
+        first = shown("MainPID")
+        bash(f"kill -STOP {first}")
+        running.until_other("systemctl show --value --property MainPID migrator", first)
+        running.until("systemctl is-active migrator", "active")
+
+        before = shown("MainPID")
+        bash(
+            "setpriv --reuid migrator --regid migrator --init-groups --reset-env "
+            "migrator token create ann --role viewer"
+        )
+        bash(LATER + "dpkg --force-confold -i later.deb >/dev/null", seconds=300)
+        running.until("systemctl is-active migrator", "active")
+        assert shown("MainPID") != before, "the new version runs"
+        assert "ann" in bash("migrator token list")
+
+        bash("dpkg --purge migrator >/dev/null")
+        assert shown("LoadState") == "not-found"
+        assert bash("pgrep -u migrator || true") == ""
