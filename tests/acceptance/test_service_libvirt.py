@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from migrator.pki.authority import Authority
 from migrator.testing.guest import IDLE, Habit, write_image
 from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from migrator.testing.network import LabHosts
-from tests.acceptance.service_site import MIB, LiveSite, guest
+from tests.acceptance.service_site import MIB, LiveSite, eventually, guest
 from tests.certificates import make_directory
 from tests.libvirt_hosts import NAMES, guest_name, libvirt_daemons, libvirt_hosts
 from tests.libvirt_moves import definition, has
@@ -143,10 +142,12 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
         await site.until_state("precopy")
         await site.restart()
         ended: dict[str, Any] = {}
-        async with asyncio.timeout(150):
-            while not ended.get("ended_at"):
-                ended = await site.get(f"migrations/{move['id']}")
-                await asyncio.sleep(0.2)
+
+        async def over() -> bool:
+            ended.update(await site.get(f"migrations/{move['id']}"))
+            return ended["ended_at"] is not None
+
+        await eventually(over, "its end", site, within=150)
         at = beta if ended["state"] == "completed" else alpha
         other = alpha if at is beta else beta
         assert ended["state"] in ("completed", "failed", "cancelled"), ended
@@ -240,9 +241,11 @@ async def test_image_that_was_made_for_a_guest_goes_where_its_move_fails(
             await served(site, 1)
             move = await site.post("migrations", guest=uuid, to="beta", policy="gentle")
             await site.until_state("precopy")
-            async with asyncio.timeout(60):
-                while await beta.state(name) != "paused":
-                    await asyncio.sleep(0.1)
+
+            async def prepared() -> bool:
+                return await beta.state(name) == "paused"
+
+            await eventually(prepared, "the guest that is made there", site, within=60)
             assert images["beta"].exists()
             if killed == "guest":
                 beta.kill_guest(name)
