@@ -33,6 +33,10 @@ class Caller:
         """Tell whether its rights reach every one of these hosts; of none, only whether they reach all."""
         return host_scope.among(self.hosts, hosts)
 
+    def told_of(self, host: str) -> str:
+        """Return the name of a host that something of his turned up on; not where his rights do not reach it."""
+        return host if self.covers(host) else "another host"
+
     def outside(self, what: str) -> Refusal:
         """Return the refusal of what is not within its rights; the same whether or not there is such a thing."""
         return Refusal("forbidden", f"{self.user} is limited to {', '.join(self.hosts or ())}: {what}")

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from migrator import units, wall_clock
-from migrator.cli import Exit
+from migrator.cli import Exit, restoring
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
 from migrator.cli.output import OutputForm
@@ -241,6 +241,9 @@ def roll(
 
 def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, output: OutputForm) -> int:
     """Bring the guests of the last evacuation home."""
+    if policy is None and not output.document:
+        for line in restoring.by_which_policies(client, host):
+            print_line(line)
     begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
     return _emptying(client, begun, wait=wait, output=output)
 

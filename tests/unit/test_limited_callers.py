@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from migrator.api.commands import COMMANDS, Command, Evacuate, Migrate, Role, Ro
 from migrator.api.replies import Refusal, Reply
 from migrator.api.requests import Caller, Envelope
 from migrator.core.inventory import Guest
+from migrator.core.saved_guest import SurveyedFile
+from migrator.engine.commands.saved_list import SavedList
 from migrator.errors import UsageError
 from migrator.http.limited_queries import LimitedQueries
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
@@ -176,6 +180,67 @@ async def test_what_is_elsewhere_and_what_is_nowhere_are_refused_alike(tmp_path:
             ]
             assert said[0].code == said[1].code == "forbidden"
             assert str(said[0].message).replace(there, "X") == str(said[1].message).replace("no-such", "X")
+
+
+async def test_a_host_that_is_no_more_is_refused_without_naming_those_beyond_the_limits(
+    tmp_path: Path,
+) -> None:
+    """Its token may outlive it, and a pattern fits what was never there."""
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        *((verb, {"host": "h-10"}) for verb in ("evacuate", "restore", "activate", "cordon", "uncordon")),
+        *((verb, {"host": "h-10"}) for verb in ("plan", "saved")),
+        ("evacuate", {"host": "h-10", "at": "+1h"}),
+        ("roll", {"hosts": ["h-1", "h-10"]}),
+        ("load", {"file": "/srv/vm-1.state", "to": "h-10"}),
+        ("migrate", {"guest": "vm-1", "to": "h-10"}),
+        ("migrate", {"group": "alone", "to": "h-10"}),
+        ("check", {"guest": "vm-1", "to": "h-10"}),
+    ]
+    async with Site(tmp_path).running() as running:
+        for verb, body in bodies:
+            for hosts, there in ((("h-1", "h-1?"), "h-1"), (("h-10",), "none")):
+                envelope = Envelope(verb=verb, body=body, caller=caller(hosts))
+                reply = await running.dispatcher.execute(envelope)
+                assert reply.kind == "refused", verb
+                said = str(reply.message)
+                assert not {"h-2", "h-3"} & set(said.replace(",", " ").split()), said
+                if reply.code == "not-found":
+                    assert said.endswith(f"there is {there}")
+                else:
+                    assert (reply.code, there) == ("forbidden", "none"), said
+
+
+class SavedOnFirst:
+    """One guest that was saved on the first host, into a file that every host sees; which of them were asked."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    async def unfinished(self, _: str) -> list[dict[str, Any]]:
+        return [{"id": "m1", "guest": "saved", "host": "h-1", "file": "/srv/saved.state", "saved_at": 1.0}]
+
+    async def find(self, *_: str) -> dict[str, Any]:
+        return {"state": "completed"}
+
+    async def page(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        return []
+
+    async def survey(self, host: str, paths: Sequence[str]) -> dict[str, SurveyedFile]:
+        self.asked.add(host)
+        return {path: SurveyedFile(size=1) for path in paths}
+
+
+async def test_whether_a_saved_guest_can_be_loaded_is_asked_on_its_hosts_alone(tmp_path: Path) -> None:
+    async with Site(tmp_path).running() as running:
+        for hosts, told in ((("h-1",), {"h-1"}), (("h-[12]",), {"h-1", "h-2"}), (None, SCOPES["all"][1])):
+            there: Any = SavedOnFirst()
+            engine = running.engine
+            writer: Any = SimpleNamespace(journal=there)
+            listed = SavedList(
+                registry=engine.registry, inventory=engine.inventory, journal_writer=writer, saved=there
+            )
+            (one,) = (await listed.read(None, caller(hosts))).items
+            assert {each.host for each in one.hosts} == there.asked == told
 
 
 async def test_a_guest_that_comes_to_another_host_while_its_move_waits_is_left_alone(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class CommandHandlers:
         """Begin it; see :meth:`migrator.engine.commands.dispatcher.Controller.carry_out`."""
         if key and (begun := await self._begun_by(key)) is not None:
             return begun
+        self._require_hosts(command, caller)
         if isinstance(command, Migrate | Save | Load | Restore | Plan | Check | Saved):
             await self._inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
@@ -89,6 +90,17 @@ class CommandHandlers:
         if complaint := self._journal.complaint:
             raise Refusal("unavailable", f"no new work is taken: {complaint}")
         return await self._change(command, caller, key)
+
+    def _require_hosts(self, command: Command, caller: Caller) -> None:
+        """Refuse a host that is not there to a caller who is limited, without naming those beyond his limits to him."""
+        if caller.hosts is None:
+            return
+        to = [command.to] if isinstance(command, Migrate | Check) and command.to is not None else []
+        for name in (*command.hosts_named, *to):
+            if self._inventory.host(name) is None:
+                own = ", ".join(each.name for each in self._inventory.hosts() if caller.covers(each.name))
+                there = f"of those that {caller.user} is limited to there is {own or 'none'}"
+                raise Refusal("not-found", f"there is no host {name}; {there}")
 
     async def _change(self, command: Command, caller: Caller, key: str) -> Answer:
         match command:

@@ -47,10 +47,10 @@ class SavedList:
         self._journal_writer, self._journal, self._saved = journal_writer, journal_writer.journal, saved
 
     async def read(self, only: str | None, caller: Caller) -> SavedGuestsDocument:
-        """Return what is saved, the oldest first; asks every host that is up.
+        """Return what is saved, the oldest first; asks every host that is up and that his rights reach.
 
         :param only: files of this host alone.
-        :param caller: is told of those on hosts that his rights reach.
+        :param caller: is told of files on hosts that his rights reach, and of these alone whether they can load one.
         """
         if only is not None and self._inventory.host(only) is None:
             known = (each.name for each in self._inventory.hosts())
@@ -60,12 +60,12 @@ class SavedList:
             for entry in await self._journal.unfinished(SAVED_ENTRY)
             if only in (None, entry["host"]) and caller.covers(str(entry["host"]))
         ]
-        surveys = await self._survey(sorted({str(entry["file"]) for entry in entries}))
-        found = [await self._document(entry, surveys) for entry in entries]
+        surveys = await self._survey(sorted({str(entry["file"]) for entry in entries}), caller)
+        found = [await self._document(entry, surveys, caller) for entry in entries]
         return SavedGuestsDocument(items=[each for each in found if each is not None])
 
-    async def _survey(self, paths: Sequence[str]) -> dict[str, Mapping[str, SurveyedFile]]:
-        """Return what there is of these files, by host; those that cannot be asked are missing."""
+    async def _survey(self, paths: Sequence[str], caller: Caller) -> dict[str, Mapping[str, SurveyedFile]]:
+        """Return what there is of these files, by host; those that cannot be asked, or not for him, are missing."""
         surveys: dict[str, Mapping[str, SurveyedFile]] = {}
         turns = asyncio.Semaphore(_HOSTS_AT_ONCE)
         saved = self._saved
@@ -79,11 +79,12 @@ class SavedList:
                 except HostError:
                     return  # said of each file there
 
-        await asyncio.gather(*(ask(host) for host in self._inventory.hosts() if host.up))
+        hosts = [host for host in self._inventory.hosts() if host.up and caller.covers(host.name)]
+        await asyncio.gather(*(ask(host) for host in hosts))
         return surveys
 
     async def _document(
-        self, entry: Mapping[str, Any], surveys: Mapping[str, Mapping[str, SurveyedFile]]
+        self, entry: Mapping[str, Any], surveys: Mapping[str, Mapping[str, SurveyedFile]], caller: Caller
     ) -> SavedGuestDocument | None:
         """Return what is known of one; ``None``: there is nothing saved any more."""
         migration, path = str(entry["id"]), str(entry["file"])
@@ -95,7 +96,7 @@ class SavedList:
         own = seen.saved if seen is not None and seen.saved is not None else None
         if own is not None and own.migration != migration:
             own = None
-        ran = await self._ran(entry, own)
+        ran = await self._ran(entry, own, caller)
         gone = seen is not None and seen.size is None
         if (own is not None and own.state is SavedState.LOADED) or (gone and bool(ran) and not saving):
             self._end(entry)
@@ -113,7 +114,7 @@ class SavedList:
             state = "unreadable"
             reason = why_not_there(seen, migration, completed=completed, qemus={})
         elif own.state is SavedState.LOADING:
-            state, reason = "loading", f"by migration {own.loaded_by}, on {own.loaded_at}"
+            state, reason = "loading", f"by migration {own.loaded_by}, on {caller.told_of(own.loaded_at)}"
         return SavedGuestDocument.model_validate(
             {
                 "migration": migration,
@@ -130,11 +131,11 @@ class SavedList:
             }
         )
 
-    async def _ran(self, entry: Mapping[str, Any], own: SavedSummary | None) -> str:
+    async def _ran(self, entry: Mapping[str, Any], own: SavedSummary | None, caller: Caller) -> str:
         """Return where the guest runs, or has run since; empty where nobody knows of it."""
         guest = str(entry["guest"])
         if there := self._inventory.find(guest):
-            return f"the guest is on {there[0].host}"
+            return f"the guest is on {caller.told_of(there[0].host)}"
         saved_at = own.saved_at if own is not None else entry.get("saved_at")
         if saved_at is None:
             return ""

@@ -75,9 +75,8 @@ class SavingCommands:
             await self._inventory.look_at_all(only_up=True)
             for known in [guest.key, uuid]:
                 if known and (there := self._inventory.find(known)):
-                    raise Refusal(
-                        "conflict", f"{guest.label} is on {there[0].host} already: it is not loaded again"
-                    )
+                    where = caller.told_of(there[0].host)
+                    raise Refusal("conflict", f"{guest.label} is on {where} already: it is not loaded again")
             self._lookups.not_under_way(guest)
             saved = await self._read(host.name, command.file)
             if why := why_not(

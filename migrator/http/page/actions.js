@@ -2,7 +2,7 @@
 import {at, send} from "./api.js";
 import {guestName, plain} from "./format.js";
 import {confirm, open} from "./dialogs.js";
-import {failed, refresh} from "./store.js";
+import {failed, refresh, store} from "./store.js";
 import {answersTaken, kindOf, subjectOf} from "./words.js";
 import {EvacuateDialog} from "./evacuate_dialog.js";
 import {MoveDialog} from "./move_dialog.js";
@@ -17,7 +17,8 @@ export const save = (guest) => open(SaveDialog, {guest});
 export const load = (one) => open(LoadDialog, {one});
 
 export function restore(host) {
-  confirm({title: `Restore ${host}?`, text: "The guests of its last evacuation come home, and it is active again.", yes: `Restore ${host}`, act: () => send(at("hosts", host, "restore"))});
+  const last = store.pastEvacuations.find((one) => one.host === host && one.kind === "evacuate"), by = (last && last.policy) || "";
+  confirm({title: `Restore ${host}?`, text: `The guests of its last evacuation come home by the policy that they left by${by ? `, which was ${by} at last` : ""}, and it is active again.`, yes: `Restore ${host}`, act: () => send(at("hosts", host, "restore"))});
 }
 
 export function activate(host) {
