@@ -15,7 +15,8 @@ from typing import Self
 from migrator.core.model import State
 from migrator.core.policy import Policy, PostcopyMode, builtin
 from migrator.core.preflight.stream_tls import StreamTls
-from migrator.engine.migration.managed_driver import UNSAFE_CACHE, ManagedDriver
+from migrator.engine.migration.managed_driver import ManagedDriver
+from migrator.engine.migration.managed_state import UNSAFE_CACHE
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.libvirt.binding import load

@@ -13,7 +13,7 @@ It knows nothing of other migrations.
   others on its path, `guarding` the source's guard, `group_hold` the switch that waits for the guest's group,
   `disk_mirrors` the disks that both ends do not share,
   `stream_recovery` a postcopy whose network broke, `unplug_wait` the cards that the guest has to let go of;
-  `managed_driver` and `managed_postcopy` have a manager, libvirt, carry it out;
+  `managed_driver`, `managed_loop`, `managed_state` and `managed_postcopy` have a manager, libvirt, carry it out;
   `intent_log` writes the record, `ending` says what is said at the end.
 - `take_over` goes on with what another controller left: `missing_record` without its record, `stray_records` where the
   journal does not know it. `held_migrations` judges what is held again, `resolution` ends it as a person says.
