@@ -96,6 +96,9 @@ class EvacuationDocument(Document):
     forecast_end_p90_at: datetime | None = None
     guests: list[EvacuationGuest] = Field(default_factory=list)
     guests_left: int = 0
+    #: With ``evacuate``: guests that the host's libvirt had shut off when this ended: they are none of ``guests``, and
+    #: stay on a host that is empty. ``null``: its libvirt could not be asked.
+    guests_shut_off: int | None = 0
     #: With ``roll``: its hosts, in their order, and how many of them may be away from use at a time.
     hosts: list[RolledHost] = Field(default_factory=list)
     max_unavailable: int | None = None

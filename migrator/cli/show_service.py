@@ -74,8 +74,10 @@ def plan_lines(found: Document) -> list[str]:
 
 
 def _shut_off_lines(found: Document) -> list[str]:
-    """Return what is said of the guests that the host's libvirt has shut off; they are no part of a plan."""
+    """Return what is said of the guests that the host's libvirt has shut off: they stay on a host that is emptied."""
     many = found.get("guests_shut_off", 0)
+    if many is None:
+        return [f"{found['host']}: its libvirt could not be asked which guests it has shut off"]
     if not many:
         return []
     what, them = (f"{many} guests", "them") if many > 1 else ("a guest", "it")
@@ -315,6 +317,7 @@ def evacuation_lines(one: Document) -> list[str]:
         lines.append(f"    {guest['standing']:<10} {label(guest)}{target}{by}{why}")
     if one["guests_left"]:
         lines.append(f"    {guests_left(one)}" + (f" on {one['host']}" if one["kind"] == "evacuate" else ""))
+    lines += [f"    {line}" for line in _shut_off_lines(one)]
     if one["ended_at"] is not None:
         lines += remedies.failed("; ".join(reasons), another_policy=one["policy"] != remedies.MUST_FINISH)
     return [clean(line) for line in lines]

@@ -145,7 +145,8 @@ class Announcer:
                 for guest in guests
                 if guest.obstacle and guest.obstacle_code in _LOUD
             )
-            told = (host.state, host.cordoned, host.up, host.error, len(guests), *trouble)
+            libvirt = (host.facts.libvirt_error, host.facts.shut_off_guests)
+            told = (host.state, host.cordoned, host.up, host.error, *libvirt, len(guests), *trouble)
             if self._told_hosts.get(host.name) != told:
                 self._told_hosts[host.name] = told
                 self.host(host.name)

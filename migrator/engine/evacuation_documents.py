@@ -101,6 +101,7 @@ def _document(run: Evacuation, guests: list[EvacuationGuest]) -> EvacuationDocum
         forecast_end_p90_at=high,
         guests=guests,
         guests_left=run.left_count,
+        guests_shut_off=run.guests_shut_off,
         hosts=_rolled(run.roll),
         max_unavailable=run.roll.max_unavailable if run.roll is not None else None,
         error=run.error,
@@ -203,6 +204,7 @@ def from_journal(saved: Mapping[str, Any]) -> Evacuation:
         ended_at=document.ended_at,
         late=document.late,
         error=document.error,
+        guests_shut_off=document.guests_shut_off,
         closing=EvacuationState(private["closing"]) if private["closing"] else None,
         entries=Entries({key: _entry(fields) for key, fields in private["entries"].items()}),
     )

@@ -116,6 +116,8 @@ class Evacuations:
 
         def close(run: Evacuation) -> Evacuation:
             after = run.ended_as(state, datetime.now(UTC))
+            if run.kind == "evacuate":
+                after = replace(after, guests_shut_off=self._shut_off(run.host))
             return replace(after, error=error) if error else after
 
         self._registry.change(identifier, close)
@@ -125,6 +127,13 @@ class Evacuations:
             case EvacuationState.CANCELLED if run.host:
                 self.set_host(run.host, HostState.ACTIVE)
         self._announcer.evacuation(identifier, at_once=True)
+
+    def _shut_off(self, name: str) -> int | None:
+        """Return how many guests the host's libvirt has shut off; ``None``: it could not be asked."""
+        host = self._inventory.host(name)
+        if host is None or host.facts.libvirt_error:
+            return None
+        return host.facts.shut_off_guests
 
     def set_host(self, name: str, state: HostState) -> None:
         """Say what a host may be used for; announced, and journalled soon."""

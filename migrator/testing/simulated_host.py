@@ -74,6 +74,9 @@ class SimulatedHost:
     #: Seconds that starting a destination takes.
     start_seconds: float = 0.3
     labels: dict[str, str] = field(default_factory=dict)
+    #: What its libvirt has shut off, and why it cannot be asked.
+    shut_off_guests: int = 0
+    libvirt_error: str = ""
 
     def configured(self) -> Host:
         """Return the host as the configuration has it."""

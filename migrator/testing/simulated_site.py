@@ -160,7 +160,12 @@ class SimulatedSite:
         guests = [machine for machine in self.machines.values() if machine.host == host]
         free = here.memory_bytes - sum(machine.memory_bytes for machine in guests)
         facts = HostFacts(
-            memory_total_bytes=here.memory_bytes, memory_free_bytes=max(1, free), cpus=1000, kvm=True
+            memory_total_bytes=here.memory_bytes,
+            memory_free_bytes=max(1, free),
+            cpus=1000,
+            kvm=True,
+            shut_off_guests=here.shut_off_guests,
+            libvirt_error=here.libvirt_error,
         )
         return HostLook(
             facts=facts,

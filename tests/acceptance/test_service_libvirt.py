@@ -108,7 +108,8 @@ async def test_mixed_fleet_is_evacuated_and_comes_home_with_one_command_each(
         assert sorted(each["name"] for each in shown) == sorted([*names, "bare"])
         assert (await site.get("hosts/alpha"))["guests_shut_off"] == 1
         away = await site.post("hosts/alpha/evacuate")
-        await site.ended(away["id"], "completed", within=200)
+        ended = await site.ended(away["id"], "completed", within=200)
+        assert ended["guests_shut_off"] == 1
         for name in names:
             assert await has(alpha, name) == {}
         assert site.where(await site.runs_once(bare)) != "alpha"

@@ -85,6 +85,20 @@ def test_all_is_well_until_something_needs_a_person(operator: Seen, service: Ser
     expect(dialog).to_have_count(0)
 
 
+def test_a_host_that_was_emptied_shows_what_its_libvirt_has_shut_off(operator: Seen, service: ServiceThread):
+    service.do(lambda running: setattr(service.service.site.hosts["alpha"], "shut_off_guests", 2))
+    service.do(lambda running: running.queries.refresh())
+    kept = "2 guests that libvirt has shut off stay on alpha: virsh list --inactive names them."
+    operator.go("#/hosts/alpha")
+    expect(operator.page.get_by_text(kept)).to_be_visible()
+    begun = service.ask(Evacuate(host="alpha"))
+    operator.go(f"#/evacuations/{begun.id}")
+    expect(operator.page.locator("h1 + .state")).to_have_text("completed")
+    expect(operator.page.get_by_text(kept)).to_be_visible()
+    operator.go("#/evacuations")
+    expect(operator.page.locator(".past").get_by_text("2 more shut off")).to_be_visible()
+
+
 def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: Seen, service: ServiceThread):
     service.do(lambda running: setattr(service.service.site.hosts["beta"], "down", True))
     service.do(lambda running: running.queries.refresh())

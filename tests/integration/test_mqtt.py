@@ -388,6 +388,7 @@ async def test_outcome_follows_the_reply_where_all_was_over_before_it(
 async def test_outcome_after_a_restart_goes_where_the_journal_says(
     broker: Broker, site: SimulatedService, ends: str
 ) -> None:
+    site.site.hosts["a"].shut_off_guests = 1
     async with peer(broker) as scheduler:
         async with serving(site, settings(broker)):
             await scheduler.command(
@@ -417,7 +418,7 @@ async def test_outcome_after_a_restart_goes_where_the_journal_says(
     assert len(scheduler.on("/inbox")) == 2, "it is told once"
     got = scheduler.on("/inbox")[1]
     assert (got.json["kind"], got.json["id"], got.json["verb"]) == ("outcome", "c1", "evacuate")
-    assert got.json["body"]["state"] == "completed"
+    assert (got.json["body"]["state"], got.json["body"]["guests_shut_off"]) == ("completed", 1)
     assert {guest["guest"] for guest in got.json["body"]["guests"]} == set(site.site.machines)
     assert got.properties.CorrelationData == b"\x00 7"
 

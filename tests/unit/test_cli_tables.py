@@ -256,6 +256,18 @@ def test_a_plan_says_what_stays_shut_off_on_a_host_that_would_be_empty(many: int
     assert bool(lines) is bool(many)
 
 
+def test_an_evacuation_says_what_stays_shut_off_on_the_host_that_it_emptied():
+    done = _evacuation("evacuate", state="completed", error=None, guests=[], guests_left=0)
+    assert show.evacuation_lines(done | {"guests_shut_off": 0}) == ["e1: evacuation of a, completed"]
+    first, what, todo = show.evacuation_lines(done | {"guests_shut_off": 2})
+    assert first == "e1: evacuation of a, completed"
+    assert what == "    a keeps 2 guests that libvirt has shut off: virsh list --inactive names them"
+    assert "virsh migrate --offline" in todo
+    assert show.evacuation_lines(done | {"guests_shut_off": None})[1:] == [
+        "    a: its libvirt could not be asked which guests it has shut off"
+    ]
+
+
 def test_a_running_evacuation_has_no_remedy_yet():
     lines = show.evacuation_lines(_evacuation("evacuate", ended_at=None, error=None, forecast_end_at=None))
     assert not any("what to do" in line for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.api.commands import Activate, Evacuate, Migrate, Restore
+from migrator.api.events import HostStateChanged
 from migrator.api.replies import Refusal
 from migrator.core.drain.states import EvacuationState, GuestStanding
 from migrator.core.policy import Policy, builtin
@@ -150,6 +151,39 @@ async def test_restore_ends_the_maintenance_of_a_host_that_was_empty(service: Si
         end = await running.end_of(await running.ask(Restore(host="a")))
         assert (end.state, end.guests) == (EvacuationState.COMPLETED, [])
         assert running.queries.host("a").state == "active"
+
+
+@pytest.mark.parametrize(("error", "known"), [("", 2), ("libvirt does not answer", None)])
+async def test_an_evacuation_that_has_ended_says_what_its_host_keeps_shut_off(
+    service: SimulatedService, error: str, known: int | None
+) -> None:
+    host = service.site.hosts["a"]
+    host.shut_off_guests, host.libvirt_error = 2, error
+    service.site.add_guest("web", host="a")
+    async with service.running() as running:
+        begun = await running.ask(Evacuate(host="a"))
+        assert begun.guests_shut_off == 0  # they are counted when it ends
+        end = await running.end_of(begun)
+        assert (end.state, end.guests_left, end.guests_shut_off) == (EvacuationState.COMPLETED, 0, known)
+        host.shut_off_guests = 0
+        home = await running.end_of(await running.ask(Restore(host="a")))
+        assert (home.state, home.guests_shut_off) == (EvacuationState.COMPLETED, 0)
+    async with service.running() as running:
+        assert (await running.queries.evacuation(begun.id)).guests_shut_off == known
+
+
+async def test_everyone_is_told_when_guests_of_a_host_are_shut_off(service: SimulatedService) -> None:
+    async with service.running() as running:
+        told: list[int] = []
+        running.engine.bus.subscribe(
+            lambda event: (
+                told.append(event.host.guests_shut_off)
+                if isinstance(event, HostStateChanged) and event.host.host == "a"
+                else None
+            )
+        )
+        service.site.hosts["a"].shut_off_guests = 3
+        await running.until(lambda: 3 in told, 120)
 
 
 async def test_guest_is_not_moved_to_where_it_is(service: SimulatedService) -> None:

@@ -98,6 +98,8 @@ class Evacuation:
     #: p10, p50 and p90 of the end of those that are expected to end.
     forecast_end_at: tuple[datetime, datetime, datetime] | None = None
     error: str | None = None
+    #: Guests that the host's libvirt had shut off when this ended; ``None``: its libvirt could not be asked.
+    guests_shut_off: int | None = 0
     #: Nobody wants a place before: its guests are being looked at more closely. On the snapshot's clock.
     not_before: float = 0.0
     #: Since when nothing is under way, and since when nobody is left as far as is known; on the snapshot's clock.

@@ -10,7 +10,7 @@ import {store} from "./store.js";
 import {Risk, RollHosts, statusOf} from "./evacuations.js";
 import {Timeline} from "./timeline_view.js";
 import {timelineOf} from "./timeline.js";
-import {titleOf, whyLeft} from "./words.js";
+import {shutOff, titleOf, whyLeft} from "./words.js";
 
 /** All migrations of one, ended ones too; at most a few thousand. */
 async function migrationsOf(id) {
@@ -45,7 +45,7 @@ export function Evacuation({id}) {
   return html`<div class="row"><h1>${plain(titleOf(one))}</h1><${State} of=${one.state} /><span class="grow"></span>
       <${Action} label="Cancel" kind="danger" about=${plain(titleOf(one))} why=${one.can_cancel ? "" : one.ended_at ? "it has ended" : "it is too late"} press=${() => actions.cancelEvacuation(one)} /></div>
     <p>${statusOf(one)}${one.ended_at ? `; ended ${clock(one.ended_at)}, ${relative(one.ended_at)}` : ""}</p><${Risk} one=${one} />
-    ${one.error ? html`<p class="bad"><${Said} text=${one.kind === "roll" ? "" : sentence(whyLeft(one))} /></p>` : null}<${Afterwards} one=${one} />
+    ${one.error ? html`<p class="bad"><${Said} text=${one.kind === "roll" ? "" : sentence(whyLeft(one))} /></p>` : null}${one.ended_at && shutOff(one) ? html`<p class="warn">${shutOff(one)}</p>` : null}<${Afterwards} one=${one} />
     <${Facts} items=${[
       one.host && ["Host", html`<a href=${links.host(one.host)}>${one.host}</a>`], one.policy && ["Policy", one.policy], ["Asked for by", one.requested_by],
       ["Began", clock(one.starts_at || one.created_at)], one.window_ends_at && ["Window ends", clock(one.window_ends_at)],

@@ -3,7 +3,7 @@ import {html, useState} from "./ui.js";
 import * as actions from "./actions.js";
 import {ask, query} from "./api.js";
 import {Action, Empty, Said, Section, State} from "./parts.js";
-import {clock, count, plain, relative, sentence} from "./format.js";
+import {clock, count, number, plain, relative, sentence} from "./format.js";
 import {links} from "./router.js";
 import {failed, store} from "./store.js";
 import {titleOf} from "./words.js";
@@ -49,7 +49,7 @@ export function EvacuationCard({one}) {
 export function PastEvacuations({items}) {
   if (!items.length) return null;
   return html`<ul class="rows past">${items.map((one) => html`<li key=${one.id}><a data-row href=${links.evacuation(one.id)}>${plain(titleOf(one))}</a> <${State} of=${one.state} />${" "}
-    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.kind === "roll" && one.error ? `, stopped at ${one.hosts.filter((each) => each.stage === "failed").map((each) => each.host).join(", ") || "its own end"}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}</span></li>`)}</ul>`;
+    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.kind === "roll" && one.error ? `, stopped at ${one.hosts.filter((each) => each.stage === "failed").map((each) => each.host).join(", ") || "its own end"}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}${one.guests_shut_off ? `, ${number(one.guests_shut_off)} more shut off` : ""}</span></li>`)}</ul>`;
 }
 
 export function Evacuations() {

@@ -9,6 +9,7 @@ import {EvacuationCard, PastEvacuations} from "./evacuations.js";
 import {GuestTable} from "./guests.js";
 import {HostButtons, HostState, leftDraining} from "./hosts.js";
 import {MigrationRows, PastMigrations} from "./migrations.js";
+import {shutOff} from "./words.js";
 
 export function Host({id}) {
   const host = store.hosts.get(id);
@@ -24,7 +25,7 @@ export function Host({id}) {
       ["Memory", `${bytes(host.memory_free_bytes)} of ${bytes(host.memory_total_bytes)} free`], ["CPUs", `${host.cpus}${host.kvm ? "" : ", without KVM"}`], ["Link", host.link_bytes_per_second ? rate(host.link_bytes_per_second) : "not known"], ["Address", host.address || "–"],
       ["QEMU", [...new Set(Object.values(host.qemus))].join(", ") || "–"], Object.keys(host.labels).length ? ["Labels", Object.entries(host.labels).map(([name, value]) => `${name}=${value}`).join(", ")] : null,
       host.certificates_expire_at && ["Certificate expires", clock(host.certificates_expire_at, {day: true})], Object.keys(host.slowest_paths || {}).length ? ["Slowest paths", Object.entries(host.slowest_paths).map(([to, speed]) => `${to} ${rate(speed)}`).join(", ")] : null,
-      host.libvirt_error && ["libvirt", plain(host.libvirt_error), "bad"], ["Looked at", host.looked_at ? relative(host.looked_at) : "not yet"],
+      host.libvirt_error && ["libvirt", plain(host.libvirt_error), "bad"], host.guests_shut_off ? ["Shut off", shutOff(host), "warn"] : null, ["Looked at", host.looked_at ? relative(host.looked_at) : "not yet"],
     ]} />
     ${evacuations.length ? html`<${Section} title="Under way and planned" id="evacuations"><div class="stack">${evacuations.map((one) => html`<${EvacuationCard} key=${one.id} one=${one} />`)}</div></${Section}>` : null}
     ${migrations.length ? html`<${Section} title="Moving" id="moving"><${MigrationRows} items=${migrations} label="Moving from or to it" /></${Section}>` : null}

@@ -1,5 +1,5 @@
 /** What states are called, which of them are good, and why a button is not offered now. */
-import {guestName, plain} from "./format.js";
+import {count, guestName, plain} from "./format.js";
 
 export const ENDED = new Set(["completed", "failed", "cancelled", "guest-ended"]);
 
@@ -33,6 +33,13 @@ export function subjectOf(one) {
 }
 
 export const titleOf = (one) => `${kindOf(one)[0].toUpperCase()}${kindOf(one).slice(1)} of ${subjectOf(one)}`;
+
+/** What is said of guests that the libvirt of a host, or of one that an evacuation emptied, has shut off; or nothing. */
+export function shutOff(one) {
+  if (one.guests_shut_off === null) return `The libvirt of ${one.host} could not be asked which guests it has shut off.`;
+  if (!one.guests_shut_off) return "";
+  return `${count(one.guests_shut_off, "guest")} that libvirt has shut off ${one.guests_shut_off === 1 ? "stays" : "stay"} on ${one.host}: virsh list --inactive names ${one.guests_shut_off === 1 ? "it" : "them"}.`;
+}
 
 /** From where to where, a file included. */
 export function wayOf(one) {
