@@ -35,8 +35,8 @@ def covers(patterns: Sequence[str] | None, host: str) -> bool:
     return patterns is None or (bool(host) and any(fnmatchcase(host, each) for each in patterns))
 
 
-def among(patterns: Sequence[str] | None, hosts: Iterable[str]) -> bool:
-    """Tell whether they reach every one of some hosts, of which there has to be one."""
+def covers_all(patterns: Sequence[str] | None, hosts: Iterable[str]) -> bool:
+    """Tell whether rights that end at these hosts reach every one of some hosts, of which there has to be one."""
     if patterns is None:
         return True
     names = list(hosts)

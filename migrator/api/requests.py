@@ -31,7 +31,7 @@ class Caller:
 
     def covers(self, *hosts: str) -> bool:
         """Tell whether its rights reach every one of these hosts; of none, only whether they reach all."""
-        return host_scope.among(self.hosts, hosts)
+        return host_scope.covers_all(self.hosts, hosts)
 
     def told_of(self, host: str) -> str:
         """Return the name of a host that something of his turned up on; not where his rights do not reach it."""

@@ -108,7 +108,7 @@ def save(
     output: OutputForm,
 ) -> int:
     """Save a guest into a file."""
-    # Without it the field is not sent: a service of before does not know it.
+    # Without it the field is not sent: an older service does not know it.
     form = {"form": "stream"} if as_stream else {}
     begun = client.post("saves", {"guest": guest, "file": file, "accept": accept, **form})
     return _tell_begun(client, begun, wait=wait, output=output)

@@ -55,8 +55,8 @@ def guests(client: ServiceClient, host: str | None, *, refresh: bool, output: Ou
     if host is not None:
         client.get(
             f"hosts/{segment(host)}"
-        )  # a service of before gives an empty list where there is none of that name
-    # Without it the parameter is not sent: a service of before does not know it.
+        )  # an older service gives an empty list where there is none of that name
+    # Without it the parameter is not sent: an older service does not know it.
     found = client.get("guests", host=host, refresh="true" if refresh else None)
     if output.document:
         output.print(found)

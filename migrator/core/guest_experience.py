@@ -234,7 +234,7 @@ class GuestExperience:
                 for hour, (rate, weight) in fields["hours"].items()
             },
             working_set_bytes=float(fields["working_set_bytes"]),
-            # Documents of before do not have these.
+            # Older documents do not have these.
             first_pass_ratio=float(fields.get("first_pass_ratio", 1.0)),
             watched_seconds=float(fields.get("watched_seconds", 0.0)),
             changes=float(fields.get("changes", 0.0)),

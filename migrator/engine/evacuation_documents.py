@@ -164,7 +164,7 @@ def _private(entry: Entry) -> dict[str, Any]:
         "migration": entry.migration,
         "excluded": dict(entry.excluded),
         "exceeded": entry.exceeded,
-        # A controller of before does not know these.
+        # An older controller does not know these.
         **({"saving": True} if entry.saving else {}),
         **({"stays": entry.stays} if entry.stays else {}),
         **({"policy": entry.policy} if entry.policy else {}),

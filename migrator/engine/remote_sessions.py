@@ -141,7 +141,7 @@ class RemoteSession(JournalledSession):
         if (removal := private.get("image_removal")) is not None:
             self.image_removal = from_fields(removal)
         for name in LEARNED:
-            if name in (learned := report.get("learned", {})):  # a driver of before does not tell
+            if name in (learned := report.get("learned", {})):  # an older driver does not tell
                 setattr(self.result, name, learned[name])
         if self._ready and not was:
             self._on_ready(self)
@@ -227,7 +227,7 @@ def wanted_of(requests: MigrationRequests) -> dict[str, Any]:
     """Return what is wanted of a migration, as its driver is told; whether to park it that one knows by itself."""
     wanted = {**asdict(requests), "park": False}
     if not requests.switch:
-        del wanted["switch"]  # a controller of before does not know it
+        del wanted["switch"]  # an older controller does not know it
     return wanted
 
 

@@ -218,7 +218,7 @@ class Sessions:
         elif session.ended and session.state is State.COMPLETED:
             self._inventory.moved(session.guest, session.target, session.arrived_socket, session.arrived_pid)
             self._learn(session)
-            self._tell_apart(session)
+            self._say_where_group_is(session)
         elif session.ended and session.state is State.GUEST_ENDED:
             self._inventory.gone(session.guest, session.guest.host, session.target)
         if session.ended or session.state is State.HELD:
@@ -238,7 +238,7 @@ class Sessions:
             self.resume(session)
         self._changed()
 
-    def _tell_apart(self, session: JournalledSession) -> None:
+    def _say_where_group_is(self, session: JournalledSession) -> None:
         """Say which guests of its group are elsewhere, where nobody moves them together any more: it was held, and what
         moved them has ended.
         """

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from migrator import logs
 from migrator.core.model import State
@@ -26,6 +26,7 @@ from migrator.engine.registry import Registry
 from migrator.engine.remote_sessions import RemoteSession, wanted_of
 from migrator.errors import JournalError
 from migrator.faults import contained
+from migrator.gathering import gather_to_end
 from migrator.ports import Signals
 from migrator.ports.assignments import REPORTS_CHANNEL, Assignment, Assignments, AvailableDriver, DriverPool
 
@@ -38,8 +39,6 @@ _ALL_SECONDS_EACH = 0.02
 #: So many are taken over before others on the event loop have their turn.
 _AT_ONCE = 10
 _RETRY_SECONDS = 0.5
-
-T = TypeVar("T")
 
 
 class SpreadingJournal(Protocol):
@@ -267,7 +266,7 @@ class Spreading:
         """Take these from their drivers, which are gone; return those of which nothing more is said."""
         fencing = (self._assignments.fence(each.id, each.assignment.number) for each in gone)
         fenced = []
-        for session, last in zip(gone, await _all(fencing), strict=True):
+        for session, last in zip(gone, await gather_to_end(*fencing), strict=True):
             if last is not None:
                 session.take(last)
                 leave_monitors(self._site, session)
@@ -283,7 +282,7 @@ class Spreading:
                 self._note_left(session)
                 self._note(session)
         await self._journal_writer.commit(*(("migration", session.journalled) for session in sessions))
-        await _all(self._remove(session) for session in sessions)
+        await gather_to_end(*(self._remove(session) for session in sessions))
 
     async def _remove(self, session: RemoteSession) -> None:
         await self._assignments.remove(session.id, session.assignment.number)
@@ -362,14 +361,3 @@ class Spreading:
 
 def _says_ended(row: Assignment) -> bool:
     return row.report is not None and row.report["session"].get("ended_at") is not None
-
-
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Return the results of all; none of them is still under way when this returns or raises."""
-    done = await asyncio.gather(*work, return_exceptions=True)
-    results: list[T] = []
-    for each in done:
-        if isinstance(each, BaseException):
-            raise each
-        results.append(each)
-    return results

@@ -15,6 +15,7 @@ from migrator.core.preflight.stream_tls import StreamTls
 from migrator.core.process.command_line import path_of
 from migrator.core.process.options import Value
 from migrator.errors import CommandFailed, QemuError
+from migrator.gathering import gather_to_end
 from migrator.ports import GuestProcess
 from migrator.qemu import stream_sockets, stream_tls
 from migrator.qemu.claim import DriverClaim
@@ -289,14 +290,9 @@ class EndpointMirroring:
         :raise QemuError: the first error, once each of them was answered.
         """
         await self._claim.ensure()
-        answers = await asyncio.gather(
-            *(self._monitor.execute(command, arguments) for command, arguments in commands),
-            return_exceptions=True,
+        return await gather_to_end(
+            *(self._monitor.execute(command, arguments) for command, arguments in commands)
         )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return list(answers)
 
     async def _at_work(self, prefix: str) -> list[str]:
         jobs = await self._monitor.execute("query-jobs")

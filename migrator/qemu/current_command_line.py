@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from migrator.core.findings import finding
 from migrator.core.model import Finding
-from migrator.core.process.options import FIRST, Value, escape, read, write
+from migrator.core.process.options import FIRST, Value, escape
 from migrator.errors import Refused
 from migrator.qemu import current_disks
 from migrator.qemu.backends import chardev_words, netdev_add, netdev_words
@@ -52,16 +52,6 @@ def current_command_line(
     """
     work = _Rewrite(options, machine, current_devices)
     return CurrentCommandLine(options=work.options(), findings=tuple(work.findings))
-
-
-def current_arguments(argv: Sequence[str], *, machine: str, current_devices: CurrentDevices) -> list[str]:
-    """Return a whole command line, its program first, brought up to date by :func:`current_command_line`."""
-    return [
-        *argv[:1],
-        *write(
-            current_command_line(read(argv[1:]), machine=machine, current_devices=current_devices).options
-        ),
-    ]
 
 
 def plugged_networks(options: Sequence[tuple[str, str | None]], current_devices: CurrentDevices) -> Options:

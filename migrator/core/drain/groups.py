@@ -132,9 +132,9 @@ def together(run: Evacuation, guest: str, rules: GroupRules) -> bool:
     )
 
 
-def followed_group(run: Evacuation) -> Evacuation:
-    """Return it with those on their way again that stayed only because their group did, where one of that has moved
-    after all.
+def retried_with_group(run: Evacuation) -> Evacuation:
+    """Return an evacuation in which guests that stayed only because their group did are tried again, where one of the
+    group has moved after all.
     """
     stayed = [entry for entry in run.entries.at(GuestStanding.SET_ASIDE) if entry.stays]
     if not stayed or run.closing is not None:
@@ -164,7 +164,7 @@ def tend_groups(
         if each.moved_with and each.evacuation in running:
             groups[each.evacuation, each.moved_with] = None
         elif each.moved_with and not each.switch_allowed:
-            actions += _alone(each, snapshot.limits.group(each.moved_with))
+            actions += _without_group(each, snapshot.limits.group(each.moved_with))
     groups |= dict.fromkeys(_staying(snapshot, running))
     for identifier, group in groups:
         assert identifier is not None
@@ -187,9 +187,9 @@ def tend_groups(
     return after, actions
 
 
-def _alone(migration: MigrationSnapshot, rules: GroupRules) -> Iterator[Action]:
-    """Yield what becomes of one that waits for a group which nobody moves together any more: the evacuation has ended
-    while it was held, or cannot be read. Nobody is to wait for ever.
+def _without_group(migration: MigrationSnapshot, rules: GroupRules) -> Iterator[Action]:
+    """Yield what becomes of a migration that waits for a group which nobody moves together any more: the
+    evacuation has ended while it was held, or cannot be read. Nobody is to wait for ever.
     """
     reason = f"nobody moves its group {migration.moved_with} together any more"
     if rules.otherwise is Otherwise.GO:

@@ -1,4 +1,4 @@
-"""How long it takes until a migration may begin to send, by those of before: hosts, and ways to them, differ a lot."""
+"""How long it takes until a migration may begin to send, by earlier ones: hosts, and ways to them, differ a lot."""
 
 from __future__ import annotations
 

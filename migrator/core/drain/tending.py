@@ -9,7 +9,7 @@ from operator import is_
 from migrator.core.drain.actions import Action, CancelMigration, Change, End, LookAgain
 from migrator.core.drain.entry import Entry
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.groups import followed_group
+from migrator.core.drain.groups import retried_with_group
 from migrator.core.drain.saving import guests_to_save
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import EvacuationState, GuestStanding
@@ -43,7 +43,7 @@ def tend(run: Evacuation, snapshot: SiteSnapshot, before: Tended | None = None) 
         after, guests, up_then = run, before.guests, before.up
     else:
         after, guests, up_then = _brought_up_to_date(run, snapshot, before)
-    after = followed_group(after)
+    after = retried_with_group(after)
     announce = _shows_otherwise(run, after)
     actions: list[Action] = []
     if run.deadline is not None and snapshot.now >= run.deadline and after.left_count:

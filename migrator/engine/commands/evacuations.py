@@ -140,7 +140,7 @@ class EvacuationCommands:
                 )
             for name in sorted({policies[guest.key] for guest in guests} - {""}):
                 if command.policy is None:
-                    self._came_by(name, host.name)
+                    self._refuse_lost_policy(name, host.name)
             run = Evacuation(
                 id=new_id(),
                 host=host.name,
@@ -150,10 +150,10 @@ class EvacuationCommands:
                 entries=Entries({each.key: Entry(guest=each, policy=policies[each.key]) for each in guests}),
                 **_asked_by(caller),
             )
-            return await self._begin(_by_one_policy(run), HostState.ACTIVE)
+            return await self._begin(_with_common_policy(run), HostState.ACTIVE)
 
-    def _came_by(self, policy: str, host: str) -> None:
-        """Raise a refusal where guests left a host by a policy that is not there any more."""
+    def _refuse_lost_policy(self, policy: str, host: str) -> None:
+        """Refuse to bring guests home that left a host by a policy which is not there any more."""
         try:
             self._lookups.policy(policy)
         except Refusal as refusal:
@@ -356,7 +356,7 @@ def _moved_by(run: Evacuation) -> dict[str, str]:
     }
 
 
-def _by_one_policy(run: Evacuation) -> Evacuation:
+def _with_common_policy(run: Evacuation) -> Evacuation:
     """Return a restore with the policy that all of its guests came by, where that is one: it is shown then."""
     if run.policy or len({entry.policy for entry in run.entries.values()}) != 1:
         return run

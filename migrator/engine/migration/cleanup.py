@@ -129,11 +129,11 @@ async def abandon(session: SessionState, *, images: bool) -> None:
     try:
         await session.services.site.abandon(session.target, migration=session.id, images=images)
     except MigratorError as error:
-        leave(session, error, images=images)
+        note_left_over(session, error, images=images)
 
 
-def leave(session: SessionState, error: MigratorError, *, images: bool) -> None:
-    """Note that something of it stays at its target: it is removed once that answers.
+def note_left_over(session: SessionState, error: MigratorError, *, images: bool) -> None:
+    """Note that something of a migration stays at its target: it is removed once that answers.
 
     :param images: those that were made there are to go too, as :meth:`abandon` has it.
     """

@@ -21,6 +21,7 @@ from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
 from migrator.errors import CommandFailed, Refused
+from migrator.gathering import gather_to_end
 from migrator.ports import Qemu
 from migrator.units import show_bytes, show_seconds
 
@@ -230,16 +231,19 @@ class DiskMirrors:
             due = [job.id for job in jobs if job.status in ("ready", "standby") and job.id in self._names()]
             due = [name for name in due if name not in self._asked]
             self._asked.update(due)
-            await _all(*(self._source.mirroring.end(name) for name in due))
+            await gather_to_end(*(self._source.mirroring.end(name) for name in due))
             if clock.now() - began > within:
                 return _too_late(now.remaining_bytes, within, 0.0, within), users
             await asyncio.sleep(look)
             look = min(2 * look, _END_LOOK_SECONDS)
             users = await self._source.disk_users()
         # Nothing is on its way any more: which end closes first does not matter, and the last look is the same one.
-        *_, users = await _all(
-            self._source.mirroring.remove_targets(MIRRORS), self._end_serving(), self._source.disk_users()
-        )
+        closing: list[Awaitable[Any]] = [
+            self._source.mirroring.remove_targets(MIRRORS),
+            self._end_serving(),
+            self._source.disk_users(),
+        ]
+        *_, users = await gather_to_end(*closing)
         self.end_seconds = clock.now() - began
         return "", users
 
@@ -278,15 +282,6 @@ def _too_late(left_bytes: int, passed: float, more: float, within: float) -> str
         f"a burst of writes came too late: {show_bytes(left_bytes)} of the disks was left {show_seconds(passed)} after "
         f"the guest had been stopped{takes}, and {most}"
     )
-
-
-async def _all(*commands: Awaitable[Any]) -> list[Any]:
-    """Await all of them, at the same time, and return what they do; raise the first error once each has ended."""
-    outcomes = await asyncio.gather(*commands, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return outcomes
 
 
 def _beside(uri: str) -> str:

@@ -83,7 +83,7 @@ class Leftovers:
         self._log = logs.logger()
 
     def add(self, host: str, migration: str, *, images: bool = False) -> None:
-        """Something of a migration was left there, at its target.
+        """Note what a migration left at its target.
 
         :param images: those that were made for it too, and the guest never ran there.
         """

@@ -396,7 +396,7 @@ class SessionEnds(SessionState):
             try:
                 await incoming.discard(images=self._never_ran_there)
             except MigratorError as error:
-                cleanup.leave(self, error, images=self._never_ran_there)
+                cleanup.note_left_over(self, error, images=self._never_ran_there)
         for end in (self._source, self._destination):
             if end is not None:
                 await end.close()
