@@ -169,7 +169,7 @@ def test_what_cannot_work_is_said_in_one_line(service: ServiceThread, module: Ru
         assert not result["changed"]
         return str(result["msg"])
 
-    assert said(host="gamma") == "there is no host gamma"
+    assert said(host="gamma") == "there is no host gamma; there are alpha, beta"
     (tmp_path / "viewer").write_text(VIEWER)
     assert "operator" in said(token_file=str(tmp_path / "viewer"))
     assert said(token_file="/nowhere") == "token_file: /nowhere: No such file or directory"

@@ -188,7 +188,7 @@ async def test_python_example_outlives_the_broker_and_itself(broker: Broker, tmp
 
 
 def test_table_of_commands_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (\w+) \|.*\|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (\w+) \|.*\|$", TEXT, re.MULTILINE)
     assert [verb for verb, _, _ in rows] == list(VERBS)
     for verb, fields, role in rows:
         command = COMMANDS[verb]

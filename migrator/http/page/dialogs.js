@@ -4,9 +4,10 @@ import {plain} from "./format.js";
 import {changed, failed, refresh} from "./store.js";
 
 export let opened = null;
+let count = 0;
 
 export function open(view, properties = {}) {
-  opened = {view, properties, number: (opened ? opened.number : 0) + 1};
+  opened = {view, properties, number: ++count};
   changed();
 }
 
@@ -16,14 +17,16 @@ export function close() {
 }
 
 export function Dialogs() {
-  const place = useRef(null), shown = opened;
+  // The browser tells that a dialog was closed a moment after it was: then the next may be open already.
+  const place = useRef(null), closed = useRef(0), shown = opened;
+  const onClose = () => { if (closed.current > 0) closed.current -= 1; else if (opened) close(); };
   useEffect(() => {
     const dialog = place.current;
     if (shown && !dialog.open) dialog.showModal();
-    if (!shown && dialog.open) dialog.close();
+    if (!shown && dialog.open) { closed.current += 1; dialog.close(); }
     if (shown) { const first = dialog.querySelector("[data-first]"); if (first) first.focus(); }
   }, [shown && shown.number]);
-  return html`<dialog ref=${place} aria-labelledby="dialog-title" class=${shown && shown.properties.wide ? "wide" : ""} onClose=${() => { if (opened) close(); }}>
+  return html`<dialog ref=${place} aria-labelledby="dialog-title" class=${shown && shown.properties.wide ? "wide" : ""} onClose=${onClose}>
     ${shown ? html`<${shown.view} key=${shown.number} ...${shown.properties} />` : null}</dialog>`;
 }
 
