@@ -160,7 +160,7 @@ def roll(
 @app.command(short_help="Bring the guests of a host's last evacuation home.")
 def restore(
     host: options.Host,
-    policy: options.Policy = None,
+    policy: options.PolicyHome = None,
     wait: options.Wait = False,
     server: options.Server = None,
     output: options.Form = None,

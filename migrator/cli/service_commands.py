@@ -114,7 +114,7 @@ def check(
     output: options.Form = None,
     json: Json = False,
 ) -> None:
-    """Look whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
+    """Check whether a guest can move to a host. Changes nothing; exits with 3 when it cannot."""
     from migrator.cli import remote_queries  # noqa: PLC0415 - quick --help
 
     options.ask(

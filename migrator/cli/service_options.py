@@ -65,6 +65,14 @@ Policy = Annotated[
         autocompletion=completion.policies,
     ),
 ]
+PolicyHome = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What may be done to move a guest; default: the one that it left by.",
+        autocompletion=completion.policies,
+    ),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(

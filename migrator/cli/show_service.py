@@ -68,7 +68,7 @@ def plan_lines(found: Document) -> list[str]:
         if awaited:
             text += ", not counting what is waited for"
         if found["lower_bound_seconds"] is not None:
-            text += f"; no schedule can beat {show_seconds(found['lower_bound_seconds'])}"
+            text += f"; the links allow no less than {show_seconds(found['lower_bound_seconds'])}"
     lines += [f"path {each['note']}" for each in found["paths"] if each["basis"] != "configured"]
     return [clean(line) for line in (*lines, text)]
 
