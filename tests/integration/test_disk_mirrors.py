@@ -88,6 +88,13 @@ async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_fo
     async with mirrored(lab, one_crossing, size_bytes=8 * MIB) as (guest, mirrors, end):
         source, destination = guest.pair.source, guest.pair.destination
         await source.query("stop")
+
+        async def idle() -> bool:
+            (now,) = await source.query("query-jobs")
+            return bool(now["total-progress"] == now["current-progress"])
+
+        # While it waits for what it has sent already, a mirror counts nothing that is written meanwhile.
+        await until(idle, what="a mirror that has nothing under way")
         destination.sigstop()  # a mirror may copy 16 MiB at once, whatever its speed
         try:
             burst = 'qemu-io -d /machine/peripheral/disk0-device/virtio-backend "write -P 9 2M 6M"'
