@@ -65,7 +65,7 @@ async def test_guests_of_libvirt_go_along_and_nothing_of_them_is_left() -> None:
         pid = command.pid
     assert ended.code == 0, ended
     what = ended.out[ended.out.index("What became of them") :]
-    moved = [line.split() for line in what.splitlines() if "libvirt's" in line]
+    moved = [line.split() for line in what.splitlines() if "libvirt's;" in line]
     assert [(row[0], "precopy" in row) for row in moved] == [("shop", True), ("wiki", True)]
     assert "9 of 9 guests run on alpha again" in ended.out
     assert left_over(pid) == []
