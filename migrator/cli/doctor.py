@@ -94,7 +94,8 @@ def _configuration(settings: Settings, path: Path) -> Iterable[DoctorCheck]:
         complaints.append(fail(about, f"{path} names no host", "add [[hosts]]"))
     yield from complaints
     if not any(check.level is Level.FAIL for check in complaints):
-        yield ok(about, f"{path}: {len(settings.hosts)} hosts")
+        count = len(settings.hosts)
+        yield ok(about, f"{path}: {count} host{'' if count == 1 else 's'}")
 
 
 def _entrance(settings: Settings) -> Iterable[DoctorCheck]:
