@@ -306,7 +306,7 @@ from migrator.hosts import launch_scripts
 from migrator.hosts.access import Output
 from migrator.hosts.launch import Launcher
 from migrator.hosts.local import LocalAccess
-from migrator.settings.models import HostDefaults
+from migrator.settings.host_sections import HostDefaults
 
 async def main():
     section = HostDefaults(run_dir={str(lab.directory / "run")!r}, log_dir={str(lab.directory)!r})

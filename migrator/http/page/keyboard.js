@@ -1,6 +1,6 @@
 /** Keys for those who do not want to reach for the mouse at night. */
 import {html} from "./ui.js";
-import {close, open, opened} from "./dialogs.js";
+import {close, open} from "./dialogs.js";
 import {go, route} from "./router.js";
 import {store, who} from "./store.js";
 import {keep, kept} from "./theme.js";
@@ -41,7 +41,8 @@ function up() {
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.closest && event.target.closest("input, textarea, select");
-  if (opened) return;
+  // What is on the screen counts: of a dialog that was left by Escape the page is told a moment later.
+  if (document.querySelector("dialog[open]")) return;
   if (typing) { if (event.key === "Escape") event.target.blur(); return; }
   if (event.key === "Escape") { up(); return; }
   if (kept(OFF) === "yes") return;
