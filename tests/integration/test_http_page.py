@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,31 +14,10 @@ from migrator.api.events import MigrationStateChanged
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine
 from tests.http_service import OPERATOR, VIEWER
-from tests.page_browser import PHONE, Seen, chromium
-from tests.service_thread import ServiceThread, in_thread
+from tests.page_browser import PHONE, Seen
+from tests.service_thread import ServiceThread
 
 CHANGES = re.compile("^(Evacuate|Cancel|Move|Cordon|Roll|Activate|Restore|Resolve|Postcopy)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[ServiceThread]:
-    with in_thread(tmp_path) as service:
-        yield service
-
-
-@pytest.fixture
-def operator(browser: Any, service: ServiceThread) -> Iterator[Seen]:
-    seen = Seen(browser, service.place.url)
-    seen.sign_in()
-    seen.live()
-    yield seen
-    seen.close()
 
 
 def moving_slowly(service: ServiceThread, guest: str = "db") -> Any:

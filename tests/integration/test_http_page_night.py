@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,29 +16,8 @@ from migrator.api.saved_documents import LoadableDocument, SavedGuestDocument, S
 from migrator.core.hooks import Hook, HookPlace, HookResult, RollPoint
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine
-from tests.page_browser import PHONE, Seen, chromium
-from tests.service_thread import ServiceThread, in_thread
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[ServiceThread]:
-    with in_thread(tmp_path) as service:
-        yield service
-
-
-@pytest.fixture
-def operator(browser: Any, service: ServiceThread) -> Iterator[Seen]:
-    seen = Seen(browser, service.place.url)
-    seen.sign_in()
-    seen.live()
-    yield seen
-    seen.close()
+from tests.page_browser import PHONE, Seen
+from tests.service_thread import ServiceThread
 
 
 def held(service: ServiceThread, guest: str = "db") -> Any:
