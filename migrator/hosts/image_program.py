@@ -45,16 +45,31 @@ def say(**what: Any) -> None:
     sys.stdout.flush()
 
 
+def _connected(path: str, within: float) -> socket.socket:
+    """Connect to a server; the file of its socket is there a moment before it listens."""
+    until = time.monotonic() + within
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_ANSWER_SECONDS)
+        try:
+            connection.connect(path)
+            return connection
+        except OSError as error:
+            connection.close()
+            if not isinstance(error, ConnectionRefusedError) or time.monotonic() >= until:
+                raise
+        time.sleep(0.01)
+
+
 class NbdDisk:
     """A disk that is served over NBD at a unix socket.
 
+    :param within: seconds in which its server begins to listen, where that has only just been started.
     :raise OSError: there is no server, or it has gone.
     """
 
-    def __init__(self, path: str, export: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(_ANSWER_SECONDS)
-        self._socket.connect(path)
+    def __init__(self, path: str, export: str, *, within: float = 0.0) -> None:
+        self._socket = _connected(path, within)
         if not self._take(18).startswith(_GREETING):
             raise ImageProblem(f"there is no NBD server at {path}")
         name = export.encode()
@@ -138,18 +153,18 @@ def digests(wanted: dict[str, Any]) -> None:
     block and how many. ``rate``: bytes per second that are read at most.
     """
     if "image" not in wanted:
-        say(size=_digests(wanted["socket"], wanted["export"], wanted))
+        say(size=_digests(NbdDisk(wanted["socket"], wanted["export"]), wanted))
         return
     before = identity(wanted["image"])
     with served(wanted["image"], wanted["format"]) as path:
-        size = _digests(path, "disk", wanted)
+        size = _digests(NbdDisk(path, "disk", within=_BEGIN_SECONDS), wanted)
     if identity(wanted["image"]) != before:
         raise ImageProblem(f"{wanted['image']} was written to while it was read")
     say(size=size, identity=before)
 
 
-def _digests(path: str, export: str, wanted: dict[str, Any]) -> int:
-    disk, block = NbdDisk(path, export), wanted["block"]
+def _digests(disk: NbdDisk, wanted: dict[str, Any]) -> int:
+    block = wanted["block"]
     zeroes, began, count = bytes(block), time.monotonic(), 0
     lines: list[str] = []
     for number in (first + each for first, many in wanted["ranges"] for each in range(many)):

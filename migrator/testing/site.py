@@ -20,6 +20,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -208,7 +209,8 @@ class LabSite:
         def answers() -> bool:
             if self.service is None or self.service.poll() is not None:
                 raise LabError(f"the service ended: {self.log()}")
-            return (self.directory / "api.sock").exists()
+            with socket.socket(socket.AF_UNIX) as probe:  # its file is there before it listens
+                return probe.connect_ex(str(self.directory / "api.sock")) == 0
 
         await until(answers, what="the service", within=within)
 

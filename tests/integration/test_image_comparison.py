@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from migrator.core.image_removal import ImageRemoval, OldImage
 from migrator.errors import ComparisonFailed
+from migrator.hosts import image_program
 from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
 from migrator.site.connections import HostConnections
@@ -94,6 +97,18 @@ async def test_a_block_that_the_guest_did_not_write_tells_that_a_disk_is_another
         file.write(b"lost")
     with pytest.raises(ComparisonFailed, match=f"at {12 * MIB} "):
         await comparison().compare(replace(removal, images=(raw,)))
+
+
+def test_a_server_that_has_its_socket_and_does_not_listen_yet_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "nbd")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        with pytest.raises(ConnectionRefusedError):
+            image_program._connected(path, within=0.0)
+        listens = threading.Timer(0.1, server.listen)
+        listens.start()
+        image_program._connected(path, within=20.0).close()
+        listens.join()
 
 
 async def test_what_somebody_has_a_use_for_is_not_removed(tmp_path: Path) -> None:
