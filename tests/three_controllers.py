@@ -147,6 +147,7 @@ class Controller:
             name=self.name,
             live=heartbeat.live,
             live_now=heartbeat.live_now,
+            last_tokens=heartbeat.last_tokens,
             read=journal.metas,
             keep=journal.keep_meta,
             runs=self.process.may_run if world.guarded else None,

@@ -55,6 +55,7 @@ async def driving(
             keep=journal.keep_meta,
             live=heartbeat.live,
             live_now=heartbeat.live_now,
+            last_tokens=heartbeat.last_tokens,
         ),
     )
     live.subscribe(lambda new: (new.hosts, new.limits), site.prepare)

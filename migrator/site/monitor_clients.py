@@ -42,6 +42,8 @@ class MonitorClients:
     :param keep: keeps a text under a name; on disk when it returns.
     :param live: the controllers whose leases hold, this one among them, each with its token, as they were seen last.
     :param live_now: the same, seen now: before anything of another is ended.
+    :param last_tokens: the token that each controller had last, whether or not its lease still holds. One that came and
+        went while nothing was connected here has left connections behind, though the same ones live as before.
     :param disconnect: see :func:`migrator.hosts.disconnect.disconnect`; only a simulated host needs another.
     """
 
@@ -53,15 +55,17 @@ class MonitorClients:
         keep: Callable[[str, str], Awaitable[None]],
         live: Callable[[], Mapping[str, int]],
         live_now: Callable[[], Awaitable[Mapping[str, int]]],
+        last_tokens: Callable[[], Mapping[str, int]],
         disconnect: Callable[[Any, Sequence[str], Mapping[str, Any]], Awaitable[int]] = disconnect,
     ) -> None:
         self._name, self._read, self._keep, self._live = name, read, keep, live
-        self._live_now = live_now
+        self._live_now, self._last_tokens = live_now, last_tokens
         self._disconnect = disconnect
         #: What is written down of this controller at each host.
         self._written: dict[str, list[Mapping[str, Any]]] = {}
-        #: By host: for which process of this controller, and beside whom, it was seen to that nobody else holds one.
-        self._settled: dict[str, tuple[Mapping[str, Any], Mapping[str, int]]] = {}
+        #: By host: for which process of this controller, beside whom, and after whom, it was seen to that nobody else
+        #: holds one.
+        self._settled: dict[str, tuple[Mapping[str, Any], Mapping[str, int], Mapping[str, int]]] = {}
         #: Controllers before this one, by host: one that is only cut off from the journal connects again.
         self._former: dict[str, list[Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -75,12 +79,13 @@ class MonitorClients:
         """
         host = access.name
         try:
-            live = dict(self._live())
+            live, last_tokens = dict(self._live()), dict(self._last_tokens())
             mine = {**await access.client_identity(), _LEASE: live.get(self._name, 0)}
-            if self._settled.get(host) == (mine, live):
+            if self._settled.get(host) == (mine, live, last_tokens):
                 return
             async with self._locks[host]:
                 await self._prepare(access, patterns, mine, live)
+                self._settled[host] = mine, live, last_tokens
         except (HostError, JournalError) as error:
             logs.logger().warning("who holds monitors is not settled", host=host, error=str(error))
 
@@ -105,7 +110,7 @@ class MonitorClients:
         mine: Mapping[str, Any],
         live: Mapping[str, int],
     ) -> None:
-        host, identity, settled_with = access.name, _identity(mine), live
+        host, identity = access.name, _identity(mine)
         found = await self._found(host)
         own = [each for each in found.pop(self._name, ()) if _identity(each) != identity]
         await self._write(host, [*own, mine])
@@ -120,7 +125,6 @@ class MonitorClients:
         await self._write(host, [mine])
         if found.get(""):
             await self._keep(_key(host), "[]")  # controllers of older versions have gone for good
-        self._settled[host] = mine, settled_with
 
     async def _found(self, host: str) -> dict[str, list[Mapping[str, Any]]]:
         """Return what is written down of a host, by the controllers' names; under an empty one, of older versions."""

@@ -118,6 +118,10 @@ class Heartbeat:
         """
         return self._live(await self._journal.controllers.all())
 
+    def last_tokens(self) -> dict[str, int]:
+        """Return the token that each controller had last, as far as is known, whether or not its lease holds."""
+        return {each.info.name: each.token for each in self.now.controllers}
+
     def _live(self, controllers: Sequence[PresentController]) -> dict[str, int]:
         own = {} if self.lease is None else {self.name: self.lease.token}
         return own | {

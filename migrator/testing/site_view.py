@@ -73,6 +73,7 @@ class SiteView:
         name: str,
         live: Callable[[], Mapping[str, int]],
         live_now: Callable[[], Awaitable[Mapping[str, int]]],
+        last_tokens: Callable[[], Mapping[str, int]],
         read: Callable[[str], Awaitable[Mapping[str, str]]],
         keep: Callable[[str, str], Awaitable[None]],
         runs: Callable[[], bool] | None = None,
@@ -83,7 +84,13 @@ class SiteView:
         self._runs = runs
         self._guards: dict[str, SimulatedGuard] = {}
         self._clients = MonitorClients(
-            name=name, read=read, keep=keep, live=live, live_now=live_now, disconnect=self._disconnect
+            name=name,
+            read=read,
+            keep=keep,
+            live=live,
+            live_now=live_now,
+            last_tokens=last_tokens,
+            disconnect=self._disconnect,
         )
 
     def guard_process(self, host: str) -> SimulatedGuard | None:

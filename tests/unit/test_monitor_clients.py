@@ -25,8 +25,9 @@ class Controllers:
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
-        #: By name: the token of a lease that holds.
+        #: By name: the token of a lease that holds; and of the last one, that may be over.
         self.leases: dict[str, int] = {}
+        self.last_tokens: dict[str, int] = {}
         #: Processes whose connections were ended.
         self.ended: list[int] = []
 
@@ -47,7 +48,13 @@ class Controllers:
             return 1
 
         return MonitorClients(
-            name=name, read=read, keep=keep, live=lambda: seen, live_now=now, disconnect=disconnect
+            name=name,
+            read=read,
+            keep=keep,
+            live=lambda: seen,
+            live_now=now,
+            last_tokens=lambda: self.last_tokens,
+            disconnect=disconnect,
         )
 
 
@@ -78,3 +85,15 @@ async def test_connections_of_one_whose_lease_is_over_are_ended_and_may_be_ended
     assert clients.may_hold("h1")
     await clients.disconnect_again(Host(10), [])
     assert controllers.ended == [20, 20]
+
+
+async def test_connections_of_one_that_came_and_went_between_two_migrations_are_ended() -> None:
+    controllers = Controllers()
+    controllers.leases = {"one": 1}
+    clients = controllers.clients("one", {"one": 1})
+    await clients.prepare(Host(10), [])
+    controllers.leases["two"] = controllers.last_tokens["two"] = 7
+    await controllers.clients("two", {"one": 1, "two": 7}).prepare(Host(20), [])
+    del controllers.leases["two"]
+    await clients.prepare(Host(10), [])
+    assert controllers.ended == [20]
