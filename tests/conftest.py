@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +19,11 @@ import pytest
 from migrator.store.backend import Place, Server
 from migrator.testing import network
 from migrator.testing.lab import IDLE, GuestMachine, Habit, Lab, Pair, binaries
+from migrator.testing.libvirtd import LibvirtHosts
 from migrator.testing.network import LabHosts
 from migrator.testing.postgresql import Postgres
 from tests import journals, prestarted
+from tests import libvirt_hosts as libvirt_hosts_of_tests
 
 # Before the first test pytest-asyncio asks for the present event loop. Where none was ever set Python makes one, which
 # nobody closes, and the warning about that fails whichever test is running when it is collected.
@@ -46,6 +49,8 @@ _UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "accepta
 _SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
 #: Of the short tests, how many stand between long ones.
 _MIXED_RATIO = 0.6
+#: Numbers of directories for records.
+_RECORDS = itertools.count(1)
 _PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)
 _GIVES_WAY = min(19, _PRIORITY + 5)
 
@@ -275,6 +280,31 @@ def postgresql_place(postgresql: Postgres, shared_database: str) -> Iterator[Ser
     journals.all_closed(postgresql, shared_database)
 
 
+@pytest.fixture(scope="session")
+def libvirt_daemons() -> Iterator[LibvirtHosts]:
+    """Three hosts with a libvirtd each, for all tests of this process: what a test makes there it removes.
+
+    Here, and in no module that tests import: each that imports a fixture has one of its own.
+    """
+    if reason := libvirt_hosts_of_tests.reason():
+        missing(reason)
+    with tempfile.TemporaryDirectory(prefix="migrator-libvirt-") as directory:
+        hosts = LibvirtHosts(*libvirt_hosts_of_tests.NAMES, directory=Path(directory))
+        asyncio.run(hosts.__aenter__())
+        try:
+            yield hosts
+        finally:
+            asyncio.run(hosts.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def libvirt_hosts(libvirt_daemons: LibvirtHosts) -> Iterator[LibvirtHosts]:
+    """The hosts without a guest, each with its daemon at work, and the network whole; so they are afterwards."""
+    asyncio.run(libvirt_daemons.restore())
+    yield libvirt_daemons
+    asyncio.run(libvirt_daemons.restore())
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Runs the test with a journal in either database; it is empty."""
@@ -284,10 +314,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or leaves what is kept of binaries where a user has it; tests share it."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        yield base
+
+
 @pytest.fixture(autouse=True)
-def private_directories(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No test reads or leaves records where a user's are. What is known of binaries is shared between tests."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def private_records(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves records where a user's are. Their directory is made by whoever needs it: few do."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(private_cache / f"records-{next(_RECORDS)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -395,10 +396,10 @@ class TestRecord:
             assert (await direct(pair, *PLAIN)).code == 0
             await seen.verify("completed")
 
-    async def test_is_kept_where_the_state_directory_is(self, lab: Lab, tmp_path: Path) -> None:
+    async def test_is_kept_where_the_state_directory_is(self, lab: Lab) -> None:
         pair = await lab.pair(BUSY)
         assert (await direct(pair, *PLAIN)).code == 0
-        (kept,) = (tmp_path / "state" / "migrator" / "direct" / "ended").iterdir()
+        (kept,) = (Path(os.environ["XDG_STATE_HOME"]) / "migrator" / "direct" / "ended").iterdir()
         assert kept.stat().st_mode & 0o077 == 0
 
 

@@ -16,11 +16,9 @@ from migrator.testing.guest import IDLE, Habit
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts
 from tests.command import MIGRATOR, Command, Ended, started
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_hosts import guest_name
 from tests.libvirt_moves import MIB, WRITES, definition, has
 from tests.sshd import Sshd
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
 
 #: The image is one file for both hosts, on a file system that libvirt does not know to be shared.
 _ACCEPT = ("--accept", "libvirt-unsafe-cache")

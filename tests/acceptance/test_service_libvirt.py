@@ -18,10 +18,8 @@ from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from migrator.testing.network import LabHosts
 from tests.acceptance.service_site import MIB, LiveSite, eventually, guest
 from tests.certificates import make_directory
-from tests.libvirt_hosts import NAMES, guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_hosts import NAMES, guest_name
 from tests.libvirt_moves import definition, has
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
 
 #: The image is one file for all hosts, on a file system that libvirt does not know to be shared.
 _ACCEPT = ["libvirt-unsafe-cache"]

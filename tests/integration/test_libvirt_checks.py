@@ -16,9 +16,7 @@ from migrator.testing.guest import IDLE
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.integration.test_libvirt_guests import config
 from tests.integration.test_site_look import site_of
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
+from tests.libvirt_hosts import guest_name
 
 DEFAULT = builtin("default")
 #: What no target of these tests has.

@@ -17,7 +17,7 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.testing.guest import Habit
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtHosts
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_hosts import guest_name
 from tests.libvirt_moves import (
     MIB,
     PLAIN,
@@ -30,7 +30,6 @@ from tests.libvirt_moves import (
     definition,
 )
 
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
 BOTH_WAYS = pytest.mark.parametrize("peer_to_peer", [True, False], ids=["peer-to-peer", "managed-by-us"])
 
 

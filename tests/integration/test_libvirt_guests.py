@@ -19,9 +19,7 @@ from migrator.site.hosts import SiteHosts
 from migrator.testing.guest import IDLE
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
 from tests.integration.test_site_look import site_of
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
+from tests.libvirt_hosts import guest_name
 
 _SECONDS = 30.0
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from migrator.testing.guest import IDLE
 from migrator.testing.libvirtd import LibvirtHosts
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
+from tests.libvirt_hosts import guest_name
 
 
 async def test_guest_runs_on_while_its_daemon_is_killed_and_started_again(

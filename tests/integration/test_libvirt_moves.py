@@ -13,10 +13,8 @@ from migrator.core.model import Mode, State
 from migrator.core.policy import Compression, Policy, builtin
 from migrator.testing.guest import IDLE, write_image
 from migrator.testing.libvirtd import LibvirtHosts, domain_xml
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_hosts import guest_name
 from tests.libvirt_moves import MIB, PLAIN, SLOW, SLOW_POSTCOPY, WRITES, Busy, controller, definition, has
-
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
 
 
 @pytest.mark.parametrize(

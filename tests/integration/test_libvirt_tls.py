@@ -18,11 +18,10 @@ from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from tests.certificates import make_directory, self_made, write_directory
 from tests.integration.test_libvirt_faults import BOTH_WAYS
 from tests.integration.test_libvirt_moves import OWN
-from tests.libvirt_hosts import guest_name, libvirt_daemons, libvirt_hosts
+from tests.libvirt_hosts import guest_name
 from tests.libvirt_moves import MIB, PLAIN, WRITES, Busy, Controller, controller, definition
 from tests.wire_capture import captured
 
-__all__ = ["libvirt_daemons", "libvirt_hosts"]
 #: Every page that the guest has filled holds this, behind one byte.
 PATTERN = b"\x5a" + bytes(255)
 #: The certificates are for this, and not for the addresses that streams go to.
