@@ -144,9 +144,11 @@ def _guests() -> list[Any]:
     return [
         curves(
             "Guests",
-            "Those on the host, and of them those that have no monitor, or stand in a migration that nobody drives.",
+            "Those on the host, and of them those that have no monitor, or stand in a migration that nobody drives. "
+            "Those that libvirt has shut off stay when it is emptied.",
             "short",
             query(f"max(migrator_host_guests{{{_MINE}}})", "guests"),
+            query(f"max(migrator_host_guests_shut_off{{{_MINE}}})", "shut off, besides"),
             query(f"max(migrator_guest_unmonitored{{{_MINE}}})", "without a monitor"),
             query(f"max(migrator_guest_undriven{{{_MINE}}})", "in a migration that nobody drives"),
         ),

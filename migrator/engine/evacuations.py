@@ -117,7 +117,7 @@ class Evacuations:
         def close(run: Evacuation) -> Evacuation:
             after = run.ended_as(state, datetime.now(UTC))
             if run.kind == "evacuate":
-                after = replace(after, guests_shut_off=self._shut_off(run.host))
+                after = replace(after, guests_shut_off=self.shut_off(run.host))
             return replace(after, error=error) if error else after
 
         self._registry.change(identifier, close)
@@ -128,7 +128,7 @@ class Evacuations:
                 self.set_host(run.host, HostState.ACTIVE)
         self._announcer.evacuation(identifier, at_once=True)
 
-    def _shut_off(self, name: str) -> int | None:
+    def shut_off(self, name: str) -> int | None:
         """Return how many guests the host's libvirt has shut off; ``None``: it could not be asked."""
         host = self._inventory.host(name)
         if host is None or host.facts.libvirt_error:

@@ -189,6 +189,7 @@ class Rolls:
             up=host.up,
             error=host.error,
             boot_id=host.facts.boot_id,
+            shut_off=self._evacuations.shut_off(one.host),
             looked_at=looked.timestamp() - took if looked is not None else 0.0,
             evacuation=evacuation,
             evacuation_error=evacuation_error,

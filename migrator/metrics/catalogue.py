@@ -274,6 +274,12 @@ INVENTORY = (
     gauge("migrator_host_cordoned", "1 where no new guests come to the host.", "host", series="H"),
     gauge("migrator_host_guests", "Guests on the host.", "host", series="H"),
     gauge(
+        "migrator_host_guests_shut_off",
+        "Guests that its libvirt has shut off, besides: they stay when it is emptied. Absent where it cannot be asked.",
+        "host",
+        series="H",
+    ),
+    gauge(
         "migrator_guest_unmonitored",
         "Guests on the host whose QEMU has no monitor where it was looked for: they cannot be moved, nor asked.",
         "host",

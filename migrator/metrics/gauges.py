@@ -166,6 +166,8 @@ class Gauges:
                 families["host_state"].set((host.host, state), state == host.state)
             families["host_cordoned"].set((host.host,), host.cordoned)
             families["host_guests"].set((host.host,), host.guests)
+            if not host.libvirt_error:
+                families["host_guests_shut_off"].set((host.host,), host.guests_shut_off)
             families["guest_unmonitored"].set((host.host,), host.guests_unmonitored)
             families["guest_undriven"].set((host.host,), host.guests_undriven)
             for uuid in host.guests_duplicate:

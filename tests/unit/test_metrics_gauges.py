@@ -61,7 +61,7 @@ async def test_links_carry_the_sum_of_their_migrations(service: Service) -> None
 
 async def test_hosts_guests_and_evacuations(service: Service) -> None:
     queries = service.queries
-    queries.hosts_by_name["host-1"] = a_host(state=HostState.DRAINING, up=False, guests=7)
+    queries.hosts_by_name["host-1"] = a_host(state=HostState.DRAINING, up=False, guests=7, guests_shut_off=2)
     queries.guests_by_key["g"] = a_guest("g", movable=False)
     stuck = EvacuationGuest(guest="g", standing=GuestStanding.SET_ASIDE)
     fine = EvacuationGuest(guest="h", standing=GuestStanding.MOVED)
@@ -71,6 +71,7 @@ async def test_hosts_guests_and_evacuations(service: Service) -> None:
     assert await service.value("host_state", host="host-1", state="active") == 0
     assert await service.value("host_up", host="host-1") == 0
     assert await service.value("host_guests", host="host-1") == 7
+    assert await service.value("host_guests_shut_off", host="host-1") == 2
     assert await service.value("guest_migratable", guest="g", host="host-1") == 0
     both = {"evacuation": "e1", "host": "host-1"}
     assert await service.value("evacuation_at_risk", **both) == 1
@@ -78,6 +79,8 @@ async def test_hosts_guests_and_evacuations(service: Service) -> None:
     assert await service.value("evacuation_deadline_timestamp_seconds", **both) == deadline.timestamp()
     [only] = (await service.values())["migrator_evacuation_guest_stuck"]
     assert dict(only) == {**both, "guest": "g", "standing": "set-aside"}
+    queries.hosts_by_name["host-1"] = a_host(guests_shut_off=2, libvirt_error="no answer")
+    assert await service.value("host_guests_shut_off", host="host-1") is None
 
 
 async def test_the_dirty_rate_of_a_guest_is_that_of_its_migration_while_there_is_one(

@@ -258,12 +258,21 @@ def test_host_that_reboots_is_ready_only_with_another_boot_id() -> None:
         assert list(found) == [action]
 
 
-def test_host_that_is_not_ready_in_time_is_not_well() -> None:
+@pytest.mark.parametrize(
+    ("shut_off", "how_empty"),
+    [
+        (0, "it is empty"),
+        (1, "it is empty but for 1 guest that libvirt has shut off"),
+        (2, "it is empty but for 2 guests that libvirt has shut off"),
+        (None, "it is empty, but its libvirt could not be asked which guests it has shut off"),
+    ],
+)
+def test_host_that_is_not_ready_in_time_is_not_well(shut_off: int | None, how_empty: str) -> None:
     roll = RollProgress(hosts=(a_host(RollStage.AWAITED),), ready_timeout_seconds=5.0)
-    roll, found = step(roll, {"a": Seen(up=False, error="no route")}, now=NOW)
+    roll, found = step(roll, {"a": Seen(up=False, error="no route", shut_off=shut_off)}, now=NOW)
     assert not found
     assert roll.hosts[0].stage is RollStage.FAILED
-    assert roll.hosts[0].reason.endswith("it does not answer: no route; it is empty")
+    assert roll.hosts[0].reason.endswith(f"it does not answer: no route; {how_empty}")
 
 
 def test_no_more_hosts_are_away_than_allowed_and_none_is_begun_after_one_is_not_well() -> None:
@@ -405,6 +414,7 @@ class TestWhole:
     ) -> None:
         hooks = service.roll_hooks
         hooks.takes_seconds = 30.0
+        service.site.hosts["a"].shut_off_guests = 2
         async with service.running() as running:
             asked = await running.ask(Roll(hosts=["a", "b"]))
             await running.until(lambda: bool(hooks.told))
@@ -412,7 +422,7 @@ class TestWhole:
             end = await running.end_of(asked)
             assert end.state is EvacuationState.CANCELLED
             assert [each.reason for each in end.hosts] == [
-                "it is empty: migrator restore a fills it again",
+                "it is empty but for 2 guests that libvirt has shut off: migrator restore a fills it again",
                 "it was not begun",
             ]
             assert running.queries.host("a").state is HostState.MAINTENANCE

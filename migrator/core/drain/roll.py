@@ -105,6 +105,8 @@ class Seen:
     #: Why it is not, in one line.
     error: str = ""
     boot_id: str = ""
+    #: Guests that its libvirt has shut off, which stay on it; ``None``: it could not be asked.
+    shut_off: int | None = 0
     #: When the last look at it began that it answered, seconds since the epoch.
     looked_at: float = 0.0
     #: What has become of its evacuation and its restore; ``None``: they have not ended.
@@ -202,7 +204,9 @@ def _step(
         case RollStage.HANDED_OVER:
             return _handed_over(one, seen, now, cancelled, actions)
         case RollStage.AWAITED if cancelled:
-            return _to(one, RollStage.LEFT, now, f"it is empty: migrator restore {one.host} fills it again")
+            return _to(
+                one, RollStage.LEFT, now, f"{_empty(seen)}: migrator restore {one.host} fills it again"
+            )
         case RollStage.AWAITED:
             return _awaited(one, roll, seen, now, actions)
         case RollStage.RESTORING:
@@ -222,10 +226,12 @@ def _emptying(one: RollHost, seen: Seen, now: float, cancelled: bool, actions: l
                 actions.append(CancelRun(evacuation=one.evacuation))
             return one
         case EvacuationState.COMPLETED if cancelled:
-            return _to(one, RollStage.LEFT, now, f"it is empty: migrator restore {one.host} fills it again")
+            return _to(
+                one, RollStage.LEFT, now, f"{_empty(seen)}: migrator restore {one.host} fills it again"
+            )
         case EvacuationState.COMPLETED:
             actions.append(RunHooks(host=one.host, point=RollPoint.AFTER_DRAIN))
-            handed = _to(one, RollStage.HANDED_OVER, now, "it is empty; hooks after-drain run")
+            handed = _to(one, RollStage.HANDED_OVER, now, f"{_empty(seen)}; hooks after-drain run")
             return replace(handed, boot_id=seen.boot_id, attempts=1)
     if cancelled:
         return _to(one, RollStage.LEFT, now, "its evacuation was cancelled")
@@ -240,15 +246,17 @@ def _handed_over(
         return one
     if seen.hooks is None:
         if cancelled:
-            return _to(one, RollStage.LEFT, now, f"it is empty: migrator restore {one.host} fills it again")
+            return _to(
+                one, RollStage.LEFT, now, f"{_empty(seen)}: migrator restore {one.host} fills it again"
+            )
         actions.append(RunHooks(host=one.host, point=RollPoint.AFTER_DRAIN))
         return replace(one, attempts=one.attempts + 1)
     if not seen.hooks.agrees:
         return _to(
-            one, RollStage.FAILED, now, f"{seen.hooks.output or 'a hook after-drain failed'}; it is empty"
+            one, RollStage.FAILED, now, f"{seen.hooks.output or 'a hook after-drain failed'}; {_empty(seen)}"
         )
     if cancelled:
-        return _to(one, RollStage.LEFT, now, f"it is empty: migrator restore {one.host} fills it again")
+        return _to(one, RollStage.LEFT, now, f"{_empty(seen)}: migrator restore {one.host} fills it again")
     actions.append(LookAt(host=one.host))
     return _to(one, RollStage.AWAITED, now, "it is looked at")
 
@@ -264,7 +272,7 @@ def _awaited(
         wants = seen.hooks.output or "a hook ready says no"
     if now - one.since >= roll.ready_timeout_seconds:
         waited = show_seconds(roll.ready_timeout_seconds)
-        why = f"it was not ready within {waited}: {wants or 'its hooks ready take too long'}; it is empty"
+        why = f"it was not ready within {waited}: {wants or 'its hooks ready take too long'}; {_empty(seen)}"
         return _to(one, RollStage.FAILED, now, why)
     if _not_ready(one, roll, seen):
         actions.append(LookAt(host=one.host))
@@ -296,6 +304,15 @@ def _restoring(one: RollHost, seen: Seen, now: float, actions: list[RollAction])
             return _to(one, RollStage.DONE, now, "it is in use again")
     why = f": {seen.restore_error}" if seen.restore_error else ""
     return _to(one, RollStage.FAILED, now, f"its restore {one.restore} is {seen.restore}{why}")
+
+
+def _empty(seen: Seen) -> str:
+    """Say that a host is empty, and who is on it for all that."""
+    if seen.shut_off is None:
+        return "it is empty, but its libvirt could not be asked which guests it has shut off"
+    if not seen.shut_off:
+        return "it is empty"
+    return f"it is empty but for {seen.shut_off} guest{'s' * (seen.shut_off > 1)} that libvirt has shut off"
 
 
 def _to(one: RollHost, stage: RollStage, now: float, reason: str) -> RollHost:
