@@ -16,12 +16,18 @@ from migrator import settings as configuration
 from migrator import units
 from migrator.certificates import key_hash
 from migrator.cli import Exit, tables
-from migrator.core.process.certificates import CA_FILE, CLIENT_FILES, SERVER_FILES, HostCertificates
+from migrator.core.process.certificates import (
+    CA_FILE,
+    CLIENT_FILES,
+    DH_FILE,
+    SERVER_FILES,
+    HostCertificates,
+)
 from migrator.errors import HostError, UsageError
 from migrator.hosts.certificate_install import install_certificates
 from migrator.hosts.certificates import read_certificates
 from migrator.hosts.host_config import HostConfig, access, host_config
-from migrator.pki.authority import Authority
+from migrator.pki.authority import DH_PARAMS, Authority
 from migrator.settings import DEFAULT_PATH, Settings
 from migrator.text import clean
 
@@ -134,7 +140,7 @@ async def _install(
     authority: Authority, host: HostConfig, names: Sequence[str], *, days: int, owner: str = ""
 ) -> HostResult:
     issued = authority.issue(host.name, names, days=days)
-    files = {CA_FILE: authority.pem}
+    files = {CA_FILE: authority.pem, DH_FILE: DH_PARAMS}
     for certificate, key in (SERVER_FILES, CLIENT_FILES):
         files |= {key: issued.key, certificate: issued.certificate}
     host_access = access(host)

@@ -17,7 +17,7 @@ app.add_typer(pki, name="pki")
 _Days = Annotated[str | None, typer.Option(metavar="TIME", help="How long it is valid.")]
 
 
-@pki.command("init")
+@pki.command("init", short_help="Make the site's certificate authority.")
 def pki_init(valid: _Days = "3650d", config: ConfigFile = None, json: Json = False) -> None:
     """Make the site's certificate authority, in [site] pki_dir of this machine.
 
@@ -29,7 +29,7 @@ def pki_init(valid: _Days = "3650d", config: ConfigFile = None, json: Json = Fal
     work.make_authority(config, valid or "3650d", json_output=json)
 
 
-@pki.command("issue")
+@pki.command("issue", short_help="Make keys and certificates for hosts, and install them there.")
 def pki_issue(
     hosts: Annotated[list[str], typer.Argument(metavar="HOST…", help="By name; those of the configuration.")],
     name: Annotated[
@@ -55,7 +55,8 @@ def pki_issue(
     """Make a key and a certificate for each host, and install them there in its tls_dir.
 
     They go over the connection that migrator has to the host. The certificate is for both ends of a stream, and for the
-    host's name, its addresses and the host of its ssh. Migrations that are under way keep what they began with.
+    host's name, its addresses and the host of its ssh. Migrations that are under way keep what they began with. A
+    dh-params.pem is put beside them where there is none.
     """
     from migrator.cli import pki as work  # noqa: PLC0415 - quick --help
 
@@ -70,7 +71,7 @@ def pki_issue(
     )
 
 
-@pki.command("renew")
+@pki.command("renew", short_help="Issue new certificates to hosts whose own expire soon.")
 def pki_renew(
     hosts: Annotated[
         list[str] | None, typer.Argument(metavar="[HOST…]", help="Only these; else all of the configuration.")
@@ -92,7 +93,7 @@ def pki_renew(
     work.renew(config, hosts or [], within=within, valid=valid or "365d", json_output=json)
 
 
-@pki.command("show")
+@pki.command("show", short_help="Show the authority, and what certificates each host has.")
 def pki_show(config: ConfigFile = None, json: Json = False) -> None:
     """Show the authority, and of each host what certificates it has, for which names, and until when."""
     from migrator.cli import pki as work  # noqa: PLC0415 - quick --help

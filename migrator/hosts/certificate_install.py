@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from migrator.core.process.certificates import CLIENT_FILES, SERVER_FILES
+from migrator.core.process.certificates import CLIENT_FILES, DH_FILE, SERVER_FILES
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
 
@@ -20,9 +20,10 @@ if [ -z "$owner" ] && [ -e "$d/server-key.pem" ]; then owner=$(stat -c %u:%g -- 
 new=$(mktemp -d -- "$d/.new-XXXXXXXX")
 trap 'rm -rf -- "$new"' EXIT
 """
-_END = r"""[ -z "$owner" ] || chown -- "$owner" "$new"/*-key.pem
+_END = rf"""[ -z "$owner" ] || chown -- "$owner" "$new"/*-key.pem
+[ ! -e "$d/{DH_FILE}" ] || rm -f -- "$new/{DH_FILE}"
 sync "$new"/* 2>/dev/null || :
-for f in "$new"/*.pem; do mv -f -- "$f" "$d/${f##*/}"; done
+for f in "$new"/*.pem; do mv -f -- "$f" "$d/${{f##*/}}"; done
 echo done
 """
 _LAST = "--- end of file ---"
@@ -32,6 +33,8 @@ async def install_certificates(
     access: HostAccess, directory: str, files: Mapping[str, bytes], *, owner: str = ""
 ) -> None:
     """Write the files of a directory of certificates: keys of mode 0600, the others for all to read.
+
+    A group for Diffie-Hellman that is there already stays as it is.
 
     :param files: content in PEM, by name.
     :param owner: of the keys, ``USER`` or ``USER:GROUP``; empty: whoever owns those that are there, else who writes.

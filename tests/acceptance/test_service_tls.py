@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from migrator.pki.authority import DH_PARAMS
 from migrator.testing.lab import GuestMachine
 from tests.acceptance.service_site import MIB, LiveSite, Witness, eventually, guest, made
 from tests.certificates import self_made, write_directory
@@ -68,11 +69,16 @@ async def test_authority_issues_what_guests_move_with_and_renews_it(tmp_path: Pa
             "tls-required"
         ]
 
+        (tmp_path / "pki-b").mkdir()
+        (tmp_path / "pki-b" / "dh-params.pem").write_bytes(own := DH_PARAMS + b"\n")
         issued = await pki(site, "issue", "a", "b", "--valid", "20d", "--json")
         assert issued.code == 0, issued.err
         assert [each["result"] for each in json.loads(issued.out)["hosts"]] == ["issued", "issued"]
         for name in ("server-key.pem", "client-key.pem"):
             assert (tmp_path / "pki-a" / name).stat().st_mode & 0o777 == 0o600
+        # Without one QEMU computes a group for each guest that comes.
+        groups = [(tmp_path / f"pki-{name}" / "dh-params.pem").read_bytes() for name in ("a", "b")]
+        assert groups == [DH_PARAMS, own], "one that is there stays"
 
         document = await moved(site)
         assert (document["state"], document["tls"]) == ("completed", True), document["error"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 CA_FILE = "ca-cert.pem"
 SERVER_FILES = ("server-cert.pem", "server-key.pem")
 CLIENT_FILES = ("client-cert.pem", "client-key.pem")
+#: A group for Diffie-Hellman; where it is missing a QEMU that waits for a guest computes one.
+DH_FILE = "dh-params.pem"
 
 
 @dataclass(frozen=True, kw_only=True)
