@@ -21,6 +21,8 @@ from migrator.qemu.querying import query
 PERIPHERAL = "/machine/peripheral"
 #: Properties that say where on its bus a device sits.
 BUS_ADDRESS_PROPERTIES = ("addr", "nr", "scsi-id", "lun", "channel", "port", "unit")
+#: What QEMU puts behind a virtio device to say where its disk is; a person knows the disk by the device.
+_BACKEND = "/virtio-backend"
 _NUMBERED = re.compile(r"/machine/(?:unattached|peripheral-anon)/device\[\d+\]")
 
 
@@ -64,12 +66,13 @@ async def read_drive_slots(monitor: Monitor, blocks: Sequence[Mapping[str, Any]]
 async def read_inserted(monitor: Monitor, device: str) -> Mapping[str, Any]:
     """Return QEMU's description of the medium in a drive, by the name that every QEMU gives that alike.
 
+    :param device: as of :class:`DriveSlot`, or as records of earlier versions have it.
     :raise CommandFailed: there is no such drive, or nothing in it.
     :raise QemuError: when it cannot be asked.
     """
     blocks = await monitor.execute("query-block")
     for slot in await read_drive_slots(monitor, blocks):
-        if slot.name == device and slot.inserted:
+        if slot.name == device.removesuffix(_BACKEND) and slot.inserted:
             return slot.inserted
     raise CommandFailed(monitor.name, "query-block", "DeviceNotFound", f"there is no disk {device}")
 
@@ -78,7 +81,7 @@ async def _name(monitor: Monitor, block: Mapping[str, Any]) -> str:
     path = str(block.get("qdev") or "")
     numbered = _NUMBERED.match(path)
     if path and not numbered:
-        return path.removeprefix(f"{PERIPHERAL}/")
+        return path.removeprefix(f"{PERIPHERAL}/").removesuffix(_BACKEND)
     if numbered is None or block["device"]:
         return str(block["device"])
     driver, bus, place = await asyncio.gather(

@@ -98,7 +98,7 @@ class GuestMachine:
             *("-cpu", self.cpu, "-smp", str(self.smp), "-m", f"size={self.memory_bytes >> 10}k"),
             *("-blockdev", f"driver=file,node-name=disk0-file,filename={path},locking={self.image_locking}"),
             *("-blockdev", "driver=raw,node-name=disk0,file=disk0-file"),
-            *("-device", "virtio-blk-pci,id=disk0-device,drive=disk0,addr=0x4,bootindex=1"),
+            *("-device", "virtio-blk-pci,id=disk0,drive=disk0,addr=0x4,bootindex=1"),
             *self.extra,
         ]
 

@@ -97,7 +97,7 @@ async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_fo
         await until(idle, what="a mirror that has nothing under way")
         destination.sigstop()  # a mirror may copy 16 MiB at once, whatever its speed
         try:
-            burst = 'qemu-io -d /machine/peripheral/disk0-device/virtio-backend "write -P 9 2M 6M"'
+            burst = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "write -P 9 2M 6M"'
             await source.query("human-monitor-command", **{"command-line": burst})
 
             async def counted() -> bool:

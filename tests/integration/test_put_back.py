@@ -14,7 +14,7 @@ from tests.conftest import MakePair
 from tests.integration.test_under_way import Move
 
 BALLOON = "/machine/peripheral/balloon"
-DISK = "/machine/peripheral/disk0-device/virtio-backend"
+DISK = "/machine/peripheral/disk0/virtio-backend"
 MACHINE = GuestMachine(
     habit=Habit(region_bytes=16 << 20, bytes_per_second=4 << 20),
     extra=(
@@ -46,7 +46,7 @@ async def set_everything(qemu: LabQemu) -> None:
         await put("/objects/slow", "limits", {"bps-total": 5_000_000, "iops-read": 100})
         await put("/objects/io0", "poll-max-ns", 0)
         await put(BALLOON, "guest-stats-polling-interval", 7)
-        await put("/machine/peripheral/disk0-device", "bootindex", 3)
+        await put("/machine/peripheral/disk0", "bootindex", 3)
         for node, threshold in (("disk0", 4096), (await nameless(monitor), 8192)):
             arguments = {"node-name": node, "write-threshold": threshold}
             await monitor.execute("block-set-write-threshold", arguments)
@@ -80,7 +80,7 @@ async def everything(qemu: LabQemu) -> dict[str, Any]:
             "limits": await value("/objects/slow", "limits"),
             "polling": await value("/objects/io0", "poll-max-ns"),
             "statistics": await value(BALLOON, "guest-stats-polling-interval"),
-            "boot": await value("/machine/peripheral/disk0-device", "bootindex"),
+            "boot": await value("/machine/peripheral/disk0", "bootindex"),
             "thresholds": (nodes["disk0"], nodes[await nameless(monitor)]),
             "histogram": statistics[DISK]["rd_latency_histogram"]["boundaries"],
             "parameters": {name: parameters[name] for name in ("announce-rounds", "xbzrle-cache-size")},

@@ -340,7 +340,7 @@ class TestHotPlug:
         guest = await site.move(guest_of(qemu), "beta")
         moved = Moved(machine, lab, guest.socket)
         names = {entry["name"] for entry in await moved.query("qom-list", path="/machine/peripheral")}
-        assert names == {"type", "ports", "stays", "disk0-device"}
+        assert names == {"type", "ports", "stays", "disk0"}
         objects = {entry["name"] for entry in await moved.query("qom-list", path="/objects")}
         assert "rng0" in objects
         assert "rng1" not in objects
