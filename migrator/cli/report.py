@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from migrator.api.documents import DecisionDocument, MigrationDocument
 from migrator.cli.picture import Curve, Mark, Panel, TimeSpan, picture
 from migrator.cli.recording import read
+from migrator.cli.show import took
 from migrator.core.model import STOPPED_MODES, Decision, Sample, State
 from migrator.errors import UsageError
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -144,7 +145,7 @@ def render(
     end = max(ends, default=0.0) or 1.0
     return picture(
         title=_title(document),
-        facts=_facts(document),
+        facts=_facts(document, samples),
         alarm=document.ceiling_exceeded,
         panels=[*_disks(disks), *_panels(document, samples, end)],
         marks=[_mark(number, each) for number, each in enumerate(decisions, start=1)],
@@ -159,11 +160,12 @@ def _title(document: MigrationDocument) -> str:
     return f"{guest}: {way}" if guest else f"Migration {document.id}"
 
 
-def _facts(document: MigrationDocument) -> list[str]:
+def _facts(document: MigrationDocument, samples: Sequence[Sample]) -> list[str]:
     ceiling = show_seconds(document.max_downtime_seconds)
     first = [f"{document.state}", f"policy {document.policy}", f"mode {document.mode}"]
     if document.duration_seconds is not None:
-        first.append(f"took {show_seconds(document.duration_seconds)}")
+        whole = samples[-1].at_seconds if samples else None
+        first.append(took(document.mode, document.state, document.duration_seconds, whole_seconds=whole))
     if document.downtime_seconds is not None:
         above = "above its ceiling of" if document.ceiling_exceeded else "ceiling"
         asked = "" if document.mode in STOPPED_MODES else f" ({above} {ceiling})"

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from migrator.cli import remedies
-from migrator.core.model import Decision, Finding, State
+from migrator.core.model import Decision, Finding, Mode, State
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -164,7 +164,8 @@ def _summary(result: MigrationOutcome) -> list[str]:
                 downtime += f" (give or take {show_seconds(result.downtime_uncertainty_seconds or 0)})"
         downtime += stood_still(result.downtime_seconds, result.standstill_seconds)
         lines.append(
-            f"    {result.mode}, {show_seconds(result.duration_seconds)}, downtime {downtime} "
+            f"    {result.mode}, {took(result.mode, result.state, result.duration_seconds, whole_seconds=None)}, "
+            f"downtime {downtime} "
             f"({ceiling(result.max_downtime_seconds, exceeded=result.ceiling_exceeded)}), {result.rounds} rounds, "
             f"{sent(result.transferred_bytes, disk_bytes=result.disk_bytes, tls=result.tls)}"
         )
@@ -188,6 +189,17 @@ def sent(memory_bytes: int, *, disk_bytes: int, tls: bool) -> str:
 _ABOVE = "above its ceiling of"
 #: In a line about a guest that stood still for longer than its policy allows.
 _ALARMING = (_ABOVE, "longer than its policy allows")
+
+
+def took(mode: str, state: str, seconds: float, *, whole_seconds: float | None) -> str:
+    """Return the words on how long a migration took: in postcopy a guest runs at its destination long before the end.
+
+    :param whole_seconds: until all of its memory was there; ``None``: that is not known.
+    """
+    if mode != Mode.POSTCOPY or state != State.COMPLETED:
+        return f"took {show_seconds(seconds)}"
+    whole = "" if whole_seconds is None else f", had all of its memory after {show_seconds(whole_seconds)}"
+    return f"ran there after {show_seconds(seconds)}{whole}"
 
 
 def ceiling(seconds: float, *, exceeded: bool) -> str:

@@ -282,6 +282,14 @@ def test_a_recorded_run_becomes_a_picture(tmp_path: Path) -> None:
     assert "completed · policy gentle · mode precopy · took 5.0 s · downtime 40 ms (ceiling 100 ms)" in texts
 
 
+def test_a_guest_in_postcopy_has_its_memory_later_than_it_runs_there() -> None:
+    ended = _ended(mode=Mode.POSTCOPY, duration_seconds=0.256)
+    first = next(text for text in _texts(render(ended, _samples(), [])) if text.startswith("completed"))
+    assert "mode postcopy · ran there after 256 ms, had all of its memory after 4.9 s · downtime" in first
+    undone = _ended(mode=Mode.POSTCOPY, duration_seconds=0.256, state=State.FAILED)
+    assert any("took 256 ms" in text for text in _texts(render(undone, _samples(), [])))
+
+
 def test_one_that_was_broken_off_too(tmp_path: Path) -> None:
     _record(tmp_path / "run.jsonl", whole=False)
     document, samples, decisions = recorded(tmp_path / "run.jsonl")

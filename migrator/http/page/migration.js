@@ -60,7 +60,7 @@ function figures(one) {
   return [
     ["Policy", one.policy], ["Mode", one.mode], one.evacuation && ["Part of", html`<a href=${links.evacuation(one.evacuation)}>an evacuation</a>`], one.moved_with && ["Moved with", plain(one.moved_with)],
     ["Began", `${clock(one.started_at || one.created_at)}, ${relative(one.started_at || one.created_at)}`], one.ended_at && ["Ended", clock(one.ended_at)],
-    one.duration_seconds !== null && ["Took", seconds(one.duration_seconds)], one.preparation_seconds !== null && ["Preparation", seconds(one.preparation_seconds)],
+    one.duration_seconds !== null && [one.mode === "postcopy" && one.state === "completed" ? "Ran there after" : "Took", seconds(one.duration_seconds)], one.preparation_seconds !== null && ["Preparation", seconds(one.preparation_seconds)],
     ["Rounds", one.round], ["Sent", bytes(one.transferred_bytes)], one.total_bytes && ["Memory", bytes(one.total_bytes)], one.disk_bytes ? ["Disks copied", bytes(one.disk_bytes)] : null,
     one.bandwidth_bytes_per_second && !one.ended_at && ["Bandwidth", rate(one.bandwidth_bytes_per_second)], one.dirty_rate_bytes_per_second && !one.ended_at && ["Dirty rate", rate(one.dirty_rate_bytes_per_second)],
     ["Slowed down by at most", percent(Math.max(one.max_throttle_ratio, one.throttle_ratio))], one.recoveries ? ["Streams mended", one.recoveries] : null,
