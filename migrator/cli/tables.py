@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 Row = Sequence[str]
 
-#: Columns that are cut first, and no shorter than this while there are lesser ones to leave out.
-_GIVE_WAY = ("GUEST", "NAME", "NOTE", "WHY", "EXPERIENCE")
-_LEAST_WIDTH = 20
 #: Columns that go on below instead of being cut.
-_WRAPS = ("NOTE", "WHY", "EXPERIENCE")
+_WRAPS = (
+    *("NOTE", "WHY", "EXPERIENCE", "ALLOWS", "HOSTS"),
+    *("FILE", "CAN BE LOADED ON", "NAMES", "DIRECTORY"),
+)
+#: Columns that become narrower first, and no narrower than this while there are lesser ones to leave out.
+_GIVE_WAY = ("GUEST", "NAME", *_WRAPS)
+_LEAST_WIDTH = 20
 #: More than any line has.
 _ANY_WIDTH = 100_000
 #: Indentation of what stands below its row.
@@ -48,6 +51,9 @@ _LESSER = (
     "LEASE",
     "DRIVES",
     "LEFT",
+    "BY QEMU",
+    "SAVED",
+    "SIZE",
 )
 
 #: The state of a migration that completed, but not as its policy wants it.
@@ -184,7 +190,8 @@ def _fit(header: Row, natural: Sequence[int], kept: list[int], width: int) -> di
                 widths[widest] -= 1
             else:
                 return widths
-            lesser = [n for name in _LESSER for n in columns if header[n] == name]
+            # In the list of policies it is what a row is about.
+            lesser = [n for name in _LESSER for n in columns if header[n] == name and (n or name != "POLICY")]
             if not lesser:
                 break
             columns.remove(lesser[0])

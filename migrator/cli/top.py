@@ -238,7 +238,8 @@ class Top:
 
     def _last_line(self, width: int) -> str:
         if not self._asked:
-            return _HELP if len(_HELP) <= width else _SHORT_HELP
+            keys = _HELP if len(_HELP) <= width else _SHORT_HELP
+            return keys.replace("Enter why", "Esc back") if self._why else keys
         what = "cancel it" if self._asked == "cancel" else "switch it to postcopy"
         return f"{self._chosen}: {what}? y does it, any other key does not"
 

@@ -14,7 +14,7 @@ from migrator.cli.client import AWAY_SECONDS, Document, NotReachable, ServiceCli
 from migrator.cli.output import OutputForm
 from migrator.cli.show import ceiling, print_line
 from migrator.text import clean
-from migrator.units import show_ratio
+from migrator.units import show_ratio, show_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -308,7 +308,8 @@ class _View:
 
 def _end(one: Document) -> str:
     if show.exceeded(one):
-        return f"the guest stood still, {ceiling(one['max_downtime_seconds'], exceeded=True)}"
+        stood = show_seconds(one["standstill_seconds"] or one["downtime_seconds"] or 0.0)
+        return f"the guest stood still for {stood}, {ceiling(one['max_downtime_seconds'], exceeded=True)}"
     return one.get("error") or ""
 
 

@@ -89,6 +89,37 @@ def test_reasons_are_never_cut_whatever_the_width(width: int):
     assert "".join(why.split()) in "".join(shown.split())
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_policies_keep_their_names_and_every_word_of_what_they_allow(width: int):
+    allows = [f"sentence{number}" for number in range(40)]
+    lines = tables.grid(
+        ("POLICY", "GUESTS", "FROM", "ALLOWS"),
+        [("gentle (default)", "2", "built in", " ".join(allows))],
+        width=width,
+    ).plain
+    assert set(allows) < set(lines.split())
+    assert "gentle (default)" in lines
+
+
+def test_a_saved_guest_is_shown_with_its_file_and_where_it_can_be_loaded():
+    hosts = ", ".join(f"host-{number}" for number in range(12))
+    row = (
+        "db-1",
+        "host-1",
+        "/srv/saved/db-1.state",
+        "2026-11-30 02:30",
+        "1.0 GiB",
+        "10.0.2",
+        "saved",
+        hosts,
+        "",
+    )
+    header = ("GUEST", "HOST", "FILE", "SAVED", "SIZE", "BY QEMU", "STATE", "CAN BE LOADED ON", "NOTE")
+    lines = tables.grid(header, [row], width=80).plain
+    assert "/srv/saved/db-1.state" in lines
+    assert set(hosts.split()) < set(lines.split())
+
+
 def test_the_state_of_a_token_fits_a_usual_terminal():
     row = [
         "scheduler-of-the-second-site",
