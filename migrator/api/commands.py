@@ -229,10 +229,12 @@ class Restore(_AboutHost, _Extended):
     """Bring the guests of the last evacuation home and make the host active."""
 
     verb: ClassVar[str] = "restore"
-    further: ClassVar[tuple[str, ...]] = ("evacuation",)
+    further: ClassVar[tuple[str, ...]] = ("evacuation", "dry_run")
     policy: Name | None = None
     #: Only whom this evacuation of the host moved away; default: all who are away since its last restore.
     evacuation: Name | None = None
+    #: Only say who would come home, and what may be done to them; nothing is done.
+    dry_run: bool | None = None
 
 
 class Activate(_AboutHost):

@@ -88,3 +88,21 @@ class PlanDocument(Document):
     takes_p90_seconds: float | None = None
     #: What no schedule can beat: bytes that must go over the links, and the largest single guest.
     lower_bound_seconds: float | None = None
+
+
+class HomecomingPolicy(Document):
+    """Guests that come home by one policy."""
+
+    #: The one that is asked for, else the one that they left by; empty: each comes by its own.
+    policy: str
+    guests: int
+    #: What it allows, for a person: one sentence each; none where each comes by its own.
+    allows: list[str] = Field(default_factory=list)
+
+
+class RestorePlanDocument(Document):
+    """Guests that a restore would bring home, before the act."""
+
+    host: str
+    guests: int = 0
+    policies: list[HomecomingPolicy] = Field(default_factory=list)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionDocument
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.inventory_documents import HostDocument
-from migrator.api.plan_documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.saved_documents import SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.errors import MigratorError
@@ -21,6 +21,7 @@ Answer = (
     | EvacuationDocument
     | HostDocument
     | PlanDocument
+    | RestorePlanDocument
     | CheckDocument
     | ResolutionDocument
     | SavedGuestsDocument
@@ -75,6 +76,7 @@ class Reply(BaseModel):
             "evacuation",
             "host",
             "plan",
+            "restore-plan",
             "check",
             "resolution",
             "saved",

@@ -161,6 +161,12 @@ def roll(
 def restore(
     host: options.Host,
     policy: options.PolicyHome = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only show who would come home, and by which policies; changes nothing."
+        ),
+    ] = False,
     wait: options.Wait = False,
     server: options.Server = None,
     output: options.Form = None,
@@ -169,6 +175,16 @@ def restore(
     """Bring the guests of a host's last evacuation home and make the host active."""
     from migrator.cli import remote  # noqa: PLC0415 - quick --help
 
+    if dry_run:
+        if wait:
+            raise UsageError("--dry-run begins nothing that --wait could wait for")
+        options.ask(
+            lambda client, form: remote.restore_plan(client, host, policy, output=form),
+            server,
+            output,
+            json=json,
+        )
+        return
     options.ask(
         lambda client, form: remote.restore(client, host, policy, wait=wait, output=form),
         server,

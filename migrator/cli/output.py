@@ -26,6 +26,7 @@ _NAMED = (
     ("possible", "guest", "guest"),
     ("allows", "policy", "name"),
     ("timeout_seconds", "hook", "name"),
+    ("policies", "host", "host"),
 )
 #: Fields with lists of what is named, of a document that is none itself.
 _LISTS = ("items", "migrations", "evacuations", "controllers")

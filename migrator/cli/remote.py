@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from migrator import units, wall_clock
-from migrator.cli import Exit, restoring
+from migrator.cli import Exit
 from migrator.cli import show_service as show
 from migrator.cli.client import Document, NotReachable, Rejected, ServiceClient, segment
 from migrator.cli.output import OutputForm
@@ -240,12 +241,20 @@ def roll(
 
 
 def restore(client: ServiceClient, host: str, policy: str | None, *, wait: bool, output: OutputForm) -> int:
-    """Bring the guests of the last evacuation home."""
-    if policy is None and not output.document:
-        for line in restoring.by_which_policies(client, host):
-            print_line(line)
-    begun = client.post(f"hosts/{segment(host)}/restore", {"policy": policy})
-    return _emptying(client, begun, wait=wait, output=output)
+    """Bring the guests of the last evacuation home; by which policies, and what those allow, is said before."""
+    path = f"hosts/{segment(host)}/restore"
+    if not output.document:
+        # An older service cannot say it; what else is wrong the restore itself is told.
+        with contextlib.suppress(Rejected):
+            for line in show.homecoming_lines(client.post(path, {"policy": policy, "dry_run": True})):
+                print_line(line)
+    return _emptying(client, client.post(path, {"policy": policy}), wait=wait, output=output)
+
+
+def restore_plan(client: ServiceClient, host: str, policy: str | None, *, output: OutputForm) -> None:
+    """Say who would come home, by which policies, and what those allow."""
+    found = client.post(f"hosts/{segment(host)}/restore", {"policy": policy, "dry_run": True})
+    print_document(found, output=output, lines=lambda: show.homecoming_lines(found))
 
 
 def _emptying(client: ServiceClient, begun: Document, *, wait: bool, output: OutputForm) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from migrator import wall_clock
 from migrator.cli import remedies
-from migrator.cli.show import ceiling, sent, stood_still
+from migrator.cli.show import ceiling, sent, stood_still, took
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
 
@@ -85,6 +85,21 @@ def _shut_off_lines(found: Document) -> list[str]:
         f"{found['host']} keeps {what} that libvirt has shut off: virsh list --inactive names {them}",
         "    what to do: virsh migrate --offline --persistent --undefinesource takes a definition to another host",
     ]
+
+
+def homecoming_lines(found: Document) -> list[str]:
+    """Return the lines that say who comes home with a restore, by which policies, and what each allows."""
+    many = found["guests"]
+    if not many:
+        return [clean(f"no guest is away from {found['host']}: only its maintenance ends")]
+    lines = [f"{many} guest{'s come' if many > 1 else ' comes'} home to {found['host']}:"]
+    for each in found["policies"]:
+        if each["policy"]:
+            lines.append(f"    {each['guests']} by the policy {each['policy']} (another: --policy NAME)")
+            lines += [f"        {sentence}" for sentence in each["allows"]]
+        else:
+            lines.append(f"    {each['guests']} by {'their' if each['guests'] > 1 else 'its'} own policy")
+    return [clean(line) for line in lines]
 
 
 def in_time(found: Document, left: timedelta, *, what: str = "deadline") -> str:
@@ -229,8 +244,10 @@ def migration_lines(one: Document) -> list[str]:
         downtime += stood_still(one["downtime_seconds"], one.get("standstill_seconds"))
         limit = one["downtime_limit_seconds"]
         given = "" if limit is None else f", QEMU was given {show_seconds(limit)}"
+        whole = _whole(one)
         lines.append(
-            f"    {one['mode']}, {show_seconds(one['duration_seconds'])}, downtime {downtime} "
+            f"    {one['mode']}, {took(one['mode'], one['state'], one['duration_seconds'], whole_seconds=whole)}, "
+            f"downtime {downtime} "
             f"({ceiling(one['max_downtime_seconds'], exceeded=exceeded(one))}{given}), "
             f"{sent(one['transferred_bytes'], disk_bytes=one.get('disk_bytes', 0), tls=one.get('tls', False))}"
         )
@@ -252,6 +269,14 @@ def migration_lines(one: Document) -> list[str]:
     lines += [f"    {line}" for line in finding_lines(one["findings"])]
     lines += [decision_line(decision) for decision in one["decisions"]]
     return [clean(line) for line in lines]
+
+
+def _whole(one: Document) -> float | None:
+    """Return how long a migration took in all, as postcopy does long after the guest runs there."""
+    began, ended = one.get("started_at"), one.get("ended_at")
+    if not began or not ended:
+        return None
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
 
 
 def _ends(one: Document) -> str:

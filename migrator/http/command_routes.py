@@ -17,7 +17,7 @@ from migrator.api.commands import COMMANDS, Name
 from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionDocument
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.inventory_documents import HostDocument
-from migrator.api.plan_documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.replies import Reply
 from migrator.api.requests import Caller, Envelope
 from migrator.api.saved_documents import SavedGuestsDocument
@@ -185,9 +185,19 @@ async def evacuate(request: Request, host: query_routes.Identifier, caller: Know
     return await _ask(request, caller, "evacuate", {"host": host})
 
 
-@_command("/hosts/{host}/restore", "restore", "host", answer=EvacuationDocument, tag="hosts")
+@_command(
+    "/hosts/{host}/restore",
+    "restore",
+    "host",
+    answer=EvacuationDocument,
+    tag="hosts",
+    responses={200: {"model": RestorePlanDocument, "description": "With `dry_run`: who would come home"}},
+)
 async def restore(request: Request, host: query_routes.Identifier, caller: KnownCaller) -> Response:
-    """Bring the guests of the last evacuation home and make the host active."""
+    """Bring the guests of the last evacuation home and make the host active.
+
+    With `dry_run` nothing is done: the answer says who would come home by which policy, and what that allows.
+    """
     return await _ask(request, caller, "restore", {"host": host})
 
 

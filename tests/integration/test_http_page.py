@@ -76,6 +76,27 @@ def test_a_host_that_was_emptied_shows_what_its_libvirt_has_shut_off(operator: S
     expect(operator.page.locator(".past").get_by_text("2 more shut off")).to_be_visible()
 
 
+def test_who_comes_home_and_what_may_be_done_to_them_is_said_before_a_restore(
+    operator: Seen, service: ServiceThread
+):
+    begun = service.ask(Evacuate(host="alpha", policy="offline"))
+    operator.go(f"#/evacuations/{begun.id}")
+    expect(operator.page.locator("h1 + .state")).to_have_text("completed")
+    operator.go("#/hosts/alpha")
+    operator.button(re.compile("^Restore")).click()
+    dialog = operator.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("come home, and it takes guests again.")
+    expect(dialog).to_contain_text("by the policy offline, which allows:")
+    expect(dialog).to_contain_text(
+        "The guest is stopped first and stands still until all of it has been copied."
+    )
+    dialog.get_by_label("Policy").select_option("gentle")
+    expect(dialog).to_contain_text("by the policy gentle, which allows:")
+    dialog.get_by_role("button", name="Restore alpha").click()
+    expect(dialog).to_have_count(0)
+    service.until(lambda running: running.queries.host("alpha").guests == 3, "its guests are home")
+
+
 def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: Seen, service: ServiceThread):
     service.do(lambda running: setattr(service.service.site.hosts["beta"], "down", True))
     service.do(lambda running: running.queries.refresh())

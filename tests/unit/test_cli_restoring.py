@@ -8,61 +8,76 @@ from typing import Any, cast
 import pytest
 
 from migrator.cli import remote
-from migrator.cli.client import ServiceClient
+from migrator.cli.client import Rejected, ServiceClient
 from migrator.cli.output import OutputForm
-from migrator.cli.restoring import asked_for
 
 STILL = "The guest is stopped first and stands still until all of it has been copied."
+BEGUN: dict[str, Any] = {
+    "id": "r1",
+    "kind": "restore",
+    "host": "a",
+    "state": "running",
+    "policy": "offline",
+    "error": "",
+    "ended_at": None,
+    "deadline": None,
+    "forecast_end_at": None,
+    "guests": [],
+    "guests_left": 2,
+}
+BY_OFFLINE = {"policy": "offline", "guests": 2, "allows": [STILL]}
+BY_THEIR_OWN = {"policy": "", "guests": 1, "allows": []}
 
 
-def past(kind: str = "evacuate", policy: str = "", *, standing: str = "moved", **more: Any) -> dict[str, Any]:
-    left = int(standing != "moved")
-    guests = [{"standing": standing}]
-    given = {"kind": kind, "policy": policy, "state": "completed", "ended_at": "then", "guests_left": left}
-    return {**given, "guests": guests, **more}
+def plan(*policies: dict[str, Any]) -> dict[str, Any]:
+    return {"host": "a", "guests": sum(each["guests"] for each in policies), "policies": list(policies)}
 
 
-@pytest.mark.parametrize(
-    ("evacuations", "names"),
-    [
-        ([past(policy="offline")], ["offline"]),
-        ([past()], []),
-        ([past(policy="offline", standing="stayed")], []),
-        ([past(policy="offline", state="scheduled", ended_at=None), past(policy="cold")], ["cold"]),
-        ([past(policy="cold"), past(policy="offline"), past(policy="cold")], ["cold", "offline"]),
-        ([past(policy="cold"), past("restore", "gentle"), past(policy="offline")], ["cold"]),
-        ([past("restore", "offline", standing="stayed"), past(policy="cold")], ["offline"]),
-        ([past("restore", "offline"), past(policy="cold")], []),
-    ],
-)
-def test_policies_are_those_of_whom_the_restore_brings_home(
-    evacuations: list[dict[str, Any]], names: list[str]
-) -> None:
-    assert asked_for(evacuations) == names
-
-
-@pytest.mark.parametrize("named", [None, "gentle"])
-def test_that_guests_will_stand_still_is_said_before_the_restore_is_asked_for(
-    named: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def restored(
+    capsys: pytest.CaptureFixture[str], *answers: Any, output: OutputForm = OutputForm.TABLE
+) -> tuple[list[Any], str]:
+    """Return what was asked for, and what was said before the restore itself was."""
+    asked: list[Any] = []
     said: list[str] = []
-    answers = {
-        "evacuations": {"items": [past(policy="offline")]},
-        "policies": {"items": [{"name": "offline", "allows": [STILL]}]},
-    }
+    left = list(answers)
 
-    def post(path: str, _: Any) -> dict[str, Any]:
+    def post(path: str, body: Any) -> Any:
         assert path == "hosts/a/restore"
+        asked.append(body)
         said.append(capsys.readouterr().out)
-        shown: dict[str, Any] = {
-            "id": "r1",
-            "host": "a",
-            "error": "",
-            "deadline": None,
-            "forecast_end_at": None,
-        }
-        return past("restore", "offline", **shown, guests=[])
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    client = cast(ServiceClient, SimpleNamespace(get=lambda path, **_: answers[path], post=post))
-    remote.restore(client, "a", named, wait=False, output=OutputForm.TABLE)
-    assert (STILL in said[0], "by the policy offline" in said[0]) == (named is None, named is None)
+    client = cast(ServiceClient, SimpleNamespace(post=post))
+    remote.restore(client, "a", None, wait=False, output=output)
+    return asked, said[-1]
+
+
+def test_that_guests_will_stand_still_is_said_before_the_restore_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, said = restored(capsys, plan(BY_OFFLINE, BY_THEIR_OWN), BEGUN)
+    assert asked == [{"policy": None, "dry_run": True}, {"policy": None}]
+    assert said.splitlines() == [
+        "3 guests come home to a:",
+        "    2 by the policy offline (another: --policy NAME)",
+        f"        {STILL}",
+        "    1 by its own policy",
+    ]
+
+
+def test_a_service_that_cannot_say_it_restores_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    older = Rejected(422, "invalid", "dry_run: there is no such field", [])
+    asked, said = restored(capsys, older, BEGUN)
+    assert (asked[-1], said) == ({"policy": None}, "")
+
+
+def test_a_program_is_told_of_the_restore_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert restored(capsys, BEGUN, output=OutputForm.JSON)[0] == [{"policy": None}]
+
+
+def test_a_host_that_nobody_is_away_from_only_becomes_active(capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = restored(capsys, plan(), BEGUN)
+    assert said == "no guest is away from a: only its maintenance ends\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,37 @@ async def test_guests_that_came_by_several_policies_go_home_each_by_its_own_also
         assert end.state is EvacuationState.COMPLETED
         home = [each for each in await running.queries.migrations(limit=9) if each.evacuation == run.id]
         assert {each.guest_name: each.policy for each in home} == {"wild": "must-finish", "calm": "gentle"}
+
+
+async def test_who_would_come_home_and_how_is_said_before_and_nothing_is_begun(
+    service: SimulatedService,
+) -> None:
+    for name in ("one", "two"):
+        service.site.add_guest(name, host="a")
+    async with service.running() as running:
+        await running.end_of(await running.ask(Evacuate(host="a", policy="offline")))
+        await running.ask(Activate(host="a"))
+        service.site.add_guest("late", host="a")
+        await running.engine.inventory.look_at_all()
+        await running.end_of(await running.ask(Evacuate(host="a")))
+        before = list(running.engine.registry.evacuations)
+
+        async def said(**asked: Any) -> dict[str, int]:
+            found = await running.ask(Restore(host="a", dry_run=True, **asked))
+            assert found.guests == sum(each.guests for each in found.policies)
+            for each in found.policies:
+                assert bool(each.allows) == bool(each.policy)
+            return {each.policy: each.guests for each in found.policies}
+
+        assert await said() == {"": 1, "offline": 2}
+        assert await said(policy="gentle") == {"gentle": 3}
+        assert await said(evacuation=before[0]) == {"offline": 2}
+        assert list(running.engine.registry.evacuations) == before
+        assert running.queries.host("a").state == "maintenance"
+
+        await running.end_of(await running.ask(Restore(host="a")))
+        with pytest.raises(Refusal, match="nobody to bring home"):
+            await running.ask(Restore(host="a", dry_run=True))
 
 
 async def test_a_policy_that_guests_came_by_and_that_is_gone_is_asked_for(service: SimulatedService) -> None:

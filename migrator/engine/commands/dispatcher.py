@@ -17,7 +17,7 @@ from migrator.api.commands import Command, Role
 from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionDocument
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.inventory_documents import HostDocument
-from migrator.api.plan_documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.replies import Answer, Refusal, Reply
 from migrator.api.requests import Caller, CommandKey, Envelope
 from migrator.api.saved_documents import SavedGuestsDocument
@@ -193,6 +193,8 @@ def _subject(answer: Answer) -> tuple[str, str]:
             return "host", answer.host
         case PlanDocument():
             return "plan", answer.host
+        case RestorePlanDocument():
+            return "restore-plan", answer.host
         case ResolutionDocument():
             return "resolution", answer.migration
         case SavedGuestsDocument():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,18 +12,19 @@ from zoneinfo import ZoneInfo
 from migrator.api.commands import Activate, Evacuate, Migrate, Plan, Restore
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.inventory_documents import HostDocument
-from migrator.api.plan_documents import PlanDocument
+from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.replies import Refusal
 from migrator.api.requests import Caller
 from migrator.core.drain.entries import Entries
 from migrator.core.drain.entry import Entry, entry_of
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.states import EvacuationState, GuestStanding
+from migrator.core.drain.states import EvacuationState
 from migrator.core.drain.window import MaintenanceWindow, understand
-from migrator.core.inventory import Guest, HostState
+from migrator.core.inventory import HostState
 from migrator.engine.announcer import Announcer, host_document
+from migrator.engine.commands.homecoming import Homecoming
 from migrator.engine.commands.lookups import Lookups
-from migrator.engine.evacuation_documents import evacuation_document, from_journal, journalled
+from migrator.engine.evacuation_documents import evacuation_document, journalled
 from migrator.engine.evacuations import Evacuations
 from migrator.engine.inventory import Inventory
 from migrator.engine.preview import Preview
@@ -33,9 +34,6 @@ from migrator.engine.sessions import Sessions
 from migrator.engine.snapshots import Snapshots
 from migrator.errors import Unavailable, UsageError
 from migrator.ports import Journal
-
-#: Of the last evacuations and restores of a host so many are looked through for guests that are not at home.
-_LOOKED_THROUGH = 100
 
 
 class EvacuationCommands:
@@ -64,7 +62,10 @@ class EvacuationCommands:
         self._lookups, self._registry, self._inventory = lookups, registry, inventory
         self._reservations, self._sessions, self._evacuations = reservations, sessions, evacuations
         self._announcer, self._snapshots, self._preview = announcer, snapshots, preview
-        self._journal, self._changed, self._waiting_changed = journal, changed, waiting_changed
+        self._changed, self._waiting_changed = changed, waiting_changed
+        self._homecoming = Homecoming(
+            lookups=lookups, registry=registry, inventory=inventory, journal=journal
+        )
 
     async def evacuate(self, command: Evacuate, caller: Caller, key: str) -> EvacuationDocument:
         """Begin to empty a host, or have that begin when its window does."""
@@ -121,47 +122,26 @@ class EvacuationCommands:
         with contextlib.suppress(Unavailable):  # each tells when it is prepared
             await self._preview.learn_disks(run)
 
-    async def restore(self, command: Restore, caller: Caller, key: str) -> EvacuationDocument:
-        """Begin to bring home whom evacuations moved away from a host."""
+    async def restore(
+        self, command: Restore, caller: Caller, key: str
+    ) -> EvacuationDocument | RestorePlanDocument:
+        """Begin to bring home whom evacuations moved away from a host, or only say what that would do."""
+        if command.dry_run:
+            return await self._homecoming.plan(command)
         async with self._reservations.hold(("host", self._lookups.host(command.host).name)):
-            host = self._lookups.host(command.host)
-            self._lookups.unoccupied(host)
-            if command.policy is not None:
-                self._lookups.policy(command.policy)
-            self._lookups.takes_guests(host)
-            if not host.up:
-                raise Refusal("not-now", f"guests cannot come home: {host.error}")
-            guests, policies = await self._guests_away(host.name, command.evacuation)
-            if not guests and host.state is HostState.ACTIVE:
-                raise Refusal(
-                    "conflict",
-                    f"{host.name} is active and there is nobody to bring home: no guest that an evacuation moved "
-                    "away from it is known to run elsewhere",
-                )
-            for name in sorted({policies[guest.key] for guest in guests} - {""}):
-                if command.policy is None:
-                    self._refuse_lost_policy(name, host.name)
+            guests = await self._homecoming.guests(command)
             run = Evacuation(
                 id=new_id(),
-                host=host.name,
+                host=command.host,
                 kind="restore",
                 policy=command.policy or "",
                 key=key,
-                entries=Entries({each.key: Entry(guest=each, policy=policies[each.key]) for each in guests}),
+                entries=Entries(
+                    {each.guest.key: Entry(guest=each.guest, policy=each.policy) for each in guests}
+                ),
                 **_asked_by(caller),
             )
             return await self._begin(_with_common_policy(run), HostState.ACTIVE)
-
-    def _refuse_lost_policy(self, policy: str, host: str) -> None:
-        """Refuse to bring guests home that left a host by a policy which is not there any more."""
-        try:
-            self._lookups.policy(policy)
-        except Refusal as refusal:
-            raise Refusal(
-                refusal.code,
-                f"guests left {host} by the policy {policy}, and go home by it: {refusal}; or say by which: "
-                f"migrator restore {host} --policy NAME",
-            ) from None
 
     async def move_group(self, group: str, command: Migrate, caller: Caller, key: str) -> EvacuationDocument:
         """Begin to move the guests of a group together."""
@@ -208,42 +188,6 @@ class EvacuationCommands:
             then=lambda: self._evacuations.begin(run, state),
         )
         return evacuation_document(self._registry.evacuations[run.id])
-
-    async def _guests_away(self, host: str, evacuation: str | None) -> tuple[list[Guest], Mapping[str, str]]:
-        """Return those that its evacuations moved away since its last restore, and that still exist elsewhere; and the
-        policy that each was moved by, empty where none was asked for.
-
-        Where a restore came last: those that it did not bring home.
-
-        :param evacuation: only those that this one moved; ``None``: all.
-        """
-        moved: dict[str, str] = {}
-        if evacuation is not None:
-            saved = await self._journal.find("evacuation", evacuation)
-            run = self._registry.evacuations.get(evacuation) or (from_journal(saved) if saved else None)
-            if run is None or run.kind != "evacuate" or run.host != host:
-                raise Refusal("not-found", f"there is no evacuation {evacuation} of {host}")
-            moved = _moved_by(run)
-            return self._elsewhere(moved, host), moved
-        for saved in await self._journal.page("evacuation", limit=_LOOKED_THROUGH, where={"host": host}):
-            # What has just ended may not have reached the journal yet.
-            run = self._registry.evacuations.get(saved["id"]) or from_journal(saved)
-            if run.scheduled:
-                continue
-            if run.ended_at is None:
-                break
-            if run.kind == "restore":
-                if not moved:
-                    moved = {entry.guest.key: run.policy_of(entry.guest.key) for entry in run.left}
-                break
-            for key, policy in _moved_by(run).items():
-                moved.setdefault(key, policy)
-        return self._elsewhere(moved, host), moved
-
-    def _elsewhere(self, keys: Iterable[str], host: str) -> list[Guest]:
-        """Return the guests of these keys that exist, and are not on that host."""
-        now = {guest.key: guest for guest in self._inventory.guests()}
-        return [now[key] for key in keys if key in now and now[key].host != host]
 
     async def activate(self, command: Activate) -> HostDocument:
         """Have a host take guests again."""
@@ -347,13 +291,6 @@ def _evacuation(command: Evacuate, window: MaintenanceWindow, caller: Caller, ke
         key=key,
         **_asked_by(caller),
     )
-
-
-def _moved_by(run: Evacuation) -> dict[str, str]:
-    """Return the policy that was asked for of each guest that an evacuation moved."""
-    return {
-        key: run.policy_of(key) for key, entry in run.entries.items() if entry.standing is GuestStanding.MOVED
-    }
 
 
 def _with_common_policy(run: Evacuation) -> Evacuation:

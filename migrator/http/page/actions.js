@@ -2,12 +2,13 @@
 import {at, send} from "./api.js";
 import {guestName, plain} from "./format.js";
 import {confirm, open} from "./dialogs.js";
-import {failed, refresh, store} from "./store.js";
+import {failed, refresh} from "./store.js";
 import {answersTaken, kindOf, subjectOf} from "./words.js";
 import {EvacuateDialog} from "./evacuate_dialog.js";
 import {MoveDialog} from "./move_dialog.js";
 import {RollDialog} from "./roll_dialog.js";
 import {ResolveDialog} from "./resolve_dialog.js";
+import {RestoreDialog} from "./restore_dialog.js";
 import {LoadDialog, SaveDialog} from "./file_dialogs.js";
 
 export const evacuate = (host) => open(EvacuateDialog, {host, wide: true});
@@ -15,11 +16,7 @@ export const move = (guest) => open(MoveDialog, {guest});
 export const roll = (hosts = []) => open(RollDialog, {hosts});
 export const save = (guest) => open(SaveDialog, {guest});
 export const load = (one) => open(LoadDialog, {one});
-
-export function restore(host) {
-  const last = store.pastEvacuations.find((one) => one.host === host && one.kind === "evacuate"), by = (last && last.policy) || "";
-  confirm({title: `Restore ${host}?`, text: `The guests of its last evacuation come home by the policy that they left by${by ? `, which was ${by} at last` : ""}, and it is active again.`, yes: `Restore ${host}`, act: () => send(at("hosts", host, "restore"))});
-}
+export const restore = (host) => open(RestoreDialog, {host});
 
 export function activate(host) {
   confirm({title: `Activate ${host}?`, text: "Its maintenance ends, and it takes guests again. Nobody is brought home.", yes: `Activate ${host}`, act: () => send(at("hosts", host, "activate"))});

@@ -11,11 +11,11 @@ export function usePolicies() {
   return [asked.value ? asked.value.items : [], asked.error];
 }
 
-const Allows = ({of}) => html`<ul class="small allows">${of.allows.map((each) => html`<li key=${each}>${each}</li>`)}</ul>`;
+export const Allows = ({of}) => html`<ul class="small allows">${of.allows.map((each) => html`<li key=${each}>${each}</li>`)}</ul>`;
 
-/** A choice of policy. `own`: the policy that a guest has of its own, where it is one guest. */
-export const PolicyField = ({all, value, change, id = "policy", own = ""}) => html`<div><label for=${id}>Policy</label><select id=${id} value=${value} onChange=${(event) => change(event.target.value)}>
-    <option value="">${own ? `its own: ${own}` : "each guest's own"}</option>${all.map((each) => html`<option key=${each.name} value=${each.name}>${each.name}</option>`)}</select></div>`;
+/** A choice of policy. `own`: the policy that a guest has of its own, where it is one guest; `none`: what holds where none is chosen. */
+export const PolicyField = ({all, value, change, id = "policy", own = "", none = "each guest's own"}) => html`<div><label for=${id}>Policy</label><select id=${id} value=${value} onChange=${(event) => change(event.target.value)}>
+    <option value="">${own ? `its own: ${own}` : none}</option>${all.map((each) => html`<option key=${each.name} value=${each.name}>${each.name}</option>`)}</select></div>`;
 
 /** What the chosen policy allows. */
 export function PolicyAllows({all, error, value, own = ""}) {
