@@ -132,10 +132,10 @@ class TestMoves:
             await seen.verify("completed")
 
     async def test_paused_guest_stays_paused_where_the_destination_would_run(
-        self, lab: Lab, each_qemu: Path
+        self, lab: Lab, one_version: Path
     ) -> None:
-        source = await lab.boot(DIRTYING, binary=each_qemu)
-        pair = Pair(source, await lab.start(DIRTYING, binary=each_qemu, incoming=True, paused=False))
+        source = await lab.boot(DIRTYING, binary=one_version)
+        pair = Pair(source, await lab.start(DIRTYING, binary=one_version, incoming=True, paused=False))
         await source.query("stop")
         async with witness(lab, pair) as seen:
             assert (await direct(pair)).code == 0

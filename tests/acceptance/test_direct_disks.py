@@ -32,8 +32,8 @@ async def mirrors(source: LabQemu) -> bool:
 
 
 class TestDisksThatAreNotShared:
-    async def test_are_the_same_after_the_move(self, lab: Lab, each_crossing: tuple[Path, Path]) -> None:
-        guest = await writing_guest(lab, source=each_crossing[0], destination=each_crossing[1])
+    async def test_are_the_same_after_the_move(self, lab: Lab, across: tuple[Path, Path]) -> None:
+        guest = await writing_guest(lab, source=across[0], destination=across[1])
         await guest.goes_on(guest.pair.source)
         async with witness(lab, guest.pair) as seen:
             ended = await direct(guest.pair)

@@ -13,9 +13,9 @@ BUSY = GuestMachine(habit=Habit(region_bytes=16 * MIB, bytes_per_second=8 * MIB)
 
 
 async def test_guest_whose_direct_is_killed_runs_on_and_direct_typed_again_clears_away(
-    lab: Lab, each_qemu: Path
+    lab: Lab, one_version: Path
 ) -> None:
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+    pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with running(pair, *WITHOUT_END) as command:
         await guarded(under=lambda: [command.pid])
         await command.kill()
@@ -25,6 +25,6 @@ async def test_guest_whose_direct_is_killed_runs_on_and_direct_typed_again_clear
     assert (again.code, again.state) == (4, "cancelled")
     assert "guard" in again.actions
     assert await lab.counting() == [pair.source]
-    onward = Pair(pair.source, await lab.start(BUSY, incoming=True, binary=each_qemu))
+    onward = Pair(pair.source, await lab.start(BUSY, incoming=True, binary=one_version))
     assert (await direct(onward, "--postcopy", "never")).code == 0
     assert await lab.counting() == [onward.destination]

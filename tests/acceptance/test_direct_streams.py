@@ -65,8 +65,8 @@ async def test_policy_that_allows_postcopy_has_one_channel_and_says_why(lab: Lab
     assert "plain-stream" in ended.actions
 
 
-async def test_cancelled_one_leaves_the_source_as_it_was(lab: Lab, each_qemu: Path) -> None:
-    pair = await lab.pair(WRITING, source=each_qemu, destination=each_qemu)
+async def test_cancelled_one_leaves_the_source_as_it_was(lab: Lab, one_version: Path) -> None:
+    pair = await lab.pair(WRITING, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
         async with running(pair, *SLOWLY, "--streams", "4") as command:
 

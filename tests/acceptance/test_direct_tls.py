@@ -209,7 +209,7 @@ async def test_key_that_the_user_of_qemu_may_not_read_is_told_and_the_guest_goes
 
 
 async def test_names_with_several_parts_are_taken_as_qemu_writes_them(
-    lab: Lab, each_qemu: Path, tmp_path: Path
+    lab: Lab, one_version: Path, tmp_path: Path
 ) -> None:
     subject = (
         (NameOID.COUNTRY_NAME, "DE"),
@@ -218,7 +218,7 @@ async def test_names_with_several_parts_are_taken_as_qemu_writes_them(
         (NameOID.COMMON_NAME, "this-host"),
     )
     directory = write_directory(tmp_path / "pki", *self_made(subject=subject))
-    pair = await lab.pair(WRITING, source=each_qemu, destination=each_qemu)
+    pair = await lab.pair(WRITING, source=one_version, destination=one_version)
     ended = await direct(pair, *tls(directory))
     assert (ended.code, ended.error) == (0, "None")
 

@@ -120,7 +120,9 @@ def shrunk(here: DiskSite) -> GuestMachine:
     ("prepare", "spoil", "words"),
     [
         (local_iso, (), "own.iso"),
-        (one_image_twice, (), "another disk of the guest has the same image"),
+        pytest.param(
+            one_image_twice, (), "another disk of the guest has the same image", marks=pytest.mark.matrix
+        ),
         (with_snapshot, (), "1 internal snapshots would stay behind"),
         (shrunk, ("truncate", "-s", "1M", "{}/disk1.img"), f"{2 * MIB} bytes of the {MIB}"),
     ],

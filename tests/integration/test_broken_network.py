@@ -125,15 +125,15 @@ async def test_black_hole_for_good_leaves_the_source_as_it_was(
 
 
 async def test_source_that_stands_still_writing_into_a_black_hole_goes_on_once_its_destination_is_dead(
-    hosts: LabHosts, lab: Lab, each_qemu: Path
+    hosts: LabHosts, lab: Lab, one_version: Path
 ) -> None:
     # What the devices hold does not fit into the socket: QEMU waits for it, and answers out of band alone. It cannot
     # hear that the destination has ended.
     hosts["alpha"].run("sysctl", "-qw", "net.ipv4.tcp_wmem=4096 4096 8192")
     pair = await lab.pair(
         BUSY,
-        source=each_qemu,
-        destination=each_qemu,
+        source=one_version,
+        destination=one_version,
         source_prefix=hosts["alpha"].prefix,
         destination_prefix=hosts["beta"].prefix,
     )
@@ -204,13 +204,13 @@ async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: LabHosts, l
 
 
 async def test_nobody_there_costs_a_guest_that_is_stopped_for_postcopy_next_to_nothing(
-    hosts: LabHosts, lab: Lab, each_qemu: Path
+    hosts: LabHosts, lab: Lab, one_version: Path
 ) -> None:
     # 7.2 stays in cancelling for as long as the kernel tries to connect: here 7 s, where the default is 127 s.
     pair = await lab.pair(
         BUSY,
-        source=each_qemu,
-        destination=each_qemu,
+        source=one_version,
+        destination=one_version,
         source_prefix=hosts["alpha"].prefix,
         destination_prefix=hosts["beta"].prefix,
     )

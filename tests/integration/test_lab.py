@@ -125,12 +125,12 @@ class TestGuest:
 
 class TestMigration:
     async def test_guest_arrives_intact_and_runs_in_one_place(
-        self, lab: Lab, each_crossing: tuple[Path, Path]
+        self, lab: Lab, one_crossing: tuple[Path, Path]
     ) -> None:
         machine = GuestMachine(
             habit=Habit(region_bytes=32 * MIB, bytes_per_second=200 * MIB), mac="52:54:00:12:34:56"
         )
-        pair = await lab.pair(machine, source=each_crossing[0], destination=each_crossing[1])
+        pair = await lab.pair(machine, source=one_crossing[0], destination=one_crossing[1])
         assert await lab.counting() == [pair.source]
         before = await pair.source.check_memory()
         async with lab.watch() as watch:

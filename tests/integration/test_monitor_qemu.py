@@ -120,9 +120,9 @@ class TestAddress:
         assert await qemu.wait_dead() == -signal.SIGKILL
 
     async def test_of_a_monitor_that_another_holds_is_occupied_and_free_again_later(
-        self, lab: Lab, each_qemu: Path, end_at: EndAt
+        self, lab: Lab, one_version: Path, end_at: EndAt
     ) -> None:
-        qemu = await lab.start(binary=each_qemu)
+        qemu = await lab.start(binary=one_version)
         end = end_at(qemu)
         async with RawMonitor(qemu.qmp):
             with pytest.raises(Occupied, match="another client holds this monitor"):
@@ -169,9 +169,9 @@ def daemonized(binary: Path, directory: Path) -> Iterator[int]:
 
 class TestProcess:
     async def test_that_daemonized_is_known_by_its_socket(
-        self, lab: Lab, each_qemu: Path, end_at: EndAt
+        self, lab: Lab, one_version: Path, end_at: EndAt
     ) -> None:
-        with daemonized(each_qemu, lab.directory) as pid:
+        with daemonized(one_version, lab.directory) as pid:
             end = end_at(f"unix:{lab.directory / 'daemon.qmp'}")
             await end.connect()
             assert end.identity["pid"] == pid
@@ -185,8 +185,10 @@ class TestProcess:
         view = await end.observe()
         assert (view.process, view.ended) == (ProcessState.DEAD, False)
 
-    async def test_whose_guest_powered_off_has_ended(self, lab: Lab, each_qemu: Path, end_at: EndAt) -> None:
-        qemu = await lab.boot(binary=each_qemu)
+    async def test_whose_guest_powered_off_has_ended(
+        self, lab: Lab, one_version: Path, end_at: EndAt
+    ) -> None:
+        qemu = await lab.boot(binary=one_version)
         end = end_at(qemu)
         await end.connect()
         await qemu.query("system_powerdown")
@@ -234,9 +236,9 @@ class TestProcess:
 
 class TestSilence:
     async def test_of_a_frozen_qemu_is_told_quickly_and_ends_with_it(
-        self, lab: Lab, each_qemu: Path, end_at: EndAt
+        self, lab: Lab, one_version: Path, end_at: EndAt
     ) -> None:
-        qemu = await lab.start(binary=each_qemu)
+        qemu = await lab.start(binary=one_version)
         end = end_at(qemu)
         await end.connect()
         qemu.sigstop()
@@ -263,9 +265,9 @@ class TestSilence:
         await until(answers, what="an answer")
 
     async def test_does_not_withdraw_a_command_and_the_next_look_shows_it(
-        self, lab: Lab, each_qemu: Path, end_at: EndAt
+        self, lab: Lab, one_version: Path, end_at: EndAt
     ) -> None:
-        qemu = await lab.start(binary=each_qemu)
+        qemu = await lab.start(binary=one_version)
         end = end_at(qemu)
         await end.connect()
         qemu.sigstop()
@@ -372,8 +374,8 @@ class TestTls:
             context.load_cert_chain(client / "client-cert.pem", client / "client-key.pem")
         return context
 
-    async def test_answers_with_our_key(self, lab: Lab, each_qemu: Path, keys: Path, end_at: EndAt) -> None:
-        where = await self.serve(lab, keys, each_qemu)
+    async def test_answers_with_our_key(self, lab: Lab, one_version: Path, keys: Path, end_at: EndAt) -> None:
+        where = await self.serve(lab, keys, one_version)
         end = end_at(where, tls=self.context(keys, client=keys))
         await end.connect()
         for _ in range(5):
