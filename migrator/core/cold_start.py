@@ -15,6 +15,8 @@ COLD_START = "cold-start"
 BY_FORCE = "guest-not-shut-down"
 #: Seconds that a QEMU takes to end, and another to start in its place, at the most where nothing is wrong.
 START_SECONDS = 10.0
+#: Seconds after which the power button is pressed besides, where an agent was asked first.
+BUTTON_SECONDS = 10.0
 #: Errors about what a guest that runs has, or needs to go on: none of them is in the way of one that begins anew.
 _OF_LIVE_MOVES = frozenset(
     {
@@ -28,6 +30,7 @@ _OF_LIVE_MOVES = frozenset(
             "machine-unversioned",
         ),
         *("nested-abilities", "tcg-loses-writes", "user-networks", "userfaultfd", "vfio"),
+        *("libvirt-cpu", "libvirt-host-device", "libvirt-unsafe-cache"),
     }
 )
 #: Errors that need not be judged for a guest that stands still for longer than any ceiling anyway.
@@ -55,6 +58,16 @@ def instead(found: Sequence[Finding], policy: Policy, *, guest: str, target: str
 def without_live(found: Sequence[Finding]) -> list[Finding]:
     """Return the findings that concern a guest that is started anew."""
     return [each for each in found if each.code not in _OF_LIVE_MOVES | _CEILINGS]
+
+
+def not_shut_down(seconds: float) -> Finding:
+    """Return what is said of a guest that was asked to shut down and has not in so many seconds."""
+    return finding(
+        BY_FORCE,
+        f"the guest was asked to shut down and has not within {show_seconds(seconds)}; it goes on, and "
+        "stays off if it should shut down later",
+        "give its policy a longer max_shutdown, or have it ended by force then: --accept guest-not-shut-down",
+    )
 
 
 def is_cold(found: Sequence[Finding]) -> bool:

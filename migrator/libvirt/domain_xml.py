@@ -72,6 +72,10 @@ class DomainXml:
     secrets: tuple[str, ...] = ()
     #: ``pci 0000:01:00.0``…
     host_devices: tuple[str, ...] = ()
+    #: Addresses of its network cards.
+    macs: tuple[str, ...] = ()
+    #: What libvirt does when it shuts down.
+    on_poweroff: str = "destroy"
 
 
 def parse_domain(text: str) -> DomainXml:
@@ -108,6 +112,8 @@ def parse_domain(text: str) -> DomainXml:
         direct_devices=_named(inside, "interface[@type='direct']/source", "dev"),
         secrets=tuple(dict.fromkeys(_secrets(inside))),
         host_devices=tuple(_host_device(each) for each in _host_devices(inside)),
+        macs=_named(inside, "interface/mac", "address"),
+        on_poweroff=root.findtext("on_poweroff", "destroy").strip(),
     )
 
 

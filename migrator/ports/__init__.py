@@ -4,7 +4,7 @@ The engine never sees QMP, a file or a socket. Whatever implements these convert
 What only a service has is not loaded with the rest: ``assignments``, ``computing`` and ``controllers``.
 """
 
-from migrator.ports.cold_starts import ColdSourceEnd, ColdStarts
+from migrator.ports.cold_starts import ColdArrival, ColdSourceEnd, ColdStarts
 from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.hooks import Hooks
 from migrator.ports.qemu import (
@@ -46,6 +46,7 @@ from migrator.ports.stream_tunnel import StreamTunnel
 __all__ = [
     "LONGEST_LEASE_SECONDS",
     "Claim",
+    "ColdArrival",
     "ColdSourceEnd",
     "ColdStarts",
     "CommandLog",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from migrator.ports.qemu import SourceQemu
 from migrator.ports.site import IncomingDestination
@@ -20,6 +20,14 @@ class ColdSourceEnd(SourceQemu, Protocol):
         """The QEMU itself."""
 
 
+@runtime_checkable
+class ColdArrival(Protocol):
+    """A destination of such a move at which something is set once the guest has arrived."""
+
+    async def settle(self) -> str:
+        """Have the guest start with its host as it did before; return why that cannot be, empty where it is so."""
+
+
 class ColdStarts(Protocol):
     """Ends of such moves.
 
@@ -27,12 +35,20 @@ class ColdStarts(Protocol):
     """
 
     async def source(
-        self, guest: Guest, source: SourceQemu, *, migration: str, policy: Policy, by_force: bool
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        *,
+        target: str,
+        migration: str,
+        policy: Policy,
+        by_force: bool,
     ) -> ColdSourceEnd:
         """Return a source as one whose guest will be shut down; nothing is done to it yet.
 
+        :param target: the host where it will be started anew.
         :param by_force: its QEMU is ended where the guest does not shut down in time.
-        :raise PreflightRefused: it could not be started again if it had to be.
+        :raise PreflightRefused: it could not be started again if it had to be, or at the target.
         :raise HostError: its host cannot be asked.
         :raise QemuError: it cannot.
         """

@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
-from migrator.core.findings import finding
+from migrator.core.cold_start import BUTTON_SECONDS, not_shut_down
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
@@ -24,12 +24,9 @@ from migrator.ports.disk_mirrors import DiskMirroring
 from migrator.ports.qemu import GuestConfiguration, MigrationSettings
 from migrator.ports.unmonitored_end import UnmonitoredEnd
 from migrator.qemu.source import SourceEndpoint
-from migrator.units import show_seconds
 
 #: Key of an end's identity that says that it is one of these.
 KEY = "cold"
-#: Seconds after which the power button is pressed besides, where an agent was asked first.
-_BUTTON_SECONDS = 10.0
 #: Seconds that a look may take on which something rests.
 _LOOK_SECONDS = 5.0
 #: An end that can be asked, and whose process lives; what it shows is filled in.
@@ -257,7 +254,7 @@ class ColdSource(ColdEnd):
     async def _wait_on(self) -> None:
         """Do what is due while the guest has not shut down yet."""
         try:
-            if not self._button and self._waited_seconds > _BUTTON_SECONDS:
+            if not self._button and self._waited_seconds > BUTTON_SECONDS:
                 self._button = True
                 await self.end.power_down(None)
             if self._forces:
@@ -266,12 +263,7 @@ class ColdSource(ColdEnd):
             self.problem = str(error)
         if self._waited_seconds > self._seconds and not self._by_force and self._status is S.ACTIVE:
             self._status = S.FAILED
-            late = finding(
-                "guest-not-shut-down",
-                f"the guest was asked to shut down and has not within {show_seconds(self._seconds)}; it goes on, and "
-                "stays off if it should shut down later",
-                "give its policy a longer max_shutdown, or have it ended by force then: --accept guest-not-shut-down",
-            )
+            late = not_shut_down(self._seconds)
             self.problem = f"{late.message} ({late.remedy})"
 
     async def switch(self) -> None:

@@ -9,12 +9,15 @@ from typing import Any, cast
 from migrator.core.cold_start import from_the_start, stays_after_shutdown
 from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
+from migrator.core.managed_guest import uuid_at
 from migrator.core.model import RUNNING_STATES, Finding
 from migrator.core.policy import Policy
 from migrator.core.process.command_line import CommandLine
 from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError, QemuError
 from migrator.hosts.launch import Launcher
+from migrator.libvirt.cold_ends import ColdDomainSource
+from migrator.libvirt.migration import DomainSource
 from migrator.ports import ColdSourceEnd, IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import paths
 from migrator.qemu.source import SourceEndpoint
@@ -22,6 +25,7 @@ from migrator.site.cold_ends import KEY, ColdDestination, ColdSource
 from migrator.site.connections import HostConnections
 from migrator.site.incoming_destination import WaitingQemu, start_to_run
 from migrator.site.launch_config import LaunchConfig, place
+from migrator.site.managed_cold import ManagedColdStarts
 from migrator.site.process_checks import read_source_process
 from migrator.site.replication import launcher_at
 
@@ -30,10 +34,17 @@ class ColdStartEnds:
     """Implements :class:`migrator.ports.ColdStarts`.
 
     :param how: how the QEMU of a guest is started on a host.
+    :param managed: makes and opens those of guests of libvirt.
     """
 
-    def __init__(self, connections: HostConnections, how: Callable[[Guest, str], LaunchConfig]) -> None:
-        self._connections, self._how = connections, how
+    def __init__(
+        self,
+        connections: HostConnections,
+        how: Callable[[Guest, str], LaunchConfig],
+        *,
+        managed: ManagedColdStarts,
+    ) -> None:
+        self._connections, self._how, self._managed = connections, how, managed
 
     def _launcher(self, host: str) -> Launcher:
         return launcher_at(self._connections, host, self._how(Guest(key="", host=host), host))
@@ -41,16 +52,23 @@ class ColdStartEnds:
     # --- the source --------------------------------------------------------------------------------------------------
 
     async def source(
-        self, guest: Guest, source: SourceQemu, *, migration: str, policy: Policy, by_force: bool
-    ) -> ColdSource:
+        self,
+        guest: Guest,
+        source: SourceQemu,
+        *,
+        target: str,
+        migration: str,
+        policy: Policy,
+        by_force: bool,
+    ) -> ColdSource | ColdDomainSource:
         """See :meth:`migrator.ports.ColdStarts.source`."""
-        if not isinstance(source, SourceEndpoint):
-            text = f"{guest.label} is libvirt's, and is not started by us"
-            remedy = (
-                "virsh shutdown it, virsh migrate --offline --persistent --undefinesource it to the target where both "
-                "hosts see its disks, and virsh start it there"
+        if isinstance(source, DomainSource):
+            return await self._managed.source(
+                guest, source, target=target, migration=migration, policy=policy, by_force=by_force
             )
-            raise PreflightRefused([finding("cold-start-impossible", text, remedy)])
+        if not isinstance(source, SourceEndpoint):
+            text = f"{guest.label} has no QEMU that could be started again"
+            raise PreflightRefused([finding("cold-start-impossible", text)])
         argv = source.process.arguments() if source.process is not None else []
         found = [each async for each in self._against(guest, source, argv)]
         if found:
@@ -132,6 +150,8 @@ class ColdStartEnds:
 
     def incoming(self, incoming: IncomingDestination, source: ColdSourceEnd) -> IncomingDestination:
         """See :meth:`migrator.ports.ColdStarts.incoming`."""
+        if isinstance(source, ColdDomainSource):
+            return self._managed.incoming(incoming, source)
         found = ColdIncoming(incoming)
         cast(ColdSource, source).begin_there = found.qemu.begin
         return found
@@ -146,6 +166,8 @@ class ColdStartEnds:
         :raise HostError: its host cannot be asked.
         :raise QemuError: its QEMU lives, and cannot.
         """
+        if uuid_at(socket) is not None:
+            return await self._managed.open(host, socket, role=role, identity=identity)
         known = identity[KEY]
         launcher = self._launcher(host)
         if role == "destination":

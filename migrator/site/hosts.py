@@ -44,6 +44,7 @@ from migrator.site.image_comparison import ImageComparison
 from migrator.site.launch_config import LaunchConfig
 from migrator.site.libvirt_connections import LibvirtConnections
 from migrator.site.managed_checks import ManagedChecks
+from migrator.site.managed_cold import ManagedColdStarts
 from migrator.site.managed_ends import ManagedEnds
 from migrator.site.managed_guests import ManagedGuests
 from migrator.site.saved_guests import SavedGuestFiles
@@ -123,7 +124,8 @@ class SiteHosts:
         """Go over these from now on."""
         self._connections = self.connections = connections
         self.saved = SavedGuestFiles(connections)
-        self.cold = ColdStartEnds(connections, self._how_started)
+        managed = ManagedColdStarts(connections, self._ends)
+        self.cold = ColdStartEnds(connections, self._how_started, managed=managed)
         self._images = ImageComparison(connections)
         self._checker, self._launcher = checker, launcher
 
@@ -301,13 +303,14 @@ class SiteHosts:
         absent: bool = False,
     ) -> SourceQemu:
         """See :meth:`HostConnections.open`; a file that a guest is saved into or loaded from has a prefix."""
-        if uuid_at(socket) is not None:
+        cold = bool(identity and cold_ends.KEY in identity)
+        if uuid_at(socket) is not None and not cold:
             known_end = absent or role == "destination" or bool(identity)
             return await self._ends.open(host, socket, role=role, known=known_end)
         if socket.startswith(PREFIX):
             migration = str((identity or {}).get("migration", ""))
             return await self.saved.open(host, socket, role=role, migration=migration)
-        if identity and cold_ends.KEY in identity:
+        if identity and cold:
             return await self.cold.open(host, socket, role=role, identity=identity, absent=absent)
         known = self._discovery.known.get((host, socket))
         end = await self._connections.open(

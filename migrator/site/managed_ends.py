@@ -78,7 +78,7 @@ class ManagedEnds:
         :raise HostError: the daemon cannot be asked, or the configuration leaves its guests to it.
         :raise QemuError: there is no such guest.
         """
-        connection = self._connection(host)
+        connection = self.connection(host)
         uuid = uuid_at(place) or ""
         end: DomainEnd
         if role == "destination":
@@ -150,7 +150,11 @@ class ManagedEnds:
         asked = await self._connections.access(host).run(["sh", "-c", program, "sh", *paths], timeout=_SHORT)
         return bool(asked.status)
 
-    def _connection(self, host: str) -> LibvirtConnection:
+    def connection(self, host: str) -> LibvirtConnection:
+        """Return the connection to the libvirt of a host; it may not be open.
+
+        :raise HostError: the configuration leaves the host's guests to libvirt.
+        """
         connection = self._daemons.connection(host)
         if connection is None:
             raise HostError(host, 'the configuration leaves its guests of libvirt alone (libvirt = "off")')

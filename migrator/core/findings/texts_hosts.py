@@ -53,7 +53,7 @@ HOSTS: Texts = {
     ),
     "cold-start-impossible": (
         "error",
-        "the guest cannot move live, and its QEMU could not be started again from its command line as it is now",
+        "the guest cannot move live, and could not be started anew, at the target or where it is, as it is now",
         "unplug what was plugged in, have its QEMU run as migrator's own user, or shut the guest down yourself",
     ),
     "hook-veto": (

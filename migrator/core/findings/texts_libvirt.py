@@ -69,7 +69,7 @@ MANAGED: Texts = {
     "libvirt-host-device": (
         "error",
         "the guest has a device of its host, which does not go with it",
-        "detach it first (virsh detach-device), or shut the guest down and start it at the target",
+        "detach it first (virsh detach-device), or have the guest shut down and started at the target (policy cold)",
     ),
     "libvirt-snapshots": (
         "overridable",

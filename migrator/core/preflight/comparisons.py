@@ -56,7 +56,8 @@ _HOSTS = {
     "placement": "the guest's memory, vCPUs and rules, with the state, room, labels and guests of the target",
     "not-checked": "whether source and target could be asked",
     "cold-start": "the errors of a check, with those that a guest which is started anew does not have",
-    "cold-start-impossible": "the source's user, command line, paths and plugged devices, with what can be started",
+    "cold-start-impossible": "the source's user, command line, paths and plugged devices, with what can be started; of "
+    "a guest of libvirt its next start, with the target's definitions, disks and devices",
     "save-path": "the name, with what is there on the guest's host",
     "save-room": "the guest's memory, with the room on that file system",
     "load-form": "form of the file, with the capabilities of the QEMU that is to read it",

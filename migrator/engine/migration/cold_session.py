@@ -18,7 +18,7 @@ from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.engine.migration.services import EndLocation
 from migrator.engine.migration.session import MigrationSession
 from migrator.errors import MigratorError
-from migrator.ports import ColdSourceEnd, IncomingDestination, Qemu, Record, SourceQemu
+from migrator.ports import ColdArrival, ColdSourceEnd, IncomingDestination, Qemu, Record, SourceQemu
 
 #: Key of the identity of an end of such a migration.
 _COLD = "cold"
@@ -58,6 +58,7 @@ class ColdSession(MigrationSession):
             cold = await self.services.cold.source(
                 self.guest,
                 cast(SourceQemu, source),
+                target=self.target,
                 migration=self.id,
                 policy=self.policy,
                 by_force=BY_FORCE in self.accepted,
@@ -114,6 +115,8 @@ class ColdSession(MigrationSession):
             self.places["destination"] = EndLocation(
                 host=place.host, socket=place.socket, identity=dict(there.identity)
             )
+            if isinstance(there, ColdArrival) and (why := await there.settle()):
+                self.result.warn("autostart-lost", why, "virsh autostart GUEST there")
         await super().close(lost=lost, ended=ended)
 
     def begin_anew(self) -> None:
