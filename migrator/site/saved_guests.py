@@ -5,6 +5,7 @@ What is true of a file is what a fresh look at it says; see :mod:`migrator.hosts
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,21 @@ from migrator.site.saving_file import SavingDestination, SavingFile
 _MAPPED = str(FileForm.MAPPED)
 #: A stream is somewhat larger than what the guest has in memory; zero pages take next to nothing.
 _LARGER_RATIO = 1.02
+
+
+def by_virsh(guest: Guest, path: str) -> str:
+    """Return how a guest of libvirt is saved into a file, and taken up from there, by who manages it."""
+    name, file, definition = (shlex.quote(each) for each in (guest.name, path, f"{path}.xml"))
+    if guest.domain is not None and not guest.domain.persistent:
+        return (
+            f"on {guest.host}: virsh save {name} {file}; it goes on there, or on another host that sees its disks and "
+            f"that file, by: virsh restore {file}"
+        )
+    return (
+        f"on {guest.host}: virsh dumpxml --inactive --security-info {name} >{definition}; virsh save {name} {file}; "
+        f"it goes on there by: virsh restore {file}; or on another host that sees its disks and both files by: virsh "
+        f"define {definition}; virsh restore {file}; and then on {guest.host}: virsh undefine --keep-nvram {name}"
+    )
 
 
 class SavedGuestFiles:
@@ -76,13 +92,8 @@ class SavedGuestFiles:
     async def check(self, guest: Guest, source: SourceQemu, path: str) -> tuple[Finding, ...]:
         """See :meth:`migrator.ports.SavedGuests.check`."""
         if uuid_at(guest.socket) is not None:
-            return (
-                finding(
-                    "libvirt-policy",
-                    f"{guest.label} is libvirt's, and cannot be saved into a file by us",
-                    "virsh save GUEST FILE, or virsh managedsave GUEST, which its next start takes up",
-                ),
-            )
+            text = f"{guest.label} is libvirt's, and cannot be saved into a file by us"
+            return (finding("libvirt-policy", text, by_virsh(guest, path)),)
         return tuple([each async for each in self._check(guest, source, path)])
 
     async def _check(self, guest: Guest, source: SourceQemu, path: str) -> Any:

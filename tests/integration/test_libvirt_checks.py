@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ from migrator.core.managed_guest import place_of
 from migrator.core.policy import CopiedDisks, Policy, StreamRoute, builtin
 from migrator.site.hosts import SiteHosts
 from migrator.testing.guest import IDLE
-from migrator.testing.libvirtd import LibvirtHosts, domain_xml
+from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
 from tests.integration.test_libvirt_guests import config
 from tests.integration.test_site_look import site_of
 from tests.libvirt_hosts import guest_name
+from tests.libvirt_moves import definition
 
 DEFAULT = builtin("default")
 #: What no target of these tests has.
@@ -95,3 +98,36 @@ async def test_guest_of_the_same_name_at_the_target_is_in_the_way(
     await beta.virsh("define", str(tmp_path / "other.xml"))
     against = await found(site, name, uuid)
     assert name in against["libvirt-name"]
+
+
+async def at(daemon: LibvirtDaemon, commands: str) -> None:
+    """Run what a person would type on that host."""
+    shell = await asyncio.create_subprocess_exec(
+        *("sh", "-e", "-c", commands), env={**os.environ, "LIBVIRT_DEFAULT_URI": daemon.uri}
+    )
+    assert await shell.wait() == 0, commands
+
+
+@pytest.mark.matrix
+async def test_guest_that_is_not_saved_by_us_is_saved_and_taken_up_elsewhere_by_what_the_refusal_says(
+    libvirt_hosts: LibvirtHosts, site: SiteHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=IDLE)
+    before = await definition(alpha, name)
+    guest = Guest(key=uuid, host="alpha", uuid=uuid, name=name, socket=place_of(uuid), managed_by="libvirt")
+    (said,) = await site.saved.check(guest, None, str(tmp_path / "a guest"))  # type: ignore[arg-type]  # likewise
+    assert said.code == "libvirt-policy"
+    save, _, rest = said.remedy.removeprefix("on alpha: ").partition("; it goes on there by: ")
+    here, _, rest = rest.partition("; or on another host that sees its disks and both files by: ")
+    there, _, after = rest.partition("; and then on alpha: ")
+    await at(alpha, save)
+    assert await alpha.state(name) == "shut off"
+    await at(alpha, here)
+    await alpha.wait_beating(name)
+    await at(alpha, save)
+    await at(beta, there)
+    await at(alpha, after)
+    await beta.wait_beating(name)
+    assert await definition(beta, name) == before
+    assert await alpha.state(name) == ""

@@ -53,8 +53,9 @@ def test_a_guest_that_no_host_takes_is_saved_once_nothing_else_is_left() -> None
         ("default", nowhere(), {}),
         ("save", nowhere() | {"a": host("a")}, {}),
         ("save", nowhere(), {"obstacle": "libvirt has it", "obstacle_code": "libvirt"}),
+        ("save", nowhere(), {"managed_by": "libvirt"}),
     ],
-    ids=["another policy", "no directory", "not to be touched"],
+    ids=["another policy", "no directory", "not to be touched", "libvirt's"],
 )
 def test_others_are_left(policy: str, hosts: dict[str, Any], how: dict[str, Any]) -> None:
     one = guest("vm", **how)

@@ -11,6 +11,7 @@ from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.core.drain.states import GuestStanding
 from migrator.core.inventory import Guest, Host
+from migrator.core.managed_guest import LIBVIRT
 from migrator.core.policy import Policy
 
 
@@ -21,6 +22,8 @@ def saved_into(guest: Guest, host: Host | None, policy: Policy, evacuation: str)
     """
     if not policy.saves or guest.obstacle or host is None or not host.saved_dir:
         return ""
+    if guest.managed_by == LIBVIRT:
+        return ""  # libvirt's own files are for virsh
     # Names of guests are never part of a path.
     name = re.sub(r"[^A-Za-z0-9._-]", "_", guest.key)[:64]
     return f"{host.saved_dir.rstrip('/')}/{name}-{evacuation}.state"
