@@ -38,6 +38,8 @@ class RestartableGuest:
     cold: ColdGuest
     #: As a target is asked about it.
     leaving: LeavingGuest
+    #: Files that images of its disks are based on.
+    bases: tuple[str, ...]
     #: Why it cannot be started anew, each for a person.
     against: tuple[str, ...]
 
@@ -66,6 +68,7 @@ def read_restartable(connection: Any, uuid: str) -> RestartableGuest:
             xml=replace(xml, cpu="") if xml.cpu_mode in _FILLED_IN else xml,
             domain=details.domain,
         ),
+        bases=tuple(path for disk in details.xml.disks for path in disk.backing_files),
         against=tuple(
             _against(
                 details.xml,

@@ -10,10 +10,10 @@ from migrator.libvirt.domain_xml import DomainXml
 
 
 def read_disks(domain: Any, xml: DomainXml) -> tuple[Disk, ...]:
-    """Return the disks whose images are files, that are not based on others, and can be looked at; on a thread."""
+    """Return the disks whose images are files and can be looked at; on a thread."""
     disks = []
     for disk in xml.disks:
-        if disk.kind != "file" or not disk.source.startswith("/") or disk.based:
+        if disk.kind != "file" or not disk.source.startswith("/"):
             continue
         try:
             size_bytes, allocated_bytes, _ = domain.blockInfo(disk.target)
@@ -26,7 +26,11 @@ def read_disks(domain: Any, xml: DomainXml) -> tuple[Disk, ...]:
                 format=disk.format,
                 virtual_bytes=size_bytes,
                 read_only=disk.read_only,
-                image=ImageFeatures(allocated_bytes=allocated_bytes),
+                image=ImageFeatures(
+                    allocated_bytes=allocated_bytes,
+                    # What the images that it is based on have of it is not told: all of it, at the most.
+                    backing_bytes=size_bytes if disk.based else 0,
+                ),
             )
         )
     return tuple(disks)

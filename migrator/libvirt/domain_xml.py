@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, unescape
@@ -15,6 +15,9 @@ _UNITS: dict[str, int] = {"b": 1, "bytes": 1} | {
 }
 #: Where libvirt writes the path of an image, and how it writes quotes in one.
 _IMAGE = re.compile(r"(<source\b[^>]*\bfile=)'([^']*)'")
+#: A disk, and the images that its own is based on, each within the one above.
+_DISK = re.compile(r"<disk\b.*?</disk>", re.DOTALL)
+_CHAIN = re.compile(r"<backingStore type=.*</backingStore>", re.DOTALL)
 _QUOTES = {"'": "&apos;", '"': "&quot;"}
 
 
@@ -34,8 +37,9 @@ class DiskXml:
     cache: str = ""
     #: ``raw``, ``qcow2``.
     format: str = ""
-    #: Its image is based on another one.
+    #: Its image is based on another one; those that are files, the nearest first.
     based: bool = False
+    backing_files: tuple[str, ...] = ()
     read_only: bool = False
     shareable: bool = False
     #: A job of libvirt's copies it somewhere.
@@ -117,21 +121,33 @@ def parse_domain(text: str) -> DomainXml:
     )
 
 
-def with_images(text: str, moved: Mapping[str, str]) -> str:
-    """Return the XML of a domain with other paths for the images of its disks, and nothing else changed.
+def with_images(text: str, moved: Mapping[str, str], *, alone: Collection[str] = ()) -> str:
+    """Return the XML of a domain with other images for its disks, and nothing else changed.
 
     :param moved: those that have another path, by the one that they have now; what the XML does not name is left out.
+    :param alone: disks, by their targets, whose images are based on no other there.
     :raise ValueError: that cannot be had of it.
     """
+
+    def standing_alone(found: re.Match[str]) -> str:
+        (disk,) = parse_domain(f"<domain><devices>{found[0]}</devices></domain>").disks
+        return _CHAIN.sub("<backingStore/>", found[0]) if disk.target in alone else found[0]
 
     def elsewhere(found: re.Match[str]) -> str:
         path = moved.get(unescape(found[2], {entity: sign for sign, entity in _QUOTES.items()}))
         return found[0] if path is None else f"{found[1]}'{escape(path, _QUOTES)}'"
 
-    changed = _IMAGE.sub(elsewhere, text)
+    changed = _IMAGE.sub(elsewhere, _DISK.sub(standing_alone, text) if alone else text)
     before, after = parse_domain(text), parse_domain(changed)
     disks = tuple(
-        replace(disk, source=moved.get(disk.source, disk.source)) if disk.kind == "file" else disk
+        replace(
+            disk,
+            source=moved.get(disk.source, disk.source) if disk.kind == "file" else disk.source,
+            based=disk.based and disk.target not in alone,
+            backing_files=tuple(
+                moved.get(path, path) for path in disk.backing_files if disk.target not in alone
+            ),
+        )
         for disk in before.disks
     )
     if after != replace(before, disks=disks):
@@ -166,6 +182,9 @@ def _disk(element: ET.Element) -> DiskXml:
         cache=driver.get("cache", "") if driver is not None else "",
         format=driver.get("type", "") if driver is not None else "",
         based=element.find("backingStore[@type]") is not None,
+        backing_files=tuple(
+            path for each in element.findall(".//backingStore/source") if (path := each.get("file", ""))
+        ),
         read_only=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         mirrored=element.find("mirror") is not None,

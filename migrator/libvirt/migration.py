@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from migrator.addresses import bracketed, stream_host
@@ -79,15 +79,17 @@ class DomainSource(DomainEnd):
         flags, parameters = _flags(options), _parameters(options)
         if resume:
             flags |= load().VIR_MIGRATE_POSTCOPY_RESUME
-        uuid, peer_uri, moved = self.uuid, there.peer_uri, {} if resume else there.moved_images
+        uuid, peer_uri, moved = self.uuid, there.peer_uri, there.moved_images
         await there.connection.open()
         there.heard = True
         other = None if peer_uri else there.connection
 
         def move(connection: Any, target: Any) -> None:
             domain = connection.lookupByUUIDString(uuid)
-            if moved:
-                parameters.update(_definitions(domain, moved, persistent=options.persistent))
+            if not resume:
+                parameters.update(
+                    _definitions(domain, moved, alone=options.disks, persistent=options.persistent)
+                )
             if peer_uri:
                 domain.migrateToURI3(peer_uri, parameters, flags | load().VIR_MIGRATE_PEER2PEER)
             else:
@@ -205,8 +207,15 @@ def _there(destination: Qemu) -> DomainDestination:
     return destination
 
 
-def _definitions(domain: Any, moved: Mapping[str, str], *, persistent: bool) -> dict[str, Any]:
-    """Return the definitions that a target is given where images have other paths there; on a thread."""
+def _definitions(
+    domain: Any, moved: Mapping[str, str], *, alone: Sequence[str], persistent: bool
+) -> dict[str, Any]:
+    """Return the definitions that a target is given where images are others there; empty where none is. On a thread.
+
+    :param alone: disks that are copied, whatever their images are based on: that is copied with them.
+    """
+    if not moved and not alone:
+        return {}
     module = load()
     whole = module.VIR_DOMAIN_XML_MIGRATABLE | module.VIR_DOMAIN_XML_SECURE
     wanted = {module.VIR_MIGRATE_PARAM_DEST_XML: domain.XMLDesc(whole)}
@@ -214,9 +223,10 @@ def _definitions(domain: Any, moved: Mapping[str, str], *, persistent: bool) -> 
         lasting = domain.XMLDesc(whole | module.VIR_DOMAIN_XML_INACTIVE)
         wanted[module.VIR_MIGRATE_PARAM_PERSIST_XML] = lasting
     try:
-        return {name: with_images(text, moved) for name, text in wanted.items()}
+        changed = {name: with_images(text, moved, alone=alone) for name, text in wanted.items()}
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return {} if changed == wanted else changed
 
 
 def _flags(options: ManagedOptions) -> int:

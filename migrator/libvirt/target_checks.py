@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -75,7 +75,8 @@ def read_leaving(connection: Any, uuid: str) -> LeavingGuest:
         host_cpu = ET.tostring(cpu, encoding="unicode") if cpu is not None else ""
     return LeavingGuest(
         definition=definition,
-        xml=parse_domain(definition),
+        # What images are based on is not said to a target.
+        xml=replace(parse_domain(definition), disks=details.xml.disks),
         domain=details.domain,
         disks=read_disks(domain, details.xml),
         host_cpu=host_cpu,

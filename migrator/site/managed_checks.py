@@ -9,7 +9,7 @@ from migrator.core.findings import errors_first, finding
 from migrator.core.inventory import Guest
 from migrator.core.managed_guest import uuid_at
 from migrator.core.model import Finding
-from migrator.core.policy import CopiedDisks, Policy, SourceImages, StreamRoute
+from migrator.core.policy import Backing, CopiedDisks, Policy, SourceImages, StreamRoute
 from migrator.core.preflight.disk_room import by_file_system, copied_disk, copied_disks
 from migrator.core.preflight.facts import Disk
 from migrator.core.process.files import FileKind, HostFiles, SameFile, parent, same_file
@@ -90,7 +90,8 @@ class ManagedChecks:
             else disk.source
             for disk in disks
         }
-        looked_at = [*at_target.values(), *map(parent, at_target.values()), *_firmware_of(xml)]
+        bases = [path for disk in disks for path in disk.backing_files]
+        looked_at = [*at_target.values(), *map(parent, at_target.values()), *_firmware_of(xml), *bases]
         access = self._connections.access(host), self._connections.access(target)
         files_here, files_there = await asyncio.gather(
             read_host_files(access[0], FileQuery(paths=paths)),
@@ -119,8 +120,7 @@ class ManagedChecks:
         for disk in disks:
             path = at_target[disk.source]
             if policy.disks is not CopiedDisks.NONE and not files_there.file(path).exists:
-                removes = policy.source_images is SourceImages.REMOVE
-                found += copied(disk, sizes.get(disk.target), target, files_there, path=path, removes=removes)
+                found += copied(disk, sizes.get(disk.target), target, files_there, path=path, policy=policy)
             else:
                 found += _disk(disk, target, files_here, files_there, same[disk.source], path=path)
         return [*found, *_room(found, target)]
@@ -161,19 +161,18 @@ def refused_wishes(policy: Policy) -> Iterator[Finding]:
 
 
 def copied(
-    disk: DiskXml, facts: Disk | None, target: str, there: HostFiles, *, path: str, removes: bool
+    disk: DiskXml, facts: Disk | None, target: str, there: HostFiles, *, path: str, policy: Policy
 ) -> Iterator[Finding]:
     """Yield findings about a disk whose image is not at the target, and is made and filled there where it can be.
 
     :param path: of its image there.
-    :param removes: the image at the source is to be removed afterwards.
     """
     missing = f"{path} of disk {disk.target} does not exist at {target}"
     where = there.file(parent(path))
     if disk.read_only or not where.exists or disk.kind != "file":
         yield finding("disk-file-missing", missing)
         return
-    if why := _not_copied(disk, facts, path, removes=removes):
+    if why := _not_copied(disk, facts, path, policy):
         yield finding("disk-not-copied", f"{missing}, and cannot be copied to there: {why[0]}", why[1])
         return
     if facts is None:
@@ -189,12 +188,12 @@ def copied(
     )
 
 
-def _not_copied(disk: DiskXml, facts: Disk | None, path: str, *, removes: bool) -> tuple[str, str] | None:
+def _not_copied(disk: DiskXml, facts: Disk | None, path: str, policy: Policy) -> tuple[str, str] | None:
     """Return why no image at that path is made for a disk, and what to do; ``None`` where one can be."""
-    if disk.based:
+    if disk.based and policy.backing is Backing.KEEP:
         return (
-            "it is based on another image",
-            f"virsh blockpull GUEST {disk.target} --wait has it stand alone while the guest runs; or shared storage",
+            "the policy would have it based on the same image there (backing = keep), which libvirt is not asked for",
+            "set backing to flatten, which copies what it is based on too",
         )
     if facts is None or facts.format not in ("raw", "qcow2"):
         return f"its driver is {disk.format or 'not known'}", ""
@@ -203,7 +202,7 @@ def _not_copied(disk: DiskXml, facts: Disk | None, path: str, *, removes: bool) 
             "image_directories would have it be a block device there",
             "have that directory of the target be one of files, or use virsh migrate --copy-storage-all --xml",
         )
-    if removes:
+    if policy.source_images is SourceImages.REMOVE:
         return (
             "the policy would have its source removed (source_images = remove), which is not done",
             "set source_images to keep, and delete the old image once the guest was seen to do well",
@@ -239,6 +238,10 @@ def _disk(
     if not there.file(path).exists:
         yield finding("disk-file-missing", f"{path} of disk {disk.target} does not exist at {target}")
         return
+    for base in disk.backing_files:
+        if not there.file(base).exists:
+            text = f"{base}, which {path} of disk {disk.target} is based on, does not exist at {target}"
+            yield finding("backing-missing", text)
     if disk.read_only:
         return
     if same is SameFile.NO:

@@ -61,7 +61,7 @@ class ManagedColdStarts:
                 what="ask whether the guest could be started",
                 timeout=_SECONDS,
             ),
-            self._files(guest.host, target, found.leaving.xml),
+            self._files(guest.host, target, found),
         )
         refused = [
             *(_impossible(guest, why) for why in (*found.against, *_known(answers, target), *files)),
@@ -88,8 +88,9 @@ class ManagedColdStarts:
         )
         return {path: there for path in images if (there := paths.at_target(path)) != path}
 
-    async def _files(self, host: str, target: str, xml: DomainXml) -> list[str]:
+    async def _files(self, host: str, target: str, found: RestartableGuest) -> list[str]:
         """Return what the guest's next start needs of its host and the target has not."""
+        xml = found.leaving.xml
         moved = self._moved(host, target, xml)
         images = {
             moved.get(disk.source, disk.source): disk.target
@@ -101,7 +102,8 @@ class ManagedColdStarts:
         here, there = await asyncio.gather(
             read_host_files(self._connections.access(host), FileQuery(paths=variables)),
             read_host_files(
-                self._connections.access(target), FileQuery(paths=[*images, *devices, *variables])
+                self._connections.access(target),
+                FileQuery(paths=[*images, *found.bases, *devices, *variables]),
             ),
         )
         one_machine = bool(here.boot_id) and here.boot_id == there.boot_id
@@ -110,6 +112,11 @@ class ManagedColdStarts:
                 f"{path} of disk {disk} does not exist at {target}, and libvirt copies disks in live moves alone: copy "
                 "it there, or put it on shared storage"
                 for path, disk in images.items()
+                if not there.file(path).exists
+            ),
+            *(
+                f"{path}, which a disk is based on, does not exist at {target}"
+                for path in found.bases
                 if not there.file(path).exists
             ),
             *(

@@ -226,6 +226,36 @@ async def test_disk_that_its_host_alone_has_goes_and_comes_home_with_its_guest(
 
 @pytest.mark.matrix
 @pytest.mark.timeout(300)
+async def test_disk_that_is_based_on_an_image_which_its_host_alone_has_stands_alone_at_the_target(
+    libvirt_hosts: LibvirtHosts,
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    directory = alpha.directory / "var/lib/libvirt"
+    base, overlay = write_image(directory / f"{name}-base.img"), directory / f"{name}.qcow2"
+    made = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.name, "-F", "raw", str(overlay)]
+    subprocess.run(made, check=True)
+    described = domain_xml(name, Path("/var/lib/libvirt", overlay.name), shared=False)
+    uuid = await alpha.start_domain(name, described.replace("type='raw'", "type='qcow2'"))
+    keep = '[policies.keep]\nextends = "default"\nbacking = "keep"\n'
+    with own_files(libvirt_hosts):
+        async with fleet(libvirt_hosts, peers=True, extra=keep) as site:
+            await served(site, 1)
+            move = await site.post("migrations", guest=uuid, to="beta", policy="keep")
+            refused = await site.migration_ended(move["id"], "failed", within=60)
+            assert "disk-not-copied" in refused["error"]
+            assert "set backing to flatten" in str(refused["findings"])
+            move = await site.post("migrations", guest=uuid, to="beta", policy="default")
+            await site.migration_ended(move["id"], "completed", within=120)
+    await beta.wait_beating(name)
+    assert await has(alpha, name) == {}
+    there = beta.directory / "var/lib/libvirt" / overlay.name
+    same = ["qemu-img", "compare", "-U", "-q", "-f", "raw", "-F", "qcow2", str(base), str(there)]
+    subprocess.run(same, check=True)
+    assert base.name.encode() not in there.read_bytes()[: 1 << 16]
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("killed", ["guest", "service"])
 async def test_image_that_was_made_for_a_guest_goes_where_its_move_fails(
     libvirt_hosts: LibvirtHosts, killed: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -62,6 +63,42 @@ async def test_disk_that_the_target_has_empty_is_copied_with_the_guest(
     assert await has(alpha, name) == {}
     assert there.read_bytes() == here.read_bytes()
     assert outcome.disk_bytes > 0
+
+
+@pytest.mark.matrix
+async def test_disk_that_is_based_on_another_image_is_copied_with_all_that_it_is_based_on(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    base, here, there = (
+        daemon.directory / OWN / f"{name}{kind}"
+        for daemon, kind in ((alpha, "-base.img"), (alpha, ".qcow2"), (beta, ".qcow2"))
+    )
+    write_image(base, IDLE)
+    size = str(base.stat().st_size)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", "raw", str(here))
+    qemu_img("create", "-q", "-f", "qcow2", str(there), size)
+    definition_ = domain_xml(name, Path("/", OWN, here.name), shared=False).replace(
+        "type='raw'", "type='qcow2'"
+    )
+    uuid = await alpha.start_domain(name, definition_)
+    assert base.name in await alpha.virsh("dumpxml", name)
+    before = await definition(alpha, name)
+    async with controller(alpha, beta, uuid, state=tmp_path, new_images=["vda"]) as ours:
+        outcome = await ours.move()
+    assert outcome.state is State.COMPLETED, outcome.error
+    await beta.wait_beating(name)
+    assert await has(alpha, name) == {}
+    assert await definition(beta, name) == before
+    assert base.name not in await beta.virsh("dumpxml", name)
+    qemu_img("compare", "-U", "-q", "-f", "raw", "-F", "qcow2", str(base), str(there))
+    await beta.virsh("destroy", name)
+    await beta.virsh("start", name)  # from that image alone, as it was: it writes nothing
+    await beta.wait_beating(name)
+
+
+def qemu_img(*words: str) -> None:
+    subprocess.run(["qemu-img", *words], check=True)
 
 
 async def test_disk_that_has_another_path_at_the_target_is_copied_to_there_and_stays_there(

@@ -121,3 +121,30 @@ def test_description_that_cannot_be_given_other_paths_is_not_taken_as_it_is() ->
     text = "<domain><devices><disk type='file'><source file=\"/old/a\"/><target dev='vda'/></disk></devices></domain>"
     with pytest.raises(ValueError, match="cannot be given other paths"):
         with_images(text, {"/old/a": "/new/a"})
+
+
+_BASED = """\
+<domain><devices><disk type='file'><source file='/a'/>
+  <backingStore type='file'><source file='/base'/>
+    <backingStore type='file'><source file='/first'/><backingStore/></backingStore>
+  </backingStore><target dev='vda'/></disk>
+<disk type='file'><source file='/b'/><backingStore type='file'><source file='/base'/></backingStore>
+  <target dev='vdb'/></disk></devices></domain>"""
+
+
+def test_disk_is_said_to_be_based_on_each_file_of_its_chain() -> None:
+    first, second = parse_domain(_BASED).disks
+    assert (first.based, first.backing_files) == (True, ("/base", "/first"))
+    assert (second.based, second.backing_files) == (True, ("/base",))
+
+
+def test_disk_whose_contents_are_copied_stands_alone_and_others_are_as_they_were() -> None:
+    first, second = parse_domain(with_images(_BASED, {"/a": "/there"}, alone=["vda"])).disks
+    assert (first.source, first.based, first.backing_files) == ("/there", False, ())
+    assert second == parse_domain(_BASED).disks[1]
+
+
+def test_guest_that_libvirt_starts_again_when_it_shuts_down_says_so() -> None:
+    assert parse_domain(_BASED).on_poweroff == "destroy"
+    restarts = _BASED.replace("<devices>", "<on_poweroff>restart</on_poweroff><devices>")
+    assert parse_domain(restarts).on_poweroff == "restart"
