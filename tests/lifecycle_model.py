@@ -468,6 +468,11 @@ def fault_moves(world: ModelState, setting: Setting) -> Moves:  # noqa: C901 - o
 #: What a guard that follows no rule does.
 CANCELS_ALWAYS, IS_NOT_RELEASED, RESUMES_ALWAYS = "cancels always", "is not released", "resumes always"
 IGNORES_MARK = "ignores the mark"
+#: A guest that its controller had stopped, once the guard has cancelled its migration.
+_LEFT_STANDING = {
+    *((PAUSED, status) for status in (M.CANCELLING, M.CANCELLED, M.FAILED)),
+    *((R.POSTMIGRATE, status) for status in (M.CANCELLED, M.FAILED)),
+}
 
 
 def guard_moves(world: ModelState, setting: Setting) -> Moves:
@@ -489,7 +494,7 @@ def guard_moves(world: ModelState, setting: Setting) -> Moves:
     if untold or (copies and stopped) or setting.guard_flaw == CANCELS_ALWAYS:
         yield "the guard cancels", tell(after._replace(guard_cancelled=True), "source", "cancel", setting)
     elif setting.guard_flaw == RESUMES_ALWAYS or (
-        status is M.CANCELLED and run is PAUSED and world.guard_cancelled and stopped
+        world.guard_cancelled and stopped and (run, status) in _LEFT_STANDING
     ):
         yield "the guard resumes the source", tell(after, "source", "resume", setting)
     else:
@@ -499,7 +504,7 @@ def guard_moves(world: ModelState, setting: Setting) -> Moves:
 def found_ended_by_guard(world: ModelState, source: View) -> bool:
     """Whether the controller finds that a guard has ended the migration."""
     over = source_is(source) in (SourceIs.RUNS, SourceIs.RESTS, SourceIs.FAILING, SourceIs.LEFT_STOPPED)
-    return world.guard_cancelled and over and source.status in (M.CANCELLING, M.CANCELLED)
+    return world.guard_cancelled and over and source.status in (M.CANCELLING, M.CANCELLED, M.FAILED)
 
 
 def crashed(world: ModelState, setting: Setting) -> ModelState:

@@ -11,12 +11,14 @@ carry out. So no command of that controller can follow what is seen there, and a
 monitor's queue until the guard has let go, which it does after each look. What it finds decides:
 
 - another controller's mark, or a migration that is past its switch or over: nothing is done, now and later;
-- memory is being copied: the stream is held back, so that it waits for whoever goes on with it;
+- memory is being copied: the stream is held back, so that it waits for whoever goes on with it; and cancelled where its
+  controller has stopped the guest, which then goes on;
 - ``pre-switchover``, where the guest stands still, and the mark that its controller removes just before it says
   ``migrate-continue``: ``migrate_cancel``. The guest goes on at once;
 - ``pre-switchover`` without that mark: QEMU may have been told to switch, and not show it yet. Nothing is done.
 
 Before the cancel a mark says whose migration is ended, so that whoever finds it ended knows that it may begin again.
+How a stream is cancelled so that QEMU comes to the end of that is told in :mod:`migrator.qemu.stream_cancel`.
 """
 
 from __future__ import annotations
@@ -49,12 +51,20 @@ MARK, BEFORE_SWITCH, _DRIVER = "guard", "before-switch", "driver"
 _ANSWER_SECONDS = 2.0
 #: Seconds that are waited for a monitor that another client has, once the controller is gone: whoever it is takes care.
 _WAIT_SECONDS = 5.0
-#: Seconds between two looks.
-_PAUSE_SECONDS = 0.05
+#: Seconds between two looks, and where it is waited for a stream to rest, or for the end of a cancel.
+_PAUSE_SECONDS, _NEAR_SECONDS = 0.05, 0.015
+#: Seconds that are waited for the end of a cancel before the stream's connections are broken off.
+_END_SECONDS = 1.0
 #: What is being copied, or about to be.
 _COPIES = ("setup", "wait-unplug", "active")
 #: The guest stands still at the last point at which a cancel is safe.
 _AT_SWITCH = "pre-switchover"
+#: A cancel has begun to have its effect, or a stream that was broken off for it has ended.
+_CANCELLED = ("cancelling", "cancelled", "failed")
+#: A stream rests after so many looks that show nothing new; it is waited for no longer than for so many.
+_LOOKS_AT_REST, _MOST_LOOKS = 2, 30
+#: No answer came in time; another class than ``TimeoutError`` before python 3.10.
+_TimedOut = socket.timeout
 
 
 class RefusedByQemu(Exception):
@@ -65,7 +75,8 @@ class GuardMonitor:
     """A session with one QEMU, for one look.
 
     :param greeting_seconds: how long it may take until QEMU serves this client.
-    :raise OSError: nobody listens there, or another client has it for longer than that (``TimeoutError``).
+    :raise TimeoutError: it serves this client, and does not answer.
+    :raise OSError: nobody listens there, or another client has it for longer than that.
     """
 
     def __init__(self, path: str, *, greeting_seconds: float) -> None:
@@ -74,24 +85,35 @@ class GuardMonitor:
         self._sent, self._began_ns = 0, time.monotonic_ns()
         try:
             self._socket.settimeout(greeting_seconds)
-            self._socket.connect(path)
-            while "QMP" not in self._read():
-                pass
+            oob = "oob" in self._greeting(path)["QMP"].get("capabilities", ())
             self._socket.settimeout(_ANSWER_SECONDS)
-            self.execute("qmp_capabilities")
+            self.execute("qmp_capabilities", **({"enable": ["oob"]} if oob else {}))
         except BaseException:
             self._socket.close()
             raise
+
+    def _greeting(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        try:
+            self._socket.connect(path)
+            while "QMP" not in found:
+                found = self._read()
+        except _TimedOut as error:
+            raise BlockingIOError("another client has it, or the whole of QEMU stands still") from error
+        return found
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Execute one command.
 
         :raise RefusedByQemu: QEMU did nothing.
-        :raise OSError: it did not answer; it may have done it.
+        :raise OSError: it did not answer (``TimeoutError``), or has hung up; it may have done it, or do it yet.
         """
+        return self._ask(command, arguments)
+
+    def _ask(self, command: str, arguments: dict[str, Any], how: str = "execute") -> Any:
         self._sent += 1
         name = f"guard-{self._began_ns}-{self._sent}"
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments, "id": name}).encode())
+        self._socket.sendall(json.dumps({how: command, "arguments": arguments, "id": name}).encode())
         answer: dict[str, Any] = {}
         while answer.get("id") != name:  # an event, or an answer meant for the client before us
             answer = self._read()
@@ -115,9 +137,37 @@ class GuardMonitor:
         """Return the migration's status; empty where there was none."""
         return str(self.execute("query-migrate").get("status", ""))
 
-    def paused(self) -> bool:
-        """Tell whether the guest stands still because somebody has stopped it."""
-        return bool(self.execute("query-status")["status"] == "paused")
+    def sent(self) -> int:
+        """Return how much of the guest's memory has gone into the stream, in bytes."""
+        return int(self.execute("query-migrate").get("ram", {}).get("transferred", 0))
+
+    def cancel(self) -> None:
+        """Cancel the migration, and break its stream off where that is not answered or does not come to its end.
+
+        All over one session: a QEMU whose main loop waits for a connection would take nothing out of band in another.
+
+        :raise RefusedByQemu: QEMU did nothing.
+        :raise OSError: it does not answer that either.
+        """
+        try:
+            self.execute("migrate_cancel")
+            give_up_at = time.monotonic() + _END_SECONDS
+            while time.monotonic() < give_up_at:
+                if self.status() != "cancelling":
+                    return
+                time.sleep(_NEAR_SECONDS)
+        except _TimedOut:
+            pass
+        with contextlib.suppress(RefusedByQemu):  # it has ended just now
+            self.yank()
+
+    def yank(self) -> None:
+        """Break the migration's connections off, out of band: that is answered even while QEMU's main loop waits."""
+        self._ask("yank", {"instances": [{"type": "migration"}]}, "exec-oob")
+
+    def run_state(self) -> str:
+        """Return whether the guest runs, or why it does not."""
+        return str(self.execute("query-status")["status"])
 
     def mark(self, name: str) -> str:
         """Return what a mark says; empty where there is none."""
@@ -167,6 +217,9 @@ class Guarded:
         self.acting = threading.Lock()
         self.released = False
         self.parked = self.cancelled = False
+        #: What had been sent of a stream at the last look; how many looks since one that had shown more, -1: there was
+        #: none; and how many looks in all.
+        self._sent, self._at_rest, self._looks = 0, -1, 0
         self.watch: threading.Thread | None = None
 
     def stands(self) -> bool:
@@ -192,16 +245,45 @@ class Guarded:
                     return False
                 status = monitor.status()
                 untold = status == _AT_SWITCH and monitor.mark(BEFORE_SWITCH) == self.migration
-                if untold or (status in _COPIES and self.stopped):
-                    monitor.set_mark(MARK, json.dumps({"migration": self.migration, "at": time.time()}))
-                    monitor.execute("migrate_cancel")
-                    self.cancelled = True
-                elif status in _COPIES and not self.parked:
+                if status in _COPIES and not self.parked:
+                    self.parked = self.stopped  # a guest that stands still does not wait until that is done
                     monitor.execute("migrate-set-parameters", **PARKED)
-                    self.parked = True
-                elif status == "cancelled" and self.cancelled and self.stopped and monitor.paused():
-                    monitor.execute("cont")
+                    self.parked, self._sent = True, monitor.sent()
+                elif untold or (status in _COPIES and self.stopped and self._rests(monitor)):
+                    monitor.set_mark(MARK, json.dumps({"migration": self.migration, "at": time.time()}))
+                    self.cancelled = True  # though that may not be answered
+                    monitor.cancel()
+                elif self.cancelled and self.stopped and status in _CANCELLED:
+                    self.stopped = not self._goes_on(monitor, status)
+                    return self.stopped or status == "cancelling"
                 return status in (*_COPIES, _AT_SWITCH, "cancelling")
+
+    def _rests(self, monitor: GuardMonitor) -> bool:
+        """Tell whether the stream has just sent what it may at once, and rests; or that was waited for long enough."""
+        before, self._sent = self._sent, monitor.sent()
+        if self._sent != before:
+            self._at_rest = 0
+        elif self._at_rest >= 0:
+            self._at_rest += 1
+        self._looks += 1
+        return self._at_rest >= _LOOKS_AT_REST or self._looks >= _MOST_LOOKS
+
+    def _goes_on(self, monitor: GuardMonitor, status: str) -> bool:
+        """Let a guest go on whose migration this guard cancelled; False where it cannot yet.
+
+        The end of the cancel is not waited for: from its beginning on QEMU hands nothing over any more.
+        """
+        run = monitor.run_state()
+        # QEMU 7.2 leaves a guest that had been stopped in the latter, where it was cancelled at its switch.
+        if run == "paused" or (run == "postmigrate" and status != "cancelling"):
+            monitor.execute("cont")
+            return True
+        return run != "finish-migrate"
+
+    @property
+    def _pause_seconds(self) -> float:
+        waits = self.parked and self.stopped and not self.cancelled
+        return _NEAR_SECONDS if waits else _PAUSE_SECONDS
 
     def look_after(self) -> None:
         """Watch it until it needs nobody any more, another client has it, or it is released."""
@@ -209,11 +291,11 @@ class Guarded:
             try:
                 if not self.act():
                     return
-            except RefusedByQemu:
-                pass  # it has moved on between two commands: the next look tells
+            except (RefusedByQemu, _TimedOut):
+                pass  # it has moved on between two commands, or waits for its stream: the next look tells
             except OSError:
                 return  # it has ended, or another client has it: whoever that is takes care of it
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(self._pause_seconds)
 
 
 class GuardProgram:

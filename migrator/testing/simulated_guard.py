@@ -126,7 +126,7 @@ class _Monitor(GuardMonitor):
         try:
             self._connection = shared.connect(host, socket, _CLIENT)
         except Occupied as error:
-            raise TimeoutError(str(error)) from error
+            raise BlockingIOError(str(error)) from error
         self._shared, self._at, self._qemu = shared, socket, qemu
 
     def execute(self, command: str, **arguments: Any) -> Any:
@@ -134,10 +134,11 @@ class _Monitor(GuardMonitor):
         stream = self._qemu.stream
         if stream is not None:
             stream.advance()
-        run, status, _ = self._qemu.shown()
+        run, status, sample = self._qemu.shown()
         match command:
             case "query-migrate":
-                return {"status": "" if status is MigrationStatus.NONE else str(status)}
+                sent = {"ram": {"transferred": sample.transferred_bytes}} if sample is not None else {}
+                return {"status": "" if status is MigrationStatus.NONE else str(status), **sent}
             case "query-status":
                 return {"status": "paused" if run is RunState.PAUSED else str(run)}
             case "migrate_cancel" if stream is not None:
@@ -166,6 +167,11 @@ class _Monitor(GuardMonitor):
         for end in stream.listeners:
             if end.is_destination and not (simulator.ready or simulator.at_destination):
                 end.die()
+
+    def yank(self) -> None:
+        """See :meth:`migrator.qemu.guard.GuardMonitor.yank`."""
+        if self._qemu.stream is not None:
+            self._cancel(self._qemu.stream)
 
     def mark(self, name: str) -> str:
         """See :meth:`migrator.qemu.guard.GuardMonitor.mark`."""

@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -29,7 +31,7 @@ from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord
 from migrator.testing import network
-from migrator.testing.lab import Habit, Lab, LabQemu, Pair, RawMonitor, until
+from migrator.testing.lab import GuestMachine, Habit, Lab, LabQemu, Pair, RawMonitor, until
 from migrator.testing.network import LabHosts, inside
 from tests.conftest import MakePair, missing
 from tests.sshd import Sshd
@@ -39,7 +41,8 @@ DRIVER = {"qom-type": "authz-simple", "id": "migrator-driver", "identity": json.
 BEFORE_SWITCH = {"qom-type": "authz-simple", "id": "migrator-before-switch", "identity": "m1"}
 #: It writes faster than the stream carries.
 BUSY = Habit(region_bytes=16 << 20, bytes_per_second=64 << 20)
-SLOW = {"max-bandwidth": 16 << 20, "downtime-limit": 1}
+#: Has more memory than what the sockets take of a stream that nobody reads.
+LARGE = GuestMachine(habit=Habit(region_bytes=96 << 20, passes=1), memory_bytes=192 << 20)
 
 
 def host_guard(
@@ -63,22 +66,33 @@ async def local() -> AsyncIterator[HostGuard]:
 
 
 @contextlib.asynccontextmanager
-async def begun(pair: Pair, **parameters: Any) -> AsyncIterator[RawMonitor]:
-    """The source's control monitor, with a migration under way that stops before its switch."""
-    capabilities = {
-        "capabilities": [
-            {"capability": name, "state": True} for name in ("return-path", "pause-before-switchover")
-        ]
-    }
+async def begun(
+    pair: Pair,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    channels: int = 0,
+    stopped: bool = False,
+) -> AsyncIterator[RawMonitor]:
+    """The source's control monitor, with a migration under way that stops before its switch.
+
+    :param channels: through which memory goes; 0: through the main one.
+    :param stopped: the controller has stopped the guest.
+    """
+    names = ("return-path", "pause-before-switchover", *(["multifd"] if channels else []))
+    capabilities = {"capabilities": [{"capability": name, "state": True} for name in names]}
+    through = {"multifd-channels": channels} if channels else {}
     async with RawMonitor(pair.destination.qmp) as there:
         await there.execute("migrate-set-capabilities", capabilities)
+        await there.execute("migrate-set-parameters", through)
         await there.execute("migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
         (address,) = (await there.execute("query-migrate"))["socket-address"]
     async with RawMonitor(pair.source.qmp) as here:
         await here.execute("object-add", DRIVER)
         await here.execute("object-add", BEFORE_SWITCH)
         await here.execute("migrate-set-capabilities", capabilities)
-        await here.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30, **parameters})
+        await here.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30, **through, **parameters})
+        if stopped:
+            await here.execute("stop")
         await here.execute("migrate", {"uri": f"tcp:{address['host']}:{address['port']}"})
         yield here
 
@@ -97,6 +111,18 @@ async def copies(source: LabQemu) -> None:
     await until(there, what="copying")
 
 
+async def no_more_is_sent(source: LabQemu) -> None:
+    sent = -1
+
+    async def same() -> bool:
+        nonlocal sent
+        before, sent = sent, (await source.query("query-migrate"))["ram"]["transferred"]
+        await asyncio.sleep(0.1)
+        return bool(before == sent)
+
+    await until(same, what="the sockets are full")
+
+
 async def runs_again(lab: Lab, source: LabQemu) -> None:
     async def cancelled() -> bool:
         return await source.migration_status() == "cancelled" and await source.run_state() == "running"
@@ -107,7 +133,7 @@ async def runs_again(lab: Lab, source: LabQemu) -> None:
     assert json.loads(await source.query("qom-get", mark))["migration"] == "m1"
 
 
-def request(pair: Pair, **more: str) -> dict[str, str]:
+def request(pair: Pair, **more: Any) -> dict[str, Any]:
     return {"socket": str(pair.source.qmp), "token": "ours", "migration": "m1", **more}
 
 
@@ -127,7 +153,7 @@ async def test_guest_that_comes_to_its_switch_later_goes_on_too(
     pair: MakePair, lab: Lab, one_version: Path, local: HostGuard
 ) -> None:
     made = await pair((one_version, one_version))
-    async with begun(made, **{"max-bandwidth": 1 << 20}):
+    async with begun(made, {"max-bandwidth": 1 << 20}):
         local.guard("a", request(made))
         await local.start()
         await copies(made.source)
@@ -140,6 +166,30 @@ async def test_guest_that_comes_to_its_switch_later_goes_on_too(
     await until(parked, what="the stream is held back")
     assert await made.source.migration_status() == "active"
     await made.source.query("migrate-set-parameters", {"max-bandwidth": 1 << 30})
+    await runs_again(lab, made.source)
+
+
+@pytest.mark.parametrize(
+    "stream", ["flows", "stands-still", pytest.param("never-begins", marks=pytest.mark.matrix)]
+)
+@pytest.mark.parametrize("channels", [pytest.param(0, marks=pytest.mark.matrix), 4], ids=["one", "channels"])
+async def test_guest_that_its_controller_had_stopped_goes_on_whatever_its_stream_does(
+    pair: MakePair, lab: Lab, each_qemu: Path, local: HostGuard, channels: int, stream: str
+) -> None:
+    made = await pair((each_qemu, each_qemu), machine=replace(LARGE, uuid=uuid4()))
+    async with begun(made, {"max-bandwidth": 16 << 20}, channels=channels, stopped=True) as monitor:
+        if stream == "never-begins":
+            made.destination.sigstop()
+        local.guard("a", request(made, stopped=True))
+        assert await local.start() == ""
+        if stream != "never-begins":
+            await copies(made.source)
+        if stream == "stands-still":
+            # A channel that cannot send has QEMU wait for as long as the connection lasts.
+            made.destination.sigstop()
+            await monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30})
+            await no_more_is_sent(made.source)
+        assert await local.leave("a")
     await runs_again(lab, made.source)
 
 
@@ -250,7 +300,7 @@ async def test_controller_that_is_killed_leaves_no_guest_standing(
     pair: MakePair, lab: Lab, each_qemu: Path
 ) -> None:
     made = await pair((each_qemu, each_qemu))
-    async with begun(made, **{"max-bandwidth": 64 << 20}):
+    async with begun(made, {"max-bandwidth": 64 << 20}):
         pass
     controller = subprocess.Popen(
         [sys.executable, "-c", KILLED, made.source.qmp], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]

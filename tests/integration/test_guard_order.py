@@ -152,7 +152,7 @@ async def test_mark_is_removed_at_the_switch_whatever_names_it(
     """QEMU refuses to remove an object that is in use, and nothing can use a mark: who names one looks it up later."""
     made = await pair((each_qemu, each_qemu))
     mark = BEFORE_SWITCH["id"]
-    async with begun(made, **{"tls-authz": mark}) as monitor:
+    async with begun(made, {"tls-authz": mark}) as monitor:
         await at_switch(made.source)
         server = {"type": "unix", "data": {"path": str(lab.directory / "nbd")}}
         await monitor.execute("nbd-server-start", {"addr": server, "tls-authz": mark})

@@ -8,8 +8,8 @@ from migrator.engine.migration.intent_log import IntentLog
 from migrator.errors import QemuError
 from migrator.ports import Qemu
 
-#: A migration that was cancelled, or is about to be.
-_CANCELLED = (MigrationStatus.CANCELLING, MigrationStatus.CANCELLED)
+#: A migration that was cancelled, or is about to be; or whose stream the guard broke off, as QEMU answered no cancel.
+_CANCELLED = (MigrationStatus.CANCELLING, MigrationStatus.CANCELLED, MigrationStatus.FAILED)
 #: The action of the decision that a guard has ended a migration.
 GUARD = "guard"
 #: One that was near its switch is not taken to be far from it before it goes on for so long.
