@@ -239,6 +239,7 @@ class Busy:
         there: str = "",
         asked: str = "",
         tls: StreamTls | None = None,
+        timeouts: PhaseTimeouts | None = None,
     ) -> AbstractAsyncContextManager[Controller]:
         return controller(
             self.alpha,
@@ -250,6 +251,7 @@ class Busy:
             peer_uri=there,
             asked=asked,
             tls=tls,
+            timeouts=timeouts,
         )
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ import pytest
 
 from migrator.core.model import Mode, State
 from migrator.engine.migration.outcome import MigrationOutcome
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.testing.guest import Habit
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtHosts
@@ -215,9 +216,11 @@ async def test_guest_whose_source_waits_in_a_send_goes_on_once_its_connections_a
         outcome = await move
     assert (outcome.state, outcome.held_code) == (State.HELD, "source-silent"), outcome.error
     assert "ss -K dst" in (outcome.error or "")
-    # The network is still gone.
+    # The network is still gone: beta hears of it by its peer's silence, long after its phase is overdue.
     busy.alpha.host.reset_connections(busy.beta.host)
-    async with busy.controller(policy=policy, peer_to_peer=peer_to_peer) as next_one:
+    async with busy.controller(
+        policy=policy, peer_to_peer=peer_to_peer, timeouts=PhaseTimeouts(switching=1.0)
+    ) as next_one:
         outcome = await next_one.take_up(busy.records)
     assert outcome.state is State.FAILED, (outcome.state, outcome.error)
     busy.alpha.host.heal()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from migrator.core.migration import managed_lifecycle
-from migrator.core.migration.managed_lifecycle import ManagerCall, agrees, decide
+from migrator.core.migration.managed_lifecycle import ManagerCall, agrees, awaited, decide
 from migrator.core.migration.managed_situation import (
     DestinationHas,
     SourceHas,
@@ -52,6 +52,8 @@ _INTENTS = [
     for said in (None, *OperatorAnswer)
     for stopped_by_us in (False, True)
 ]
+#: Overdue, and so long that a manager has noticed that its peer is gone.
+_LATE = ((False, False), (True, False), (True, True))
 _HERE, _THERE = SourceHas, DestinationHas
 _NOWHERE = {_THERE.NOTHING, _THERE.ENDED}
 
@@ -64,11 +66,11 @@ def test_every_end_is_classified_and_every_class_is_met() -> None:
 @pytest.mark.parametrize("here", SourceHas)
 def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
     source = _SOURCES[here]
-    for (there, target), intent, call, overdue, expired in itertools.product(
-        _DESTINATIONS.items(), _INTENTS, _CALLS, (False, True), (False, True)
+    for (there, target), intent, call, (overdue, lapsed), expired in itertools.product(
+        _DESTINATIONS.items(), _INTENTS, _CALLS, _LATE, (False, True)
     ):
-        answer = decide(intent, source, target, call, overdue=overdue, expired=expired)
-        case = (here, there, intent, call, overdue, expired, answer)
+        answer = decide(intent, source, target, call, overdue=overdue, lapsed=lapsed, expired=expired)
+        case = (here, there, intent, call, overdue, lapsed, expired, answer)
         assert answer.step in _STEPS, case
         assert (answer.outcome is not None) == (answer.step is Step.END), case
         if answer.outcome is State.COMPLETED:
@@ -105,6 +107,24 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
             assert (here, there) == (_HERE.SWITCHES, _THERE.RUNS), case
         if here is _HERE.RUNS and there is _THERE.SILENT and intent.milestone >= Milestone.SWITCHING:
             assert answer.step is Step.HALT or (call.runs and answer.step is Step.WAIT), case
+
+
+def test_guest_that_runs_at_its_source_is_held_until_its_target_gives_it_up() -> None:
+    for intent, call in itertools.product(_INTENTS, _CALLS):
+        if call.runs:
+            continue
+        answer = decide(
+            intent, _SOURCES[_HERE.RUNS], _DESTINATIONS[_THERE.WAITS], call, overdue=True, lapsed=True
+        )
+        assert (answer.outcome, answer.row) == (State.HELD, "left-over")
+        sooner = decide(intent, _SOURCES[_HERE.RUNS], _DESTINATIONS[_THERE.WAITS], call, overdue=True)
+        assert sooner.step is Step.WAIT
+        assert "libvirt at its target" in awaited(answer.row)
+        for gone in _NOWHERE:
+            released = decide(
+                intent, _SOURCES[_HERE.RUNS], _DESTINATIONS[gone], call, overdue=True, lapsed=True
+            )
+            assert (released.outcome, released.row) == (intent.undo or State.FAILED, "stays")
 
 
 def test_switch_that_libvirt_is_about_is_watched_where_the_guest_may_run_at_its_target() -> None:

@@ -40,6 +40,8 @@ class ManagerCall:
 
 
 S, D = SourceHas, DestinationHas
+#: Rows that hold a migration until what they say is over.
+_LEFT_OVER, _SILENT = "left-over", ("both-silent", "source-silent", "destination-silent")
 #: The guest is at the source and nowhere else can it run.
 _AT_SOURCE = (S.RUNS, S.RESTS)
 
@@ -51,11 +53,13 @@ def decide(
     call: ManagerCall,
     *,
     overdue: bool = False,
+    lapsed: bool = False,
     expired: bool = False,
 ) -> Next:
     """Return the next step for what was meant and what both managers show now; has an answer for everything.
 
     :param overdue: nothing has changed for longer than this phase may take.
+    :param lapsed: nor for longer than a manager takes to notice that its peer is gone.
     :param expired: the recovery of a postcopy was tried for as long as it is.
     """
     here, there = source_has(source), destination_has(destination)
@@ -85,7 +89,7 @@ def decide(
         return _source_has_nothing(here, there, overdue=overdue)
     if here is S.STANDS:
         return _source_stands(intent, there, overdue=overdue)
-    return _at_source(intent, here, there, overdue=overdue)
+    return _at_source(intent, here, there, overdue=overdue, lapsed=lapsed)
 
 
 def _switch_stalled(intent: Intent, there: DestinationHas, call: ManagerCall) -> Next:
@@ -251,17 +255,30 @@ def _source_stands(intent: Intent, there: DestinationHas, *, overdue: bool) -> N
     return _held("stands", "the guest stands still at the source, and the target may have it")
 
 
-def _at_source(intent: Intent, here: SourceHas, there: DestinationHas, *, overdue: bool) -> Next:
+def _at_source(
+    intent: Intent, here: SourceHas, there: DestinationHas, *, overdue: bool, lapsed: bool
+) -> Next:
     if there in (D.NOTHING, D.ENDED):
         state = intent.undo or State.FAILED
         return _end("stays", state, "the guest is at the source")
-    if not overdue:
+    if not overdue or (there is D.WAITS and not lapsed):
+        # The guest loses nothing meanwhile; and a hand-over that is still on its way there may yet arrive.
         return _wait("clears", "the target has still to remove what waited for the guest")
     if there is D.RUNS and here is S.RUNS:
         return _held("runs-twice", "the guest runs at both ends: end one of them at once")
     if there is D.WAITS:
-        return _held("left-over", "the guest is at the source, and at the target something waits for it")
+        return _held(
+            _LEFT_OVER,
+            "the guest is at the source, and at the target something waits for it, which libvirt there has not removed",
+        )
     return _held("at-both", "both ends have the guest, and which one is meant nobody can tell")
+
+
+def awaited(row: str) -> str:
+    """Return what a migration that this row holds waits for; what both managers show then has an answer."""
+    if row == _LEFT_OVER:
+        return "libvirt at its target to remove what waits there, or a person's word"
+    return "libvirt to answer" if row in _SILENT else "a person's word"
 
 
 def _wait(row: str, why: str) -> Next:

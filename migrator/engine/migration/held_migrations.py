@@ -11,6 +11,7 @@ from migrator.api.documents import ResolutionDocument
 from migrator.core.migration.answer_review import awaited_actions
 from migrator.core.migration.invariants import Invariant
 from migrator.core.migration.lifecycle import Step
+from migrator.core.migration.managed_lifecycle import awaited
 from migrator.core.model import ProcessState, State, View
 from migrator.engine.migration import resolution, take_over
 from migrator.engine.migration.journalled_session import JournalledSession
@@ -115,7 +116,7 @@ class HeldMigrations:
             return False
         if answer.state is State.HELD:
             code = held.held_code and answer.row
-            until = "a person's word" if held.managed else awaited_actions(held.intent, *now, code)
+            until = awaited(answer.row) if held.managed else awaited_actions(held.intent, *now, code)
             session.update_hold(answer.row, answer.why, until, now)
             return False
         if session.result.held_code == DRIVEN_ELSEWHERE and answer.step is not Step.END:

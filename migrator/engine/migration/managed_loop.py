@@ -68,7 +68,13 @@ class ManagedLoop(ManagedState):
             self._recovery.note(source, destination)
             intent, call = self._intent_log.intent, self._call()
             answer = managed_lifecycle.decide(
-                intent, source, destination, call, overdue=overdue, expired=self._observer.expired
+                intent,
+                source,
+                destination,
+                call,
+                overdue=overdue,
+                lapsed=self._observer.lapsed,
+                expired=self._observer.expired,
             )
             here = source_has(source)
             self._tell(managed_lifecycle.state_of(intent, source, destination), source.sample)
@@ -274,7 +280,7 @@ class ManagedLoop(ManagedState):
             result.error = explain(answer, self._intent_log, self._observer, self._destination)
         if result.state is State.HELD:
             result.held_code = answer.row
-            result.held_until = "a person's word" if not self.unreachable else "libvirt to answer"
+            result.held_until = managed_lifecycle.awaited(answer.row)
             if intent.said is not None:
                 self._intent_log.note(said=None, said_off=False)
             self._intent_log.decide("held", answer.why)

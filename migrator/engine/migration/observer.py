@@ -55,6 +55,8 @@ class Observer:
         self._flowed: tuple[int, int] | None = None
         #: Nothing has come through the stream of a postcopy for longer than its recovery is tried.
         self.expired = False
+        #: Neither end has shown anything new for longer than a manager takes to notice that its peer is gone.
+        self.lapsed = False
         #: The destination was fenced, by us or perhaps by a controller before: its end is no reason for anything.
         self.destination_fenced = False
         #: The guest ran at the destination, and then somebody stopped it there.
@@ -274,7 +276,7 @@ class Observer:
         self._note_flow(intent, source, now)
         if shown != self._shown:
             self._shown, self._changed_at = shown, now
-            return False
+        self.lapsed = now - self._changed_at > self._timeouts.lapsing
         return now - self._changed_at > self._timeouts.of(intent, source)
 
 

@@ -31,6 +31,9 @@ class PhaseTimeouts:
     broken: float = 1.0
     #: Its recovery makes no progress.
     recovering: float = 10.0
+    #: A libvirtd whose peer is gone ends what it did for it: it gives the connection up after 30 s of silence
+    #: (keepalive_interval, keepalive_count), and ends the QEMU that waits.
+    lapsing: float = 60.0
     #: Nothing has come through it for so long: its recovery is not tried any more, and a person has to look.
     recovery: float = 3600.0
 

@@ -76,7 +76,9 @@ class HeldCase:
     def next(self) -> Next:
         """Return the next step for what both ends show now."""
         if self.managed:
-            return managed_lifecycle.decide(self.intent, self.here, self.there, ManagerCall(), overdue=True)
+            return managed_lifecycle.decide(
+                self.intent, self.here, self.there, ManagerCall(), overdue=True, lapsed=True
+            )
         return decide(self.intent, self.here, self.there)
 
     def _review_managed(self, word: OperatorAnswer) -> AnswerReview:
