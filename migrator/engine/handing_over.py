@@ -23,6 +23,8 @@ from migrator.ports.assignments import Assignment, Assignments, AvailableDriver,
 _RETRY_SECONDS = 0.5
 #: A driver that could not ask a guest, or its target's host, gets none of those two hosts for so long.
 _UNABLE_SECONDS = 60.0
+#: Drivers of groups that are remembered at least.
+_GROUPS = 32
 
 
 class SpreadingSite(Protocol):
@@ -66,6 +68,8 @@ class HandingOver:
         self._unable: dict[tuple[str, int, str], float] = {}
         #: Who drives the guests of a group, by their evacuation and its name.
         self._groups: dict[tuple[str, str], str] = {}
+        #: Those of groups that have gone are forgotten when there are so many.
+        self._tidy_at = _GROUPS
         self._log = logs.logger()
 
     def choose(self, session: JournalledSession) -> AvailableDriver | None:
@@ -79,21 +83,22 @@ class HandingOver:
         able = {each.name: each for each in self._pool.available()}
         if not able:
             return None
-        loads = Counter(self._coming)
-        for each in self._registry.live():
-            if isinstance(each, RemoteSession):
-                loads[each.driver_name] += 1
-            elif self._registry.busy(each):
-                loads[self._pool.name] += 1
+        needs = frozenset({session.guest.host, session.target})
         chosen = choose_driver(
             self._pool.name,
-            loads,
-            {name: each.hosts - self._unreached(each) for name, each in able.items()},
-            needs=frozenset({session.guest.host, session.target}),
+            self._loads(),
+            {name: each.hosts for name, each in able.items() if needs.isdisjoint(self._unreached(each))},
+            needs=needs,
             group=self._driver_of_group(session),
         )
         self._note_group(session, chosen)
         return able.get(chosen)
+
+    def _loads(self) -> Counter[str]:
+        """Return how many migrations each controller drives, or is being given."""
+        loads = self._registry.driven_elsewhere + self._coming
+        loads[self._pool.name] += self._registry.busy_here() - self._coming.total()  # they have tasks here
+        return loads
 
     def _driver_of_group(self, session: JournalledSession) -> str:
         """Return who was chosen for others that are switched together with it; empty: nobody was."""
@@ -101,9 +106,11 @@ class HandingOver:
 
     def _note_group(self, session: JournalledSession, driver: str) -> None:
         if session.moved_with:
-            going_on = {(each.evacuation or "", each.moved_with) for each in self._registry.live()}
-            self._groups = {key: each for key, each in self._groups.items() if key in going_on}
             self._groups[session.evacuation or "", session.moved_with] = driver
+            if len(self._groups) >= self._tidy_at:
+                going_on = {(each.evacuation or "", each.moved_with) for each in self._registry.live()}
+                self._groups = {key: each for key, each in self._groups.items() if key in going_on}
+                self._tidy_at = max(_GROUPS, 2 * len(self._groups))
 
     def _unreached(self, driver: AvailableDriver) -> set[str]:
         """Return the hosts that a driver could not ask a moment ago: it may lack the way there, which others have."""

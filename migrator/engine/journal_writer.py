@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from migrator import logs
 from migrator.api.events import Event, EventKind
@@ -21,16 +21,28 @@ _RETRY_SECONDS = 1.0
 _EVENTS_WAITING = 50_000
 #: Of a backlog so many go into one transaction: what must be there at once shall not wait for all of it.
 _EVENTS_AT_ONCE = 1000
+#: So many documents that wait are built before others on the event loop have their turn, and so many requests are
+#: written together: thousands of either may wait, and guests are steered meanwhile.
+_BUILT_AT_ONCE, _REQUESTS_AT_ONCE = 20, 50
 #: What leaves the process waits so long for the journal: a true state counts for more than its number.
 _MAX_EVENT_DELAY_SECONDS = 3.0
 
 
 #: A document as the journal keeps it, or a function that builds it at the moment at which it is written.
 DocumentToSave = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+#: Kind and id of what a document is about.
+_Subject = tuple[str, str]
 
 
 def _built(document: DocumentToSave) -> Mapping[str, Any]:
     return document() if callable(document) else document
+
+
+class _Built(NamedTuple):
+    """A document, and what has built it."""
+
+    by: Callable[[], Mapping[str, Any]]
+    document: Mapping[str, Any]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -53,7 +65,7 @@ class _Request:
             self.built = [(kind, _built(document)) for kind, document in self.documents]
 
     @property
-    def subjects(self) -> set[tuple[str, str]]:
+    def subjects(self) -> set[_Subject]:
         """Return what its documents are about, once they are built."""
         return {(kind, document["id"]) for kind, document in self.built}
 
@@ -77,7 +89,7 @@ class JournalWriter:
 
     def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
         self.journal = journal
-        self._documents: dict[tuple[str, str], Callable[[], Mapping[str, Any]]] = {}
+        self._documents: dict[_Subject, Callable[[], Mapping[str, Any]]] = {}
         #: Each with its place on the bus.
         self._events: list[tuple[int, Mapping[str, Any]]] = []
         self._wake = asyncio.Event()
@@ -142,8 +154,9 @@ class JournalWriter:
         try:
             async with self._writing:
                 while not request.done:
+                    waiting = await self._build_waiting()
                     if requests := self._next_requests():
-                        await self._commit(requests)
+                        await self._commit(requests, waiting)
         finally:
             if not request.done:
                 self._requests.remove(request)  # it was given up
@@ -152,8 +165,8 @@ class JournalWriter:
 
     def _next_requests(self) -> list[_Request]:
         """Return the requests to write together, with their documents: no two of them are about the same subject."""
-        chosen, subjects = list[_Request](), set[tuple[str, str]]()
-        for request in [*self._requests]:
+        chosen, subjects = list[_Request](), set[_Subject]()
+        for request in self._requests[:_REQUESTS_AT_ONCE]:
             try:
                 request.build()  # what is written before may change what this one is made of
             except Fault as fault:
@@ -165,25 +178,44 @@ class JournalWriter:
             chosen.append(request)
         return chosen
 
-    async def _commit(self, requests: Sequence[_Request]) -> None:
+    async def _build_waiting(self) -> dict[_Subject, _Built]:
+        """Return the documents that wait, as they all are at the moment at which this returns.
+
+        They are built a few at a time. What is scheduled anew meanwhile has changed, and is built again in the end.
+        """
+        built: dict[_Subject, _Built] = {}
+        waiting = [*self._documents.items()]
+        for end in range(_BUILT_AT_ONCE, len(waiting), _BUILT_AT_ONCE):
+            for subject, build in waiting[end - _BUILT_AT_ONCE : end]:
+                built[subject] = _Built(build, build())
+            await asyncio.sleep(0)
+        for subject, build in [*self._documents.items()]:
+            if subject not in built or built[subject].by is not build:
+                built[subject] = _Built(build, build())
+        return built
+
+    async def _commit(self, requests: Sequence[_Request], waiting: Mapping[_Subject, _Built]) -> None:
         """Write what these ask for, and all that waits; one that the journal refuses is written by itself."""
         try:
-            await self._commit_together(requests)
+            await self._commit_together(requests, waiting)
         except JournalError as error:
             if len(requests) == 1 or self.journal.complaint or isinstance(error, LeaseLost):
                 self._settle(requests, error)
                 return
             for request in requests:
+                waiting = await self._build_waiting()
                 try:
-                    await self._commit_together([request])
-                except JournalError as its_own:
+                    request.build()
+                    await self._commit_together([request], waiting)
+                except (JournalError, Fault) as its_own:
                     self._settle([request], its_own)
 
-    async def _commit_together(self, requests: Sequence[_Request]) -> None:
-        waiting = {**self._documents}
+    async def _commit_together(
+        self, requests: Sequence[_Request], waiting: Mapping[_Subject, _Built]
+    ) -> None:
         # What waits of the same subjects is older.
         own = {subject for request in requests for subject in request.subjects}
-        every = [*((kind, build()) for (kind, name), build in waiting.items() if (kind, name) not in own)]
+        every = [*((subject[0], each.document) for subject, each in waiting.items() if subject not in own)]
         every += [document for request in requests for document in request.built]
         # Where room is short a backlog must not cost what is asked for now.
         events = [] if self.journal.complaint else self._events[:_EVENTS_AT_ONCE]
@@ -226,8 +258,9 @@ class JournalWriter:
 
     async def _write(self) -> None:
         async with self._writing:
-            waiting, events = {**self._documents}, self._events[:_EVENTS_AT_ONCE]
-            documents = [(kind, build()) for (kind, _), build in waiting.items()]
+            waiting = await self._build_waiting()
+            events = self._events[:_EVENTS_AT_ONCE]
+            documents = [(kind, each.document) for (kind, _), each in waiting.items()]
             try:
                 numbers = await self.journal.save(*documents, events=_payloads(events))
             except JournalError:
@@ -259,10 +292,10 @@ class JournalWriter:
                 self._log.warning("event not journalled", **about, error=str(error))
         return numbers
 
-    def _forget(self, written: Mapping[tuple[str, str], object]) -> None:
-        for key, build in written.items():
-            if self._documents.get(key) is build:  # what was scheduled since is another one
-                del self._documents[key]
+    def _forget(self, written: Mapping[_Subject, _Built]) -> None:
+        for subject, each in written.items():
+            if self._documents.get(subject) is each.by:  # what was scheduled since is another one
+                del self._documents[subject]
 
     # --- what the bus is told ----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -40,6 +41,9 @@ class Registry:
         self._live: dict[str, JournalledSession] = {}
         #: The same by their guests' keys, and by their ids.
         self._of_guest: dict[str, dict[str, JournalledSession]] = {}
+        #: How many of those other controllers drive, by their names; and which drives which.
+        self.driven_elsewhere: Counter[str] = Counter()
+        self._drivers: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log = logs.logger()
         #: Called when the task of a migration is done.
@@ -53,6 +57,7 @@ class Registry:
 
     def replace(self, session: JournalledSession) -> None:
         """Have it in place of the one of its id, which somebody else drives, or drove, from now on."""
+        self._count_driver(session.id, session.driver_name)
         self.migrations[session.id] = self._live[session.id] = session
         self._of_guest.setdefault(session.guest.key, {})[session.id] = session
 
@@ -60,10 +65,19 @@ class Registry:
         session = self._live.pop(name, None)
         if session is None:
             return
+        self._count_driver(name, "")
         key = session.guest.key
         self._of_guest[key].pop(name, None)
         if not self._of_guest[key]:
             del self._of_guest[key]
+
+    def _count_driver(self, migration: str, driver: str) -> None:
+        """Note which other controller drives a migration; empty: none does."""
+        if before := self._drivers.pop(migration, ""):
+            self.driven_elsewhere[before] -= 1
+        if driver:
+            self._drivers[migration] = driver
+            self.driven_elsewhere[driver] += 1
 
     def live(self) -> list[JournalledSession]:
         """Return those that have not ended, and those that have while their task still does something about them."""

@@ -71,7 +71,7 @@ class RemoteSession(JournalledSession):
         self, saved: Mapping[str, Any], assignment: Assignment, request: Callable[[RemoteSession], None]
     ) -> None:
         """See :meth:`of`."""
-        self.assignment, self._request = assignment, request
+        self.assignment, self._request, self.driver_name = assignment, request, assignment.driver
         self._saved, self._document = saved, _document(saved)
         self.requests = MigrationRequests(**assignment.requests)
         # That was accepted, and then there may have been no time to tell its driver.
@@ -145,11 +145,6 @@ class RemoteSession(JournalledSession):
                 setattr(self.result, name, learned[name])
         if self._ready and not was:
             self._on_ready(self)
-
-    @property
-    def driver_name(self) -> str:
-        """Return the name of the controller that drives it."""
-        return self.assignment.driver
 
     @property
     def ready(self) -> bool:

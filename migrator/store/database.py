@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -35,6 +35,11 @@ _BATCH, _LEAST_BATCH, _TRANSACTION_SECONDS = 200, 5, 0.25
 _ROWS_AT_ONCE = 100
 
 T = TypeVar("T")
+
+
+def parts(rows: Sequence[T], at_once: int = _ROWS_AT_ONCE) -> Iterator[Sequence[T]]:
+    """Yield rows in parts that are small enough to be given to the database at once."""
+    return (rows[at : at + at_once] for at in range(0, len(rows), at_once))
 
 
 class _Job:
@@ -385,6 +390,6 @@ async def _done(connection: AsyncConnection, jobs: list[_Job]) -> list[Any]:
         if job.statement is not None and not job.refused:
             rows.setdefault(job.statement, []).extend(job.rows)
     for statement, all_rows in rows.items():
-        for at in range(0, len(all_rows), _ROWS_AT_ONCE):
-            await connection.execute(statement, all_rows[at : at + _ROWS_AT_ONCE])
+        for some in parts(all_rows):
+            await connection.execute(statement, some)
     return [await job.work(connection) if job.work and not job.refused else None for job in jobs]

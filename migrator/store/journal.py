@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +19,7 @@ from migrator.store import retention, rows
 from migrator.store.assignments import SqlAssignments
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
-from migrator.store.database import Database
+from migrator.store.database import Database, parts
 from migrator.store.journal_reader import SqlJournalReader
 from migrator.store.leases import SqlLeases
 from migrator.store.live_documents import SqlLiveDocuments
@@ -35,8 +35,11 @@ from migrator.store.waiting_commands import SqlWaitingCommands
 _PATIENCE_SECONDS = 2.0
 #: Numbers of events are reserved so many at a time, when half of them are used.
 _RESERVED = 500
+#: Rows that are made before others on the event loop have their turn.
+_MADE_AT_ONCE = 20
 #: Characters of a reply that goes with its signal: a server's takes 8000 bytes, with what escaping makes of it.
 _SHORT_REPLY = 3500
+T = TypeVar("T")
 #: Subject, its id, sequence and time of an event: what it is told by before it has a number.
 _Identity = tuple[str, str, int, int]
 
@@ -181,9 +184,9 @@ class SqlJournal(SqlJournalReader):
         lease: Lease | None = None,
     ) -> list[int]:
         """See :meth:`migrator.ports.Journal.save`."""
-        written = [rows.document_row(kind, document) for kind, document in given]
+        written = await _in_turns(lambda each: rows.document_row(*each), given)
         if events:
-            return await self._save_all(written, [rows.event_row(event) for event in events], lease)
+            return await self._save_all(written, await _in_turns(rows.event_row, events), lease)
         if written:
             await self._database.write_rows(self._statements.upsert_document, written, lease=lease)
         return []
@@ -199,8 +202,8 @@ class SqlJournal(SqlJournalReader):
         perhaps_there = self._unsure & without_number.keys()
 
         async def write(connection: AsyncConnection) -> list[int]:
-            if written:
-                await connection.execute(self._statements.upsert_document, written)
+            for some in parts(written):
+                await connection.execute(self._statements.upsert_document, some)
             numbers: dict[_Identity, int] = {}
             if without_number:
                 # From here to the end of the transaction nobody else writes one.
@@ -211,7 +214,8 @@ class SqlJournal(SqlJournalReader):
                         number += 1
                         numbers[identity] = number
             new = [row if row["event_id"] else rows.numbered(row, numbers[_identity(row)]) for row in told]
-            await connection.execute(self._statements.insert_event, new)
+            for some in parts(new):
+                await connection.execute(self._statements.insert_event, some)
             if reserved != self._reserved:
                 await rows.reserve_event_ids(connection, reserved)
             if self.others:
@@ -299,6 +303,16 @@ class SqlJournal(SqlJournalReader):
         :raise JournalError: it cannot be written; what was removed until then stays removed.
         """
         return await retention.prune(self._database, older_than)
+
+
+async def _in_turns(row: Callable[[T], dict[str, Any]], given: Sequence[T]) -> list[dict[str, Any]]:
+    """Return the row of each; others on the event loop have their turns in between."""
+    made: list[dict[str, Any]] = []
+    for some in parts(given, _MADE_AT_ONCE):
+        if made:
+            await asyncio.sleep(0)
+        made += map(row, some)
+    return made
 
 
 def _identity(row: Mapping[str, Any]) -> _Identity:

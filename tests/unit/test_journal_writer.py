@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -418,3 +420,61 @@ async def test_whoever_gives_up_waiting_takes_nothing_over_and_keeps_nobody_wait
     await asyncio.wait(tasks)
     assert [task.cancelled() for task in tasks] == [True, True, False]
     assert taken == ["stays"]
+
+
+class Turns:
+    """How much was built in each turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.built: Counter[int] = Counter()
+
+    async def count(self) -> None:
+        while True:
+            self.now += 1
+            await asyncio.sleep(0)
+
+    def document(self, name: str) -> dict[str, Any]:
+        self.built[self.now] += 1
+        return {"id": name}
+
+
+@pytest.mark.parametrize("how", ["wait", "are-asked-for"])
+async def test_thousands_are_built_a_few_at_a_time_so_that_guests_are_steered_meanwhile(how: str) -> None:
+    journal, counted = MemoryJournal(), Turns()
+    writer = JournalWriter(journal)
+    async with asyncio.TaskGroup() as tasks:
+        counting = tasks.create_task(counted.count())
+        asked = [(f"m{number}", partial(counted.document, f"m{number}")) for number in range(2000)]
+        if how == "wait":
+            for name, build in asked:
+                writer.schedule_latest("migration", name, build)
+            await writer.commit(("migration", {"id": "own"}))
+        else:
+            await asyncio.gather(*(writer.commit(("migration", build)) for _, build in asked))
+        counting.cancel()
+    assert max(counted.built.values()) <= 70
+    assert {each["id"] for each in await journal.unfinished("migration")} >= {name for name, _ in asked}
+
+
+async def test_what_changes_while_many_are_built_is_written_with_what_was_said_of_it() -> None:
+    site = Site(MemoryJournal())
+    for number in range(200):
+        site.say(about=f"m{number}")
+
+    async def change() -> None:
+        for number in range(100):
+            site.say(about=f"m{7 * number % 200}")
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        changing = tasks.create_task(change())
+        await site.journal_writer.commit(("migration", {"id": "own"}))
+        changing.cancel()
+    told = {event["subject_id"]: event["event_id"] for event in await site.journal.events(limit=1000)}
+    saved = {
+        each["id"]: each["told"] for each in await site.journal.unfinished("migration") if "told" in each
+    }
+    assert saved == told
+    assert len(told) == 200
+    assert max(told.values()) > 200  # some did

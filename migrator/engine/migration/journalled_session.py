@@ -59,6 +59,8 @@ class JournalledSession(FileSession):
     guest: Guest
     #: Another controller drives it.
     driven_elsewhere = False
+    #: Name of the controller that does; empty where none does.
+    driver_name = ""
     #: What the controller that plans knows of the guest from before, where another drives it.
     _given_prior: GuestPrior | None = None
 
