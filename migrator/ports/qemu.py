@@ -151,8 +151,12 @@ class Qemu(Protocol):
         Only :meth:`restore_runtime_state` looks into it.
         """
 
-    async def restore_runtime_state(self, given: Any) -> Sequence[str]:
-        """Set the same in this one, where it differs; what could not be, each in a few words."""
+    async def restore_runtime_state(self, given: Any, present: Any) -> Sequence[str]:
+        """Set the same in this one, where it differs; what could not be, each in a few words.
+
+        :param given: what :meth:`read_runtime_state` returned of the other end.
+        :param present: what it returned of this one, a moment ago.
+        """
 
     async def release_monitor(self) -> None:
         """Let others have the monitor for a while; the process stays held."""

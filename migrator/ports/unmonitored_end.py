@@ -52,7 +52,7 @@ class UnmonitoredEnd:
     async def read_runtime_state(self) -> Any:
         return None
 
-    async def restore_runtime_state(self, given: Any) -> Sequence[str]:
+    async def restore_runtime_state(self, given: Any, present: Any) -> Sequence[str]:
         return ()
 
     async def release_monitor(self) -> None:

@@ -58,13 +58,8 @@ class EndpointMirroring:
             how |= stream_tls.nbd_server_arguments(encrypted_for)
         address = await self._listen(kind, rest, how)
         try:
-            opened = []
-            for device, name in devices.items():
-                node = await self._written_node(device, name)
-                await self._export(node, name, writable=True)
-                if node == name:
-                    opened.append(name)
-                    await self._activate(device, name)
+            nodes = await gather_to_end(*(self._offer(device, name) for device, name in devices.items()))
+            opened = [name for name, node in zip(devices.values(), nodes, strict=True) if node == name]
             await stream_sockets.answer_at_once(self._process(), address)
             self._opened, self._serves = opened, True
         except BaseException:
@@ -73,6 +68,14 @@ class EndpointMirroring:
                 await self.remove_targets(MIRRORS)
             raise
         return address
+
+    async def _offer(self, device: str, name: str) -> str:
+        """Export a disk; return the node that is written."""
+        node = await self._written_node(device, name)
+        await self._export(node, name, writable=True)
+        if node == name:
+            await self._activate(device, name)
+        return node
 
     async def _listen(self, kind: str, rest: str, how: Mapping[str, Any]) -> str:
         if kind == "unix":

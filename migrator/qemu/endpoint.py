@@ -286,8 +286,8 @@ class Endpoint:
     async def read_runtime_state(self) -> RuntimeState:
         return await read_runtime_state(self._monitor)
 
-    async def restore_runtime_state(self, given: RuntimeState) -> Sequence[str]:
-        return await restore_runtime_state(self._monitor, given)
+    async def restore_runtime_state(self, given: RuntimeState, present: RuntimeState) -> Sequence[str]:
+        return await restore_runtime_state(self._monitor, given, present)
 
     async def release_monitor(self) -> None:
         await self._monitor.close()

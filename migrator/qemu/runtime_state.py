@@ -178,12 +178,12 @@ def _forwards(text: str) -> Iterable[str]:
             yield f"{name} {kind}:{address}:{found['port']}-{found['to']}:{found['toport']}"
 
 
-async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState) -> list[str]:
+async def restore_runtime_state(monitor: Monitor, wanted: RuntimeState, present: RuntimeState) -> list[str]:
     """Set in this QEMU what `wanted` has otherwise; return what could not be set, each in a few words with QEMU's own.
 
+    :param present: what was read of it a moment ago.
     :raise QemuError: it does not answer.
     """
-    present = await read_runtime_state(monitor)
     refused = [f"write threshold of {name}: its block node has no name" for name in wanted.nameless]
     for what, command, arguments in differences(wanted, present):
         if not command:

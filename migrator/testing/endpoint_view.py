@@ -238,8 +238,8 @@ class EndpointView(WithoutDevices):
     async def read_runtime_state(self) -> None:
         await self._do(self.qemu.read_runtime_state, "runtime state")
 
-    async def restore_runtime_state(self, given: None) -> Sequence[str]:
-        return await self._do(lambda: self.qemu.restore_runtime_state(given), "runtime state")
+    async def restore_runtime_state(self, given: None, present: None) -> Sequence[str]:
+        return await self._do(lambda: self.qemu.restore_runtime_state(given, present), "runtime state")
 
     async def encrypt(self, migration: str, tls: StreamTls) -> None:
         await self._do(lambda: self.qemu.encrypt(migration, tls), "encrypt")

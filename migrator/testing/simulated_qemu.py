@@ -196,7 +196,7 @@ class SimulatedQemu(WithoutDevices):
     async def read_runtime_state(self) -> None:
         self._reach()
 
-    async def restore_runtime_state(self, given: None) -> Sequence[str]:
+    async def restore_runtime_state(self, given: None, present: None) -> Sequence[str]:
         self._reach()
         return ()
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-import pytest
 
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors
 from migrator.core.preflight.disk_images import why_not_copied
@@ -21,6 +18,7 @@ from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint
 from migrator.testing.lab import Lab, until
 from tests.disks import MIB, WritingGuest, make_image, second_disk, writing_guest
+from tests.luks import HEADER_BYTES, write_luks
 
 
 async def _as_it_is(uri: str) -> str:
@@ -31,9 +29,8 @@ async def _copy(mirrors: DiskMirrors) -> None:
     async def tend(how: Mirrors) -> None:
         pass
 
-    await mirrors.copy(
-        "tcp:127.0.0.1:0", speed=lambda: None, unwanted=lambda: False, tend=tend, pause=asyncio.sleep
-    )
+    await mirrors.begin("tcp:127.0.0.1:0")
+    await mirrors.copy(speed=lambda: None, unwanted=lambda: False, tend=tend, pause=asyncio.sleep)
 
 
 @asynccontextmanager
@@ -187,29 +184,15 @@ async def test_an_image_that_was_made_flat_is_no_difference_and_another_one_is(
             await end.close()
 
 
-@pytest.mark.matrix  # it takes seconds of computing to make such an image
 async def test_an_encrypted_disk_is_written_as_it_is_after_the_same_header(
     lab: Lab, one_crossing: tuple[Path, Path]
 ) -> None:
     secret = "secret,id=s0,data=a word"
     images = here, there = lab.directory / "a.luks", lab.directory / "b.luks"
-    create = [
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "luks",
-        "--object",
-        secret,
-        "-o",
-        "key-secret=s0,iter-time=10",
-    ]
-    subprocess.run([*create, here, "1M"], check=True)
+    write_luks(here, "a word", MIB)
     write = ["qemu-io", "--object", secret, "-c", "write -q -P 7 64k 64k", "--image-opts"]
     subprocess.run([*write, f"driver=luks,key-secret=s0,file.filename={here}"], check=True)
-    header = json.loads(
-        subprocess.run(["qemu-img", "info", "--output=json", here], check=True, capture_output=True).stdout
-    )["format-specific"]["data"]["payload-offset"]
+    header = HEADER_BYTES
     with there.open("wb") as file:
         file.write(here.read_bytes()[:header])
         file.truncate(here.stat().st_size)

@@ -131,6 +131,11 @@ class DiskFollowing:
                 f"memory waits until the disks have followed what the guest writes: {self._left}",
             )
 
+    def note_copied(self) -> float:
+        """Note that the first copy is over; return what it was seen to be carried at, bytes per second; 0: nothing."""
+        self._note_speed()
+        return self._mirrors.carried_bytes_per_second
+
     def _note_speed(self) -> None:
         carried = max(self._mirrors.carried_bytes_per_second, self._backlog.carried_bytes_per_second)
         self._mirrors.carried_bytes_per_second = carried

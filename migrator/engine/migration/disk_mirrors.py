@@ -20,6 +20,7 @@ from migrator.core.preflight.disk_images import longest_end_seconds, seconds_to_
 from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
+from migrator.engine.migration.prepare import together
 from migrator.errors import CommandFailed, Refused
 from migrator.gathering import gather_to_end
 from migrator.ports import Qemu
@@ -93,31 +94,26 @@ class DiskMirrors:
     async def _look(self) -> Mirrors:
         return self.judge((await self._source.disk_users()).ours)
 
-    async def copy(
-        self,
-        uri: str,
-        *,
-        speed: Callable[[], int | None],
-        unwanted: Callable[[], bool],
-        tend: Callable[[Mirrors], Awaitable[None]],
-        pause: Callable[[float], Awaitable[None]],
-    ) -> None:
-        """Copy the disks; returns once each has been written once and is kept the same, or the copy is unwanted.
+    async def begin(self, uri: str) -> None:
+        """Begin to copy the disks; nothing where none travels.
 
         :param uri: where the destination takes the stream: disks go to the same address.
-        :param speed: returns the share of the links in bytes per second; ``None``: no limit.
-        :param tend: is told how far they are, and raises :class:`Refused` where they are to be given up.
-        :param pause: waits so many seconds, or until an end tells of something.
         :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
         :raise QemuError: an end refused, or did not answer; likewise.
         """
-        await self._source.mirroring.give_up(MIRRORS)  # what an earlier controller may have left
+        if not self.copies:
+            return
         devices = dict(zip((copy.device for copy in self.copies), self._names(), strict=True))
-        # Where there is none, that is said once its time has come; an earlier controller may have made it.
-        with contextlib.suppress(CommandFailed):
-            await self._destination.mirroring.prepare_bitmaps(self._noted())
         encrypted_for = self._migration if self._tls is not None else ""
-        served = await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
+
+        async def serve() -> str:
+            # Where there is none, that is said once its time has come; an earlier controller may have made it.
+            with contextlib.suppress(CommandFailed):
+                await self._destination.mirroring.prepare_bitmaps(self._noted())
+            return await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
+
+        # Besides, the source lets go of what an earlier controller may have left.
+        served, _ = await together(serve(), self._source.mirroring.give_up(MIRRORS))
         where = await self._lead(served)
         made = [copy.device for copy in self.copies if copy.new]
         volumes = await self._destination.mirroring.on_volumes(made) if made else frozenset()
@@ -138,6 +134,23 @@ class DiskMirrors:
                 encrypted_for=encrypted_for,
                 tls=self._tls,
             )
+
+    async def copy(
+        self,
+        *,
+        speed: Callable[[], int | None],
+        unwanted: Callable[[], bool],
+        tend: Callable[[Mirrors], Awaitable[None]],
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Return once each disk was written once and is kept the same, or the copy is unwanted; after :meth:`begin`.
+
+        :param speed: returns the share of the links in bytes per second; ``None``: no limit.
+        :param tend: is told how far they are, and raises :class:`Refused` where they are to be given up.
+        :param pause: waits so many seconds, or until an end tells of something.
+        :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
+        :raise QemuError: an end refused, or did not answer; likewise.
+        """
         await self._until_ready(speed, unwanted, tend, pause)
         if not unwanted():
             await self._share(None)

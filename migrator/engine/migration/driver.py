@@ -232,36 +232,23 @@ class MigrationDriver(MigrationLoop):
         return idle and source.status == facts.get("status") and listens
 
     async def _prepare(self, settings: MigrationSettings) -> None:
-        await self._steps.runtime_settings.before()
         memory = self._facts.memory_bytes if self._facts is not None else 0
         to_send = memory if self._to_send_bytes is None else min(memory, self._to_send_bytes)
         self._group_hold.begin(memory, to_send)
         self._given_bandwidth = self._bandwidth
-        await self._security.begin(self._policy)
-        for action, reason in self._layout.notes:
-            self._intent_log.decide(action, reason)
-        uri, self._abilities, layout = await prepare(
-            self._source,
-            self._destination,
-            policy=self._policy,
-            settings=settings,
-            settings_there=self._settings_there or await self._destination.settings(),
-            abilities=self._abilities,
-            layout=self._layout.layout,
-            delta_cache_bytes=self._layout.delta_cache_bytes,
-            limit_seconds=self._steering.limit_seconds,
-            bandwidth_bytes_per_second=self._given_bandwidth,
-            listen=self._listen,
-            return_path=self._return_path,
-            mapped=self._mapped,
-            tell=self._intent_log.decide,
-        )
+        # What is read and set of both ends for their guest has nothing to do with how it travels.
+        _, (uri, layout) = await together(self._steps.runtime_settings.before(), self._set_up(settings))
         if self._mirrors.copies:
-            await self._copy_disks(uri)
+            await self._copy_disks()
         uri = await self._route.lead(uri)
         self._note_layout(layout)
         share = None if self._policy.postcopy is PostcopyMode.IMMEDIATE else self._share
-        self._shaper.begin(uri, share=share, path=self._path_speed)
+        self._shaper.begin(
+            uri,
+            share=share,
+            path=self._path_speed,
+            carried_bytes_per_second=self._disk_following.note_copied(),
+        )
         if self._policy.postcopy is not PostcopyMode.IMMEDIATE:
             await self._guarding.begin()
         most = self._policy.max_bandwidth_bytes_per_second
@@ -291,6 +278,30 @@ class MigrationDriver(MigrationLoop):
             except TimedOut as error:
                 self._observer.complain(str(error))  # it may have begun all the same: the next look tells
 
+    async def _set_up(self, settings: MigrationSettings) -> tuple[str, StreamLayout]:
+        """Set both ends up for the stream, and have its disks begin to be copied; where to migrate to, and how."""
+        await self._security.begin(self._policy)
+        for action, reason in self._layout.notes:
+            self._intent_log.decide(action, reason)
+        uri, self._abilities, layout = await prepare(
+            self._source,
+            self._destination,
+            policy=self._policy,
+            settings=settings,
+            settings_there=self._settings_there or await self._destination.settings(),
+            abilities=self._abilities,
+            layout=self._layout.layout,
+            delta_cache_bytes=self._layout.delta_cache_bytes,
+            limit_seconds=self._steering.limit_seconds,
+            bandwidth_bytes_per_second=self._given_bandwidth or self._bandwidth,
+            listen=self._listen,
+            return_path=self._return_path,
+            mapped=self._mapped,
+            tell=self._intent_log.decide,
+        )
+        await self._mirrors.begin(uri)
+        return uri, layout
+
     async def _await_group(self, switch_in_seconds: float) -> None:
         """Wait for the others of its group before anything is copied: this guest is switched soon after that begins."""
         while (
@@ -304,12 +315,11 @@ class MigrationDriver(MigrationLoop):
             if ProcessState.DEAD in (source.process, destination.process):
                 return  # which the steps to come find, and answer
 
-    async def _copy_disks(self, uri: str) -> None:
+    async def _copy_disks(self) -> None:
         """Copy the disks that both ends do not share; memory follows once they are the same."""
         memory = self._facts.memory_bytes if self._facts is not None else 0
         self._progress.expect_disks(self._mirrors.total_bytes, memory)
         await self._mirrors.copy(
-            uri,
             speed=lambda: self._share,
             unwanted=lambda: bool(self.requests.unwanted()) or self._intent_log.intent.undo is not None,
             tend=self._tend_mirrors,

@@ -10,7 +10,7 @@ from typing import Any
 from migrator.core.migration.convergence_state import Abilities
 from migrator.core.migration.stream_layout import StreamLayout
 from migrator.core.policy import Policy, PostcopyMode
-from migrator.errors import CommandFailed, QemuError
+from migrator.errors import CommandFailed, QemuError, Refused
 from migrator.ports import MigrationSettings, Qemu, Tuning
 
 #: Capabilities that an earlier user of this QEMU may have left on and that this migration does without: two of
@@ -156,13 +156,13 @@ def _differing(wanted: Mapping[str, bool], present: Mapping[str, bool]) -> dict[
 async def together(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     """Run them at the same time, their first commands in the order given; the first error cancels the rest.
 
-    :raise QemuError: the first error itself.
+    :raise QemuError: the first error itself, or Refused.
     """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(each, name=f"together {number}") for number, each in enumerate(coroutines)
             ]
-    except* QemuError as errors:
+    except* (QemuError, Refused) as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from migrator import logs
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import QemuError
+from migrator.gathering import gather_to_end
 from migrator.ports import MigrationSettings, Qemu
 
 #: The guest has arrived, and nothing waits for this but the end of the source.
@@ -30,7 +31,7 @@ class RuntimeSettings:
 
         :raise QemuError: an end does not answer.
         """
-        self._tell(await self._destination.restore_runtime_state(await self._source.read_runtime_state()))
+        await self._carry()
 
     async def after(self, settings: MigrationSettings | None) -> None:
         """Set it again once the guest is at the destination. Never raises: it is no reason to undo anything.
@@ -39,13 +40,16 @@ class RuntimeSettings:
         """
         try:
             async with asyncio.timeout(_AFTER_SECONDS):
-                self._tell(
-                    await self._destination.restore_runtime_state(await self._source.read_runtime_state())
-                )
-                if settings is not None:
-                    await self._destination.restore(settings)
+                restored = [self._destination.restore(settings)] if settings is not None else []
+                await gather_to_end(self._carry(), *restored)
         except (QemuError, TimeoutError) as error:
             self._tell([str(error) or f"the ends did not answer within {_AFTER_SECONDS:g} s"])
+
+    async def _carry(self) -> None:
+        present, given = await gather_to_end(
+            self._destination.read_runtime_state(), self._source.read_runtime_state()
+        )
+        self._tell(await self._destination.restore_runtime_state(given, present))
 
     def _tell(self, refused: Sequence[str]) -> None:
         if not refused:

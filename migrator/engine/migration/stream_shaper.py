@@ -83,6 +83,8 @@ class StreamShaper:
         self._queue = TunnelQueue()
         #: The pace but for the end's; 0: none.
         self._steady = 0
+        #: Until when its first moment lasts, on the clock; and what the path carried before it, bytes per second.
+        self._first_until, self._carried = 0.0, 0.0
         #: Of the last sample, bytes per second.
         self._speed = 0.0
         self._fastest = 0.0
@@ -113,13 +115,19 @@ class StreamShaper:
 
     # --- while memory is copied -------------------------------------------------------------------------------------
 
-    def begin(self, uri: str, *, share: int | None, path: float | None) -> None:
+    def begin(
+        self, uri: str, *, share: int | None, path: float | None, carried_bytes_per_second: float = 0.0
+    ) -> None:
         """Say where the stream goes: its sockets get their options as soon as they are there.
 
         :param share: see :meth:`shape`.
         :param path: likewise.
+        :param carried_bytes_per_second: what the path was just seen to carry of disks, which paces the first moment: a
+            guest whose memory goes in that is stopped at its end, and what ends its mirrors waits for what is queued.
         """
         self._peers = [uri]
+        self._first_until = clock.now() + traffic_shaping.FIRST_SECONDS
+        self._carried = carried_bytes_per_second
         self._shared_path.begin()
         self._given = self._wanted(Sample(), share=share, path=path)
         self._start(self._find())
@@ -174,8 +182,8 @@ class StreamShaper:
         rate = self._steady = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         if self._end.limit is not None and not self._seen.refused and not self._postcopy:
             rate = min(rate or self._end.limit, self._end.limit)
-        if sample.at_seconds < traffic_shaping.FIRST_SECONDS:
-            rate = int(rate * traffic_shaping.FIRST_RATIO)
+        if clock.now() < self._first_until:
+            rate = int((rate or self._carried) * traffic_shaping.FIRST_RATIO)
         return StreamOptions(
             unsent_bytes=unsent,
             pacing_bytes_per_second=traffic_shaping.pacing_of_each(rate, self._seen.count),
