@@ -22,6 +22,7 @@ from migrator.testing.own_images import own_images
 from tests.acceptance.service_site import MIB, LiveSite
 from tests.conftest import missing
 from tests.disks import WRITER, contents, files, make_image, same_contents, second_disk
+from tests.luks import write_luks
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
 
@@ -305,14 +306,13 @@ async def test_a_guest_that_never_ran_takes_its_disk_along_and_does_not_run_ther
         assert contents(here.site, here.site.hosts["b"], here.image) == old
 
 
-@pytest.mark.matrix  # it takes seconds of computing to make such an image
+@pytest.mark.matrix
 async def test_an_encrypted_disk_travels_as_it_is_with_its_header() -> None:
     secret = ("-object", "secret,id=s0,data=a word")
 
     def prepare(here: DiskSite) -> GuestMachine:
         made, disk = here.site.directory / "made.luks", here.images / "disk1.luks"
-        create = ["qemu-img", "create", "-q", "-f", "luks", "--object", secret[1], "-o"]
-        subprocess.run([*create, "key-secret=s0,iter-time=10", made, "4M"], check=True)
+        write_luks(made, "a word", 4 * MIB)
         options = f"driver=luks,key-secret=s0,file.filename={made}"
         write = ["qemu-io", "--object", secret[1], "-c", "write -q -P 7 1M 1M", "--image-opts", options]
         subprocess.run(write, check=True)
