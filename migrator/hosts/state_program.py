@@ -230,6 +230,26 @@ def stamp(image: str, *, settle: bool = False) -> list[int]:
     return []
 
 
+def file_system_of(path: str) -> str:
+    """Return where the file system is mounted that a file is on, or would be; empty: there is no such directory."""
+    directory = os.path.realpath(os.path.dirname(path))
+    if not os.path.isdir(directory):
+        return ""
+    while not os.path.ismount(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def no_room(error: OSError, path: str, document: dict[str, Any], written: int) -> OSError:
+    """Return an error that says which file system lacks room, and how much, where that is what an error says."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    memory = int(document.get("facts", {}).get("memory_bytes", 0))
+    short = f", and the state of a guest with {memory >> 20} MiB may take {max(0, memory - written) >> 20} MiB more"
+    where = f"the file system at {file_system_of(path)} took {written >> 20} MiB of it"
+    return OSError(f"{path}: {error.strerror}: {where}{short if memory else ''}")
+
+
 def part_of(path: str, migration: str) -> str:
     """Return the name of a state while it is written, by one migration alone."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", migration):
@@ -318,6 +338,10 @@ def receive(path: str) -> None:
         write_document(path, {**document, "bytes": size, "sha256": written}, new=True)
         os.unlink(part)
         sync_directory(path)
+    except OSError as error:
+        told = no_room(error, path, document, os.fstat(file.fileno()).st_size)
+        remove(path, document["migration"], own=True)
+        raise told from None
     except BaseException:  # whatever it was; raised again
         remove(path, document["migration"], own=True)
         raise
@@ -450,6 +474,7 @@ def look(path: str, migration: str = "") -> None:
         there=any(map(os.path.lexists, (path, f"{path}.json"))),
         size=os.lstat(path).st_size if is_regular(path) else None,
         free=shutil.disk_usage(directory).free if os.path.isdir(directory) else None,
+        filesystem=file_system_of(path),
         distrust=distrust(path),
         changed=[image for image, seen in images.items() if seen and stamp(image) != seen],
     )

@@ -53,6 +53,8 @@ class FileLook:
     size: int | None
     #: Room in its directory; ``None``: there is no such directory.
     free_bytes: int | None
+    #: Where the file system of that directory is mounted.
+    filesystem: str
     #: Why others than root and migrator's user there may have made it, or may change it; empty: they cannot.
     distrust: str
     #: Images of the guest that are not as they were when it was saved.
@@ -115,6 +117,7 @@ class StateFile:
             there=bool(said.get("there")),
             size=said.get("size"),
             free_bytes=said.get("free"),
+            filesystem=str(said.get("filesystem", "")),
             distrust=str(said.get("distrust", "")),
             changed=tuple(map(str, said.get("changed", ()))),
         )

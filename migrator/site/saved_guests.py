@@ -35,6 +35,7 @@ from migrator.site.file_end import FileEnd, StateFile
 from migrator.site.loading_file import LoadingFile
 from migrator.site.process_checks import read_source_process
 from migrator.site.saving_file import SavingDestination, SavingFile
+from migrator.units import show_bytes
 
 _MAPPED = str(FileForm.MAPPED)
 #: A stream is somewhat larger than what the guest has in memory; zero pages take next to nothing.
@@ -110,7 +111,8 @@ class SavedGuestFiles:
         if seen.free_bytes < needed:
             yield finding(
                 "save-room",
-                f"{path} may need {needed >> 20} MiB, and {seen.free_bytes >> 20} MiB are free on {guest.host}",
+                f"{path} may need {show_bytes(needed)}, and {show_bytes(seen.free_bytes)} are free on the file system "
+                f"at {seen.filesystem} of {guest.host}: {show_bytes(needed - seen.free_bytes)} are missing",
             )
         if not isinstance(source, SourceEndpoint) or source.process is None:
             yield finding("save-process", f"the process of {guest.label} cannot be told")

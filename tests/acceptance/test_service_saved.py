@@ -524,3 +524,41 @@ async def test_a_host_that_has_to_be_empty_leaves_on_disk_whom_no_other_takes(tm
         assert host["state"] == "maintenance"
         await loaded(site, file, "b")
         assert site.where(await site.runs_once(web)) == "b"
+
+
+@pytest.mark.matrix
+async def test_a_disk_that_is_full_has_a_host_that_has_to_be_empty_keep_its_guest_running(
+    tmp_path: Path,
+) -> None:
+    web = guest("web")
+    nowhere = '[[guests]]\nmatch = "*"\nrequires = { rack = "none has it" }\n'
+    with small_disk(tmp_path / "small", 4 << 20) as directory:
+
+        def saves_there(site: LiveSite) -> None:
+            site.change_config(("[[hosts]]\n", f'[[hosts]]\nsaved_dir = "{directory}"\n'))
+
+        async def left_behind(site: LiveSite, **accepted: Any) -> str:
+            asked = await site.post("hosts/a/evacuate", policy="save", **accepted)
+            run = await site.ended(asked["id"], "incomplete")
+            (left,) = run["guests"]
+            assert (run["guests_left"], site.where(await site.runs_once(web))) == (1, "a"), run
+            assert list(directory.iterdir()) == []
+            (host,) = [each for each in (await site.get("hosts"))["items"] if each["host"] == "a"]
+            assert host["state"] != "maintenance"
+            return str(left["reason"])
+
+        async with served([web], "a", "b", prepare=saves_there, extra=nowhere) as site:
+            # It is known before anything is written, and where it is found out later the guest goes on, too.
+            why = await left_behind(site)
+            assert f"are free on the file system at {directory} of a: " in why, why
+            assert "are missing" in why, why
+            why = await left_behind(site, accept=["save-room"])
+            assert f"No space left on device: the file system at {directory} took " in why, why
+            assert "MiB more" in why, why
+            # Whoever makes room there has it saved with the same command.
+            subprocess.run(["mount", "-o", "remount,size=1g", str(directory)], check=True)
+            asked = await site.post("hosts/a/evacuate", policy="save")
+            await site.ended(asked["id"], "completed")
+            assert site.instances(web) == []
+            (file,) = directory.glob("*.state")
+            assert beside(file)["state"] == "saved"
