@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import bare_disks
 from migrator import process_sockets
 from migrator.machine import LocalProcess
 from migrator.testing.lab import Pair
@@ -55,6 +56,7 @@ async def move(
     look_at_socket: bool = False,
     channels: int = 0,
     zero_copy: bool = False,
+    disks: Sequence[str] = (),
 ) -> Moved:
     """Move the guest and quit the source.
 
@@ -64,11 +66,13 @@ async def move(
     :param look_at_socket: see what it holds when the guest has been stopped.
     :param channels: of memory; 0: one, with the rest.
     :param zero_copy: the source's channels send without copying.
+    :param disks: devices whose disks are copied to the destination's before, with :mod:`bench.bare_disks`.
     :raise Broken: when it does not come through.
     """
     several = ["multifd"] if channels else []
     async with RawMonitor(pair.source.qmp) as source, RawMonitor(pair.destination.qmp) as destination:
         began = time.monotonic()
+        mirrors = await bare_disks.mirror(pair, source, destination, disks, listen) if disks else None
         uri, _ = await asyncio.gather(
             _listen(destination, listen, postcopy=postcopy, channels=channels),
             _prepare(
@@ -89,6 +93,8 @@ async def move(
         await _status(source, "pre-switchover")
         queued = _queued(pair.source.pid, uri) if look_at_socket else None
         await _check_before_switch(destination, lambda: pair.destination.alive)
+        if mirrors is not None:
+            await bare_disks.end(source, destination, mirrors)
         await source.execute("migrate-continue", state="pre-switchover")
         if postcopy:
             await _status(source, "postcopy-active", "completed")  # precopy may have got there first
