@@ -163,3 +163,40 @@ async def test_a_guest_whose_target_dies_while_the_others_wait_has_them_wait_on(
         assert (times[-1] - times[0]).total_seconds() < _TOGETHER_SECONDS
         assert max(each["attempts"] for each in run["guests"]) > 1
         await site.everyone_at(MACHINES, "b")
+
+
+@pytest.mark.matrix
+async def test_a_persons_word_on_one_that_is_held_lets_the_others_of_its_group_go() -> None:
+    # It writes more than the path carries and is not throttled: it is not due before that word.
+    steady = '[policies.steady]\nmax_throttle = "0%"\npostcopy = "never"\n'
+    machines = (*MACHINES[:2], guest("db", region=96 * MIB, speed=200 * MIB))
+    async with served(machines, "a", "b", speed=60 * MIB, extra=GROUP + steady) as site:
+        (db,) = site.instances(machines[2])
+        asked = await site.post("migrations", group="shop", to="b", policy="steady")
+
+        async def of(name: str) -> dict[str, Any]:
+            found = [each for each in await site.migrations() if each["guest_name"] == name]
+            return found[0] if found else {}
+
+        async def one_waits() -> bool:
+            waits = (await of("front")).get("switch_in_seconds") is not None
+            return waits and (await of("db")).get("state") == "precopy"
+
+        await until(one_waits, what="a guest that waits for one that is copied", within=60)
+        db.kill()
+
+        async def is_held() -> bool:
+            return (await of("db")).get("state") == "held"
+
+        await until(is_held, what="a guest of which nobody knows where it is", within=60)
+        # The others run where they were, for as long as nobody has said what became of it.
+        assert not {(await of(name))["state"] for name in ("front", "web")} & {"completed", "switchover"}
+        identifier = (await of("db"))["id"]
+        said = await site.cli("resolve", identifier, "--guest-at", "lost", "--yes")
+        assert said.returncode == 0, said.stderr
+        run = await site.ended(asked["id"], "incomplete", within=90)
+        standing = {each["guest_name"]: each["standing"] for each in run["guests"]}
+        assert (standing["front"], standing["web"]) == ("moved", "moved"), run
+        assert standing["db"] != "moved", run
+        await site.everyone_at(MACHINES[:2], "b")
+        assert site.instances(machines[2]) == []

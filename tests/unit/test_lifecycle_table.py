@@ -466,6 +466,14 @@ def test_state_has_a_word_for_everything_that_goes_on() -> None:
         assert not state_of(intent, source, destination).final
 
 
+def test_one_whose_source_dies_while_it_copies_is_not_taken_to_be_past_its_stop() -> None:
+    copying = Intent(milestone=Milestone.MIGRATING, live=True)
+    dead = View(process=ProcessState.DEAD)
+    for destination in DESTINATIONS:
+        if destination_is(destination) in {D.LOADS, D.FAILED, D.SILENT, D.DEAD}:
+            assert state_of(copying, dead, destination) is State.PRECOPY, destination
+
+
 class TestCancelling:
     def test_is_safe_only_before_the_switch_may_have_been_sent(self) -> None:
         for intent, source in product(INTENTS, SOURCES):

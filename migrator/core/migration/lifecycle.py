@@ -393,6 +393,9 @@ def state_of(intent: Intent, source: View, destination: View) -> State:
         return State.POSTCOPY if there is D.FETCHES else State.FINISHING
     if intent.milestone is Milestone.PREPARING:
         return State.PREPARING
-    if here is S.COPIES or (intent.milestone is Milestone.MIGRATING and here in (S.RUNS, S.RESTS, S.SILENT)):
+    # One whose source has died was not stopped for its switch, as far as is known: its group does not follow it.
+    if here is S.COPIES or (
+        intent.milestone is Milestone.MIGRATING and here in {S.RUNS, S.RESTS, S.SILENT, *GONE_S}
+    ):
         return State.PRECOPY
     return State.SWITCHOVER
