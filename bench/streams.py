@@ -18,7 +18,11 @@ from bench.libvirt import Unavailable
 from bench.machine import Quiet, describe
 from bench.options import SETTLE_SECONDS, Options
 from bench.ours import Failed, Migrator
-from migrator.core.migration.stream_layout import DELTAS_WRITTEN_RATIO, NARROW_BYTES_PER_SECOND
+from migrator.core.migration.stream_layout import (
+    DELTAS_WRITTEN_RATIO,
+    NARROW_BYTES_PER_SECOND,
+    WORTH_COMPRESSING_SECONDS,
+)
 from migrator.pki.authority import Authority
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair
@@ -32,8 +36,9 @@ _FAST_BYTES = 512 * _MIB
 #: Where the memory that a guest is given at its start begins; the guest itself stays below.
 _AT = 64 * _MIB
 _ZSTD = "zstd"
-#: Up to here it is chosen by itself.
-_NARROW_MBIT = int(NARROW_BYTES_PER_SECOND / _MBIT)
+#: Up to here it is chosen by itself, for at least so much memory over a link of that speed.
+_NARROW_MBIT, _CHOSEN_MBIT = int(NARROW_BYTES_PER_SECOND / _MBIT), 60
+_CHOSEN_BYTES = math.ceil(WORTH_COMPRESSING_SECONDS * _CHOSEN_MBIT * _MBIT / _MIB) * _MIB
 _XBZRLE, _SSH = "xbzrle", "through SSH"
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": ("--compress", "never"),
@@ -194,8 +199,8 @@ class _Bench:
 
     async def narrow(self, hosts: LabHosts) -> list[str]:
         """Gain of compression over narrow links."""
-        rows, worst = [], 0.0
-        for mbit in (60, 300, 1000):
+        rows = []
+        for mbit in (_CHOSEN_MBIT, 300, 1000):
             for host in hosts:
                 host.set_speed(mbit * _MBIT)
             for memory in ("program text", "random bytes"):
@@ -203,10 +208,16 @@ class _Bench:
                 through_ssh = (_SSH,) if memory == "random bytes" else ()
                 took = await self._compare(hosts, ("plain", _ZSTD, *through_ssh), path, _FILLED_BYTES)
                 rows += _rows(f"{mbit} Mbit/s, {memory}, ", took)
-                if mbit <= _NARROW_MBIT:
-                    worst = max(worst, _median(took[_ZSTD]) / _median(took["plain"]))
+        for host in hosts:
+            host.set_speed(_CHOSEN_MBIT * _MBIT)
+        # The least memory for which it is chosen by itself, and none of it compresses: the worst that may be chosen.
+        path = self._memory("random bytes", _CHOSEN_BYTES)
+        took = await self._compare(hosts, ("plain", _ZSTD), path, _CHOSEN_BYTES)
+        rows += _rows(f"{_CHOSEN_MBIT} Mbit/s, {_CHOSEN_BYTES // _MIB} MiB of random bytes, ", took)
+        worst = _median(took[_ZSTD]) / _median(took["plain"])
+        title = f"**Narrow links**, {_FILLED_BYTES // _MIB} MiB of memory that is filled"
         return [
-            f"**Narrow links**, {_FILLED_BYTES // _MIB} MiB of memory that is filled:",
+            f"{title}; the last are the least memory for which zstd is chosen by itself:",
             table(["stream", "time", "of plain", "downtime (ms)"], rows),
             table(
                 ["what", "ratio", "aim"],
