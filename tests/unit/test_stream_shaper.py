@@ -119,3 +119,16 @@ async def test_a_stream_has_less_than_its_share_until_what_went_before_its_pace_
     await made.close()
     assert paces[0] == 8_000_000
     assert paces[-1] == 10_000_000
+
+
+async def test_a_stream_that_follows_disks_is_paced_in_its_first_moment_by_what_carried_them() -> None:
+    end = Answering()
+    made = shaper(end)
+    made.begin("tcp:192.0.2.1:4444", share=None, path=None, carried_bytes_per_second=100e6)
+    for at in (0.02, 0.2):
+        sample = Sample(at_seconds=at, remaining_bytes=900 * MIB, bandwidth_bytes_per_second=100e6)
+        await made.shape(sample, share=None, path=None)
+    paces = [options.pacing_bytes_per_second for options in end.asked if options is not None]
+    await made.close()
+    assert paces[0] == 80_000_000
+    assert paces[-1] == 0, "more may be carried than the disks were"

@@ -20,7 +20,6 @@ from migrator.core.preflight.disk_images import longest_end_seconds, seconds_to_
 from migrator.core.preflight.non_migrated_state import BlockJob, DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
 from migrator.engine import clock
-from migrator.engine.migration.prepare import together
 from migrator.errors import CommandFailed, Refused
 from migrator.gathering import gather_to_end
 from migrator.ports import Qemu
@@ -113,7 +112,8 @@ class DiskMirrors:
             return await self._destination.mirroring.serve(devices, _beside(uri), encrypted_for=encrypted_for)
 
         # Besides, the source lets go of what an earlier controller may have left.
-        served, _ = await together(serve(), self._source.mirroring.give_up(MIRRORS))
+        beginning: list[Awaitable[Any]] = [serve(), self._source.mirroring.give_up(MIRRORS)]
+        served, _ = await gather_to_end(*beginning)
         where = await self._lead(served)
         made = [copy.device for copy in self.copies if copy.new]
         volumes = await self._destination.mirroring.on_volumes(made) if made else frozenset()

@@ -83,8 +83,8 @@ class StreamShaper:
         self._queue = TunnelQueue()
         #: The pace but for the end's; 0: none.
         self._steady = 0
-        #: Until when its first moment lasts, on the clock; and what the path carried before it, bytes per second.
-        self._first_until, self._carried = 0.0, 0.0
+        #: What the path carried before it, bytes per second.
+        self._carried = 0.0
         #: Of the last sample, bytes per second.
         self._speed = 0.0
         self._fastest = 0.0
@@ -126,7 +126,6 @@ class StreamShaper:
             guest whose memory goes in that is stopped at its end, and what ends its mirrors waits for what is queued.
         """
         self._peers = [uri]
-        self._first_until = clock.now() + traffic_shaping.FIRST_SECONDS
         self._carried = carried_bytes_per_second
         self._shared_path.begin()
         self._given = self._wanted(Sample(), share=share, path=path)
@@ -182,7 +181,7 @@ class StreamShaper:
         rate = self._steady = 0 if self._postcopy else traffic_shaping.pacing(share=share, path=path)
         if self._end.limit is not None and not self._seen.refused and not self._postcopy:
             rate = min(rate or self._end.limit, self._end.limit)
-        if clock.now() < self._first_until:
+        if sample.at_seconds < traffic_shaping.FIRST_SECONDS:
             rate = int((rate or self._carried) * traffic_shaping.FIRST_RATIO)
         return StreamOptions(
             unsent_bytes=unsent,
