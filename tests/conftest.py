@@ -11,10 +11,11 @@ import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import hypothesis
 import pytest
+from looptime._internal import plugin as looptime_plugin
 
 from migrator.store.backend import Place, Server
 from migrator.testing import network
@@ -39,6 +40,25 @@ if shutil.which("python3", path=_path):
     os.environ["PATH"] = _path
 
 prestarted.install()
+
+
+def _find_loops_once() -> None:
+    """Have looptime look once for the fixtures that make loops: for each fixture of each test it goes through all that
+    pytest-asyncio has, which was a good part of what short tests computed.
+    """
+    found: dict[tuple[str, str], bool] = {}
+    look = looptime_plugin._should_patch
+
+    def makes_loop(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> bool:
+        key = fixturedef.func.__module__, fixturedef.argname
+        if key not in found:
+            found[key] = look(fixturedef, request)
+        return found[key]
+
+    looptime_plugin._should_patch = makes_loop
+
+
+_find_loops_once()
 
 #: The versions that are promised to work.
 VERSIONS = ("7.2", "10.0")
@@ -315,15 +335,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def private_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or leaves what is kept of binaries where a user has it; tests share it."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        patch.setenv("XDG_STATE_HOME", str(base / "records"))
         yield base
 
 
 @pytest.fixture(autouse=True)
-def private_records(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def private_records(private_directory: Path) -> None:
     """No test reads or leaves records where a user's are. Their directory is made by whoever needs it: few do."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(private_cache / f"records-{next(_RECORDS)}"))
+    os.environ["XDG_STATE_HOME"] = str(private_directory / f"records-{next(_RECORDS)}")

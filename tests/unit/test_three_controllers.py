@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 #: So many runs are some tens of thousands of steps.
-_RUNS = 5
+_RUNS = 3
 #: In ``make soak``.
 _SOAK_STEPS = 1_000_000
 
