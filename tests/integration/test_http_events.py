@@ -348,7 +348,7 @@ async def test_streams_end_with_the_service(running: RunningEngine, tmp_path: Pa
         say(running, 2)
         await journalled(running)
         began = loop.time()
-    assert loop.time() - began < 2
+    assert loop.time() - began < 4.5
     await asyncio.gather(*open_streams)
     assert seen == [[first + 1, first + 2, first + 3]] * 3
     assert running.bus.listening() == 0

@@ -370,7 +370,7 @@ async def test_its_world_goes_faster_if_asked_to() -> None:
     ):
         began = asyncio.get_running_loop().time()
         await move(source, destination)
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 4
         assert destination.guest is not None
         assert destination.guest.duration_seconds > 4
 
