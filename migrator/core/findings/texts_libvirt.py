@@ -44,17 +44,17 @@ MANAGED: Texts = {
     "libvirt-network": (
         "error",
         "a network of libvirt that the guest is on does not exist at the target, or is not active there",
-        "virsh net-define and net-start it there (virsh net-dumpxml at the source shows it)",
+        "virsh net-define and net-start it there (net-dumpxml at the source shows it), with virtnetworkd if it is away",
     ),
     "libvirt-pool": (
         "error",
         "a storage pool, or a volume in it, that a disk is in does not exist at the target, or is not active there",
-        "virsh pool-define and pool-start it there (virsh pool-dumpxml at the source shows it), or pool-refresh",
+        "virsh pool-define, -start or -refresh it there (pool-dumpxml shows it), with virtstoraged if it is away",
     ),
     "libvirt-secret": (
         "error",
         "a secret that a disk of the guest takes is not known to the target's libvirt",
-        "virsh secret-define and secret-set-value it there: migrator carries no secrets",
+        "virsh secret-define and -set-value it there, with virtsecretd if it is away: migrator carries no secrets",
     ),
     "libvirt-firmware": (
         "error",
