@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from migrator.cli import remedies
-from migrator.core.model import Decision, Finding, Mode, State
+from migrator.core.model import STOPPED_MODES, Decision, Finding, Mode, State
 from migrator.engine.migration.outcome import MigrationOutcome, MigrationProgress
 from migrator.text import clean
 from migrator.units import show_bytes, show_rate, show_ratio, show_seconds
@@ -166,7 +166,8 @@ def _summary(result: MigrationOutcome) -> list[str]:
         lines.append(
             f"    {result.mode}, {took(result.mode, result.state, result.duration_seconds, whole_seconds=None)}, "
             f"downtime {downtime} "
-            f"({ceiling(result.max_downtime_seconds, exceeded=result.ceiling_exceeded)}), {result.rounds} rounds, "
+            f"({ceiling(result.max_downtime_seconds, exceeded=result.ceiling_exceeded, mode=result.mode)}), "
+            f"{result.rounds} rounds, "
             f"{sent(result.transferred_bytes, disk_bytes=result.disk_bytes, tls=result.tls)}"
         )
     if result.network_problem:
@@ -202,8 +203,10 @@ def took(mode: str, state: str, seconds: float, *, whole_seconds: float | None) 
     return f"ran there after {show_seconds(seconds)}{whole}"
 
 
-def ceiling(seconds: float, *, exceeded: bool) -> str:
-    """Return the words on the ceiling that stand beside a downtime."""
+def ceiling(seconds: float, *, exceeded: bool, mode: str = Mode.PRECOPY) -> str:
+    """Return the words on the ceiling that stand beside a downtime; a guest that is stopped for all of it has none."""
+    if mode in STOPPED_MODES and not exceeded:
+        return "no ceiling"
     return f"{_ABOVE} {show_seconds(seconds)}" if exceeded else f"ceiling {show_seconds(seconds)}"
 
 

@@ -248,7 +248,7 @@ def migration_lines(one: Document) -> list[str]:
         lines.append(
             f"    {one['mode']}, {took(one['mode'], one['state'], one['duration_seconds'], whole_seconds=whole)}, "
             f"downtime {downtime} "
-            f"({ceiling(one['max_downtime_seconds'], exceeded=exceeded(one))}{given}), "
+            f"({ceiling(one['max_downtime_seconds'], exceeded=exceeded(one), mode=one['mode'])}{given}), "
             f"{sent(one['transferred_bytes'], disk_bytes=one.get('disk_bytes', 0), tls=one.get('tls', False))}"
         )
     if one["state"] == "completed" and one["network_state"] not in ("unknown", "none"):

@@ -19,6 +19,7 @@ from migrator.hosts.new_files import remove_files, remove_images, remove_memory
 from migrator.hosts.new_volumes import remove_volumes
 from migrator.hosts.tpm_emulators import end_emulator
 from migrator.ports import GuestProcess
+from migrator.text import clean
 
 if TYPE_CHECKING:
     from migrator.settings.host_sections import HostDefaults  # slow, and for who reads a configuration
@@ -427,6 +428,7 @@ def unit_command(run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile
     # systemd puts the values of variables into a command line; a dollar that is doubled stands for itself.
     return [
         *("systemd-run", "--quiet", "--collect", f"--unit={run_dir.unit}", f"--slice={like.slice}"),
+        f"--description={_description(argv)}",
         *("--service-type=exec", "--property=KillMode=mixed", "--property=TasksMax=16384"),
         # A host that goes down stops it only after that unit, which moves guests away: contrib/systemd.
         "--property=Before=migrator-drain.service",
@@ -438,6 +440,13 @@ def unit_command(run_dir: RunDirectory, argv: Sequence[str], like: LaunchProfile
         "--",
         *(word.replace("$", "$$") for word in argv),
     ]
+
+
+def _description(argv: Sequence[str]) -> str:
+    """Return what lists of units say of it: else systemd puts the command line there, with all of its lines."""
+    named = (argv[place + 1] for place, word in enumerate(argv[:-1]) if word in ("-name", "--name"))
+    name = next(named, "").split(",")[0].removeprefix("guest=")
+    return clean(f"Guest {name}".strip())
 
 
 async def finish_cleanup(cleaning: Coroutine[Any, Any, None], *, name: str) -> None:

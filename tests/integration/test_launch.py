@@ -536,6 +536,7 @@ class TestUnit:
         command = unit_command(run_dir, ["/usr/bin/qemu", "-name", "a $HOME %n\n${B} \"'\\"])
         at = command.index("--")
         assert command[at + 1 :] == ["/usr/bin/qemu", "-name", "a $$HOME %n\n$${B} \"'\\"]
+        assert "--description=Guest a $HOME %n\ufffd${B} \"'\\" in command[:at], "on one line"
         assert {"--unit=migrator-guest-x.service", "--slice=machine.slice", "--collect"} < set(command[:at])
         assert "--property=Before=migrator-drain.service" in command[:at]
 
