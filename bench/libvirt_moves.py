@@ -1,4 +1,4 @@
-"""`migrator direct` with guests of libvirt beside `virsh migrate`, in turns: the same guests, the same two libvirtd."""
+"""`migrator direct` with guests of libvirt beside `virsh migrate` and a bare script, in turns: the same two daemons."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class LibvirtPair:
         write_image(self._image)
         await self.beta.create(self._image, self._binary)
         await self.beta.destroy()
-        for mover in (self.virsh, self.ours):
+        for mover in (self.virsh, self.bare, self.ours):
             await mover(Habit())
 
     async def _create(self) -> None:
@@ -81,6 +81,19 @@ class LibvirtPair:
             self._create,
             *("--unsafe", *options),
             max_downtime_seconds=_MAX_DOWNTIME_SECONDS,
+        )
+
+    async def bare(self, habit: Habit) -> Took:
+        """Move a guest by :mod:`bench.bare_libvirt`."""
+        write_image(self._image, habit)
+
+        async def script() -> None:
+            await self._migrator.python(
+                *("-m", "bench.bare_libvirt", self.alpha.uri, self.beta.uri, GUEST, self.beta.host.address)
+            )
+
+        return await move(
+            self.alpha, self.beta, self._create, command=script, max_downtime_seconds=_MAX_DOWNTIME_SECONDS
         )
 
     async def ours(self, habit: Habit, *options: str, mode: str = "precopy") -> Took:
@@ -138,8 +151,9 @@ async def run(options: Options, quiet: Quiet) -> str:
     return paragraphs(
         f"{describe(str(options.binary), 'virsh')} · {runs} runs of each, in turns · {quiet}",
         "Two libvirtd in namespaces of their own, without control groups; a guest of libvirt of 512 MiB (TCG), a "
-        f"downtime limit of {_MAX_DOWNTIME_SECONDS * 1e3:.0f} ms on either. Downtime is from STOP to RESUME "
-        "by the clocks of both QEMUs. Milliseconds: median (minimum – maximum).",
+        f"downtime limit of {_MAX_DOWNTIME_SECONDS * 1e3:.0f} ms on each. The bare script (`bench/bare_libvirt.py`) "
+        "has libvirt move the guest by its Python binding, with no check, no record and nobody who looks on. "
+        "Downtime is from STOP to RESUME by the clocks of both QEMUs. Milliseconds: median (minimum – maximum).",
         *text,
     )
 
@@ -148,8 +162,12 @@ async def _beside(pair: LibvirtPair, runs: int, quiet: Quiet) -> list[str]:
     rows, parts = [], []
     for guest, habit in GUESTS.items():
         print(f"libvirt: {guest}", flush=True)
-        took: dict[str, list[Took]] = {"virsh": [], "migrator": []}
-        movers: dict[str, Callable[[Habit], Awaitable[Took]]] = {"virsh": pair.virsh, "migrator": pair.ours}
+        movers: dict[str, Callable[[Habit], Awaitable[Took]]] = {
+            "virsh": pair.virsh,
+            "bare": pair.bare,
+            "migrator": pair.ours,
+        }
+        took: dict[str, list[Took]] = {name: [] for name in movers}
         for _ in range(runs):
             for name, mover in movers.items():
                 await quiet.wait()
@@ -158,15 +176,15 @@ async def _beside(pair: LibvirtPair, runs: int, quiet: Quiet) -> list[str]:
             ("time", "total_seconds", _times),
             ("downtime", "downtime_seconds", _above),
         ):
-            theirs, ours = (Figures.of(getattr(one, field) for one in took[name]) for name in took)
-            rows.append([guest, what, str(theirs), str(ours), *limit(ours, theirs)])
+            theirs, bare, ours = (Figures.of(getattr(one, field) for one in took[name]) for name in took)
+            rows.append([guest, what, str(theirs), str(bare), str(ours), *limit(ours, theirs)])
         parts += [
             [guest, part, str(Figures.of(one.parts_seconds[part] for one in took["migrator"]))]
             for part in took["migrator"][0].parts_seconds
         ]
     return [
         "**Time** from the command to its end, and **downtime**:",
-        table(["guest", "what", "virsh migrate", "migrator direct", "aim", "verdict"], rows),
+        table(["guest", "what", "virsh migrate", "bare script", "migrator direct", "aim", "verdict"], rows),
         "Where the time of `migrator direct` goes:",
         table(["guest", "part", "time"], parts),
     ]

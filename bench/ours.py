@@ -86,6 +86,23 @@ class Migrator:
             raise Failed(f"{' '.join(map(str, command))} ended with {process.returncode}")
         return usage.ru_utime + usage.ru_stime
 
+    async def python(self, *arguments: str) -> None:
+        """Run Python as the command has it.
+
+        :raise Failed: it fails.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+        )
+        _, complaints = await process.communicate()
+        if process.returncode:
+            raise Failed(f"{' '.join(arguments)}: {complaints.decode(errors='replace')}")
+
     async def direct(self, source: Path | str, destination: Path | str, *options: str, mode: str) -> Outcome:
         """Move a guest between two unix sockets, or two addresses.
 

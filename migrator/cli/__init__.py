@@ -43,6 +43,10 @@ def _program(arguments: list[str]) -> Callable[[], Any]:
     from migrator.cli.direct_command import read_quickly  # noqa: PLC0415 - keeps `import migrator.cli` cheap
 
     if (command := read_quickly(arguments)) is not None:
+        if command.request.names_libvirt:
+            from migrator.cli.libvirt_ahead import open_daemons  # noqa: PLC0415 - see above
+
+            open_daemons(command.request)  # while all that follows is being loaded
         from migrator.cli import direct  # noqa: PLC0415 - see above
 
         return functools.partial(direct.main, command)

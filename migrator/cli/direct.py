@@ -21,9 +21,6 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import MigratorError, QemuError, Refused, UsageError
 from migrator.text import clean_lines
 
-#: Begins an address of libvirt's, ``qemu:///system`` or ``qemu+ssh://HOST/system``.
-_LIBVIRT = ("qemu:", "qemu+")
-
 
 def main(command: DirectCommand) -> None:
     """Run it and exit with its code."""
@@ -69,7 +66,7 @@ def _refused(request: Request, error: MigratorError, code: Exit, *, json_output:
 
 async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_output: bool) -> Exit:
     """Load what the guest's kind takes, and no more: that is much of the time of a short move."""
-    if any((given or "").startswith(_LIBVIRT) for given in (request.source, request.destination)):
+    if request.names_libvirt:
         from migrator.cli import direct_libvirt  # noqa: PLC0415 - see above
 
         return await direct_libvirt.direct(request, screen, recorder, json_output=json_output)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+#: Begins an address of libvirt's, ``qemu:///system`` or ``qemu+ssh://HOST/system``.
+_LIBVIRT = ("qemu:", "qemu+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -50,6 +53,11 @@ class Request:
     run_state: str | None = None
     take_over: bool = False
     yes: bool = False
+
+    @property
+    def names_libvirt(self) -> bool:
+        """Return whether an end of it is a guest of libvirt."""
+        return any((given or "").startswith(_LIBVIRT) for given in (self.source, self.destination))
 
 
 @dataclass(frozen=True, kw_only=True)

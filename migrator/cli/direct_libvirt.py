@@ -39,6 +39,7 @@ from migrator.hosts.host_config import HostConfig
 from migrator.hosts.local import LocalAccess
 from migrator.libvirt.domains import NamedDomain, find_guest
 from migrator.libvirt.end import DomainEnd
+from migrator.libvirt.opening import close_unused
 from migrator.ports import Qemu, StreamPath, StreamTunnel, UnprobedPath
 from migrator.site.host_directory import FactsReader
 from migrator.site.libvirt_connections import LibvirtConnections
@@ -371,6 +372,7 @@ class LibvirtPair(UnattendedSite):
                 await end.close()
         self._source = self._destination = None
         await self._daemons.close()
+        close_unused()
 
 
 def _opened(end: DomainEnd | None) -> DomainEnd:

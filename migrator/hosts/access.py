@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -119,6 +118,8 @@ async def run_together(
     :return: the output of each; all have the same standard error.
     :raise HostError: the host cannot be asked, or not all of them were run.
     """
+    import shlex  # noqa: PLC0415 - not of hosts that are here
+
     script = ""
     for command in commands:
         words = " ".join(shlex.quote(word) for word in command.argv)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -416,7 +416,7 @@ async def _seen(
     writer: HostAccess, reader: HostAccess, pairs: Sequence[tuple[str, str]], timeout: float
 ) -> dict[tuple[str, str], bool | None]:
     """Tell for each pair of directories whether the second shows a marker made in the first; ``None``: not writable."""
-    name = _MARKER + secrets.token_hex(16)
+    name = _MARKER + os.urandom(16).hex()
     writing = [pair[0] for pair in pairs]
     found: dict[tuple[str, str], bool | None] = dict.fromkeys(pairs)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
@@ -22,16 +23,21 @@ _DEBIAN = Path("/usr/lib/python3/dist-packages")
 _LEVELS = {"VIR_ERR_NONE", "VIR_ERR_WARNING", "VIR_ERR_ERROR"}
 
 
+#: Its modules are loaded once, whichever thread needs them first.
+_loading = threading.Lock()
+
+
 @cache
 def load() -> Any:
     """Return the binding's module; its errors are raised and not printed.
 
     :raise UsageError: it is not installed; says what to install.
     """
-    try:
-        import libvirt  # noqa: PLC0415 - only where a host has guests of libvirt
-    except ImportError:
-        libvirt = load_from(_DEBIAN)
+    with _loading:
+        try:
+            import libvirt  # noqa: PLC0415 - only where a host has guests of libvirt
+        except ImportError:
+            libvirt = load_from(_DEBIAN)
     libvirt.registerErrorHandler(lambda context, error: None, None)
     return libvirt
 

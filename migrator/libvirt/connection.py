@@ -16,13 +16,12 @@ from migrator import logs
 from migrator.errors import CommandFailed, HostError, TimedOut, UsageError
 from migrator.libvirt.binding import error_code, error_text, load
 from migrator.libvirt.event_thread import run_events
+from migrator.libvirt.opening import connect
 
 _Result = TypeVar("_Result")
 
 #: Seconds to open a connection.
 _OPEN_SECONDS = 10.0
-#: Seconds between two signs of life, and how many may be missed: a daemon that is silent for longer is taken for gone.
-_ALIVE_SECONDS, _ALIVE_MISSED = 5, 3
 #: Calls at a time; those that wait for a daemon that does not answer are among them.
 _MOST_CALLS = 16
 
@@ -107,14 +106,13 @@ class LibvirtConnection:
         uris = self.uri, other.uri if other is not None else None
 
         def begun() -> _Result:
-            module = load()
-            opened = [_connect(module, uri) if uri is not None else None for uri in uris]
+            opened = [connect(uri) if uri is not None else None for uri in uris]
             try:
                 return function(*opened)
             finally:
                 for connection in opened:
                     if connection is not None:
-                        connection.close()
+                        self._drop_soon(connection)  # nobody waits for that
 
         return asyncio.create_task(self._run(begun, what=what, timeout=None), name=f"{what} at {self.host}")
 
@@ -172,7 +170,7 @@ class LibvirtConnection:
 
     def _opened(self, module: Any, uri: str) -> Any:
         """Return an open connection; on a thread."""
-        connection = _connect(module, uri)
+        connection = connect(uri)
         connection.registerCloseCallback(self._closed, None)
         for name, kind, take in _EVENTS:
             number = getattr(module, f"VIR_DOMAIN_EVENT_ID_{name}", None)
@@ -304,21 +302,13 @@ class LibvirtConnection:
         ).start()
 
     def _drop(self, connection: Any) -> None:
-        """Let go of a connection that was lost; on a thread."""
+        """Close a connection that nobody uses any more; on a thread."""
         with contextlib.suppress(load().libvirtError):
             connection.close()
 
     def _tell(self, event: DomainEvent) -> None:
         for subscriber in list(self._subscribers):
             subscriber(event)
-
-
-def _connect(module: Any, uri: str) -> Any:
-    """Return a connection of libvirt's that notices when its daemon is silent; on a thread."""
-    connection = module.open(uri)
-    with contextlib.suppress(module.libvirtError):  # one that is too old for it is noticed later
-        connection.setKeepAlive(_ALIVE_SECONDS, _ALIVE_MISSED)
-    return connection
 
 
 def _numbers(event: int, detail: int, *_: Any) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
-from xml.sax.saxutils import escape, unescape
 
 _UNITS: dict[str, int] = {"b": 1, "bytes": 1} | {
     f"{letter}{suffix}": base**power
@@ -18,7 +17,8 @@ _IMAGE = re.compile(r"(<source\b[^>]*\bfile=)'([^']*)'")
 #: A disk, and the images that its own is based on, each within the one above.
 _DISK = re.compile(r"<disk\b.*?</disk>", re.DOTALL)
 _CHAIN = re.compile(r"<backingStore type=.*</backingStore>", re.DOTALL)
-_QUOTES = {"'": "&apos;", '"': "&quot;"}
+#: Signs of XML and what stands for them, in this order. (``xml.sax.saxutils`` loads HTTP, mail and temporary files.)
+_ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;"), ('"', "&quot;"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,18 @@ def parse_domain(text: str) -> DomainXml:
     )
 
 
+def _escaped(text: str) -> str:
+    for sign, entity in _ENTITIES:
+        text = text.replace(sign, entity)
+    return text
+
+
+def _unescaped(text: str) -> str:
+    for sign, entity in reversed(_ENTITIES):
+        text = text.replace(entity, sign)
+    return text
+
+
 def with_images(text: str, moved: Mapping[str, str], *, alone: Collection[str] = ()) -> str:
     """Return the XML of a domain with other images for its disks, and nothing else changed.
 
@@ -134,8 +146,8 @@ def with_images(text: str, moved: Mapping[str, str], *, alone: Collection[str] =
         return _CHAIN.sub("<backingStore/>", found[0]) if disk.target in alone else found[0]
 
     def elsewhere(found: re.Match[str]) -> str:
-        path = moved.get(unescape(found[2], {entity: sign for sign, entity in _QUOTES.items()}))
-        return found[0] if path is None else f"{found[1]}'{escape(path, _QUOTES)}'"
+        path = moved.get(_unescaped(found[2]))
+        return found[0] if path is None else f"{found[1]}'{_escaped(path)}'"
 
     changed = _IMAGE.sub(elsewhere, _DISK.sub(standing_alone, text) if alone else text)
     before, after = parse_domain(text), parse_domain(changed)

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from migrator.core.managed_guest import ManagedDomain
 from migrator.core.model import RunState
@@ -123,6 +122,8 @@ def find_guest(connection: Any, wanted: str) -> NamedDomain:
     try:
         domain = connection.lookupByName(wanted)
     except module.libvirtError:
+        from uuid import UUID  # noqa: PLC0415 - slow, and few write uuids
+
         try:
             uuid = str(UUID(wanted))
         except ValueError:

@@ -13,12 +13,21 @@ from migrator.libvirt.binding import load
 _AGAIN_SECONDS = 1.0
 
 
-@cache
+#: It is begun once, whichever thread opens the first connection.
+_beginning = threading.Lock()
+
+
 def run_events() -> None:
     """Have events delivered from now on; before the first connection is opened.
 
     :raise UsageError: the binding is not installed.
     """
+    with _beginning:
+        _begun()
+
+
+@cache
+def _begun() -> None:
     module = load()
     module.virEventRegisterDefaultImpl()
     threading.Thread(target=_run, args=(module,), name="libvirt events", daemon=True).start()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from migrator.addresses import bracketed, stream_host
+from migrator.core.model import View
 from migrator.errors import CommandFailed, HostError, MigratorError, QemuError, UsageError
 from migrator.libvirt.binding import load
 from migrator.libvirt.connection import DomainEvent, LibvirtConnection
@@ -46,10 +48,27 @@ class DomainSource(DomainEnd):
     def __init__(self, connection: LibvirtConnection, uuid: str) -> None:
         super().__init__(connection, uuid, role="source")
         self._moving: asyncio.Future[Any] | None = None
+        #: How long libvirt had been at work when the stream of a call of this process began; ``None`` before.
+        self._prepared_seconds: float | None = None
 
     def is_peer_to_peer(self, destination: Qemu) -> bool:
         """See :meth:`migrator.ports.managed.ManagedMigration.is_peer_to_peer`."""
         return bool(_there(destination).peer_uri)
+
+    async def observe(self, *, timeout: float = 1.0) -> View:
+        """See :meth:`migrator.ports.qemu.Qemu.observe`.
+
+        Its sample counts from when the stream began, as a QEMU's does, and not from when libvirt began to prepare it: a
+        limit of the downtime is given by how far the first pass is. Where that was not seen it counts from the latter.
+        """
+        view = await super().observe(timeout=timeout)
+        if view.sample is None:
+            return view
+        if self._prepared_seconds is None:
+            seen = self.begun_here and view.sample.round <= 1
+            self._prepared_seconds = view.sample.at_seconds if seen else 0.0
+        at_seconds = max(0.0, view.sample.at_seconds - self._prepared_seconds)
+        return replace(view, sample=replace(view.sample, at_seconds=at_seconds))
 
     async def managed_state(self) -> ManagedGuestState:
         """See :meth:`migrator.ports.managed.ManagedMigration.managed_state`."""
@@ -95,6 +114,7 @@ class DomainSource(DomainEnd):
             else:
                 domain.migrate3(target, parameters, flags)
 
+        self._prepared_seconds = None
         self._moving = await self.connection.begin(move, what=f"migrate {self.address_text}", other=other)
         self._moving.add_done_callback(self._moved)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -81,6 +80,8 @@ class EndpointMirroring:
         if kind == "unix":
             await self._start_server({"type": "unix", "data": {"path": rest}}, how)
             return f"unix:{rest}"
+        import secrets  # noqa: PLC0415 - slow, and only where disks are copied
+
         host, _ = host_port(f"{rest}:1")
         for attempt in range(_TRIES):
             port = secrets.choice(_PORTS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from migrator.addresses import bracketed
 from migrator.errors import CommandFailed
 from migrator.qemu.monitor import Monitor
@@ -30,6 +28,8 @@ async def listen_again(monitor: Monitor, address: str) -> str:
     :raise CommandFailed: it cannot listen at that address, or its stream is not paused.
     :raise QemuError: it cannot be told.
     """
+    import random  # noqa: PLC0415 - slow, and streams break seldom
+
     tries = _TRIES
     while True:
         tries -= 1

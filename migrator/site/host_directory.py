@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from migrator.core.inventory import HostFacts
+from migrator.core.process.image_paths import ImagePaths
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig
 
@@ -23,6 +24,12 @@ class HostDirectory(Protocol):
 
         :raise HostError: when none of that name is configured.
         """
+
+
+def image_paths(connections: HostDirectory, source: str, target: str) -> ImagePaths:
+    """Return where the images of one host are at another."""
+    here, there = connections.config(source), connections.config(target)
+    return ImagePaths(here=here.image_directories, there=there.image_directories)
 
 
 class FactsReader(Protocol):

@@ -18,9 +18,8 @@ from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
-from migrator.site.host_directory import ManagedHosts
+from migrator.site.host_directory import ManagedHosts, image_paths
 from migrator.site.libvirt_connections import LibvirtConnections
-from migrator.site.target_images import image_paths
 from migrator.units import show_bytes
 
 #: Seconds that the libvirt of a host may take to answer all that it is asked.

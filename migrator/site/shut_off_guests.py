@@ -14,9 +14,9 @@ from migrator.errors import HostError, QemuError, UsageError
 from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
 from migrator.site.connections import HostConnections
 from migrator.site.from_settings import ConfiguredSite
+from migrator.site.host_directory import image_paths
 from migrator.site.launch_config import place
 from migrator.site.replication import launcher_at
-from migrator.site.target_images import image_paths
 
 #: Time-out of a small command, and until a QEMU that was started answers, in seconds.
 _SHORT, _START_SECONDS = 15.0, 20.0

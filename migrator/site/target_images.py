@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from migrator.core.inventory import Guest
 from migrator.core.preflight.facts import Disk
 from migrator.core.process.command_line import path_of
-from migrator.core.process.image_paths import ImagePaths, TargetImage
+from migrator.core.process.image_paths import TargetImage
 from migrator.errors import HostError
 from migrator.hosts.host_output import reading_output
 from migrator.hosts.new_files import NewFile, copy_header, make_files, make_images
 from migrator.hosts.new_volumes import NewVolume, make_volumes, volume_bytes
 from migrator.ports import SourceQemu
-from migrator.site.host_directory import HostDirectory
+from migrator.site.host_directory import HostDirectory, image_paths
 
 if TYPE_CHECKING:
     from migrator.hosts.launch import Launcher, RunDirectory
@@ -155,12 +155,6 @@ class TargetImages:
             options=() if disk.is_flash else (*disk.image.options, *(_backing(disk) if keep_backing else ())),
             expected_bytes=disk.copied_bytes(keep_backing=keep_backing),
         )
-
-
-def image_paths(connections: HostDirectory, source: str, target: str) -> ImagePaths:
-    """Return where the images of one host are at another."""
-    here, there = connections.config(source), connections.config(target)
-    return ImagePaths(here=here.image_directories, there=there.image_directories)
 
 
 async def _volume(launcher: Launcher, disk: Disk, like: NewFile, template: ImageTemplate | None) -> NewVolume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +41,7 @@ class DiskCopy:
 
 def mirror_prefix(migration: str) -> str:
     """Return how the names of all mirrors of one migration begin, and no others'."""
-    return f"{MIRRORS}{hashlib.sha256(migration.encode()).hexdigest()[:_DIGITS]}-"
+    return f"{MIRRORS}{_digest(migration)}-"
 
 
 def mirror_name(migration: str, number: int) -> str:
@@ -52,7 +51,13 @@ def mirror_name(migration: str, number: int) -> str:
 
 def bitmap_name(migration: str, device: str) -> str:
     """Return the name of the bitmap at the destination of what was written to a disk since the switch."""
-    return f"{mirror_prefix(migration)}w{hashlib.sha256(device.encode()).hexdigest()[:_DIGITS]}"
+    return f"{mirror_prefix(migration)}w{_digest(device)}"
+
+
+def _digest(name: str) -> str:
+    import hashlib  # noqa: PLC0415 - only where disks are copied
+
+    return hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]
 
 
 def disks_to_copy(

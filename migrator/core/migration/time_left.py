@@ -26,15 +26,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist
 from typing import Any
 
 from migrator.core.migration import prior
 from migrator.core.migration.forecast import DEFAULT_OVERHEAD_SECONDS, Model, Outlook, Round, outlook
 
 #: Standard deviations between the median and the 90th percentile.
-_NORMAL = NormalDist()
-_Z = _NORMAL.inv_cdf(0.9)
+_Z = 1.2815515655446008
 #: The share of what may come that lies outside the interval at either side.
 _TAIL = 0.1
 #: An interval is not made wider than one that leaves out so little.
@@ -222,7 +220,9 @@ def _settled(model: Model) -> float:
 
 def _deviations_for(tail: float) -> float:
     """Return how many standard deviations leave that share outside, at one side."""
-    return _NORMAL.inv_cdf(1 - max(_LEAST_TAIL, tail))
+    from statistics import NormalDist  # noqa: PLC0415 - slow, and not of a short move
+
+    return NormalDist().inv_cdf(1 - max(_LEAST_TAIL, tail))
 
 
 class _Mixture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 from migrator.core.migration import managed_lifecycle
@@ -30,6 +32,10 @@ from migrator.ports import Tuning
 
 #: Seconds between looks: while it copies, and while the guest stands still.
 _COPIES_SECONDS, _NEAR_SECONDS = 0.25, 0.05
+#: Figures that are not told within so long are asked for in the end.
+_FIGURES_SECONDS = 1.0
+#: For so long nobody is asked anything once the guest stands still.
+_ASIDE_SECONDS = 0.1
 #: What needs a person must show so many times in a row, so many seconds apart.
 _LOOKS_TO_HOLD, _HOLD_PAUSE_SECONDS = 3, 0.5
 #: The guest may have stopped for its switch.
@@ -94,7 +100,30 @@ class ManagedLoop(ManagedState):
             except (QemuError, HostError) as error:
                 self._log.warning("a step failed", step=str(answer.step), error=str(error))
                 self._observer.complain(str(error))
-            await self._observer.pause(self._pause_seconds(here))
+            await self._observer.pause(self._pause_seconds(here, begun=source.sample is not None))
+            await self._stand_aside()
+            await self._read_figures()
+
+    async def _stand_aside(self) -> None:
+        """Leave both ends alone for a moment once the guest stands still: a manager that is asked then has it stand
+        for longer.
+        """
+        stopped = self._observer.stopped_at(self._intent_log.intent)
+        if stopped is None or stopped is self._stood_aside or not self._call().runs:
+            return
+        self._stood_aside = stopped
+        self._note_stop()
+        await self._observer.stand_aside(
+            self._intent_log.intent, _ASIDE_SECONDS, over=lambda: not self._call().runs
+        )
+
+    async def _read_figures(self) -> None:
+        """Ask for what is told in the end, while the source's manager still ends its QEMU."""
+        handed_over = self._intent_log.intent.milestone >= Milestone.HANDED_OVER
+        if handed_over and not self._figures and self._call().runs and self.result.mode is Mode.PRECOPY:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIGURES_SECONDS):
+                    self._figures = await self._managed.measured(self._destination)
 
     async def _begin_without_postcopy(self) -> bool:
         """Begin once more without postcopy, where its manager refused that before anything was sent; False: it did not.
@@ -126,8 +155,12 @@ class ManagedLoop(ManagedState):
         done, total = copied
         self._report_mirrors(Mirrors(phase=MirrorPhase.COPYING, total_bytes=total, done_bytes=done))
 
-    def _pause_seconds(self, here: SourceHas) -> float:
-        if here is not SourceHas.COPIES:
+    def _pause_seconds(self, here: SourceHas, *, begun: bool) -> float:
+        """Return after how long to look again even if nothing is heard.
+
+        :param begun: the stream has; before, nothing tells of the moment.
+        """
+        if here is not SourceHas.COPIES or not begun:
             return _NEAR_SECONDS
         near = self._steering.look_in_seconds
         return _COPIES_SECONDS if near is None else min(_COPIES_SECONDS, max(_NEAR_SECONDS, near))
@@ -151,11 +184,7 @@ class ManagedLoop(ManagedState):
         here = source_has(source)
         if here in (SourceHas.SERVES, SourceHas.BROKEN) or there is DestinationHas.FETCHES:
             self.result.mode = Mode.POSTCOPY
-        switches = here in _SWITCHES or (
-            self._observer.stop_interval.stopped is not None and not self._intent_log.intent.stopped_by_us
-        )
-        if switches and self._intent_log.intent.milestone is Milestone.MIGRATING:
-            self._intent_log.note(milestone=Milestone.SWITCHING)
+        self._note_stop(switches=here in _SWITCHES)
         if (
             there in (DestinationHas.RUNS, DestinationHas.FETCHES)
             and Milestone.MIGRATING <= self._intent_log.intent.milestone < Milestone.HANDED_OVER
@@ -177,6 +206,16 @@ class ManagedLoop(ManagedState):
                 self._intent_log.decide(
                     "too-late", "too late to cancel: the guest is being handed over, or has been"
                 )
+
+    def _note_stop(self, *, switches: bool = False) -> None:
+        """Note that the guest may have stopped for its switch.
+
+        :param switches: it is seen to.
+        """
+        intent = self._intent_log.intent
+        heard = self._observer.stop_interval.stopped is not None and not intent.stopped_by_us
+        if (switches or heard) and intent.milestone is Milestone.MIGRATING:
+            self._intent_log.note(milestone=Milestone.SWITCHING)
 
     async def _take(self, answer: Next, here: SourceHas, sample: Sample | None) -> bool:
         """Take the step; True: it is left to the next controller."""
@@ -298,7 +337,7 @@ class ManagedLoop(ManagedState):
         except (QemuError, HostError) as error:
             remedy = "virsh autostart GUEST there, and virsh undefine GUEST at its source"
             self.result.warn("autostart-lost", str(error), remedy)
-        figures = await self._managed.measured(self._destination)
+        figures = self._figures or await self._managed.measured(self._destination)
         if figures:
             # One that is over before the first look has no sample of ours.
             sent = int(figures.get("transferred_bytes", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from migrator.core.migration.situation import Milestone
 from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
 from migrator.engine.migration.driver_state import DriverState
 from migrator.engine.migration.managed_postcopy import ManagedRecovery, ManagedSteering
+from migrator.engine.migration.stop_interval import TimeBounds
 from migrator.errors import Refused
 from migrator.ports import StreamPath, UnprobedPath
 from migrator.ports.managed import ManagedGuestState, ManagedMigration, ManagedOptions
@@ -56,6 +58,10 @@ class ManagedState(DriverState):
         self._acted_at = 0.0
         #: What of its disks was copied by the last look.
         self._copied: tuple[int, int] | None = None
+        #: The stop of the guest for which both ends were left alone for a moment.
+        self._stood_aside: TimeBounds | None = None
+        #: The manager's own figures, once the guest has arrived.
+        self._figures: Mapping[str, Any] = {}
         #: It has ended, and the guest is at its source.
         self._stayed = False
         #: It was given its share, and its limit, by this controller.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from migrator.awake import Absence
 from migrator.core.migration.rules import past_postcopy_switch
@@ -217,6 +218,23 @@ class Observer:
         """Do as :meth:`pause` does for what happens from now on, for whoever does not :meth:`look` in between."""
         self._wake.clear()
         await self.pause(seconds)
+
+    def stopped_at(self, intent: Intent) -> TimeBounds | None:
+        """Return when the guest was heard to stop, if it is not known to have gone on; asks nobody."""
+        self._hear(intent)
+        return self.stop_interval.stopped
+
+    async def stand_aside(self, intent: Intent, seconds: float, *, over: Callable[[], bool]) -> None:
+        """Ask neither end anything until the guest, which stands still, is heard to go on at one; at most for so long.
+
+        :param over: tells whether there is nothing to wait for any more; asked whenever something happens.
+        """
+        until = clock.now() + seconds
+        while (left := until - clock.now()) > 0:
+            self._wake.clear()
+            if self.stopped_at(intent) is None or over():
+                return
+            await self.pause(left)
 
     def wake(self) -> None:
         """End a :meth:`pause` now."""
