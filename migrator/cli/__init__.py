@@ -43,6 +43,9 @@ def _program(arguments: list[str]) -> Callable[[], Any]:
     from migrator.cli.direct_command import read_quickly  # noqa: PLC0415 - keeps `import migrator.cli` cheap
 
     if (command := read_quickly(arguments)) is not None:
+        from migrator.cli.late_methods import compile_late  # noqa: PLC0415 - see above
+
+        compile_late()
         if command.request.names_libvirt:
             from migrator.cli.libvirt_ahead import open_daemons  # noqa: PLC0415 - see above
 
@@ -53,6 +56,12 @@ def _program(arguments: list[str]) -> Callable[[], Any]:
     from migrator.cli.app import app  # noqa: PLC0415 - see above
 
     return app
+
+
+def collect_garbage() -> None:
+    """Have Python look for garbage from now on, but not among what there is: all of that is needed to the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def main() -> None:

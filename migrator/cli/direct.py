@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import sys
 from typing import NoReturn
 
 from migrator import logs
-from migrator.cli import Exit
+from migrator.cli import Exit, collect_garbage
 from migrator.cli.direct_command import DirectCommand, Request
-from migrator.cli.direct_policy import policy_of
-from migrator.cli.recording import Recorder
-from migrator.cli.show import Screen
-from migrator.core.model import State
-from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.errors import MigratorError, QemuError, Refused, UsageError
 from migrator.text import clean_lines
 
@@ -25,13 +19,9 @@ from migrator.text import clean_lines
 def main(command: DirectCommand) -> None:
     """Run it and exit with its code."""
     request, json_output = command.request, command.json
-    gc.freeze()
-    gc.enable()
     logs.configure(verbose=command.verbose)
-    screen = Screen(quiet=json_output)
     try:
-        with Recorder(command.record) as recorder:
-            code = asyncio.run(_direct(request, screen, recorder, json_output=json_output))
+        code = asyncio.run(_direct(command))
     except (QemuError, Refused) as error:
         code = _refused(request, error, Exit.REFUSED, json_output=json_output)
     except MigratorError as error:
@@ -53,6 +43,10 @@ def _leave(code: Exit) -> NoReturn:
 def _refused(request: Request, error: MigratorError, code: Exit, *, json_output: bool) -> Exit:
     print(f"migrator: {clean_lines(error)}", file=sys.stderr)
     if json_output:
+        from migrator.cli.direct_policy import policy_of  # noqa: PLC0415 - see _direct
+        from migrator.core.model import State  # noqa: PLC0415 - likewise
+        from migrator.engine.migration.outcome import MigrationOutcome  # noqa: PLC0415 - likewise
+
         result = MigrationOutcome(id="", state=State.FAILED)
         with contextlib.suppress(
             UsageError
@@ -64,12 +58,17 @@ def _refused(request: Request, error: MigratorError, code: Exit, *, json_output:
     return code
 
 
-async def _direct(request: Request, screen: Screen, recorder: Recorder, *, json_output: bool) -> Exit:
+async def _direct(command: DirectCommand) -> Exit:
     """Load what the guest's kind takes, and no more: that is much of the time of a short move."""
-    if request.names_libvirt:
+    if command.request.names_libvirt:
         from migrator.cli import direct_libvirt  # noqa: PLC0415 - see above
 
-        return await direct_libvirt.direct(request, screen, recorder, json_output=json_output)
+        return await direct_libvirt.direct(command)
     from migrator.cli import direct_qmp  # noqa: PLC0415 - see above
+    from migrator.cli.recording import Recorder  # noqa: PLC0415 - likewise
+    from migrator.cli.show import Screen  # noqa: PLC0415 - likewise
 
-    return await direct_qmp.direct(request, screen, recorder, json_output=json_output)
+    collect_garbage()
+    with Recorder(command.record) as recorder:
+        screen = Screen(quiet=command.json)
+        return await direct_qmp.direct(command.request, screen, recorder, json_output=command.json)

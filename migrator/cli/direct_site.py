@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from migrator.engine.migration.services import MovedGuest
+if TYPE_CHECKING:
+    from migrator.engine.migration.services import MovedGuest
 
 
 class UnattendedSite:

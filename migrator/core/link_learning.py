@@ -13,8 +13,8 @@ with, and how far they differ is the interval.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,7 @@ class LinkLearning:
         fresh = [each for then, each in self.recent if then > at - _FILTER_SECONDS]
         if fresh:
             return max(fresh)
-        return statistics.median(each for _, each in self.kept) if self.kept else None
+        return _median([each for _, each in self.kept]) if self.kept else None
 
     def speed(self, at: float) -> LinkSpeed:
         """Return what is planned with at that moment, seconds since the epoch."""
@@ -112,7 +112,7 @@ class LinkLearning:
         if not carries or self.measured_at is None:  # 0: a network that swallows everything has no speed
             return LinkSpeed(at_least=self.at_least, measured_at=self.measured_at)
         found = [each for _, each in self.kept]
-        differ = statistics.pstdev(found) / carries if len(found) > 1 else 0.0
+        differ = _deviation(found) / carries if len(found) > 1 else 0.0
         age = max(0.0, at - self.measured_at) / _DAY_SECONDS
         spread = max(_LEAST_SPREAD_RATIO, differ) + _SPREAD_A_DAY_RATIO * age
         return LinkSpeed(
@@ -142,3 +142,14 @@ class LinkLearning:
             at_least=float(saved["at_least"]),
             measured_at=None if measured is None else float(measured),
         )
+
+
+# ``statistics`` is slow to load.
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((each - mean) ** 2 for each in values) / len(values))

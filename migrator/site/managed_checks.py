@@ -14,7 +14,8 @@ from migrator.core.preflight.disk_room import by_file_system, copied_disk, copie
 from migrator.core.preflight.facts import Disk
 from migrator.core.process.files import FileKind, HostFiles, SameFile, parent, same_file
 from migrator.errors import HostError, QemuError
-from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.hosts.host_files import probe_sharing
+from migrator.hosts.own_files import read_files
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk
@@ -93,8 +94,8 @@ class ManagedChecks:
         looked_at = [*at_target.values(), *map(parent, at_target.values()), *_firmware_of(xml), *bases]
         access = self._connections.access(host), self._connections.access(target)
         files_here, files_there = await asyncio.gather(
-            read_host_files(access[0], FileQuery(paths=paths)),
-            read_host_files(access[1], FileQuery(paths=looked_at)),
+            read_files(access[0], paths),
+            read_files(access[1], looked_at),
         )
         one_machine = bool(files_here.boot_id) and files_here.boot_id == files_there.boot_id
         same = {

@@ -100,7 +100,8 @@ class ManagedLoop(ManagedState):
             except (QemuError, HostError) as error:
                 self._log.warning("a step failed", step=str(answer.step), error=str(error))
                 self._observer.complain(str(error))
-            await self._observer.pause(self._pause_seconds(here, begun=source.sample is not None))
+            copies = source.sample is not None or self._managed.copied_disks is not None
+            await self._observer.pause(self._pause_seconds(here, begun=copies))
             await self._stand_aside()
             await self._read_figures()
 
