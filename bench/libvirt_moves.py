@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import libvirt
@@ -162,30 +163,43 @@ async def _beside(pair: LibvirtPair, runs: int, quiet: Quiet) -> list[str]:
     rows, parts = [], []
     for guest, habit in GUESTS.items():
         print(f"libvirt: {guest}", flush=True)
-        movers: dict[str, Callable[[Habit], Awaitable[Took]]] = {
-            "virsh": pair.virsh,
-            "bare": pair.bare,
-            "migrator": pair.ours,
+        movers: dict[str, Callable[[], Awaitable[Took]]] = {
+            "virsh": partial(pair.virsh, habit),
+            "bare": partial(pair.bare, habit),
+            "ours": partial(pair.ours, habit, "--postcopy", "never"),
+            "virsh, postcopy": partial(pair.virsh, habit, "--postcopy"),
+            "ours, postcopy": partial(pair.ours, habit, "--postcopy", "allow"),
         }
         took: dict[str, list[Took]] = {name: [] for name in movers}
         for _ in range(runs):
             for name, mover in movers.items():
                 await quiet.wait()
-                took[name].append(await mover(habit))
-        for what, field, limit in (
-            ("time", "total_seconds", _times),
-            ("downtime", "downtime_seconds", _above),
-        ):
-            theirs, bare, ours = (Figures.of(getattr(one, field) for one in took[name]) for name in took)
-            rows.append([guest, what, str(theirs), str(bare), str(ours), *limit(ours, theirs)])
+                took[name].append(await mover())
+        for postcopy, suffix in (("not allowed", ""), ("allowed", ", postcopy")):
+            for what, field, limit in (
+                ("time", "total_seconds", _times),
+                ("downtime", "downtime_seconds", _above),
+            ):
+                figures = {
+                    name: Figures.of(getattr(one, field) for one in moves) for name, moves in took.items()
+                }
+                theirs, ours = figures[f"virsh{suffix}"], figures[f"ours{suffix}"]
+                bare = str(figures["bare"]) if not suffix else "–"
+                rows.append([guest, postcopy, what, str(theirs), bare, str(ours), *limit(ours, theirs)])
         parts += [
-            [guest, part, str(Figures.of(one.parts_seconds[part] for one in took["migrator"]))]
-            for part in took["migrator"][0].parts_seconds
+            [guest, part, str(Figures.of(one.parts_seconds[part] for one in took["ours"]))]
+            for part in took["ours"][0].parts_seconds
         ]
+    about = (
+        "**Time** from the command to its end, and **downtime**, where postcopy is allowed to neither or to both, but "
+        "not begun (`migrator direct --postcopy never` or `allow`, `virsh migrate` without or with `--postcopy`): a "
+        "QEMU that may be sent to postcopy takes longer to take memory in:"
+    )
+    columns = ["guest", "postcopy", "what", "virsh migrate", "bare script", "migrator direct"]
     return [
-        "**Time** from the command to its end, and **downtime**:",
-        table(["guest", "what", "virsh migrate", "bare script", "migrator direct", "aim", "verdict"], rows),
-        "Where the time of `migrator direct` goes:",
+        about,
+        table([*columns, "aim", "verdict"], rows),
+        "Where the time of `migrator direct --postcopy never` goes:",
         table(["guest", "part", "time"], parts),
     ]
 

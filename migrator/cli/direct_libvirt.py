@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 from migrator.addresses import host_port
@@ -79,7 +78,7 @@ async def direct(command: DirectCommand) -> Exit:
 def _load() -> None:
     """Load what drives a migration, and tells of it."""
     for module in _LATER:
-        import_module(module)
+        __import__(module)  # as `python -X importtime` shows it
 
 
 async def _move(
