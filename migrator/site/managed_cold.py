@@ -21,9 +21,8 @@ from migrator.libvirt.domain_xml import DomainXml, with_images
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.libvirt.target_checks import TargetAnswers, ask_target, judge
 from migrator.ports import IncomingDestination
-from migrator.site.host_directory import ManagedHosts
+from migrator.site.host_directory import ManagedHosts, image_paths
 from migrator.site.managed_ends import ManagedEnds
-from migrator.site.target_images import image_paths
 
 #: Seconds that the libvirt of a host may take to answer all that it is asked.
 _SECONDS = 30.0
