@@ -156,7 +156,7 @@ async def test_service_that_is_killed_leaves_the_guest_in_one_place(
     else:
         write_image(tmp_path / "image", IDLE)
     uuid = await alpha.start_guest(name, tmp_path / "image", persistent=persistent, autostart=persistent)
-    async with cold_fleet(libvirt_hosts, seconds=3) as site:
+    async with cold_fleet(libvirt_hosts, seconds=15) as site:
         pid = alpha.guest_pid(name)
         begun = await site.post("migrations", guest=uuid, to="beta", policy="cold")
         if when == "asked":
