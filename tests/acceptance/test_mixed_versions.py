@@ -23,10 +23,23 @@ from tests.conftest import missing
 
 _TREE = Path(__file__).parents[2]
 _ROUNDS, _SINCE = 20, "HEAD~60"
+_SCHEMAS = "migrator/store/alembic/versions"
 #: Lower than that of any release: what is tested is that the newer one goes first.
 _VERSION = "0.0.1"
 #: Of an evacuation that nothing befalls, so that any of it may be hit.
 _EVACUATION_SECONDS = 5.0
+
+
+def oldest_alike() -> str:
+    """Return the oldest of the last changes whose journal this version can share: one of another schema waits."""
+    found = subprocess.run(
+        ["git", "rev-list", "--max-count=1", f"{_SINCE}..HEAD", "--", _SCHEMAS],
+        cwd=_TREE,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return found.stdout.decode().strip() or _SINCE
 
 
 def earlier(revision: str, directory: Path) -> Path:
@@ -50,7 +63,7 @@ async def test_either_of_two_versions_is_followed_by_the_other(postgresql: Postg
     if (why := network.possible()) is not None:
         missing(why)
     seed = int(os.environ.get("SEED", int(time.time())))
-    old = earlier(os.environ.get("SINCE", _SINCE), tmp_path / "old")
+    old = earlier(os.environ.get("SINCE") or oldest_alike(), tmp_path / "old")
     chance = random.Random(seed)
     async with (
         two_controllers(postgresql, trees={"one": old}) as both,
