@@ -1,4 +1,5 @@
-"""How long the page takes with a large site: until it is first shown, until a list is, and until something new is.
+"""How long the page takes with a large site: until it is first shown, until a view is, until something new is, and how
+even its frames are while one searches, sorts and scrolls.
 
     python -m bench.page [--hosts 1000] [--guests 20000] [--json FILE]
 
@@ -24,11 +25,14 @@ from typing import Any
 from playwright import sync_api
 
 from bench.page_site import TOKEN, served, site_of
+from migrator.api.commands import Evacuate
 from migrator.api.events import HostStateChanged
 from migrator.testing.simulated_service import RunningEngine
 
 #: Aims, in milliseconds.
 SHOWN, UPDATED = 1000, 100
+#: A frame of a screen of 60 Hz, and what still counts as one where the browser draws with no screen behind it.
+FRAME = 18
 #: A view is there when this is drawn.
 _VIEWS = {
     "#/": "main h2",
@@ -36,7 +40,14 @@ _VIEWS = {
     "#/guests": "tbody tr:nth-child(3)",
     "#/guests?search=web-9&sort=-memory_bytes": "tbody tr:nth-child(3)",
     "#/hosts/host-20": "tbody tr",
+    "#/evacuations": "main h1",
+    "#/migrations": "main h1",
+    "#/events": "main h1",
+    "#/saved": "main .tools ~ .empty",
+    "#/policies": "main article",
 }
+#: Hosts that are emptied at once for what is measured beside that.
+_EMPTIED = 20
 _REPEATS = 5
 
 
@@ -82,6 +93,15 @@ class _Site:
 
         self._loop.call_soon_threadsafe(say)
 
+    def empty(self, hosts: int) -> None:
+        """Begin to empty that many hosts."""
+
+        async def begin() -> None:
+            for number in range(hosts):
+                await self.running.ask(Evacuate(host=f"host-{100 + number}"))
+
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(120)
+
 
 #: Milliseconds from the beginning of the navigation until what is waited for has been painted.
 _PAINTED = """(wanted) => new Promise((done) => {
@@ -96,6 +116,18 @@ _UPDATED = """([row, text]) => new Promise((done) => {
   const look = () => there() ? done(performance.now() - began) : requestAnimationFrame(look);
   look();
 })"""
+#: Milliseconds between frames, from now on until it is called again.
+_FRAMES = """() => {
+  if (window.framesSeen) { const seen = window.framesSeen; window.framesSeen = null; return seen; }
+  const seen = window.framesSeen = [];
+  let last = null;
+  const look = (now) => {
+    if (last !== null) seen.push(now - last);
+    last = now;
+    if (window.framesSeen === seen) requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}"""
 #: Milliseconds that drawing the view anew takes, and handing one progress event to the page.
 _DRAWN = """async (base) => {
   const {changed, subscribe} = await import(`${base}/store.js`);
@@ -149,13 +181,48 @@ def measure(hosts: int, guests: int) -> dict[str, Any]:
         page.wait_for_timeout(1500)
         base = page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
         found["drawn anew #/hosts"] = statistics.median(page.evaluate(_DRAWN, base))
-        times = []
-        for n in range(_REPEATS):
-            page.wait_for_timeout(1200)
-            site.change_host("host-1", 777_000 + n)
-            times.append(page.evaluate(_UPDATED, ["tbody tr", f"777,{n:03}"]))
-        found["updated #/hosts"] = statistics.median(times)
+        found["updated #/hosts"] = _updated(page, site, 777)
+        frames = _frames(page, site.url)
+        found["frame, the median"] = statistics.median(frames)
+        found["frame, 95 of 100"] = statistics.quantiles(frames, n=20)[-1]
+        _say(f"frames: {len(frames)}, the longest {max(frames):.0f} ms")
+        site.empty(min(_EMPTIED, hosts // 10))
+        page.goto(f"{site.url}/#/hosts")
+        page.wait_for_selector("tbody tr")
+        found[f"updated #/hosts while {min(_EMPTIED, hosts // 10)} are emptied"] = _updated(page, site, 888)
         browser.close()
+    return found
+
+
+def _updated(page: sync_api.Page, site: _Site, thousands: int) -> float:
+    """Return milliseconds until a row says what a host's event told, the median of a few."""
+    times: list[float] = []
+    for n in range(_REPEATS):
+        page.wait_for_timeout(1200)
+        site.change_host("host-1", thousands * 1000 + n)
+        times.append(page.evaluate(_UPDATED, ["tbody tr", f"{thousands},{n:03}"]))
+    return statistics.median(times)
+
+
+def _frames(page: Any, url: str) -> list[float]:
+    """Return milliseconds between frames while all guests are searched, sorted, filtered and scrolled through."""
+    page.goto(f"{url}/#/guests")
+    page.wait_for_selector("tbody tr:nth-child(50)")
+    page.wait_for_timeout(1500)
+    page.evaluate(_FRAMES)
+    search = page.locator("[data-search]")
+    search.press_sequentially("web-1", delay=120)
+    page.wait_for_timeout(500)
+    for heading in ("Memory", "Dirty rate", "Guest"):
+        page.get_by_role("button", name=heading).first.click()
+        page.wait_for_timeout(400)
+    page.get_by_role("button", name="cannot move").first.click()
+    page.wait_for_timeout(400)
+    search.fill("")
+    for _ in range(20):
+        page.mouse.wheel(0, 200)
+        page.wait_for_timeout(50)
+    found: list[float] = page.evaluate(_FRAMES)
     return found
 
 
@@ -173,7 +240,7 @@ def main() -> None:
     for what, value in found.items():
         if what in ("hosts", "guests"):
             continue
-        aim = UPDATED if what.startswith("updated") else SHOWN
+        aim = {"updated": UPDATED, "frame": FRAME}.get(what.replace(",", "").split()[0], SHOWN)
         print(f"  {what:48} {value:7.0f}   aim {aim}{'' if value <= aim else '   missed'}")
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")

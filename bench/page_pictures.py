@@ -64,8 +64,10 @@ async def _window(
 
 async def _troubles(running: RunningEngine, site: SimulatedSite) -> None:
     """Have a guest held, another that does not come to an end, and a host that cannot be reached."""
+    # With room for what they write.
     writer, lost = (
-        next(each for each in site.machines.values() if each.host == host) for host in ("host-3", "host-4")
+        next(each for each in site.machines.values() if each.host == host and each.memory_bytes >= 1024 * MIB)
+        for host in ("host-3", "host-4")
     )
     writer.workload = steady(400 * MIB, 390 * MIB)
     lost.workload = steady(200 * MIB, 60 * MIB)

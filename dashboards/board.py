@@ -166,7 +166,8 @@ def to(title: str, uid: str, **variables: str) -> build.DashboardLink:
 
 def on_page(title: str, view: str, column: str) -> build.DashboardLink:
     """A link from a row of a table to the service's page: what the row's column names, in that view."""
-    url = f"${{page}}/#/{view}/${{__data.fields.{column}}}"
+    # As one part of a path: what has no uuid is known by its host and name, or by its socket.
+    url = f"${{page}}/#/{view}/${{__data.fields.{column}:percentencode}}"
     return build.DashboardLink(title).type(dashboard.DashboardLinkType.LINK).url(url).target_blank(True)
 
 

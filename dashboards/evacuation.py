@@ -33,7 +33,7 @@ def evacuation() -> dict[str, Any]:
     return board(
         "migrator-evacuation",
         "migrator: Evacuation",
-        "One host, or several, being emptied: deadline against forecast, guests left, how the links are used.",
+        "One host, or several, being emptied: deadline against forecast, guests still there, how the links are used.",
         (
             ("In time?", _in_time()),
             ("How far", _how_far()),
@@ -56,7 +56,7 @@ def _in_time() -> list[Any]:
     end = f"max(migrator_evacuation_forecast_end_timestamp_seconds{{{_MINE}}})"
     return [
         figure(
-            "Guests left",
+            "Guests still there",
             "Guests that have still to leave (or to come home).",
             "short",
             f"sum(migrator_evacuation_guests_left{{{_MINE}}})",
@@ -109,7 +109,7 @@ def _in_time() -> list[Any]:
 def _how_far() -> list[Any]:
     return [
         curves(
-            "Guests left",
+            "Guests still there",
             "Falls to zero; a step up is a guest that appeared on the host.",
             "short",
             query(f"migrator_evacuation_guests_left{{{_MINE}}}", "{{host}}"),

@@ -292,7 +292,7 @@ def _hosts() -> list[Any]:
             "Hosts that are being emptied or filled again; choose one to see it alone.",
             "short",
             f"migrator_evacuation_guests_left{{{_HOST}}} or {NOTHING.format(label='host')}",
-            columns={"host": "host", "evacuation": "evacuation", "Value": "guests left"},
+            columns={"host": "host", "evacuation": "evacuation", "Value": "guests still there"},
             links=[
                 to("This evacuation", "migrator-evacuation", host="host"),
                 to("This host", "migrator-host", host="host"),

@@ -38,7 +38,7 @@ def host() -> dict[str, Any]:
         (("Now", _now()), ("Link", _link()), ("Guests", _guests())),
         host='label_values(migrator_host_up{job=~"$job"}, host)',
         one_host=True,
-        view="hosts/${host}",
+        view="hosts/${host:percentencode}",
         annotations=[
             evacuations_shown(f"migrator_evacuation_guests_left{{{_MINE}}}"),
             decisions_shown(
@@ -132,7 +132,7 @@ def _link() -> list[Any]:
             ),
         ),
         curves(
-            "Guests left of an evacuation",
+            "Guests of an evacuation that are still here",
             "Falls to zero; a step up is a guest that appeared on the host.",
             "short",
             query(f"migrator_evacuation_guests_left{{{_MINE}}}", "{{evacuation}}"),

@@ -20,7 +20,7 @@ def migration() -> dict[str, Any]:
         (("Now", _now()), ("Memory", _memory()), ("Guest", _guest()), ("Decisions", _decisions())),
         # One that is not there any more goes by its key.
         guest=named_guests(f"{known} and on (guest) {moved} or on (guest) max by (guest) ({moved})"),
-        view="guests/${guest}",
+        view="guests/${guest:percentencode}",
         annotations=[decisions_shown(f"migrator_migration_decision_timestamp_seconds{{{_MINE}}}")],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -82,6 +83,21 @@ class Seen:
     def row(self, text: str) -> Any:
         """Return the row of a table."""
         return self.page.get_by_role("row").filter(has_text=text)
+
+    def sent(self, path: str) -> list[dict[str, Any]]:
+        """Return the bodies that the page sends there from now on; nothing of it reaches the service."""
+        found: list[dict[str, Any]] = []
+
+        def keep(route: Any) -> None:
+            found.append(json.loads(route.request.post_data))
+            route.fulfill(
+                status=409,
+                content_type="application/problem+json",
+                body=json.dumps({"detail": "not in this test", "code": "conflict"}),
+            )
+
+        self.page.route(f"**/api/v1/{path}", keep)
+        return found
 
     def close(self) -> None:
         """Close its window.

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
-from migrator.api.commands import Command
+from migrator.api.commands import Command, Migrate
 from migrator.core.model import State
 from migrator.http.limits import Limits
 from migrator.testing.simulated_host import SimulatedGuest
@@ -195,6 +195,17 @@ class ServiceThread:
             if not names or machine.name in names:
                 machine.workload = steady(128 * MIB, 0.1 * MIB)
         self._links(1.0 * MIB)
+
+    def moving_slowly(self, name: str = "db") -> Any:
+        """Begin to move a guest from alpha to beta; return its document once it is in precopy, where it stays."""
+        self.move_slowly(name)
+        return self.reaches(self.ask(Migrate(guest=name, to="beta")).id, State.PRECOPY)
+
+    def held(self, name: str = "db") -> Any:
+        """Have a guest held whose source has died while it was copied; return its document."""
+        begun = self.moving_slowly(name)
+        self.kill_source(name)
+        return self.reaches(begun.id, State.HELD)
 
     def let_move(self) -> None:
         """Let whatever is under way come to its end soon."""

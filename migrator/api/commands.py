@@ -144,6 +144,22 @@ class Load(Command):
         return (self.to,)
 
 
+class Discard(Command):
+    """Delete a file with a saved guest, and what is beside it: its guest has gone on, or is given up."""
+
+    verb: ClassVar[str] = "discard"
+    about_what_is_found: ClassVar[bool] = True
+    #: Where the file is deleted.
+    host: Name
+    file: HostFile
+    #: The guest may be nowhere else, and is lost then: without this only a file whose guest has gone on is deleted.
+    only_copy: bool = False
+
+    @property
+    def hosts_named(self) -> tuple[str, ...]:
+        return (self.host,)
+
+
 class Saved(Command):
     """List the guests that are saved in files: where, whether each is still there, and where it can be loaded."""
 
@@ -333,6 +349,7 @@ COMMANDS: Mapping[str, type[Command]] = {
         Migrate,
         Save,
         Load,
+        Discard,
         Saved,
         Evacuate,
         Roll,

@@ -86,7 +86,7 @@ class EvacuationDocument(Document):
     begins_soon: bool = False
     #: Whether it may be cancelled, as of now.
     can_cancel: bool = False
-    #: The deadline has passed with guests left.
+    #: The deadline has passed with guests still there.
     late: bool = False
     #: The forecast says that the deadline will be missed (its p50), or may be (its p90), or that a guest will stay.
     at_risk: bool = False

@@ -11,7 +11,7 @@ from migrator.api.documents import CheckDocument, MigrationDocument, ResolutionD
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
-from migrator.api.saved_documents import SavedGuestsDocument
+from migrator.api.saved_documents import SavedGuestDocument, SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.errors import MigratorError
 
@@ -24,6 +24,7 @@ Answer = (
     | RestorePlanDocument
     | CheckDocument
     | ResolutionDocument
+    | SavedGuestDocument
     | SavedGuestsDocument
     | PoliciesDocument
     | HooksDocument

@@ -33,8 +33,8 @@ class SavedGuestDocument(Document):
     file: str
     #: ``saving``: its guest may go on where it was. ``saved``. ``loading``: a migration takes it out of the file.
     #: ``outdated``: the guest runs, or has run since. ``missing``: there is no such file any more. ``unreadable``: what
-    #: is there is not what was saved. ``unknown``: its host cannot be asked.
-    state: Literal["saving", "saved", "loading", "outdated", "missing", "unreadable", "unknown"]
+    #: is there is not what was saved. ``unknown``: its host cannot be asked. ``discarded``: it was deleted just now.
+    state: Literal["saving", "saved", "loading", "outdated", "missing", "unreadable", "unknown", "discarded"]
     #: Why it is not simply ``saved``, in one line.
     reason: str = ""
     saved_at: datetime | None = None

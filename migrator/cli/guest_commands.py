@@ -147,6 +147,33 @@ def load(
     )
 
 
+@app.command(short_help="Delete a saved guest's file that is of no use any more.")
+def discard(
+    file: options.SavedFile,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Where it is deleted.", autocompletion=completion.hosts)
+    ],
+    only_copy: Annotated[
+        bool, typer.Option("--only-copy", help="The guest may be nowhere else, and is lost then.")
+    ] = False,
+    server: options.Server = None,
+    output: options.Form = None,
+    json: Json = False,
+) -> None:
+    """Delete the file of a guest that was saved and has gone on since, and what is beside it.
+
+    Where nobody knows the guest anywhere else nothing is deleted, unless --only-copy says that this is known.
+    """
+    from migrator.cli import saved_guests  # noqa: PLC0415 - quick --help
+
+    options.ask(
+        lambda client, form: saved_guests.discard(client, file, host, only_copy=only_copy, output=form),
+        server,
+        output,
+        json=json,
+    )
+
+
 @app.command(short_help="Move guests that are shut off, by the command lines that start them.")
 def relocate(
     files: Annotated[

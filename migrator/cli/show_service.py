@@ -106,7 +106,7 @@ def in_time(found: Document, left: timedelta, *, what: str = "deadline") -> str:
     """Say whether a plan is forecast to be done in the time that is left, before a deadline or the end of a window."""
     middle, late = found["takes_p50_seconds"], found["takes_p90_seconds"]
     if middle is None or found["cannot_move"]:
-        return f"the {what} would pass with guests left"
+        return f"the {what} would pass with guests still there"
     seconds = left.total_seconds()
     if middle > seconds:
         return f"the {what} would be missed by {show_seconds(middle - seconds)}"
@@ -341,7 +341,7 @@ def evacuation_lines(one: Document) -> list[str]:
         why = f": {said}" if said else ""
         lines.append(f"    {guest['standing']:<10} {label(guest)}{target}{by}{why}")
     if one["guests_left"]:
-        lines.append(f"    {guests_left(one)}" + (f" on {one['host']}" if one["kind"] == "evacuate" else ""))
+        lines.append("    " + guests_left(one, where=f"on {one['host']}"))
     lines += [f"    {line}" for line in _shut_off_lines(one)]
     if one["ended_at"] is not None:
         lines += remedies.failed("; ".join(reasons), another_policy=one["policy"] != remedies.MUST_FINISH)
@@ -403,11 +403,12 @@ def _how_far(body: Document) -> str:
     return ", cordoned" if body.get("cordoned") else ""
 
 
-def guests_left(one: Document, total: int | None = None) -> str:
-    """Format ``2 of 5 guests left``; of a restore those that are not home yet."""
+def guests_left(one: Document, total: int | None = None, *, where: str = "there") -> str:
+    """Format ``2 of 5 guests still there``; of a restore those that are not at home, of a group those not moved."""
     of = f" of {total}" if total is not None else ""
     noun = "guest" if one["guests_left"] == 1 and total is None else "guests"
-    return f"{one['guests_left']}{of} {noun} {'left' if one['kind'] == 'evacuate' else 'not at home'}"
+    still = {"evacuate": f"still {where}", "group": "not moved"}.get(one["kind"], "not at home")
+    return f"{one['guests_left']}{of} {noun} {still}"
 
 
 def left(one: Document) -> str:

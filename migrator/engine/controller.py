@@ -10,6 +10,7 @@ from functools import partial
 from migrator.core.drain.preparations import Preparations
 from migrator.core.schedule.transfers import LinkTable, stream_speed
 from migrator.engine.announcer import Announcer
+from migrator.engine.commands.discarding import DiscardCommand
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.handlers import CommandHandlers
 from migrator.engine.commands.lookups import Lookups
@@ -297,6 +298,14 @@ class Engine:
             journal=journal,
             saved=self.services.saved,
         )
+        discarding = DiscardCommand(
+            lookups=lookups,
+            registry=self.registry,
+            reservations=self.reservations,
+            inventory=self.inventory,
+            journal_writer=self.journal_writer,
+            saved=self.services.saved,
+        )
         saved_list = SavedList(
             registry=self.registry,
             inventory=self.inventory,
@@ -314,6 +323,7 @@ class Engine:
             migrations=migrations,
             rolls=rolls,
             saving=saving,
+            discarding=discarding,
             saved_list=saved_list,
             site_rules=SiteRules(
                 rules=self._rules_now, inventory=self.inventory, hooks=self.services.roll_hooks

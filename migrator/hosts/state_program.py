@@ -501,23 +501,48 @@ def survey(*paths: str) -> None:
         say(**found)
 
 
-def mark(path: str, change: str) -> None:
-    """Change what PATH.json says of its use, where it says so now; what it says afterwards is printed."""
-    wanted = json.loads(change)
+@contextlib.contextmanager
+def held_document(path: str) -> Iterator[dict[str, Any]]:
+    """Hold what PATH.json says now against others who would change it."""
     while True:
         with open_regular(f"{path}.json", os.O_RDWR) as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             if not os.path.samestat(os.fstat(held.fileno()), os.stat(f"{path}.json")):
                 continue  # another has changed it while we waited
-            document = read_document(path) or {}
-            fits = any(
-                all(document.get(key) == value for key, value in each.items()) for each in wanted["where"]
-            )
-            if fits:
-                document.update(wanted["set"])
-                write_document(path, document, new=False)
-            say(document=document, done=fits)
+            yield read_document(path) or {}
             return
+
+
+def says(document: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Tell whether a description has these values."""
+    return all(document.get(key) == value for key, value in wanted.items())
+
+
+def mark(path: str, change: str) -> None:
+    """Change what PATH.json says of its use, where it says so now; what it says afterwards is printed."""
+    wanted = json.loads(change)
+    with held_document(path) as document:
+        fits = any(says(document, each) for each in wanted["where"])
+        if fits:
+            document.update(wanted["set"])
+            write_document(path, document, new=False)
+        say(document=document, done=fits)
+
+
+def discard(path: str, where: str) -> None:
+    """Delete PATH, then PATH.json, where that says this now; whoever reads PATH meanwhile keeps it."""
+    with held_document(path) as document:
+        fits = says(document, json.loads(where))
+        if fits:
+            with contextlib.suppress(FileNotFoundError), open_regular(path, os.O_RDWR) as file:
+                try:
+                    lock(file)
+                except BlockingIOError:
+                    raise OSError(f"{path} is not deleted: somebody works on it") from None
+                os.unlink(path)
+            os.unlink(f"{path}.json")
+            sync_directory(path)
+        say(done=fits)
 
 
 def remove(path: str, migration: str, *, own: bool = False) -> bool:
@@ -563,6 +588,8 @@ def main(arguments: list[str]) -> int:
                 look(path, *rest)
             case "mark":
                 mark(path, *rest)
+            case "discard":
+                discard(path, *rest)
             case "survey":
                 survey(path, *rest)
             case "remove":

@@ -20,7 +20,7 @@ from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.replies import Reply
 from migrator.api.requests import Caller, Envelope
-from migrator.api.saved_documents import SavedGuestsDocument
+from migrator.api.saved_documents import SavedGuestDocument, SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.api.trace_context import TRACEPARENT, TRACESTATE
 from migrator.http import query_routes
@@ -116,6 +116,12 @@ async def save(request: Request, caller: KnownCaller) -> Response:
 async def load(request: Request, caller: KnownCaller) -> Response:
     """Have a guest that was saved go on, out of its file."""
     return await _ask(request, caller, "load", {})
+
+
+@_command("/discards", "discard", answer=SavedGuestDocument, tag="guests", status_code=200)
+async def discard(request: Request, caller: KnownCaller) -> Response:
+    """Delete a file with a saved guest, and what is beside it; `only_copy` where the guest may be nowhere else."""
+    return await _ask(request, caller, "discard", {})
 
 
 @router.get("/saved", response_model=SavedGuestsDocument, tags=["guests"])

@@ -230,7 +230,7 @@ class Gauges:
             families["controller_migrations"].set((controller,), count)
         families["build_info"].set((snapshot.version,), 1.0)
         if snapshot.page_url or snapshot.runbook_url:
-            families["link_info"].set((snapshot.page_url, snapshot.runbook_url), 1.0)
+            families["link_info"].set((snapshot.page_url.rstrip("/"), snapshot.runbook_url), 1.0)
 
 
 def _epoch(time: datetime | None) -> float | None:

@@ -22,6 +22,7 @@ VERBS = (
     "migrate",
     "save",
     "load",
+    "discard",
     "saved",
     "evacuate",
     "restore",

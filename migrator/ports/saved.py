@@ -63,5 +63,11 @@ class SavedGuests(Protocol):
         :raise QemuError: the source cannot be asked.
         """
 
+    async def discard(self, host: str, path: str, seen: SavedGuest) -> bool:
+        """Delete a file and its description, which still is as it was seen; False: it is not, and nothing was deleted.
+
+        Nobody writes or reads it meanwhile. What fails half-way leaves what :meth:`survey` finds, to be deleted again.
+        """
+
     async def confirm(self, host: str, path: str, *, migration: str) -> None:
         """Say that the guest is nowhere else: from now on the file can be loaded. May be called again."""

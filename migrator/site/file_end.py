@@ -134,6 +134,13 @@ class StateFile:
         wanted = json.dumps({"where": where, "set": change})
         return bool((await self.ask("mark", wanted))["done"])
 
+    async def discard(self, where: Mapping[str, Any]) -> bool:
+        """Delete it and its description, where that says this now; False: it does not.
+
+        :raise HostError: it could not be done; somebody works on it.
+        """
+        return bool((await self.ask("discard", json.dumps(where)))["done"])
+
 
 def _in_short(said: Mapping[str, Any]) -> dict[str, Any]:
     document = said.get("document")

@@ -201,6 +201,11 @@ class SavedGuestFiles:
         found = self._connections.facts.known()
         return any(not reads_mapped(facts.qemus.get(argv[0], "9.0")) for facts in found if argv)
 
+    async def discard(self, host: str, path: str, seen: SavedGuest) -> bool:
+        """See :meth:`migrator.ports.SavedGuests.discard`."""
+        same = {"migration": seen.migration, "sha256": seen.sha256, "state": str(seen.state)}
+        return await self._file(host, path).discard(same)
+
     async def confirm(self, host: str, path: str, *, migration: str) -> None:
         """See :meth:`migrator.ports.SavedGuests.confirm`."""
         own = {"migration": migration, "state": str(SavedState.UNCONFIRMED)}

@@ -117,7 +117,7 @@ def test_rack_is_rolled_through_until_a_host_that_cannot_be_emptied(
     )
     assert done.returncode != 0, done.stdout
     assert "beta is not empty: evacuation " in done.stdout, done.stdout + done.stderr
-    assert "1 of 2 guests left: mail (set-aside: libvirt manages it)" in done.stdout, done.stdout
+    assert "1 of 2 guests still on beta: mail (set-aside: libvirt manages it)" in done.stdout, done.stdout
     assert upgraded.read_text() == "alpha\n"
     hosts = {each.host: each for each in service.do(lambda running: running.queries.hosts())}
     assert (hosts["alpha"].state, hosts["alpha"].guests) == ("active", 4)
@@ -158,7 +158,7 @@ def test_what_is_under_way_is_waited_for_and_its_rest_named(service: ServiceThre
     late = module("evacuate", host="alpha", wait_timeout=0.1, poll=0.05)
     assert late["failed"]
     assert not late["changed"]
-    assert late["msg"].startswith(f"{begun['id']} goes on, after 0.1 s: 3 of 3 guests left: ")
+    assert late["msg"].startswith(f"{begun['id']} goes on, after 0.1 s: 3 of 3 guests still on alpha: ")
     assert "is being emptied by" in module("restore", host="alpha")["msg"]
 
 

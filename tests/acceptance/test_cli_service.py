@@ -269,8 +269,8 @@ def test_an_evacuation_that_leaves_a_guest_lists_it(service: ServiceThread):
     ended = typed(service, "evacuate", "beta", "--wait")
     assert ended.returncode == 1, (ended.stdout, ended.stderr)
     assert "set-aside  mail: libvirt manages it" in ended.stdout
-    assert ended.stdout.count("1 guest left") == 1
-    assert "1 guest left on beta" in ended.stdout
+    assert ended.stdout.count("1 guest still") == 1
+    assert "1 guest still on beta" in ended.stdout
 
 
 def test_an_evacuation_with_a_held_guest(service: ServiceThread):

@@ -159,8 +159,8 @@ def test_what_happened_while_the_service_was_away_is_shown(service: ServiceThrea
 def test_an_evacuation_watched_over_a_restart(service: ServiceThread):
     # Of three one is away at once.
     with running(service, "evacuate", "alpha", "--wait") as command:
-        command.until("3 of 3 guests left")
-        command.until("2 of 3 guests left")
+        command.until("3 of 3 guests still there")
+        command.until("2 of 3 guests still there")
         service.stop()
         command.until("trying again")
         service.start()

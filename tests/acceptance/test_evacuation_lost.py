@@ -49,7 +49,7 @@ async def test_guests_that_cannot_be_asked_are_in_the_way_of_an_evacuation() -> 
             await eventually(lost, "those that cannot be asked", site)
             done = await site.cli("evacuate", "a", "--wait")
             assert done.returncode == 1, (done, site.log())
-            assert "2 guests left" in done.stdout + done.stderr
+            assert "2 guests still on a" in done.stdout + done.stderr
             assert "frozen" in done.stdout + done.stderr
             assert "stranger" in done.stdout + done.stderr
             [host] = [each for each in (await site.get("hosts"))["items"] if each["host"] == "a"]

@@ -177,7 +177,7 @@ def test_host_that_is_not_empty_in_time_goes_down_all_the_same(
     code, said = unit.run("down", "--seconds=6.5")
     assert code == 1
     assert time.monotonic() - begun < 20
-    assert "alpha: stopped, 3 of 3 guests left: " in said
+    assert "alpha: stopped, 3 of 3 guests still on alpha: " in said
     assert (host(service).state, host(service).guests) == ("draining", 3)
 
 

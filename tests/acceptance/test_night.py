@@ -229,8 +229,8 @@ async def window(site: LiveSite, views: Views, scheduler: Any) -> None:
     await views.grafana('count(migrator_guest_info{host="a"})', [1])
 
     def needs_a_person(seen: Seen) -> None:
-        expect(seen.need("ended with 1 guest left")).to_be_visible()
-        seen.need("ended with 1 guest left").get_by_role("link", name="See every guest").click()
+        expect(seen.need("ended with 1 guest still on")).to_be_visible()
+        seen.need("ended with 1 guest still on").get_by_role("link", name="See every guest").click()
         expect(seen.page.locator("main")).to_contain_text(why)
         seen.go("#/")
 

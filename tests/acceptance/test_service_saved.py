@@ -158,6 +158,23 @@ async def test_saved_guests_are_listed_with_where_they_can_be_loaded(tmp_path: P
         begun = await site.post("saves", guest=str(web.uuid), file=str(tmp_path / "none" / "web.state"))
         await site.migration_ended(begun["id"], "failed")
         assert len((await site.get("saved"))["items"]) == 1
+        # The file of the one that goes on is of no use any more; the other's is taken off the list once that is meant.
+        deleted = await site.cli("discard", str(file), "--host", "b")
+        assert "its guest was loaded by migration " in deleted.stdout, deleted
+        assert sorted(tmp_path.glob("web.state*")) == []
+        kept = await site.cli("discard", left["file"], "--host", "a")
+        assert kept.returncode == 1
+        assert "--only-copy" in kept.stderr
+        assert (await site.cli("discard", left["file"], "--host", "a", "--only-copy")).returncode == 0
+        assert (await site.get("saved"))["items"] == []
+        # The last copy of a guest is deleted only where that is said.
+        await saved(site, web, file)
+        assert (await site.try_post("discards", file=str(file), host="b"))[0] == 409
+        assert file.exists()
+        found = await site.post("discards", file=str(file), host="b", only_copy=True)
+        assert (found["state"], found["guest_name"]) == ("discarded", "web")
+        assert sorted(tmp_path.glob("web.state*")) == []
+        assert (await site.get("saved"))["items"] == []
 
 
 async def test_a_disk_that_is_full_leaves_the_guest_running_and_nothing_behind(tmp_path: Path) -> None:

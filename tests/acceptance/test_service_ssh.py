@@ -211,7 +211,7 @@ async def test_source_that_is_lost_for_long_ends_its_evacuation(tmp_path: Path) 
         site.host("a").lose(site.host("control"))
         as_fast_as_before(site)
         ended = await site.ended(begun["id"], "incomplete", within=120)
-        assert "1 guest left: db: " in ended["error"]
+        assert "1 guest still on a: db: " in ended["error"]
         site.host("a").heal()
         await eventually(lambda: runs_at(site, machine, "a"), "the guest at its source", site, within=60)
         begun = await site.post("hosts/a/evacuate")

@@ -20,13 +20,6 @@ from tests.service_thread import ServiceThread
 CHANGES = re.compile("^(Evacuate|Cancel|Move|Cordon|Roll|Activate|Restore|Resolve|Postcopy)")
 
 
-def moving_slowly(service: ServiceThread, guest: str = "db") -> Any:
-    """Begin a migration that stays in precopy until the links are fast again."""
-    service.move_slowly(guest)
-    begun = service.ask(Migrate(guest=guest, to="beta"))
-    return service.reaches(begun.id, State.PRECOPY)
-
-
 def test_nothing_is_shown_without_a_token(browser: Any, service: ServiceThread):
     seen = Seen(browser, service.place.url, "#/hosts/alpha")
     expect(seen.page.get_by_role("heading", name="Sign in")).to_be_visible()
@@ -46,7 +39,7 @@ def test_nothing_is_shown_without_a_token(browser: Any, service: ServiceThread):
 
 def test_all_is_well_until_something_needs_a_person(operator: Seen, service: ServiceThread):
     expect(operator.page.get_by_role("heading", name="All is well")).to_be_visible()
-    begun = moving_slowly(service)
+    begun = service.moving_slowly()
     expect(operator.page.get_by_text("1 guest is moving, as they should.")).to_be_visible()
     service.kill_source("db")
     service.reaches(begun.id, State.HELD)
@@ -110,7 +103,7 @@ def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: Seen, servic
 
 def test_a_migration_live(operator: Seen, service: ServiceThread):
     page = operator.page
-    begun = moving_slowly(service)
+    begun = service.moving_slowly()
     page.get_by_role("list", name="Migrations").get_by_role("link", name="db").click()
     expect(page.get_by_role("heading", name="db")).to_be_visible()
     chart = page.locator(".curve svg")
@@ -134,7 +127,7 @@ def test_a_migration_live(operator: Seen, service: ServiceThread):
 
 
 def test_a_page_that_is_opened_late_shows_the_whole_curve(browser: Any, service: ServiceThread):
-    begun = moving_slowly(service)
+    begun = service.moving_slowly()
 
     async def several(running: RunningEngine) -> bool:
         return len(await running.queries.samples(begun.id)) > 4
@@ -253,7 +246,7 @@ def test_the_keyboard_leads_everywhere(operator: Seen, service: ServiceThread):
 
 
 def test_the_focus_stays_while_things_move(operator: Seen, service: ServiceThread):
-    begun = moving_slowly(service)
+    begun = service.moving_slowly()
     operator.go(f"#/migrations/{begun.id}")
     button = operator.button("Cancel migration of db")
     button.focus()
@@ -292,7 +285,7 @@ def test_names_are_only_ever_text(operator: Seen, service: ServiceThread):
 
 
 def test_a_viewer_has_no_buttons_that_change_anything(browser: Any, service: ServiceThread):
-    begun = moving_slowly(service)
+    begun = service.moving_slowly()
     seen = Seen(browser, service.place.url)
     seen.sign_in(VIEWER)
     expect(seen.page.get_by_role("list", name="Migrations").get_by_role("link", name="db")).to_be_visible()
@@ -302,22 +295,6 @@ def test_a_viewer_has_no_buttons_that_change_anything(browser: Any, service: Ser
         changing = seen.page.locator("main").get_by_role("button", name=CHANGES)
         assert changing.count() == 0, view
     seen.close()
-
-
-def test_it_comes_back_with_the_service(operator: Seen, service: ServiceThread):
-    begun = moving_slowly(service)
-    page = operator.page
-    expect(page.get_by_role("list", name="Migrations").get_by_role("link", name="db")).to_be_visible()
-    service.stop()
-    expect(page.get_by_role("status").first).to_contain_text("Stale: as of")
-    expect(page.get_by_role("alert")).to_contain_text("What is shown is as of")
-    service.start()
-    operator.live()
-    service.let_move()
-    service.reaches(begun.id, State.COMPLETED)
-    expect(operator.row("db")).to_contain_text("completed")
-    # A browser says so of every connection that is refused.
-    operator.complaints[:] = [text for text in operator.complaints if "ERR_" not in text]
 
 
 def test_events_are_live_and_filtered(operator: Seen, service: ServiceThread):
@@ -369,106 +346,3 @@ def test_every_module_is_served_and_nothing_else(service: ServiceThread, browser
     for name in ("vendor/LICENSE.htm", "../access.py", "%2e%2e/access.py", "index.html"):
         assert seen.page.request.get(f"{version}/{name}").status == 404
     seen.close()
-
-
-#: Whatever can need a person, as the page's store has it: the id of each, and a word of what is said of it.
-_TROUBLED = {
-    "service": {
-        "role": "acting",
-        "acting": "one",
-        "complaints": ["the journal cannot be written: disk full"],
-        "broker_connected": False,
-    },
-    "hosts": [
-        {"host": "a", "up": False, "error": "no route to host", "guests": 3},
-        {"host": "b", "up": True, "guests_duplicate": ["u-1"], "guests_undriven": 1, "guests_unmonitored": 2},
-        {
-            "host": "c",
-            "up": True,
-            "guests_duplicate": ["u-1"],
-            "certificates_expire_at": "2026-01-09T00:00:00Z",
-        },
-    ],
-    "migrations": [
-        {
-            "id": "m1",
-            "guest": "g1",
-            "state": "held",
-            "error": "neither runs",
-            "source": "a",
-            "destination": "b",
-        },
-        {"id": "m2", "guest": "g2", "state": "recovering", "source": "a", "destination": "b"},
-        {
-            "id": "m3",
-            "guest": "g3",
-            "state": "precopy",
-            "source": "a",
-            "destination": "b",
-            "policy": "gentle",
-            "forecast": {"verdict": "cannot"},
-            "can_cancel": True,
-            "can_postcopy": True,
-        },
-    ],
-    "evacuations": [
-        {"id": "e1", "host": "a", "state": "running", "late": True, "guests_left": 2, "guests": []},
-        {
-            "id": "e2",
-            "host": "b",
-            "state": "running",
-            "at_risk": True,
-            "guests_left": 1,
-            "guests": [{"guest": "g4", "standing": "set-aside", "reason": "failed three times"}],
-        },
-        {"id": "e3", "host": "c", "state": "scheduled", "window_fit": "does-not-fit", "guests": []},
-        {
-            "id": "e4",
-            "kind": "roll",
-            "host": "",
-            "state": "running",
-            "guests": [],
-            "hosts": [{"host": "d", "stage": "failed", "reason": "a hook says no"}],
-        },
-    ],
-}
-_NEEDED = [
-    "a cannot be reached",
-    "The broker is away",
-    "The journal is away",
-    "The roll stopped at d",
-    "b: 1 guest in a migration that nobody drives",
-    "Evacuation of a is late",
-    "Evacuation of b: 1 guest cannot move",
-    "g1 is held",
-    "g2: its postcopy stream is broken",
-    "u-1 runs twice",
-    "b: 2 guests without a monitor",
-    "c: its certificate expires in",
-    "Evacuation of b: the deadline is at risk",
-    "Evacuation of c: its window will not do",
-    "g3 is stuck",
-]
-
-
-def test_whatever_needs_a_person_is_at_the_top_with_what_to_do(operator: Seen):
-    base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
-    found = operator.page.evaluate(
-        """async ([base, given]) => {
-          const {attention} = await import(`${base}/attention.js`);
-          const map = (items, key) => new Map(items.map((each) => [each[key], each]));
-          return attention({...given, duplicates: [], pastEvacuations: [], hosts: map(given.hosts, "host"),
-            migrations: map(given.migrations, "id"), evacuations: map(given.evacuations, "id")},
-            Date.parse("2026-01-01T00:00:00Z"))
-            .map(({title, level, todo, buttons}) => [title, level, todo, buttons.length]);
-        }""",
-        [base, _TROUBLED],
-    )
-    titles = sorted(title for title, *_ in found)
-    assert all(title.startswith(wanted) for title, wanted in zip(titles, sorted(_NEEDED), strict=True)), (
-        titles
-    )
-    # The worst first; each says what to do; a held one has its three answers.
-    assert [level for _, level, *_ in found] == ["bad"] * 10 + ["warn"] * 5
-    assert all(todo for *_, todo, _ in found)
-    assert {title: buttons for title, _, _, buttons in found if buttons}["g1 is held"] == 3

@@ -137,6 +137,7 @@ def test_the_description_is_whole():
         "/api/v1/checks",
         "/api/v1/saves",
         "/api/v1/loads",
+        "/api/v1/discards",
         "/api/v1/saved",
         "/api/v1/policies",
         "/api/v1/hooks",
@@ -160,7 +161,7 @@ def test_the_description_is_whole():
 
 def test_every_command_has_a_way_in_by_http():
     ways = {"migrate", "cancel", "postcopy", "resolve", "evacuate", "restore", "activate", "plan", "check"}
-    ways |= {"save", "load", "cordon", "uncordon", "roll", "saved", "policies", "hooks"}
+    ways |= {"save", "load", "cordon", "uncordon", "roll", "saved", "discard", "policies", "hooks"}
     assert ways == set(COMMANDS)
 
 

@@ -230,10 +230,11 @@ def test_the_screen_has_the_numbers_of_its_own_last_line():
 @pytest.mark.parametrize(
     ("kind", "left", "total", "said"),
     [
-        ("evacuate", 1, None, "1 guest left"),
-        ("evacuate", 2, 5, "2 of 5 guests left"),
+        ("evacuate", 1, None, "1 guest still there"),
+        ("evacuate", 2, 5, "2 of 5 guests still there"),
         ("restore", 1, None, "1 guest not at home"),
         ("restore", 1, 3, "1 of 3 guests not at home"),
+        ("group", 2, 3, "2 of 3 guests not moved"),
     ],
 )
 def test_guests_that_are_left_of_an_evacuation_and_not_back_from_one(
@@ -251,7 +252,7 @@ def _evacuation(kind: str, **more: Any) -> dict[str, Any]:
         "host": "a",
         "policy": "",
         "state": "incomplete",
-        "error": f"1 guest left: web: {why}",
+        "error": f"1 guest still on a: web: {why}",
         "deadline": None,
         "ended_at": "2026-11-22T23:37:44+00:00",
         "guests": [{**guest, "reason": why}],

@@ -217,7 +217,9 @@ def test_links_lead_to_dashboards_that_exist_and_set_variables_that_they_have() 
 def test_tables_lead_to_views_of_the_page() -> None:
     views = set()
     for board in BOARDS.values():
-        for view, column in re.findall(r"\$\{page\}/#/(\w+)/\$\{__data\.fields\.(\w+)\}", json.dumps(board)):
+        for view, column in re.findall(
+            r"\$\{page\}/#/(\w+)/\$\{__data\.fields\.(\w+):percentencode\}", json.dumps(board)
+        ):
             views.add((view, column))
             tables = [panel for panel in panels(board) if panel["type"] == "table"]
             shown = [

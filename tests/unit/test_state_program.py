@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.hosts.state_program import look, read_document, remove, stamp, whole, write_document
+from migrator.hosts.state_program import discard, look, read_document, remove, stamp, whole, write_document
 
 DESCRIPTION = b'{"devices": []}'
 STREAM = (
@@ -41,6 +42,32 @@ def test_only_what_nobody_may_use_yet_is_removed(tmp_path: Path) -> None:
     assert Path(path).exists()
     write_document(path, {"migration": "m1", "state": "unconfirmed"}, new=False)
     assert remove(path, "m1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_guest_is_deleted_only_as_it_was_seen_and_while_nobody_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.state"
+    path.write_bytes(STREAM)
+    write_document(str(path), {"migration": "m1", "state": "saved"}, new=True)
+    there = sorted(tmp_path.iterdir())
+    discard(str(path), json.dumps({"migration": "m1", "state": "loaded"}))
+    assert json.loads(capsys.readouterr().out) == {"done": False}
+    with path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="somebody works on it"):
+            discard(str(path), json.dumps({"migration": "m1", "state": "saved"}))
+    assert sorted(tmp_path.iterdir()) == there
+    discard(str(path), json.dumps({"migration": "m1", "state": "saved"}))
+    assert json.loads(capsys.readouterr().out) == {"done": True}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_description_whose_file_is_gone_is_deleted_too(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.state")
+    write_document(path, {"migration": "m1", "state": "loaded"}, new=True)
+    discard(path, json.dumps({"migration": "m1"}))
     assert list(tmp_path.iterdir()) == []
 
 

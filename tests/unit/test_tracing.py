@@ -207,11 +207,11 @@ class TestSpans:
 
     @pytest.mark.parametrize("state", ["incomplete", "stopped", "cancelled", "completed"])
     def test_an_evacuation_that_left_guests_is_an_error(self, state: str) -> None:
-        evacuation = an_evacuation("e", state=state, created_at=NOON, error="1 guest left")
+        evacuation = an_evacuation("e", state=state, created_at=NOON, error="1 guest still on a")
         assert of_evacuation(evacuation, "site") is None
         whole = of_evacuation(evacuation.model_copy(update={"ended_at": at(1)}), "site")
         assert whole is not None
-        assert whole.error == ("1 guest left" if state in ("incomplete", "stopped") else "")
+        assert whole.error == ("1 guest still on a" if state in ("incomplete", "stopped") else "")
 
     def test_a_clock_that_was_put_back_makes_no_span_end_before_it_began(self) -> None:
         root, *phases = told(

@@ -356,8 +356,10 @@ class Evacuation:
         if not left or state is EvacuationState.CANCELLED:
             return ended
         what = f"{len(left)} {'guest' if len(left) == 1 else 'guests'} "
-        what += {"evacuate": "left: ", "restore": "not at home: ", "group": "not moved: "}[self.kind]
-        error = what + "; ".join(f"{entry.guest.label}: {entry.reason}" for entry in left)
+        what += {"evacuate": f"still on {self.host}", "restore": "not at home", "group": "not moved"}[
+            self.kind
+        ]
+        error = f"{what}: " + "; ".join(f"{entry.guest.label}: {entry.reason}" for entry in left)
         return replace(ended, error=error)
 
 

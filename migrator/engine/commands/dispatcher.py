@@ -20,7 +20,7 @@ from migrator.api.inventory_documents import HostDocument
 from migrator.api.plan_documents import PlanDocument, RestorePlanDocument
 from migrator.api.replies import Answer, Refusal, Reply
 from migrator.api.requests import Caller, CommandKey, Envelope
-from migrator.api.saved_documents import SavedGuestsDocument
+from migrator.api.saved_documents import SavedGuestDocument, SavedGuestsDocument
 from migrator.api.site_documents import HooksDocument, PoliciesDocument
 from migrator.errors import JournalError
 from migrator.ports import CommandLog
@@ -197,6 +197,8 @@ def _subject(answer: Answer) -> tuple[str, str]:
             return "restore-plan", answer.host
         case ResolutionDocument():
             return "resolution", answer.migration
+        case SavedGuestDocument():
+            return "saved", answer.migration
         case SavedGuestsDocument():
             return "saved", ""
         case PoliciesDocument():

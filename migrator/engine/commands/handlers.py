@@ -10,6 +10,7 @@ from migrator.api.commands import (
     Check,
     Command,
     Cordon,
+    Discard,
     Evacuate,
     ListHooks,
     ListPolicies,
@@ -28,6 +29,7 @@ from migrator.api.documents import MigrationDocument
 from migrator.api.evacuation_documents import EvacuationDocument
 from migrator.api.replies import Answer, Refusal
 from migrator.api.requests import Caller
+from migrator.engine.commands.discarding import DiscardCommand
 from migrator.engine.commands.evacuations import EvacuationCommands
 from migrator.engine.commands.migrations import MigrationCommands
 from migrator.engine.commands.rolls import RollCommands
@@ -53,6 +55,7 @@ class CommandHandlers:
         migrations: MigrationCommands,
         evacuations: EvacuationCommands,
         saving: SavingCommands,
+        discarding: DiscardCommand,
         rolls: RollCommands,
         saved_list: SavedList,
         site_rules: SiteRules,
@@ -62,7 +65,7 @@ class CommandHandlers:
     ) -> None:
         self._migrations, self._evacuations, self._saving = migrations, evacuations, saving
         self._saved_list, self._site_rules = saved_list, site_rules
-        self._rolls = rolls
+        self._rolls, self._discarding = rolls, discarding
         self._registry, self._inventory, self._journal = registry, inventory, journal
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
@@ -70,7 +73,7 @@ class CommandHandlers:
         if key and (begun := await self._begun_by(key)) is not None:
             return begun
         self._require_hosts(command, caller)
-        if isinstance(command, Migrate | Save | Load | Restore | Plan | Check | Saved):
+        if isinstance(command, Migrate | Save | Load | Discard | Restore | Plan | Check | Saved):
             await self._inventory.first_look(_FIRST_LOOK_SECONDS)
         match command:
             case Plan():
@@ -116,6 +119,8 @@ class CommandHandlers:
                 return await self._saving.save(command, caller, key)
             case Load():
                 return await self._saving.load(command, caller, key)
+            case Discard():
+                return await self._discarding.discard(command, caller)
             case Cancel(target=target) if target in self._registry.migrations:
                 return await self._migrations.cancel(target, caller)
             case Cancel(target=target):

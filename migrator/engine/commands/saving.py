@@ -57,7 +57,7 @@ class SavingCommands:
         host = self._lookups.host(command.to)
         self._lookups.takes_guests(host)
         self._lookups.known_codes(command.accept)
-        saved = await self._read(host.name, command.file)
+        saved = await read_saved(self._saved, host.name, command.file)
         if not caller.covers(saved.host):
             raise caller.outside(f"the guest in {command.file} was not saved there")
         uuid, name = saved.guest.get("uuid", ""), saved.guest.get("name", "")
@@ -78,7 +78,7 @@ class SavingCommands:
                     where = caller.told_of(there[0].host)
                     raise Refusal("conflict", f"{guest.label} is on {where} already: it is not loaded again")
             self._lookups.not_under_way(guest)
-            saved = await self._read(host.name, command.file)
+            saved = await read_saved(self._saved, host.name, command.file)
             if why := why_not(
                 saved, command.file, completed=await save_completed(self._journal, saved.migration)
             ):
@@ -92,16 +92,6 @@ class SavingCommands:
             file = FileMove(use=FileUse.LOAD, path=command.file, saved_at=saved.saved_at)
             return await self._begin(guest, host.name, file, command.accept, caller, key)
 
-    async def _read(self, host: str, path: str) -> SavedGuest:
-        if self._saved is None:
-            raise Refusal("not-now", "this site has no hosts with files")
-        try:
-            return await self._saved.read(host, path)
-        except UsageError as error:
-            raise Refusal("not-found", str(error)) from error
-        except HostError as error:
-            raise Refusal("unavailable", str(error)) from error
-
     async def _begin(
         self, guest: Guest, host: str, file: FileMove, accept: list[str], caller: Caller, key: str
     ) -> MigrationDocument:
@@ -114,3 +104,18 @@ class SavingCommands:
             raise not_begun(error) from error
         self._sessions.drive(session)
         return session.document()
+
+
+async def read_saved(saved: SavedGuests | None, host: str, path: str) -> SavedGuest:
+    """Return whose state a file of a host has.
+
+    :raise Refusal: it is no saved guest, or the host cannot be asked.
+    """
+    if saved is None:
+        raise Refusal("not-now", "this site has no hosts with files")
+    try:
+        return await saved.read(host, path)
+    except UsageError as error:
+        raise Refusal("not-found", str(error)) from error
+    except HostError as error:
+        raise Refusal("unavailable", str(error)) from error

@@ -9,13 +9,14 @@ import {MoveDialog} from "./move_dialog.js";
 import {RollDialog} from "./roll_dialog.js";
 import {ResolveDialog} from "./resolve_dialog.js";
 import {RestoreDialog} from "./restore_dialog.js";
-import {LoadDialog, SaveDialog} from "./file_dialogs.js";
+import {DiscardDialog, LoadDialog, SaveDialog} from "./file_dialogs.js";
 
 export const evacuate = (host) => open(EvacuateDialog, {host, wide: true});
 export const move = (guest) => open(MoveDialog, {guest});
 export const roll = (hosts = []) => open(RollDialog, {hosts});
 export const save = (guest) => open(SaveDialog, {guest});
 export const load = (one) => open(LoadDialog, {one});
+export const discard = (one, then) => open(DiscardDialog, {one, then});
 export const restore = (host) => open(RestoreDialog, {host});
 
 export function activate(host) {

@@ -67,7 +67,7 @@ function Stale() {
 }
 
 function View() {
-  const [kind = "", id] = route.parts;
+  const [kind = "", ...rest] = route.parts, id = rest.length ? rest.join("/") : undefined;
   const view = id === undefined ? LISTS[kind] : SINGLE[kind];
   if (!view) return html`<p class="empty">There is no such view. <a href="#/">What is now</a></p>`;
   if (!store.loaded) return html`<p class="quiet empty">${store.link === "lost" ? "The service does not answer yet." : "Asking the service…"}</p>`;

@@ -2,7 +2,7 @@
 import * as actions from "./actions.js";
 import {clock, count, now as clockNow, guestName, plain, relative, sentence} from "./format.js";
 import {href, links} from "./router.js";
-import {STAYING, heldTodo, heldUntil, subjectOf, titleOf, whyLeft} from "./words.js";
+import {STAYING, heldTodo, heldUntil, stillThere, subjectOf, titleOf, whyLeft} from "./words.js";
 
 const CERTIFICATE_DAYS = 14;
 
@@ -102,7 +102,7 @@ function ofEvacuation(one, store, now) {
     if (one.window_fit !== "may-not-fit" && one.window_fit !== "does-not-fit") return [];
     return [{id: one.id, level: "warn", title: `${title}: its window ${one.window_fit === "does-not-fit" ? "will not do" : "may not do"}`, what: `${sentence(one.window_forecast)} It begins ${relative(one.starts_at, now)}.`, todo: "Cancel it and plan a longer window, or one with another policy; its host shows what it would do now.", link, see, buttons: cancel}];
   }
-  if (one.late) found.push({id: `late ${one.id}`, level: "bad", title: `${title} is late`, what: `Its deadline was ${clock(one.deadline)}; ${count(one.guests_left, "guest")} left.`, todo: "See which guests hold it up.", link, see, buttons: cancel});
+  if (one.late) found.push({id: `late ${one.id}`, level: "bad", title: `${title} is late`, what: `Its deadline was ${clock(one.deadline)}; ${count(one.guests_left, "guest")} ${one.guests_left === 1 ? "is" : "are"} ${stillThere(one)}.`, todo: "See which guests hold it up.", link, see, buttons: cancel});
   else if (one.at_risk) found.push({id: `risk ${one.id}`, level: "warn", title: `${title}: the deadline is at risk`, what: `${one.deadline ? `It must end by ${clock(one.deadline)}, ${relative(one.deadline, now)}` : "A guest will stay"}${one.forecast_end_at ? `; it is expected to end at ${clock(one.forecast_end_at)}${one.forecast_end_p90_at ? `, at the latest at ${clock(one.forecast_end_p90_at)}` : ""}` : ""}.`, todo: "See which guests hold it up: those that are stuck can be switched to postcopy.", link, see, buttons: []});
   const staying = one.guests.filter((guest) => STAYING.has(guest.standing) && guest.standing !== "held");
   if (staying.length) {
@@ -113,7 +113,7 @@ function ofEvacuation(one, store, now) {
   return found;
 }
 
-/** One that ended with guests left, as long as its host still is half empty. */
+/** One that ended with guests still there, as long as its host still is half empty. */
 function ofPast(one, store, now) {
   if (!["incomplete", "stopped"].includes(one.state) || now - Date.parse(one.ended_at) > 86400000) return [];
   if (one.kind === "roll") return ofFailedHosts(one, store);
@@ -123,7 +123,7 @@ function ofPast(one, store, now) {
   if (store.pastEvacuations.some((other) => subjectOf(other) === subjectOf(one) && other.ended_at > one.ended_at)) return [];
   const evacuates = one.kind === "evacuate", again = evacuates ? "evacuate again" : "begin again";
   return [{
-    id: `past ${one.id}`, level: "bad", title: `${titleOf(one)} ended with ${count(one.guests_left, "guest")} left`,
+    id: `past ${one.id}`, level: "bad", title: `${titleOf(one)} ended with ${count(one.guests_left, "guest")} ${stillThere(one)}`,
     what: `${sentence(whyLeft(one))} It ended ${relative(one.ended_at, now)}.`,
     todo: `Mend what keeps them, and ${again}.${evacuates ? ` Until then ${one.host} takes no guests: it is draining. Activate it to leave it as it is, or restore it to have those back that have left.` : ""}`,
     link: links.evacuation(one.id), see: "See every guest",

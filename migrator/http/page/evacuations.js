@@ -3,10 +3,10 @@ import {html, useState} from "./ui.js";
 import * as actions from "./actions.js";
 import {ask, query} from "./api.js";
 import {Action, Empty, Said, Section, State} from "./parts.js";
-import {clock, count, number, plain, relative, sentence} from "./format.js";
+import {clock, count, number, plain, relative, seconds, sentence} from "./format.js";
 import {links} from "./router.js";
 import {failed, store} from "./store.js";
-import {titleOf} from "./words.js";
+import {stillThere, titleOf} from "./words.js";
 
 export const leftOf = (one) => Math.max(one.guests.length, one.guests_left, 1);
 
@@ -19,7 +19,8 @@ export function statusOf(one) {
   } else if (one.kind === "roll") {
     const done = (one.hosts || []).filter((each) => each.stage === "done").length;
     parts.push(`${done} of ${count((one.hosts || []).length, "host")} done`);
-  } else parts.push(`${one.guests_left} of ${leftOf(one)} guests ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}`);
+  } else if (one.ended_at && !one.guests_left && one.guests.length) parts.push(`${one.guests.length === 1 ? "its guest" : `all ${count(one.guests.length, "guest")}`} ${one.guests.length === 1 ? "has" : "have"} ${one.kind === "restore" ? "come home" : one.kind === "group" ? "moved" : "left"}`);
+  else parts.push(`${number(one.guests_left)} of ${count(leftOf(one), "guest")} ${stillThere(one)}`);
   if (one.forecast_end_at && !one.ended_at) parts.push(`ends about ${clock(one.forecast_end_at)}${one.forecast_end_p90_at ? `, at the latest ${clock(one.forecast_end_p90_at)}` : ""}`);
   if (one.deadline && one.state !== "scheduled") parts.push(`deadline ${clock(one.deadline)}`);
   return parts.join("; ");
@@ -32,6 +33,7 @@ export function RollHosts({one}) {
 }
 
 export function Risk({one}) {
+  if (one.late && one.ended_at && one.deadline) return html`<p class="bad">Late: it ended ${seconds((Date.parse(one.ended_at) - Date.parse(one.deadline)) / 1000)} after its deadline.</p>`;
   if (one.late) return html`<p class="bad">Late: the deadline has passed.</p>`;
   if (one.at_risk && !one.ended_at && one.state !== "scheduled") return html`<p class="warn">At risk: the deadline may be missed.</p>`;
   if (one.state === "scheduled" && one.window_fit) return html`<p><${State} of=${one.window_fit} text=${{fits: "The window will do", "may-not-fit": "The window may not do", "does-not-fit": "The window will not do", unknown: "Not forecast yet"}[one.window_fit]} /> <span class="quiet">${sentence(one.window_forecast)}</span></p>`;
@@ -49,7 +51,7 @@ export function EvacuationCard({one}) {
 export function PastEvacuations({items}) {
   if (!items.length) return null;
   return html`<ul class="rows past">${items.map((one) => html`<li key=${one.id}><a data-row href=${links.evacuation(one.id)}>${plain(titleOf(one))}</a> <${State} of=${one.state} />${" "}
-    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.kind === "roll" && one.error ? `, stopped at ${one.hosts.filter((each) => each.stage === "failed").map((each) => each.host).join(", ") || "its own end"}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : "left"}` : ""}${one.guests_shut_off ? `, ${number(one.guests_shut_off)} more shut off` : ""}</span></li>`)}</ul>`;
+    <span class="quiet small">${clock(one.ended_at)}${one.late ? ", late" : ""}${one.kind === "roll" && one.error ? `, stopped at ${one.hosts.filter((each) => each.stage === "failed").map((each) => each.host).join(", ") || "its own end"}` : one.guests_left && one.kind !== "roll" ? `, ${count(one.guests_left, "guest")} ${stillThere(one)}` : ""}${one.guests_shut_off ? `, ${number(one.guests_shut_off)} more shut off` : ""}</span></li>`)}</ul>`;
 }
 
 export function Evacuations() {

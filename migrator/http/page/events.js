@@ -5,7 +5,7 @@ import {clock, count, guestName, plain, sentence} from "./format.js";
 import {filterBy, links} from "./router.js";
 import {failed, recallEvents, store} from "./store.js";
 import {matches} from "./lists.js";
-import {kindOf, subjectOf, wayOf} from "./words.js";
+import {kindOf, stillThere, subjectOf, wayOf} from "./words.js";
 
 const SHOWN = 200;
 const KINDS = [["migration", "migrations"], ["decision", "decisions"], ["evacuation", "evacuations"], ["host", "hosts"], ["command", "commands"]];
@@ -20,7 +20,7 @@ function told(event) {
     return {who: one ? guestName(one) : id, link: links.migration(id), state: body.action, plainState: true, text: sentence(body.reason)};
   }
   if (subject === "migration") return {who: guestName(body), link: links.migration(id), state: body.state, bad: body.ceiling_exceeded, text: `${wayOf(body)}. ${sentence(body.error || body.waiting_for || "")}`};
-  if (subject === "evacuation") return {who: `${kindOf(body)} of ${plain(subjectOf(body))}`, link: links.evacuation(id), state: body.state, bad: body.late, text: `${body.kind === "roll" ? "" : `${count(body.guests_left, "guest")} left. `}${body.late ? "Late. " : body.at_risk ? "At risk. " : ""}${sentence((body.error || "").replace(/^\d+ guests? left: /, ""))}`};
+  if (subject === "evacuation") return {who: `${kindOf(body)} of ${plain(subjectOf(body))}`, link: links.evacuation(id), state: body.state, bad: body.late, text: `${body.kind === "roll" ? "" : `${count(body.guests_left, "guest")} ${stillThere(body)}. `}${body.late ? "Late. " : body.at_risk ? "At risk. " : ""}${sentence((body.error || "").replace(/^\d+ guests? [^:]*: /, ""))}`};
   if (subject === "host") return {who: id, link: links.host(id), state: body.state, bad: !body.up, text: `${body.up ? "" : "Unreachable. "}${count(body.guests, "guest")}. ${sentence(body.error || "")}`};
   return {who: `${body.user}: ${body.verb}`, link: body.subject === "migration" && body.subject_id ? links.migration(body.subject_id) : body.subject === "evacuation" && body.subject_id ? links.evacuation(body.subject_id) : null, state: body.answer, bad: body.answer === "refused", text: `by ${body.interface}. ${sentence(body.message || "")}`};
 }

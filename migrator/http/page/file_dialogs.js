@@ -1,8 +1,8 @@
-/** Before a guest is saved into a file, or loaded out of one. */
+/** Before a guest is saved into a file or loaded out of one, and before such a file is deleted. */
 import {html, useState} from "./ui.js";
 import {send} from "./api.js";
 import {Form} from "./dialogs.js";
-import {bytes, guestName, plain} from "./format.js";
+import {bytes, guestName, plain, sentence} from "./format.js";
 import {go} from "./router.js";
 import {Accept, codesOf} from "./evacuate_dialog.js";
 import {Findings} from "./parts.js";
@@ -36,4 +36,14 @@ export function LoadDialog({one}) {
     <p>A QEMU is started that takes it out of <code>${plain(one.file)}</code>, and it goes on where it stood. After that the file cannot be loaded again.</p>
     <label for="load-to">On</label><select id="load-to" data-first value=${to} onChange=${(event) => setTo(event.target.value)}>${hosts.map((host) => html`<option key=${host} value=${host}>${host}</option>`)}</select>
     <${Findings} items=${findings} /><${Accept} codes=${codesOf([{findings}])} accepted=${accepted} change=${accept} /></${Form}>`;
+}
+
+/** `then` is called once it is deleted. */
+export function DiscardDialog({one, then}) {
+  const [sure, setSure] = useState(false), name = guestName(one), last = one.state !== "outdated", gone = one.state === "missing";
+  const act = async () => { await send("discards", {file: one.file, host: one.host, ...(last ? {only_copy: true} : {})}); then(); };
+  return html`<${Form} title=${gone ? `Take ${name} off this list?` : `Delete the file of ${name}?`} yes=${gone ? `Take ${name} off the list` : `Delete the file of ${name}`} kind="danger" ready=${!last || sure} act=${act}>
+    <p><code>${plain(one.file)}</code> on ${one.host}${gone ? " is not there any more." : ", and what is beside it."}</p>
+    ${last ? html`<p class="bad">Nobody knows ${name} anywhere else${gone ? "" : ": it is lost with this file"}.</p>
+      <label class="check"><input type="checkbox" data-first checked=${sure} onChange=${(event) => setSure(event.target.checked)} /> <span>${gone ? "I have looked for the file, and give it up" : `Delete the last copy of ${name}`}</span></label>` : html`<p>${sentence(one.reason)} Nothing is lost with it.</p>`}</${Form}>`;
 }

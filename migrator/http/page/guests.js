@@ -6,6 +6,7 @@ import {bytes, guestName, plain, rate, sentence} from "./format.js";
 import {filterBy, links, route} from "./router.js";
 import {failed, store} from "./store.js";
 import {guests} from "./lists.js";
+import {underWay} from "./words.js";
 
 const SIZE = 100;
 const COLUMNS = [["name", "Guest"], ["host", "Host"], ["run_state", "State"], ["memory_bytes", "Memory", "num"], ["vcpus", "vCPUs", "num"], ["dirty_rate_bytes_per_second", "Dirty rate", "num"], ["policy", "Policy"], ["managed_by", "Managed by"], ["", ""]];
@@ -31,9 +32,19 @@ function useGuests(parameters) {
   return [found, error];
 }
 
-function Movable({guest}) {
+/** Its run state; of one that is held nobody knows where it runs, whatever was seen last. */
+export function RunState({guest}) {
+  const one = store.migrations.get(guest.migration);
+  if (one && one.state === "held") return html`<${State} of="held" text=${`${guest.run_state} when seen last`} />`;
+  return html`<${State} of=${guest.run_state === "running" ? "active" : guest.run_state} text=${guest.run_state === "lost-contact" ? "lost contact" : guest.run_state} />`;
+}
+
+function Doing({guest}) {
   if (guest.duplicate) return html`<div class="small bad">Its uuid runs twice.</div>`;
-  if (guest.migration) return html`<div class="small"><a href=${links.migration(guest.migration)}>moving</a></div>`;
+  if (guest.migration) {
+    const [words, kind] = underWay(store.migrations.get(guest.migration));
+    return html`<div class=${`small ${kind}`}><a class=${kind} href=${links.migration(guest.migration)}>${words}</a></div>`;
+  }
   if (!guest.movable) return html`<div class="small warn">Cannot move: ${sentence(guest.obstacle)}</div>`;
   return guest.network_problem ? html`<div class="small warn">${sentence(guest.network_problem)}</div>` : null;
 }
@@ -46,12 +57,12 @@ export function GuestTable({filters, columns = [], sort = "", change = null, off
   if (!found) return html`<${Empty}>Asking…</${Empty}>`;
   const rows = found.items.slice(0, SIZE), shown = COLUMNS.filter(([field]) => !columns.includes(field));
   return html`<div class="scroll"><table role="table" class="blocks"><caption class="unseen">Guests</caption><${Heads} columns=${shown} sort=${order} change=${change || ((value) => setOwn({sort: value, offset: 0}))} />
-    <tbody role="rowgroup">${rows.map((guest) => html`<tr role="row" key=${`${guest.guest} ${guest.host}`}><td role="cell" class="name"><a data-row href=${links.guest(guest.guest)}>${guestName(guest)}</a><${Movable} guest=${guest} /></td>
+    <tbody role="rowgroup">${rows.map((guest) => html`<tr role="row" key=${`${guest.guest} ${guest.host}`}><td role="cell" class="name"><a data-row href=${links.guest(guest.guest)}>${guestName(guest)}</a><${Doing} guest=${guest} /></td>
       ${columns.includes("host") ? null : html`<td role="cell" data-of="Host"><a href=${links.host(guest.host)}>${guest.host}</a></td>`}
-      <td role="cell" data-of="State"><${State} of=${guest.run_state === "running" ? "active" : guest.run_state} text=${guest.run_state === "lost-contact" ? "lost contact" : guest.run_state} /></td>
+      <td role="cell" data-of="State"><${RunState} guest=${guest} /></td>
       <td role="cell" class="num" data-of="Memory">${bytes(guest.memory_bytes)}</td><td role="cell" class="num" data-of="vCPUs">${guest.vcpus}</td>
       <td role="cell" class="num" data-of="Dirty rate">${rate(guest.dirty_rate_bytes_per_second)}</td><td role="cell" data-of="Policy">${guest.policy}</td><td role="cell" data-of="Managed by">${plain(guest.managed_by) || "–"}</td>
-      <td role="cell"><${Action} label="Move…" about=${guestName(guest)} why=${guest.migration ? "it is moving" : guest.movable ? "" : "it cannot move"} press=${() => actions.move(guest)} /></td></tr>`)}</tbody></table></div>
+      <td role="cell"><${Action} label="Move…" about=${guestName(guest)} why=${guest.migration ? `it is ${underWay(store.migrations.get(guest.migration))[0]}` : guest.movable ? "" : "it cannot move"} press=${() => actions.move(guest)} /></td></tr>`)}</tbody></table></div>
     ${rows.length ? null : html`<${Empty}>No guest fits.</${Empty}>`}
     <${Pages} offset=${from} shown=${rows.length} total=${found.total ?? found.items.length} size=${SIZE} what="guest" go=${go || ((next) => setOwn({...own, offset: next}))} />`;
 }
@@ -60,7 +71,7 @@ export function Guests({query}) {
   const [counts, setCounts] = useState(store.guestCounts), search = query.get("search") || "", show = query.get("show") || "", state = query.get("state") || "", managed = query.get("managed") || "", host = query.get("host"), policy = query.get("policy");
   const set = (changes) => filterBy({...changes, offset: ""}), of = counts || {};
   const states = Object.entries(of.run_state || {}).map(([name, n]) => [name, name === "lost-contact" ? "lost contact" : name, n, name === "lost-contact" ? "bad" : ""]);
-  const shown = [["not-movable", "cannot move", of.not_movable], ["moving", "moving", of.moving], ["duplicate", "run twice", of.duplicate, "bad"], ["unmonitored", "without a monitor", of.unmonitored]].filter(([name, , n]) => n || name === show);
+  const shown = [["not-movable", "cannot move", of.not_movable], ["moving", "in a migration", of.moving], ["duplicate", "run twice", of.duplicate, "bad"], ["unmonitored", "without a monitor", of.unmonitored]].filter(([name, , n]) => n || name === show);
   const managers = Object.entries(of.managed_by || {}).filter(([name]) => name).map(([name, n]) => [name, plain(name), n]);
   return html`<h1>Guests${host ? ` of ${host}` : ""}${policy ? ` with the policy ${policy}` : ""}</h1><div class="tools"><${Search} value=${search} change=${(value) => set({search: value})} label="Name, uuid or host" />
       <${Chips} label="State" items=${states} chosen=${state} choose=${(value) => set({state: value})} /><${Chips} label="Only those" items=${shown} chosen=${show} choose=${(value) => set({show: value})} />

@@ -28,9 +28,9 @@ export function Host({id}) {
       host.libvirt_error && ["libvirt", plain(host.libvirt_error), "bad"], host.guests_shut_off ? ["Shut off", shutOff(host), "warn"] : null, ["Looked at", host.looked_at ? relative(host.looked_at) : "not yet"],
     ]} />
     ${evacuations.length ? html`<${Section} title="Under way and planned" id="evacuations"><div class="stack">${evacuations.map((one) => html`<${EvacuationCard} key=${one.id} one=${one} />`)}</div></${Section}>` : null}
-    ${migrations.length ? html`<${Section} title="Moving" id="moving"><${MigrationRows} items=${migrations} label="Moving from or to it" /></${Section}>` : null}
+    ${migrations.length ? html`<${Section} title="Migrations under way" id="moving"><${MigrationRows} items=${migrations} label="Migrations from or to it" /></${Section}>` : null}
     <${Section} title="Guests" id="guests" aside=${html`<a href=${href(["guests"], {host: id})}>search them</a>`}><${GuestTable} filters=${{host: id}} columns=${["host"]} /></${Section}>
     <${Section} title="Before" id="before">${past.error ? html`<p class="bad">${past.error}</p>` : null}<${PastEvacuations} items=${runs.items.filter((one) => one.ended_at)} /><${PastMigrations} items=${moves.items.filter((one) => one.ended_at)} />
-      ${runs.items.length + moves.items.length ? html`<p class="small"><a href=${href(["migrations"], {search: id})}>all its migrations</a></p>` : html`<${Empty}>Nothing was moved from or to it yet.</${Empty}>`}</${Section}>`;
+      ${runs.items.length + moves.items.length ? html`<p class="small"><a href=${href(["migrations"], {host: id})}>all its migrations</a></p>` : html`<${Empty}>Nothing was moved from or to it yet.</${Empty}>`}</${Section}>`;
 }
 

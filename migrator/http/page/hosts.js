@@ -25,7 +25,7 @@ export function HostState({host}) {
 const goingOn = (host) => [...store.evacuations.values()].find((one) => one.host === host.host && one.state !== "scheduled");
 
 /** Why it takes no guests though nothing empties it any more; empty where that is not so. */
-export const leftDraining = (host) => (host.state === "draining" && !goingOn(host) ? `Its last evacuation ended with guests left${host.guests ? "" : ", which have gone since"}: it takes none. Evacuate it again, restore it, or activate it.` : "");
+export const leftDraining = (host) => (host.state === "draining" && !goingOn(host) ? `Its last evacuation ended with guests still here${host.guests ? "" : ", which have gone since"}: it takes no others. Evacuate it again, restore it, or activate it.` : "");
 
 /** What can be done with a host. `home`: bringing its guests home is offered though it is active. */
 export function HostButtons({host, home = false}) {

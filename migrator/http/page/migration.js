@@ -21,7 +21,7 @@ function Buttons({one}) {
     ${ENDED.has(one.state) && one.state !== "guest-ended" ? html`<${Action} label="Move it again" press=${() => actions.move({guest: one.guest, name: one.guest_name, host: one.state === "completed" ? one.destination : one.source})} />` : null}</div>`;
 }
 
-const End = ({title, host, socket, text}) => html`<div class="card end"><h3>${title}</h3><p><a href=${links.host(host)}>${host}</a> ${text}</p>${socket ? html`<p class="small quiet"><code>${plain(socket)}</code></p>` : null}</div>`;
+const End = ({title, host, socket, text}) => html`<div class="card end"><h2>${title}</h2><p><a href=${links.host(host)}>${host}</a> ${text}</p>${socket ? html`<p class="small quiet"><code>${plain(socket)}</code></p>` : null}</div>`;
 
 /** Where the guest runs, as far as its state says. */
 function ends(one) {

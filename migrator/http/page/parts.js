@@ -83,7 +83,7 @@ export function Heads({columns, sort, change}) {
     const down = sort === `-${field}`, up = sort === field;
     const order = down ? "descending" : up ? "ascending" : "none";
     return html`<th scope="col" role="columnheader" class=${kind || ""} aria-sort=${field ? order : undefined}>${field ? html`
-      <button type="button" class="sort" onClick=${() => change(up ? `-${field}` : field)}>${text}<span aria-hidden="true">${down ? " ▾" : up ? " ▴" : ""}</span></button>` : text}</th>`;
+      <button type="button" class="sort" onClick=${() => change(up ? `-${field}` : field)}>${text}<span aria-hidden="true">${down ? " ▾" : up ? " ▴" : ""}</span></button>` : text || html`<span class="unseen">What can be done</span>`}</th>`;
   })}</tr></thead>`;
 }
 

@@ -9,7 +9,7 @@ import {store} from "./store.js";
 import {matches} from "./lists.js";
 
 const TODO = {
-  outdated: "The guest has run since. Delete the file and what is beside it (.json) on its host.",
+  outdated: "The file is of no use any more: delete it.",
   missing: "Nobody knows this guest anywhere. Look for the file in a backup, or start the guest from its disks.",
   unreadable: "What is there is not what was saved. Look for a copy of the file, or start the guest from its disks.",
   unknown: "See whether the host is up.",
@@ -21,6 +21,12 @@ function Where({one}) {
   if (one.state !== "saved") return html`<span class="quiet">–</span>`;
   return html`${fit.length ? fit.map((each) => each.host).join(", ") : html`<span class="bad">nowhere</span>`}
     ${others.length ? html`<details class="small"><summary>why not elsewhere</summary><ul>${others.map((each) => html`<li key=${each.host}>${each.host}: ${sentence(each.reason)}</li>`)}</ul></details>` : null}`;
+}
+
+/** Why its file cannot be deleted now. */
+function whyKept(one) {
+  if (one.state === "saving" || one.state === "loading") return "a migration uses it now";
+  return one.state === "unknown" ? "its host cannot be asked" : "";
 }
 
 function why(one) {
@@ -40,12 +46,13 @@ export function Saved({query}) {
     ${asked.error ? html`<p class="bad" role="alert">${sentence(asked.error)}</p>` : null}
     ${asked.value ? null : asked.error ? null : html`<${Empty}>Asking every host…</${Empty}>`}
     ${rows.length ? html`<div class="scroll"><table role="table" class="blocks"><caption class="unseen">Saved guests</caption>
-      <thead role="rowgroup"><tr role="row">${["Guest", "State", "File", "Saved", "Size", "By QEMU", "Can be loaded on", ""].map((each, n) => html`<th key=${n} scope="col" role="columnheader" class=${n === 4 ? "num" : ""}>${each}</th>`)}</tr></thead>
+      <thead role="rowgroup"><tr role="row">${["Guest", "State", "File", "Saved", "Size", "By QEMU", "Can be loaded on", ""].map((each, n) => html`<th key=${n} scope="col" role="columnheader" class=${n === 4 ? "num" : ""}>${each || html`<span class="unseen">What can be done</span>`}</th>`)}</tr></thead>
       <tbody role="rowgroup">${rows.map((one) => html`<tr role="row" key=${one.migration}><td role="cell" class="name"><a data-row href=${links.migration(one.migration)}>${guestName(one)}</a></td>
         <td role="cell"><${State} of=${one.state} />${one.reason ? html`<div class="small">${sentence(one.reason)}</div>` : null}${TODO[one.state] ? html`<div class="small quiet">${TODO[one.state]}</div>` : null}</td>
         <td role="cell" data-of="File" class="name"><a href=${links.host(one.host)}>${one.host}</a> <code>${plain(one.file)}</code></td>
         <td role="cell" data-of="Saved" class="host">${clock(one.saved_at, {day: true})}</td><td role="cell" data-of="Size" class="num">${bytes(one.size_bytes)}</td><td role="cell" data-of="By QEMU">${one.qemu_version}</td>
         <td role="cell" data-of="Can be loaded on"><${Where} one=${one} /></td>
-        <td role="cell"><${Action} label="Load…" about=${guestName(one)} why=${why(one)} press=${() => actions.load(one)} /></td></tr>`)}</tbody></table></div>` : null}
+        <td role="cell"><div class="buttons"><${Action} label="Load…" about=${guestName(one)} why=${why(one)} press=${() => actions.load(one)} />
+          <${Action} label=${one.state === "missing" ? "Forget…" : "Delete…"} kind="danger" about=${guestName(one)} why=${whyKept(one)} press=${() => actions.discard(one, () => look(looks + 1))} /></div></td></tr>`)}</tbody></table></div>` : null}
     ${asked.value && !rows.length ? html`<${Empty}>${all.length ? "None that fits." : "No guest is saved in a file."}</${Empty}>` : null}`;
 }

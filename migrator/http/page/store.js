@@ -54,6 +54,8 @@ export function changed() {
 
 export async function start() {
   setInterval(lookAgain, LOOKED_EVERY);
+  // A device that slept, or a tab that was behind others, may show what was long ago.
+  addEventListener("visibilitychange", lookAgain);
   await resume();
 }
 
@@ -305,14 +307,7 @@ export function recallCurve(one) {
   return curve;
 }
 
-// ---- addressing single things
-
-/** A document that is not among those kept: asked for, and kept with the view. */
-export async function migration(id) { return store.migrations.get(id) || ask(at("migrations", id)); }
-
-export async function evacuation(id) { return store.evacuations.get(id) || ask(at("evacuations", id)); }
-
 /** Who is signed in, and what that may do, in a few words. */
-export const who = ({user, role, hosts}) => `${user}, ${role}${hosts ? ` of ${hosts.join(", ")}` : ""}`;
+export const who = ({user, role, hosts}) => `${user === role ? role : `${user}, ${role}`}${hosts ? ` of ${hosts.join(", ")}` : ""}`;
 
 export const isOperator = () => store.session !== null && store.session.role === "operator";

@@ -60,7 +60,7 @@ function rowOf(guest, migrations, {begin, now, asOf, ended}) {
     } else from = Infinity;
   }
   let whisker = null;
-  if (active && last.forecast && last.forecast.p50_seconds !== null) {
+  if (active && last.state !== "held" && last.forecast && last.forecast.p50_seconds !== null) {
     const {p10_seconds: p10, p50_seconds: p50, p90_seconds: p90} = last.forecast;
     bars.push({phase: last.state === "postcopy" ? "postcopy" : "copies", from: now, to: now + p50 * 1000, forecast: true});
     whisker = {from: now + (p10 ?? p50) * 1000, to: p90 === null ? null : now + p90 * 1000};
@@ -78,6 +78,7 @@ function rowOf(guest, migrations, {begin, now, asOf, ended}) {
 }
 
 function activeDetail(one) {
+  if (one.state === "held") return "a person must look";
   const left = one.forecast && one.forecast.p50_seconds !== null ? `, ${seconds(one.forecast.p50_seconds)} to go` : "";
   return `${Math.round(one.progress_ratio * 100)} %${left}`;
 }
@@ -88,7 +89,7 @@ function useOf(migrations, from, to) {
   if (width <= 0) return [];
   for (const one of migrations) {
     if (!one.started_at || !one.transferred_bytes) continue;
-    const end = one.ended_at ? Date.parse(one.ended_at) : to, begin = Math.min(end - 1, Date.parse(one.started_at) + (one.preparation_seconds ?? 0) * 1000);
+    const end = one.ended_at ? Date.parse(one.ended_at) : to, begin = Math.min(end - 1, Date.parse(one.started_at));
     const rate = one.transferred_bytes / ((end - begin) / 1000);
     for (let n = Math.max(0, Math.floor((begin - from) / width)); n < BINS && from + n * width < end; n += 1) {
       const share = (Math.min(end, from + (n + 1) * width) - Math.max(begin, from + n * width)) / width;

@@ -6,7 +6,7 @@ import {clock, count, rate, seconds} from "./format.js";
 
 const FIRST = 200;
 const LEGEND = [["waits", "waits"], ["prepares", "prepares"], ["copies", "copies"], ["switch", "switch"], ["postcopy", "postcopy"], ["arrived", "arrived"], ["stays", "stays, or needs a person"], ["forecast", "forecast, with its interval"]];
-const CHIPS = [["stays", "cannot move", (row) => ["held", "set-aside", "no-target"].includes(row.standing)], ["moves", "moves", (row) => row.standing === "migrating"], ["waits", "waits", (row) => row.standing === "waiting" && row.state !== "not-begun"], ["not-begun", "not begun", (row) => row.state === "not-begun"], ["arrived", "arrived", (row) => row.standing === "moved"]];
+const CHIPS = [["stays", "cannot move, or held", (row) => ["held", "set-aside", "no-target"].includes(row.standing)], ["moves", "moves", (row) => row.standing === "migrating"], ["waits", "waits", (row) => row.standing === "waiting" && row.state !== "not-begun"], ["not-begun", "not begun", (row) => row.state === "not-begun"], ["arrived", "arrived", (row) => row.standing === "moved"]];
 
 /** x of a time, in thousandths of the width. */
 const scale = ({from, to}) => (at) => Math.min(1000, Math.max(0, ((at - from) / (to - from)) * 1000));
@@ -39,12 +39,14 @@ function Row({row, line}) {
 
 function Axis({line, ticks, wide}) {
   const x = scale(line), labels = [], edge = 32000 / Math.max(1, wide);
+  // Two labels that would lie over each other stand on either side of their lines.
+  const near = line.now !== null && line.deadline !== null && Math.abs(x(line.now) - x(line.deadline)) < 80000 / Math.max(1, wide);
   const mark = (at, text, kind) => { if (at !== null && at !== undefined && at >= line.from && at <= line.to) labels.push({x: x(at) / 10, text, kind}); };
   mark(line.now, "now", "now");
   const due = line.since === null && line.deadline !== null ? `deadline ${clock(line.deadline).slice(0, 5)}` : "deadline";
   mark(line.deadline, due, "deadline");
   if (line.deadline !== null && line.deadline > line.to && (line.now !== null || line.since !== null)) labels.push({x: 100, text: `${due} →`, kind: "deadline"});
-  return html`<div class="axis" aria-hidden="true"><div class="marks">${labels.map((each) => html`<span class=${`${each.kind} ${each.x > 80 ? "end" : ""}`} style=${{left: `${each.x}%`}}>${each.text}</span>`)}</div>
+  return html`<div class="axis" aria-hidden="true"><div class="marks">${labels.map((each) => html`<span class=${`${each.kind} ${near ? ((each.kind === "now") === (line.now < line.deadline) ? "end" : "start") : each.x > 80 ? "end" : ""}`} style=${{left: `${each.x}%`}}>${each.text}</span>`)}</div>
     <div class="ticks">${ticks.map((tick) => html`<span class=${x(tick.at) > 1000 - edge ? "end" : x(tick.at) < edge ? "start" : ""} style=${{left: `${x(tick.at) / 10}%`}}>${tick.text}</span>`)}</div></div>`;
 }
 

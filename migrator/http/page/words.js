@@ -32,6 +32,9 @@ export function subjectOf(one) {
   return one.host;
 }
 
+/** Where guests of one are that it has not moved yet. */
+export const stillThere = (one) => (one.kind === "restore" ? "not at home" : one.kind === "group" ? "not moved" : `still on ${one.host}`);
+
 export const titleOf = (one) => `${kindOf(one)[0].toUpperCase()}${kindOf(one).slice(1)} of ${subjectOf(one)}`;
 
 /** What is said of guests that the libvirt of a host, or of one that an evacuation emptied, has shut off; or nothing. */
@@ -60,6 +63,15 @@ export function whyLeft(one, named = 3) {
     const names = guests.slice(0, named).map(guestName).join(", "), more = guests.length > named ? ` and ${guests.length - named} more` : "";
     return `${names}${more}: ${plain(reason)}`;
   }).join("; ");
+}
+
+/** What a guest's migration under way does with it, said after "it is"; and how bad that is. */
+export function underWay(one) {
+  if (!one) return ["in a migration", ""];
+  if (one.state === "held") return ["held: a person must look", "bad"];
+  if (one.state === "recovering") return ["in postcopy, and its stream is broken", "bad"];
+  if (one.file_use) return [one.file_use === "save" ? "being saved" : "being loaded", ""];
+  return [["queued", "waiting"].includes(one.state) ? "waiting to move" : "moving", ""];
 }
 
 export function whyNoCancel(one) {

@@ -217,7 +217,8 @@ def left_text(one):
         return one["error"] or one["state"]
     told = ", ".join(f"{guest_text(each)} ({each['standing']}{_why(each)})" for each in left[:_NAMED])
     more = f", and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-    return f"{len(left)} of {len(one['guests'])} guests left: {told}{more}"
+    still = {"restore": "not at home", "group": "not moved"}.get(one["kind"], f"still on {one['host']}")
+    return f"{len(left)} of {len(one['guests'])} guests {still}: {told}{more}"
 
 
 def guest_text(guest):
