@@ -29,7 +29,9 @@ PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
 #: Made from the command line's own help.
 GENERATED = frozenset({"commands.md"})
 
-_BLOCK = re.compile(r"^ *```(?:console|sh|text|)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+#: Of every language, so that the end of one is not taken for the beginning of the next.
+_BLOCK = re.compile(r"^ *```(\S*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_TYPED = frozenset({"console", "sh", "text", ""})
 _INLINE = re.compile(r"`(migrator [^`]+)`")
 #: In front of what is typed: whose prompt it is, and as whom it is run.
 _PROMPT = re.compile(r"^ *(?:\w+)?[$#] +(?:\$become )?|^ *(?=migrator )")
@@ -42,7 +44,8 @@ _UNFINISHED = (MissingParameter, BadOptionUsage, NoArgsIsHelpError)
 
 def blocks(page: Path) -> list[str]:
     """Return the blocks of a page in which something is typed."""
-    return _BLOCK.findall(page.read_text(encoding="utf-8"))
+    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [block for language, block in found if language in _TYPED]
 
 
 def typed(block: str) -> Iterator[str]:
