@@ -152,7 +152,7 @@ class Announcer:
                 self.host(host.name)
 
     def forget(self, migrations: list[str], evacuations: list[str]) -> None:
-        """Nothing more will be said of these."""
+        """Drop what was kept of migrations and evacuations of which nothing more will be told."""
         for name in migrations:
             self._progress_told_at.pop(name, None)
             self._bus.forget(Subject.MIGRATION, name)

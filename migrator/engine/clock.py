@@ -7,7 +7,7 @@ import time
 
 
 def now() -> float:
-    """Seconds; without a running loop the clock that loops go by."""
+    """Return the loop's time in seconds; without a running loop that of the clock that loops go by."""
     try:
         return asyncio.get_running_loop().time()
     except RuntimeError:
@@ -15,5 +15,5 @@ def now() -> float:
 
 
 def wall() -> float:
-    """Seconds since the epoch: what a record, and another controller, can make something of."""
+    """Return the seconds since the epoch, which a record and another controller can make use of."""
     return time.time() - time.monotonic() + now()

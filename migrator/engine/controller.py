@@ -55,7 +55,7 @@ from migrator.ports.computing import Computing
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """What it takes to have other controllers drive migrations; see :class:`migrator.engine.spreading.Spreading`."""
+    """The parts needed to have other controllers drive migrations; see :class:`migrator.engine.spreading.Spreading`."""
 
     journal: SpreadingJournal
     site: SpreadingSite
@@ -368,7 +368,7 @@ class Engine:
         return any(each.switches for each in self.registry.live() if not each.driven_elsewhere)
 
     def inventory_changed(self) -> None:
-        """Hosts or guests are different from before."""
+        """Wake all parts that depend on hosts and guests, which are different from before."""
         self.reconciler.wake()
         self.leftovers.wake()
         self.image_removals.wake()
@@ -377,7 +377,7 @@ class Engine:
 
     @property
     def unread(self) -> list[str]:
-        """Migrations and evacuations that were left by a newer version, so that they cannot be read."""
+        """Return the ids of migrations and evacuations that a newer version left, so that they cannot be read."""
         return sorted(self.registry.unread)
 
     async def recover(self) -> None:

@@ -13,7 +13,7 @@ DUPLICATE = "duplicate"
 
 
 class Duplicates:
-    """Which uuids run in more than one QEMU, whoever started them."""
+    """Watch for uuids that run in more than one QEMU, whoever started them."""
 
     def __init__(self) -> None:
         #: When each was first seen at more than one host, on the clock of the looks, and by a look at which.
@@ -26,7 +26,7 @@ class Duplicates:
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
-        """Hosts on which each duplicate uuid runs, a host as often as it runs there."""
+        """Return the hosts on which each duplicate uuid runs, a host as often as it runs there."""
         return self._confirmed
 
     def judge(
@@ -37,7 +37,7 @@ class Duplicates:
         began: Callable[[str], float],
         now: float,
     ) -> set[str]:
-        """Take in what the last looks showed; the hosts that have to be looked at again before more can be said.
+        """Take in what the last looks showed; return the hosts that have to be looked at again before more can be said.
 
         :param changed: the guests of each host where they are others than before; of a host that is gone none.
         :param looked_at: the host that was looked at last, until now.
@@ -86,7 +86,7 @@ class Duplicates:
             del self._places[uuid]
 
     def marked(self, guest: Guest) -> Guest:
-        """The guest; one that runs twice with that in its way."""
+        """Return the guest; one that runs twice has that as its obstacle."""
         places = self._confirmed.get(guest.uuid)
         if not places:
             return guest

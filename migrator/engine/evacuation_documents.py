@@ -44,7 +44,7 @@ class EvacuationDocuments:
         }
 
     def forget(self, identifier: str) -> None:
-        """Nothing more will be asked of it."""
+        """Drop what is kept of an evacuation that will not be asked for any more."""
         self._made.pop(identifier, None)
 
     def _guests(self, run: Evacuation) -> list[_Made]:

@@ -100,7 +100,7 @@ class Evacuations:
         self._changed()
 
     def end(self, identifier: str, state: EvacuationState, error: str = "") -> None:
-        """Nothing more happens in it; its host is put into maintenance when it is empty.
+        """End an evacuation; its host is put into maintenance when it is empty.
 
         :param error: in place of that of its guests.
         """

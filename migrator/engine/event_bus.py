@@ -33,7 +33,7 @@ class QueuedListener:
         self._closed = False
 
     def put(self, event: Event) -> None:
-        """Never blocks."""
+        """Queue an event; never blocks, as the oldest is dropped where there is no room."""
         self._events.append(event)
         self._there.set()
 
@@ -151,15 +151,15 @@ class EventBus:
 
     @property
     def last_event_id(self) -> int:
-        """Number of the last counted event that was delivered as journalled; a new listener gets all larger ones."""
+        """Return the number of the last counted event delivered as journalled; a new listener gets all larger ones."""
         return self._delivered
 
     def sequence(self, subject: Subject, subject_id: str) -> int:
-        """Sequence of the last counted event of a subject that was delivered as journalled; 0 where none is known."""
+        """Return the sequence of a subject's last counted event that was delivered as journalled; 0: none is known."""
         return self._delivered_sequences.get((subject, subject_id), 0)
 
     def listening(self) -> int:
-        """How many listeners there are."""
+        """Return how many listeners there are."""
         return self._listeners
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Which controller is to drive a migration, and how it is given to that one: by exactly one row of the journal."""
+"""Gives a migration to the controller that is to drive it: by exactly one row of the journal."""
 
 from __future__ import annotations
 

@@ -82,16 +82,16 @@ class Inventory:
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def hosts(self) -> list[Host]:
-        """All, in the order of the configuration."""
+        """Return all hosts, in the order of the configuration."""
         return [known.host for known in self._known.values()]
 
     def host(self, name: str) -> Host | None:
-        """One, or ``None``."""
+        """Return the host of that name, or ``None``."""
         known = self._known.get(name)
         return known.host if known else None
 
     def memory_free(self, host: Host) -> int:
-        """What its kernel says, or what is left of less that was configured, in bytes."""
+        """Return the free memory in bytes that its kernel reports, or what is left of less that was configured."""
         free = host.facts.memory_free_bytes
         if host.memory_bytes:
             taken = sum(guest.memory_bytes for guest in self.guests(host.name))
@@ -99,11 +99,11 @@ class Inventory:
         return free
 
     def look_seconds(self, *names: str) -> float:
-        """What the last looks at these hosts took, together."""
+        """Return the seconds that the last looks at these hosts took, together."""
         return sum(self._known[name].took for name in names if name in self._known)
 
     def looked_at(self, name: str) -> datetime | None:
-        """When that host last answered."""
+        """Return when that host last answered; ``None`` before it did."""
         return self._known[name].looked_at
 
     def looks(self) -> dict[str, tuple[float, float]]:
@@ -111,7 +111,7 @@ class Inventory:
         return {name: (known.began, known.took) for name, known in self._known.items()}
 
     def guests(self, host: str | None = None) -> list[Guest]:
-        """All, or those of one host."""
+        """Return all guests, or those of one host."""
         chosen = self._known if host is None else (host,)
         return [guest for name in chosen for guest in self.guests_at(name)]
 
@@ -142,7 +142,7 @@ class Inventory:
     # --- changing ----------------------------------------------------------------------------------------------------
 
     def set_state(self, name: str, state: HostState) -> None:
-        """What the host may be used for from now on."""
+        """Set what the host may be used for from now on."""
         known = self._known[name]
         if known.host.state is not state:
             known.host = replace(known.host, state=state)
@@ -200,7 +200,7 @@ class Inventory:
         self._changed()
 
     def moved(self, guest: Guest, host: str, socket: str, pid: int | None) -> None:
-        """A guest has arrived; known at once, and looked at soon, as :meth:`notice` has it."""
+        """Note that a guest has arrived at a host; both hosts are looked at soon, see :meth:`notice`."""
         self._forget(guest.key)
         if host in self._known:
             self._known.put(
@@ -211,12 +211,12 @@ class Inventory:
         self._changed()
 
     def gone(self, guest: Guest, *hosts: str) -> None:
-        """A guest is not on these hosts any more: it has ended, or somebody took it elsewhere."""
+        """Note that a guest is not on these hosts any more: it has ended, or somebody took it elsewhere."""
         self._forget(guest.key, hosts)
         self._changed()
 
     def _forget(self, key: str, hosts: Collection[str] = ()) -> None:
-        """:param hosts: only there; empty: everywhere."""
+        """Drop a guest from these hosts, or from all where none is named; looks under way are not believed of it."""
         for known in self._known.holding(key):
             if not hosts or known.host.name in hosts:
                 self._known.put(known.host.name, key)
@@ -245,7 +245,7 @@ class Inventory:
             self._changed()
 
     def look_soon(self, *names: str) -> None:
-        """Something happened there."""
+        """Look at these hosts as soon as possible."""
         for name in names:
             if name in self._wake:
                 self._wake[name].set()
@@ -290,7 +290,7 @@ class Inventory:
             return known.host
 
     async def _seen(self, name: str) -> HostLook:
-        """What one look shows. One that failed because we ourselves did not run says nothing of the host."""
+        """Look at a host; again where that failed because this process did not run, which says nothing of the host."""
         for left in range(_LOOKS_AWAY, -1, -1):
             with Absence() as away:
                 try:
@@ -384,7 +384,7 @@ class Inventory:
                     group.create_task(keep_going(task, functools.partial(work, name)), name=task)
 
     async def _attend(self, name: str) -> None:
-        """Notice what comes to a host and goes, for as long as that can be."""
+        """Notice guests that come to a host and go, for as long as it is configured and can be watched."""
         first = True
         while name in self._known:
             if first or self._known[name].host.up:
@@ -397,7 +397,7 @@ class Inventory:
             await asyncio.sleep(_WATCH_AGAIN_SECONDS)
 
     def notice(self, name: str) -> None:
-        """Something may have happened there: it is looked at soon, though a small part of the time at most."""
+        """Look soon at a host where something may have happened, though for a small part of the time at most."""
         known = self._known.get(name)
         if known is None or name in self._noticed:
             return

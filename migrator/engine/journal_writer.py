@@ -47,7 +47,7 @@ class _Built(NamedTuple):
 
 @dataclass(eq=False, kw_only=True)
 class _Request:
-    """What :meth:`JournalWriter.commit` was asked for."""
+    """One call of :meth:`JournalWriter.commit`."""
 
     documents: Sequence[tuple[str, DocumentToSave]]
     then: Callable[[], None]

@@ -1,4 +1,4 @@
-"""What is known of each host, and which guests are on which: as the last looks and what was heard since have it."""
+"""The known hosts, and which guests are on which, by the last looks and what was heard since."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class KnownHost:
 
     @property
     def guests(self) -> tuple[Guest, ...]:
-        """Its guests: the same object as before, where nothing of them is different."""
+        """Return its guests: the same object as before, where nothing of them is different."""
         if self._tuple is None:
             self._tuple = tuple(guest for guests in self.by_key.values() for guest in guests)
         return self._tuple

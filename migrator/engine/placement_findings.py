@@ -1,4 +1,4 @@
-"""What the inventory has against moving a guest to a host: one question, asked the same way before the act and in it.
+"""Obstacles that the inventory knows to moving a guest to a host: found in one way, before the act and in it.
 
 ``check``, ``plan``, ``migrate`` and the planner of an evacuation all go through here, so that none of them knows of an
 obstacle that another has not heard of. What both ends show when they are asked is
@@ -18,12 +18,12 @@ from migrator.engine.migration.preflight import SPARES_PORTS, obstacle
 
 
 def request(guest: Guest, accepted: Sequence[str], *, only: str = "") -> PlacementRequest:
-    """What placement is asked for a guest by itself."""
+    """Return the request that asks placement for a guest by itself."""
     return PlacementRequest(guest=guest, only=only, spare_ports=SPARES_PORTS in (*accepted, *guest.accept))
 
 
 def known(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Finding, ...]:
-    """What the inventory has against that host for this guest: an obstacle of its own, and the rules of placement.
+    """Return the findings against that host for this guest: an obstacle of its own, and the rules of placement.
 
     :raise KeyError: when there is no such host.
     """
@@ -35,5 +35,5 @@ def known(fleet: Fleet, request: PlacementRequest, host: str) -> tuple[Finding, 
 
 
 def nowhere(answer: NoHost) -> tuple[Finding, ...]:
-    """What keeps a guest from every host."""
+    """Return the findings that keep a guest from every host."""
     return (finding("placement", answer.reason),)

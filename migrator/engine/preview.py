@@ -1,4 +1,4 @@
-"""What an evacuation would do, before the act: the plan that it would be, which nobody carries out."""
+"""Previews of evacuations and migrations: the plan that each would be, which nobody carries out."""
 
 from __future__ import annotations
 

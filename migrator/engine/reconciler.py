@@ -90,11 +90,11 @@ class Reconciler:
         self._log = logs.logger()
 
     def wake(self) -> None:
-        """Something changed."""
+        """Make a plan soon, as something has changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """A turn at every change, and from time to time, until cancelled."""
+        """Plan and act at every change, and from time to time, until cancelled."""
         try:
             while True:
                 self._wake.clear()
@@ -199,7 +199,7 @@ class Reconciler:
                 self._sessions.cancel(session)
 
     async def _begin(self, action: Begin) -> bool:
-        """False: the journal cannot be written."""
+        """Journal a migration and begin to drive it; False: the journal cannot be written."""
         run = self._registry.evacuations.get(action.evacuation)
         if run is None or not self._may_begin(action):
             return True  # a command came between; the next turn sees what it did
@@ -216,7 +216,7 @@ class Reconciler:
         return await self._journal_and_drive(session, action.reason)
 
     async def _save(self, action: SaveGuest) -> bool:
-        """False: the journal cannot be written."""
+        """Journal that a guest is saved, and begin that; False: the journal cannot be written."""
         key, registry = action.guest.key, self._registry
         run = registry.evacuations.get(action.evacuation)
         if run is None or run.ended or run.closing is not None or not registry.may_begin:

@@ -1,4 +1,4 @@
-"""What another controller left: read from the journal, and gone on with."""
+"""Recovery at the start: what another controller left is read from the journal, and gone on with."""
 
 from __future__ import annotations
 

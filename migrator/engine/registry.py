@@ -20,7 +20,7 @@ _REMEMBERED_SECONDS = 30.0
 
 
 class Registry:
-    """What is under way, and what ended a moment ago; one event loop, no locks.
+    """All migrations and evacuations that are under way or ended a moment ago; one event loop, no locks.
 
     :ivar migrations: by id.
     :ivar evacuations: by id; values, replaced as a whole by :meth:`change`.
@@ -95,11 +95,11 @@ class Registry:
         return next((each for each in self._of_guest.get(key, {}).values() if not each.ended), None)
 
     def is_moving(self, key: str) -> bool:
-        """Whether a migration of that guest has not ended, or is being journalled."""
+        """Tell whether a migration of that guest has not ended, or is being journalled."""
         return self.of_guest(key) is not None or key in self.coming
 
     def is_under_way(self, migration: str) -> bool:
-        """Whether a migration of that id has not ended."""
+        """Tell whether a migration of that id has not ended."""
         session = self.migrations.get(migration)
         return migration in self.unread or (session is not None and not session.ended)
 
@@ -108,17 +108,17 @@ class Registry:
         self._coming[session.id] = session
 
     def expect_no_more(self, session: JournalledSession) -> None:
-        """It is journalled and added, or will never be."""
+        """Give up the target that :meth:`expect` keeps: the migration is journalled and added, or will never be."""
         self._coming.pop(session.id, None)
 
     @property
     def coming(self) -> dict[str, str]:
-        """Targets of guests whose migrations are being journalled, by the guests' keys."""
+        """Return the targets of guests whose migrations are being journalled, by the guests' keys."""
         return {each.guest.key: each.target for each in self._coming.values()}
 
     @property
     def reserved_targets(self) -> dict[str, str]:
-        """Targets of all guests on their way, by the guests' keys."""
+        """Return the targets of all guests on their way, by the guests' keys."""
         return {
             **self.coming,
             **{each.guest.key: each.target for each in self._live.values() if not each.ended},
@@ -151,7 +151,7 @@ class Registry:
         return self._tasks.get(session.id)
 
     def busy(self, session: JournalledSession) -> bool:
-        """Whether something drives it now, here or at another controller."""
+        """Tell whether something drives it now, here or at another controller."""
         return session.driven_elsewhere or session.id in self._tasks
 
     def busy_here(self) -> int:
@@ -165,7 +165,7 @@ class Registry:
     # --- evacuations -------------------------------------------------------------------------------------------------
 
     def running(self) -> Iterator[Evacuation]:
-        """Evacuations that have begun and have not ended."""
+        """Return the evacuations that have begun and have not ended."""
         return (
             run
             for run in self.evacuations.values()
@@ -190,7 +190,7 @@ class Registry:
         return {run.host for run in self.running() if run.kind == "evacuate"}
 
     def change(self, identifier: str, change: Callable[[Evacuation], Evacuation]) -> bool:
-        """Replace an evacuation by what `change` makes of it; whether that is different. Nothing where it is gone."""
+        """Replace an evacuation by what `change` makes of it; return whether that differs; False: it is gone."""
         before = self.evacuations.get(identifier)
         if before is None:
             return False
@@ -198,7 +198,7 @@ class Registry:
         return after is not before
 
     def forget(self) -> tuple[list[str], list[str]]:
-        """Drop what ended a while ago, the journal has it; the ids of those migrations and evacuations."""
+        """Drop what ended a while ago, as the journal has it; return the ids of those migrations and evacuations."""
         long_ago = datetime.now(UTC) - timedelta(seconds=_REMEMBERED_SECONDS)
         going_on = {run.id for run in self.running()}
         migrations = [

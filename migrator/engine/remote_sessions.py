@@ -212,10 +212,10 @@ class RemoteSession(JournalledSession):
         self._request(self)
 
     def tell_group(self, reason: str) -> None:
-        """Its driver says what becomes of it."""
+        """Do nothing: the controller that drives it says what its group comes to."""
 
     def park(self) -> None:
-        """Its driver goes on with it, whatever becomes of this controller."""
+        """Do nothing: the controller that drives it goes on, whatever becomes of this one."""
 
 
 def wanted_of(requests: MigrationRequests) -> dict[str, Any]:

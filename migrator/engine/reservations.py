@@ -1,4 +1,4 @@
-"""What somebody is about to change: one at a time, from before the first look at it until it is done or refused."""
+"""Reservations of what somebody is about to change: from before the first look at it until it is done or refused."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Reservations:
 
     @property
     def names(self) -> frozenset[Name]:
-        """Everything that somebody changes now, or waits to change."""
+        """Return everything that somebody changes now, or waits to change."""
         return frozenset(self._users)
 
     def taken(self, *names: Name) -> bool:
-        """Somebody changes one of these, or waits for that."""
+        """Tell whether somebody changes one of these, or waits to change it."""
         return any(name in self._users for name in names)
 
     @asynccontextmanager

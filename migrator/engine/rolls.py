@@ -68,7 +68,7 @@ class _HookRun:
 
 @dataclass(kw_only=True)
 class _Memory:
-    """What is known of a roll and is not in the journal: what could not be begun, and hooks that run."""
+    """The part of a roll that is not in the journal: what could not be begun, and hooks that run."""
 
     refused: dict[str, str] = field(default_factory=dict)
     hooks: dict[tuple[str, RollPoint], _HookRun] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Rolls:
         bus.subscribe(self._on_event)
 
     def wake(self) -> None:
-        """There is something new."""
+        """Look again at all rolls soon."""
         self._wake.set()
 
     def _on_event(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""What the configuration says to the engine: policies, where guests go, how links are shared, how much at a time."""
+"""The configuration as the engine uses it: policies, where guests go, how links are shared, how much at a time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Rules:
 
     @cached_property
     def site_limits(self) -> SiteLimits:
-        """What a plan keeps to."""
+        """Return the limits that a plan keeps to."""
         return SiteLimits(
             links=self.links,
             migrations_at_a_time=self.limits.migrations_at_a_time,
@@ -78,7 +78,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class HostRules:
-    """What the configuration says of hosts and of the guests on them."""
+    """The configuration of hosts and of the guests on them."""
 
     hosts: tuple[Host, ...]
     #: A guest with what is configured of it.

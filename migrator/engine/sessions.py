@@ -109,7 +109,7 @@ class Sessions:
         }
 
     async def journal(self, session: JournalledSession, *, reason: str = "") -> None:
-        """Intent first: once it is written the registry has it, and its evacuation knows of it.
+        """Journal a migration before anything is begun; then the registry has it, and its evacuation knows of it.
 
         The evacuation's own document follows; a controller that dies before finds the migration, which says whose it
         is.
@@ -210,7 +210,7 @@ class Sessions:
         self._changed()
 
     def note(self, session: JournalledSession) -> None:
-        """It has ended, is held, or waits again."""
+        """Note in the inventory, the evacuation and the history that a migration has ended, is held, or waits again."""
         if self._registry.migrations.get(session.id) is not session:
             return  # another controller drives it by now
         if session.ended and session.state is State.COMPLETED and session.saves:

@@ -1,4 +1,4 @@
-"""What guests leave at their hosts that end by themselves: their directories go some minutes later."""
+"""Removes the directories that guests which ended by themselves left at their hosts, some minutes later."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sweeper:
         self._log = logs.logger()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Sweep all hosts again and again, until cancelled."""
         while True:
             await asyncio.sleep(_PAUSE_SECONDS)
             for host in list(self._hosts()):

@@ -20,7 +20,7 @@ class SwitchingStream(Protocol):
 
 
 class SwitchTurns:
-    """Who has the turn on each link; at most one at a time."""
+    """The turns on each link; at most one stream has that of a link at a time."""
 
     def __init__(self) -> None:
         self._holders: dict[_Link, SwitchingStream] = {}

@@ -67,7 +67,7 @@ class Windows:
         self._log = logs.logger()
 
     def wake(self) -> None:
-        """There is a new one."""
+        """Look again at all windows soon."""
         self._wake.set()
 
     async def run(self) -> None:

@@ -59,17 +59,17 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Where it is, as messages say it; without secrets."""
+        """Return where it is, as messages say it; without secrets."""
 
     @property
     def timeout_seconds(self) -> float:
-        """A database that does not answer for so long is said to have failed."""
+        """Return the seconds after which a database that does not answer is said to have failed."""
 
     def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
-        """Connections to read with, each transaction a picture of one moment, or the one to write with."""
+        """Return connections to read with, each transaction a picture of one moment, or the one to write with."""
 
     def bounded(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
-        """Inside it nothing on `connection` takes longer than it may: what hangs fails as a lost connection does."""
+        """Bound what is done on `connection` in this block: what hangs fails as a lost connection does."""
 
     async def mark(self, connection: AsyncConnection, batch: int) -> None:
         """Begin a transaction that writes with what :meth:`committed` will find it by."""
@@ -81,13 +81,13 @@ class Backend(Protocol):
         """
 
     async def now(self, connection: AsyncConnection) -> int:
-        """Microseconds since the epoch by the clock that all who use the database share."""
+        """Return the microseconds since the epoch by the clock that all who use the database share."""
 
     def remedy(self, error: BaseException) -> Remedy:
         """Return the remedy after `error`."""
 
     def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
-        """One line: the journal cannot be `what` (``read``, ``written``, ``opened``), why, and what to do.
+        """Say in one line that the journal cannot be `what` (``read``, ``written``, ``opened``), why, and what to do.
 
         :param unsure: it may have been, or may still be, all the same.
         """

@@ -35,7 +35,7 @@ class Marks:
     records: frozenset[str]
 
     def doubt(self, directory: Path) -> str:
-        """Why the two do not belong together, in one line; empty where they do."""
+        """Return why the two do not belong together, in one line; empty where they do."""
         if self.journal is None and not self.records:
             return ""  # both are new, or of a version that did not mark them
         if self.journal in self.records:
@@ -53,7 +53,7 @@ class Marks:
 
 
 def read(directory: Path) -> frozenset[str]:
-    """The marks beside the records."""
+    """Return the marks beside the records; none where they cannot be read."""
     try:
         found = json.loads((directory / FILE).read_text(encoding="utf-8"))
         return frozenset(str(each) for each in (found["now"], found.get("before")) if each)

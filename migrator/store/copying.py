@@ -138,7 +138,7 @@ class _Tally:
         self._sum = 0
 
     def add(self, rows: Iterable[Mapping[Any, Any]]) -> None:
-        """Some more of them."""
+        """Count more rows."""
         for row in rows:
             line = json.dumps([row[column.name] for column in self.table.c]).encode()
             self._sum += int.from_bytes(sha256(line).digest(), "big")

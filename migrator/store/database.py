@@ -125,12 +125,12 @@ class Database:
 
     @property
     def name(self) -> str:
-        """Where it is, as messages say it."""
+        """Return where it is, as messages say it."""
         return self._backend.name
 
     @property
     def dialect(self) -> Dialect:
-        """Its words of SQL."""
+        """Return the dialect of SQL that the database speaks."""
         return self._readers.dialect
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -171,7 +171,7 @@ class Database:
             return await work(connection)
 
     def listening_engine(self) -> AsyncEngine:
-        """Connections besides, for whoever listens; the caller disposes of it."""
+        """Return an engine of its own for whoever listens; the caller disposes of it."""
         return self._backend.engine(connections=1, writing=False)
 
     def bounded(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
@@ -179,7 +179,7 @@ class Database:
         return self._backend.bounded(connection)
 
     async def now(self, connection: AsyncConnection) -> int:
-        """Microseconds since the epoch by the clock that all who use the database share."""
+        """Return the microseconds since the epoch by the clock that all who use the database share."""
         return await self._backend.now(connection)
 
     async def write_unleased(

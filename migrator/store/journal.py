@@ -134,12 +134,12 @@ class SqlJournal(SqlJournalReader):
 
     @property
     def name(self) -> str:
-        """Where it is, as messages say it."""
+        """Return where it is, as messages say it."""
         return self._database.name
 
     @property
     def lease(self) -> Lease | None:
-        """Lease that gives the right to every write that belongs to no other lease."""
+        """Return the lease that gives the right to every write that belongs to no other lease."""
         return self._database.lease
 
     @lease.setter
@@ -148,7 +148,7 @@ class SqlJournal(SqlJournalReader):
 
     @property
     def rights(self) -> dict[str, Lease]:
-        """Leases that give the right to write the steps of single migrations, by migration."""
+        """Return the leases that give the right to write the steps of single migrations, by migration."""
         return self.steps.leases
 
     @property
@@ -332,5 +332,5 @@ async def _numbers_there(connection: AsyncConnection, sought: Collection[_Identi
 
 
 def _settled(reply: Mapping[str, Any]) -> bool:
-    """Nothing more will be said to the command."""
+    """Tell whether nothing more will be said to the command."""
     return reply.get("kind") != "accepted" or reply.get("subject") not in ("migration", "evacuation")

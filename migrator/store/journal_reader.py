@@ -223,7 +223,7 @@ class SqlJournalReader:
     # --- commands
 
     async def command_behind(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        """``key``, ``verb``, ``caller`` and ``settled`` of the command that began a document; ``None``: none did.
+        """Return ``key``, ``verb``, ``caller`` and ``settled`` of the command that began a document, or ``None``.
 
         :raise JournalError: it cannot be read.
         """

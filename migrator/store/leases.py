@@ -27,7 +27,7 @@ UNTIL_WITHDRAWN = 2**62
 
 
 def monotonic() -> float:
-    """Seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
+    """Return the seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -7,7 +7,7 @@ from migrator.store.backend import Place, Server
 
 
 def journal_place(store: StoreSettings) -> Place:
-    """The file of ``[store] path``, or the server of ``[store] url``."""
+    """Return the file of ``[store] path``, or the server of ``[store] url``."""
     if not store.url:
         return store.path
     return Server(

@@ -64,7 +64,7 @@ _end_own = text(
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What a server shows of the journal on it."""
+    """The state of the journal on a server."""
 
     #: Of PostgreSQL, as 15.
     version: int
@@ -285,7 +285,7 @@ class PostgresServer:
             timer.cancel()
 
     async def mark(self, connection: AsyncConnection, batch: int) -> None:
-        """First of all in the transaction: its row is what an earlier one that still goes on is waited for at."""
+        """Mark the transaction before anything else: at this row it waits for an earlier one that still goes on."""
         row = {"id": self._id, "batch": batch, "written_at": time.time_ns() // 1000}
         await connection.execute(_MARK, row)
 

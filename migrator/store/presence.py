@@ -26,7 +26,7 @@ _FIRST_THAT_DRIVE = "0010"
 
 @dataclass(frozen=True)
 class Presence:
-    """What a heartbeat has found; times are by the database's clock."""
+    """The controllers and leases that a heartbeat has found; times are by the database's clock."""
 
     controllers: Sequence[PresentController] = ()
     leases: Sequence[HeldLease] = ()
@@ -37,12 +37,12 @@ class Presence:
 
     @property
     def planner(self) -> HeldLease | None:
-        """The lease of who acts for the site; ``None``: nobody does."""
+        """Return the lease of the controller that acts for the site; ``None``: none does."""
         return next((each for each in self.leases if each.name == SITE and each.left_seconds > 0), None)
 
     @property
     def acting(self) -> PresentController | None:
-        """The controller that acts; ``None``: nobody does, or nothing is known of it."""
+        """Return the controller that acts for the site; ``None``: none does, or nothing is known of it."""
         planner = self.planner
         return next(
             (each for each in self.controllers if planner is not None and each.info.name == planner.owner),
@@ -50,7 +50,7 @@ class Presence:
         )
 
     def others(self, name: str) -> bool:
-        """Whether another controller than this one is there."""
+        """Tell whether another controller than this one is there."""
         return any(each.present and each.info.name != name for each in self.controllers)
 
 

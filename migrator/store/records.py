@@ -35,7 +35,7 @@ _CUT_SHORT_SECONDS = 3600.0
 
 
 def state_directory() -> Path:
-    """``$XDG_STATE_HOME/migrator/direct``."""
+    """Return ``$XDG_STATE_HOME/migrator/direct``."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "migrator" / "direct"
 
 
@@ -273,7 +273,7 @@ def intent_of(fields: dict[str, Any]) -> Intent:
 
 
 def unfinished(*, directory: Path | None = None) -> list[Unfinished]:
-    """Every record that has not been put away, oldest first; none is locked yet.
+    """Return every record that has not been put away, oldest first; none is locked yet.
 
     :raise RecordError: when one cannot be read.
     """
@@ -322,7 +322,7 @@ def completed(source: str, destination: str, *, directory: Path | None = None) -
 
 
 def _by_age(paths: Iterable[Path]) -> list[Path]:
-    """Oldest first; those that somebody takes away meanwhile are not missed."""
+    """Return the paths, the oldest first; those that somebody takes away meanwhile are not missed."""
     aged = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):

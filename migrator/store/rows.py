@@ -17,7 +17,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def document_row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document, with what it can be looked up by in columns of their own."""
+    """Return the row of a document, with what it can be looked up by in columns of their own."""
     private = document.get("_private") or {}
     host = document.get("host") or (document["id"] if kind == "host" else None)
     return {
@@ -36,7 +36,7 @@ def document_row(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def event_row(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event, with what it can be looked up by in columns of their own; :func:`numbered` gives it its number."""
+    """Return the row of an event, with what it is looked up by in columns; :func:`numbered` gives it its number."""
     return {
         "event_id": event["event_id"],
         "sequence": event["sequence"],
@@ -62,12 +62,12 @@ def text(value: Any) -> str | None:
 
 
 def microseconds(time: datetime) -> int:
-    """A time as it stands in a column: since the epoch."""
+    """Return a time as it stands in a column: microseconds since the epoch."""
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def moment(count: int) -> datetime:
-    """The time that :func:`microseconds` counted."""
+    """Return the time that :func:`microseconds` counted."""
     return _EPOCH + timedelta(microseconds=count)
 
 
@@ -138,7 +138,7 @@ def statements(dialect: Dialect) -> Statements:
 
 
 async def last_event_id(connection: AsyncConnection) -> int:
-    """The largest that was ever given or reserved, also when its event has been removed."""
+    """Return the largest number that was ever given or reserved, also when its event has been removed."""
     there = (await connection.execute(select(func.max(events.c.event_id)))).scalar()
     kept = (await connection.execute(select(meta.c.value).where(meta.c.key == "last_event_id"))).scalar()
     return max(there or 0, int(kept or 0))

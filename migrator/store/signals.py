@@ -46,7 +46,7 @@ class _Listener:
             self._there.set()
 
     def missed(self) -> None:
-        """Something may have been."""
+        """Signal every channel, as something may have been missed."""
         self._waiting.extend(Signal(channel=channel) for channel in self._channels)
         self._there.set()
 

@@ -97,16 +97,16 @@ class SoleUse:
 
     @property
     def lease(self) -> Lease:
-        """The lease as it was renewed last."""
+        """Return the lease as it was renewed last."""
         return self._lease
 
     @property
     def token(self) -> int:
-        """Larger than that of every controller which acted before."""
+        """Return the lease's token: larger than that of every controller which acted before."""
         return self._lease.token
 
     def holds(self) -> bool:
-        """Whether nobody else can have it yet."""
+        """Tell whether no other controller can have the lease yet."""
         return self._lease.may_act
 
     @property

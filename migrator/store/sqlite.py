@@ -101,7 +101,7 @@ class SqliteFile:
         yield  # a disk that hangs lets nobody go
 
     async def mark(self, connection: AsyncConnection, batch: int) -> None:
-        """Nothing: what became of a COMMIT is always heard, or the process hangs with it."""
+        """Do nothing: what became of a COMMIT is always heard, or the process hangs with it."""
 
     async def committed(self, engine: AsyncEngine, batch: int) -> bool:  # noqa: ARG002 - the port's
         return False
@@ -172,7 +172,7 @@ _WORDS = {
 
 
 def _code(error: BaseException) -> int | None:
-    """SQLite's primary result code."""
+    """Return SQLite's primary result code."""
     code: int | None = getattr(cause(error), "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -204,7 +204,7 @@ def _what_to_do(path: Path, error: OSError) -> str:
 
 
 def present(path: Path) -> str | None:
-    """The revision of the database there; ``None`` when it is empty.
+    """Return the revision of the database there; ``None`` when it is empty.
 
     :raise sqlite3.Error: it cannot be read.
     """
@@ -259,7 +259,7 @@ def upgrade(path: Path, *, since: str | None) -> None:
 
 
 def keep_copy(path: Path, copy: Path) -> None:
-    """A copy of the database at `path`, what is in its write-ahead log included; whole or not there.
+    """Keep a copy of the database at `path`, what is in its write-ahead log included; whole or not there.
 
     :raise sqlite3.Error: it cannot be made.
     """

@@ -96,11 +96,11 @@ class SqlRecord:
         self._records.let_go(self)
 
     def close(self) -> None:
-        """Nothing more will be noted: what is on record then is all of it."""
+        """Note the last intent as a whole; nothing more will be noted."""
         self._records.queue(_NOTE, self._row(self._last, whole=True), self.migration)
 
     async def taken_up(self, intent: Intent) -> None:
-        """From now on it is this controller's."""
+        """Take the record over: from now on this controller writes it."""
         self._last = intent
         await self._done(self._records.queue(_NOTE, self._row(intent), self.migration))
 
@@ -130,7 +130,7 @@ class SqlStepRecords:
         self.leases: dict[str, Lease] = {}
 
     def why_not(self, migration: str) -> str:
-        """Why a step may not be taken without waiting for its note; empty where it may.
+        """Return why a step may not be taken without waiting for its note; empty where it may.
 
         A switch that was allowed counts as done for whoever comes next, so that a server which is away stops nothing by
         itself: what stops it is that another may have the lease by now.

@@ -8,7 +8,7 @@ from migrator.ports import LONGEST_LEASE_SECONDS
 
 
 class StuckLeases:
-    """Those that one controller has seen, by their names and tokens, with the ends that they had.
+    """The stuck leases that one controller has seen, by their names and tokens, with the ends that they had.
 
     Seconds are those of the controller's own clock, which nobody sets.
     """

@@ -91,7 +91,7 @@ class Tokens:
         expires_at: datetime | None = None,
         hosts: Sequence[str] | None = None,
     ) -> str:
-        """A new token. It is in no file and cannot be shown again.
+        """Make a new token. It is in no file and cannot be shown again.
 
         :param name: who will use it; what they do is journalled under it.
         :param hosts: what it is limited to: names of hosts, or patterns of them; ``None``: it is for all.
@@ -129,7 +129,7 @@ class Tokens:
         return f"migrator_{identifier}_{secret}"
 
     async def list(self) -> list[Token]:
-        """Every token, revoked and expired ones too, oldest first."""
+        """Return every token, revoked and expired ones too, oldest first."""
 
         async def read(connection: AsyncConnection) -> list[Token]:
             found = await connection.execute(select(tokens).order_by(tokens.c.created_at, tokens.c.id))
@@ -177,7 +177,7 @@ class Tokens:
     # --- sessions of the page ----------------------------------------------------------------------------------------
 
     async def begin_session(self, token: Grant, *, seconds: float) -> tuple[str, Grant]:
-        """A session that ends with its token, after `seconds`, or when it is signed out.
+        """Begin a session that ends with its token, after `seconds`, or when it is signed out.
 
         :param token: what :meth:`verify` gave.
         :returns: what the browser shows from now on, which is in no file; and what it gives.
@@ -208,7 +208,7 @@ class Tokens:
         return (await self._holding([_hashed(secret)])).get(_hashed(secret))
 
     async def end_session(self, secret: str) -> None:
-        """Sign it out; one that is unknown is no error."""
+        """End a session; one that is unknown is no error."""
         now = microseconds(self._now())
         mine = (sessions.c.hash == _hashed(secret), sessions.c.ended_at.is_(None))
 

@@ -1,4 +1,4 @@
-"""What a plan asks for; :mod:`migrator.engine.reconciler` carries it out."""
+"""Actions that a plan asks for; :mod:`migrator.engine.reconciler` carries them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which controller drives a migration: the one that drives the fewest, of those that can reach both hosts. Pure."""
+"""The choice of the controller that drives a migration: of those that reach both hosts the least busy one. Pure."""
 
 from __future__ import annotations
 

@@ -51,20 +51,20 @@ class Entry:
 
     @property
     def wants_place(self) -> bool:
-        """Whether it is to be moved and has no migration under way."""
+        """True while it is to be moved and has no migration under way."""
         return self.standing in (GuestStanding.WAITING, GuestStanding.NO_TARGET)
 
     @property
     def going(self) -> bool:
-        """Whether it waits, or is on its way."""
+        """True while it waits, or is on its way."""
         return self.wants_place or self.standing is GuestStanding.MIGRATING
 
     @property
     def done(self) -> bool:
-        """Whether it has left, or is home, or has ended."""
+        """True once it has left, is home, or has ended."""
         return self.standing in (GuestStanding.MOVED, GuestStanding.GONE, GuestStanding.SAVED)
 
     @property
     def aside(self) -> bool:
-        """Whether it was set aside for an obstacle, before anything was tried."""
+        """True where it was set aside for an obstacle, before anything was tried."""
         return self.standing is GuestStanding.SET_ASIDE and not self.attempts

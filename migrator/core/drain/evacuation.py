@@ -29,7 +29,7 @@ _DONE = (GuestStanding.MOVED, GuestStanding.GONE, GuestStanding.SAVED)
 
 @dataclass(frozen=True, kw_only=True)
 class GuestForecast:
-    """What is foretold of one guest of an evacuation."""
+    """The forecast of one guest of an evacuation."""
 
     #: Seconds from now, p50; ``None``: nobody knows.
     starts_in_seconds: float | None = None
@@ -108,51 +108,51 @@ class Evacuation:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """True once nothing more will happen in it."""
         return self.ended_at is not None
 
     @property
     def scheduled(self) -> bool:
-        """Whether it waits for its window."""
+        """True while it waits for its window."""
         return self.state is EvacuationState.SCHEDULED and self.ended_at is None
 
     @property
     def home(self) -> str:
-        """The host that its guests go to; empty: where there is room for each."""
+        """Return the host that its guests go to; empty: wherever there is room for each."""
         return self.host if self.kind == "restore" else self.target
 
     @property
     def concerned(self) -> list[str]:
-        """The hosts that it is about: its own, or those of a roll; of a group those that guests of it still leave."""
+        """Return its hosts: its own, or those of a roll; of a group those that its guests still leave."""
         if self.roll is not None:
             return [each.host for each in self.roll.hosts]
         return [self.host] if self.host else [entry.guest.host for entry in self.left]
 
     @property
     def left(self) -> list[Entry]:
-        """Those who have not left (evacuate), or are not home (restore), in the order in which they joined."""
+        """Return the guests that have not left (evacuate) or are not home (restore), in the order of their joining."""
         return [entry for entry in self.entries.values() if not entry.done]
 
     @property
     def left_count(self) -> int:
-        """How many have not left, or are not home."""
+        """Return how many guests have not left, or are not home."""
         return len(self.entries) - self.entries.count(*_DONE)
 
     @property
     def under_way(self) -> list[Entry]:
-        """Those whose migration runs."""
+        """Return the guests whose migrations are under way."""
         return self.entries.at(GuestStanding.MIGRATING)
 
     @property
     def wanting(self) -> list[Entry]:
-        """Those who want a place, whether it is time for that or not, in the order in which they joined."""
+        """Return the guests that want a place, due or not, in the order of their joining; none once it is closing."""
         if self.closing is not None or self.ended:
             return []
         return [entry for entry in self.entries.values() if entry.wants_place]
 
     @property
     def waits_for_contact(self) -> bool:
-        """Whether somebody who could not be asked may be asked soon, or be gone."""
+        """True where a guest that could not be asked may answer soon, or be gone."""
         return any(entry.guest.lost_contact for entry in self.entries.at(GuestStanding.SET_ASIDE))
 
     def policy_of(self, key: str) -> str:
@@ -212,7 +212,7 @@ class Evacuation:
     def followed(
         self, guests: Mapping[str, Guest], up: Collection[str], *, only: Collection[str] | None = None
     ) -> Evacuation:
-        """For a restore or a group: with its guests where they are now; who is on no host that answers is gone.
+        """Return a restore or a group with its guests where they are now; one that is on no host that answers is gone.
 
         :param guests: all that are known, by their keys.
         :param only: the keys of all guests of whom something may be different from when this was last done.
@@ -235,7 +235,7 @@ class Evacuation:
         return self.marked(changed)
 
     def holding_to(self, planned: Mapping[str, str]) -> Evacuation:
-        """Preferring the targets that a plan has told, by the guests' keys."""
+        """Return it with the targets that a plan has shown as the preferred ones, by the guests' keys."""
         return self.marked(
             {
                 key: replace(self.entries[key], planned=target, target=target)
@@ -309,7 +309,7 @@ class Evacuation:
     def settled(
         self, now: float, *, host_empty: bool, host_up: bool = True, saves: bool = False
     ) -> tuple[Evacuation, EvacuationState | None]:
-        """What it ends with, when it is time for that; and how long nothing has happened, noted in it.
+        """Return it with the time since when nothing has happened in it, and the state it ends in; ``None``: not yet.
 
         :param now: on the snapshot's clock.
         :param host_empty: a look at the host after the last guest had left showed none.

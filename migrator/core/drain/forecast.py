@@ -1,4 +1,4 @@
-"""What will come of migrations that wait or run: when each will end, and who is not expected to. Pure."""
+"""The forecast of migrations that wait or run: when each will end, and which are not expected to. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Going:
-    """Whose a transfer is."""
+    """The guest that a transfer belongs to, and what is known of its migration."""
 
     guest: Guest
     policy: Policy
@@ -49,7 +49,7 @@ class Going:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is to be foretold."""
+    """The transfers that are to be forecast, with the hosts and links that they use."""
 
     transfers: Sequence[Transfer]
     going: Mapping[str, Going]
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class DrainForecast:
-    """What is foretold of everybody."""
+    """The forecast of all guests that wait or are under way."""
 
     prediction: Prediction
     #: Who is not expected to end, by the guest's key, and why.
@@ -241,7 +241,7 @@ def foreseen(
 
 @lru_cache(maxsize=4096)
 def _in_advance(policy: Policy, left_bytes: float, speed: float, dirty_rate: float | None) -> AdvanceForecast:
-    """Kept: of those that wait nothing changes from one forecast to the next."""
+    """Forecast a migration that has not begun; cached, as little changes for waiting guests between two forecasts."""
     return forecast_in_advance(
         policy,
         left_bytes=left_bytes,

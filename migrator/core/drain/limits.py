@@ -20,7 +20,7 @@ NO_TARGET_SECONDS = 30.0
 
 
 class Otherwise(StrEnum):
-    """What guests of a group do without one of them that does not move, or not in time."""
+    """The behaviour of a group's guests when one of them does not move, or not in time."""
 
     #: They move without it.
     GO = "go"

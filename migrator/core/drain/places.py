@@ -37,7 +37,7 @@ SPARES_PORTS = "port-in-use"
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """What placement said of everybody at one moment, and how the schedule sees those that have a place."""
+    """The answers of placement at one moment, and the moves of the guests that have a place."""
 
     clock: float
     #: Deadlines of :attr:`moves` are given as seconds from then.
@@ -51,7 +51,7 @@ class Places:
     network: LinkTable
 
     def hold(self, found: PlacementRequests, snapshot: SiteSnapshot) -> bool:
-        """Whether they need not be asked again, given that they held for those of whom nothing has changed."""
+        """Tell whether the answers are still good enough; they are for guests of which nothing has changed."""
         wanting = found.wanting
         asked = wanting.keys() if found.changed is None else wanting.keys() & found.changed
         if not all(self._knows(wanting[key]) for key in asked):
@@ -70,7 +70,7 @@ class Places:
         )
 
     def fits(self, wanting: Wanting, fleet: Fleet) -> bool:
-        """Whether that guest's place is still one, as things are now."""
+        """Tell whether a guest still has room at its place, as things are now."""
         answer = self.answers[wanting.entry.guest.key]
         if isinstance(answer, NoHost) or answer.host not in fleet.index:
             return False
@@ -186,7 +186,7 @@ def marked(entry: Entry, answer: Placement | NoHost) -> Entry:
 
 
 def _alike(one: Guest, other: Guest) -> bool:
-    """Whether placement sees the same in them."""
+    """Tell whether placement would treat both alike."""
     return one is other or all(getattr(one, name) == getattr(other, name) for name in _ASKED_OF_A_GUEST)
 
 
@@ -196,7 +196,7 @@ def _world(snapshot: SiteSnapshot) -> tuple[object, ...]:
 
 
 def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    """Whether it is the same but for those who went where they were to go."""
+    """Tell whether nothing differs but for guests that went where they were to go."""
     if len(before) != len(now) or before[0] != now[0]:
         return False
     return all(map(is_, before[1:], now[1:]))

@@ -1,4 +1,4 @@
-"""What to do next at a site: who is begun where, who gets the links, and what becomes of each evacuation. Pure.
+"""The plan of a site: who is begun where, who gets the links, and what becomes of each evacuation. Pure.
 
 ::
 
@@ -46,7 +46,7 @@ _SHARE_STEP_RATIO = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class DrainPlan:
-    """What to do now, and what the next plan can use of how that was found."""
+    """The actions that are due now, and the intermediate results that the next plan can reuse."""
 
     #: In this order.
     actions: Sequence[Action]
@@ -70,7 +70,7 @@ class DrainPlan:
 
     @cached_property
     def targets(self) -> Mapping[str, Target]:
-        """Those who want a place and have one, by the guests' keys, in the order of turn."""
+        """Return the guests that want a place and have one, by their keys, in the order of turn."""
         if self.places is None:
             return {}
         return {
@@ -236,7 +236,7 @@ class _Planning:
         return found.marked(marked, self._running)
 
     def _fit(self, decided: ScheduleDecision, wanting: Mapping[str, Wanting], places: Places) -> bool:
-        """Whether those that are about to be begun still have their places."""
+        """Tell whether the guests that are about to be begun still have room at their places."""
         begun = {
             move.transfer.guest: move.transfer.target
             for move in decided.prepare
@@ -326,5 +326,5 @@ class _Planning:
 
 
 def _about(share: int | None, speed: int) -> bool:
-    """Whether it is too little a change to tell QEMU."""
+    """Tell whether a share of a link changes too little to tell QEMU."""
     return share is not None and abs(share - speed) <= _SHARE_STEP_RATIO * share

@@ -24,13 +24,13 @@ class Preparations:
         self._median_of_all: float | None = None
 
     def note(self, target: str, seconds: float) -> None:
-        """One was prepared there."""
+        """Note how long a preparation took at a target."""
         self._took.setdefault(target, deque(maxlen=_REMEMBERED)).append(seconds)
         self._medians.pop(target, None)
         self._median_of_all = None
 
     def expected(self, target: str, *, look_seconds: float = 0.0) -> float:
-        """Seconds that the next one there takes.
+        """Return the seconds that the next preparation there is expected to take.
 
         :param look_seconds: what the last look at both hosts took; counts while nothing was prepared anywhere.
         """
@@ -46,5 +46,5 @@ class Preparations:
         return self._median_of_all
 
     def left(self, expected: float, spent: float) -> float:
-        """Seconds that one still takes which was begun `spent` seconds ago."""
+        """Return the seconds that a preparation still takes which was begun `spent` seconds ago."""
         return max(expected - spent, _MORE_RATIO * spent)

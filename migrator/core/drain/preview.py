@@ -1,4 +1,4 @@
-"""What an evacuation that nobody has begun would do. Pure.
+"""The outlook of an evacuation that nobody has begun. Pure.
 
 The questions go to another process, so that they come in portions: see :func:`portions`.
 """
@@ -42,7 +42,7 @@ class Portion:
 
 @dataclass(frozen=True, kw_only=True)
 class GuestOutlook:
-    """What would come of one guest's migration."""
+    """The outlook of one guest's migration."""
 
     #: Its turn, from 1; ``None``: it is not foretold when it is.
     order: int | None = None
@@ -73,7 +73,7 @@ class PathOutlook:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOutlook:
-    """What would come of the evacuation."""
+    """The outlook of the whole evacuation."""
 
     #: By the guests' keys, of those that were placed.
     guests: Mapping[str, GuestOutlook]

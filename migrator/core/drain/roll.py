@@ -69,7 +69,7 @@ class RollHost:
 
     @property
     def under_way(self) -> bool:
-        """Whether its guests are away, or going, or coming."""
+        """True while its guests are away, going or coming."""
         return self.stage in _UNDER_WAY
 
 
@@ -88,18 +88,18 @@ class RollProgress:
 
     @property
     def failed(self) -> bool:
-        """Whether a host is not well."""
+        """True where a host has failed."""
         return any(each.stage is RollStage.FAILED for each in self.hosts)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be done about any of its hosts."""
+        """True once nothing more is to be done about any of its hosts."""
         return all(each.stage in _ENDED for each in self.hosts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is seen of one host of a roll."""
+    """The observations of one host of a roll."""
 
     up: bool = False
     #: Why it is not, in one line.

@@ -1,4 +1,4 @@
-"""What a plan is made of: the site at one moment, in values. Pure."""
+"""The input of a plan: the site at one moment, in values. Pure."""
 
 from __future__ import annotations
 
@@ -79,23 +79,23 @@ class MigrationSnapshot:
 
     @property
     def copies(self) -> bool:
-        """Whether its stream takes part of a link."""
+        """True while its stream takes part of a link."""
         return self.state in _COPYING
 
     @property
     def waits_for_group(self) -> bool:
-        """Whether it could be switched and is held for the others of its group."""
+        """True while it could be switched and waits for the others of its group."""
         return self.switch_in_seconds is not None and not self.switch_allowed
 
     @property
     def sure(self) -> bool:
-        """Whether nothing can keep it from ending any more: it is past its switch."""
+        """True once nothing can keep it from ending any more: it is past its switch."""
         return self.state not in (*_PREPARING, State.MIRRORING, State.PRECOPY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRules:
-    """Which policy applies to whom.
+    """Rules by which a policy is found for a guest.
 
     :ivar named: the policy of a name, ``None`` where there is none of it; always the same for the same name.
     """
@@ -149,12 +149,12 @@ class SiteSnapshot:
 
     @cached_property
     def live(self) -> Mapping[str, MigrationSnapshot]:
-        """The migrations that have not ended, by their guests' keys."""
+        """Return the migrations that have not ended, by their guests' keys."""
         return {each.guest.key: each for each in self.migrations if not each.ended}
 
     @cached_property
     def bound_for(self) -> Mapping[str, Sequence[MigrationSnapshot]]:
-        """The migrations by their targets."""
+        """Return the migrations by their targets."""
         found: dict[str, list[MigrationSnapshot]] = {}
         for each in self.migrations:
             found.setdefault(each.target, []).append(each)
@@ -162,21 +162,21 @@ class SiteSnapshot:
 
     @cached_property
     def held(self) -> Sequence[MigrationSnapshot]:
-        """Those that are held for a person, or for a host that does not answer."""
+        """Return the migrations that are held for a person, or for a host that does not answer."""
         return [each for each in self.migrations if each.state is State.HELD]
 
     @cached_property
     def world(self) -> tuple[object, ...]:
-        """All hosts and the guests of each: the same objects as before where nothing is different."""
+        """Return all hosts and the guests of each: the same objects as before where nothing is different."""
         return (*self.hosts.values(), *self.guests.values())
 
     @cached_property
     def everybody(self) -> Mapping[str, Guest]:
-        """All guests, by their keys."""
+        """Return all guests, by their keys."""
         return {guest.key: guest for guests in self.guests.values() for guest in guests}
 
     def is_up(self, host: str) -> bool:
-        """Whether the host answered when it was last looked at."""
+        """Tell whether the host answered when it was last looked at."""
         found = self.hosts.get(host)
         return found is not None and found.up
 

@@ -1,4 +1,4 @@
-"""What happens to one evacuation before places and links are given: who joins, who is gone, and when it ends. Pure."""
+"""Upkeep of one evacuation before places and links are given: who joins, who is gone, and when it ends. Pure."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _stopping(run: Evacuation, snapshot: SiteSnapshot) -> Sequence[Action]:
 def _emptied(
     run: Evacuation, snapshot: SiteSnapshot, up: bool, actions: list[Action]
 ) -> tuple[Evacuation, bool]:
-    """Whether the host is empty: nobody is left as far as is known, and a look since then showed none."""
+    """Return it and whether the host is empty: no guest is known there, and a look since then showed none."""
     if run.left_count or run.closing is not None:
         return (run if run.empty_since is None else replace(run, empty_since=None)), False
     if not up:
@@ -174,7 +174,7 @@ def _heeding_held(run: Evacuation, snapshot: SiteSnapshot) -> Evacuation:
 
 
 def _shows_otherwise(before: Evacuation, after: Evacuation) -> bool:
-    """Whether somebody's standing, or its reason, is another."""
+    """Tell whether the standing of a guest, or the reason of that, has changed."""
     if before.entries is after.entries:
         return False
     changed = after.entries.changed_since(before.entries)

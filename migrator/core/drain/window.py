@@ -23,7 +23,7 @@ NOTICE_SECONDS = 600.0
 
 
 class WindowFit(StrEnum):
-    """Whether a window is expected to do for what is planned in it."""
+    """How well a window is expected to do for what is planned in it."""
 
     #: It was not forecast yet, or could not be.
     UNKNOWN = "unknown"
@@ -36,7 +36,7 @@ class WindowFit(StrEnum):
 
     @property
     def endangers(self) -> bool:
-        """Whether guests may be left when the window ends."""
+        """True where guests may be left when the window ends."""
         return self in (WindowFit.MAY_NOT_FIT, WindowFit.DOES_NOT_FIT)
 
 
@@ -52,13 +52,13 @@ class MaintenanceWindow:
     note: str = ""
 
     def overlaps(self, other: MaintenanceWindow) -> bool:
-        """Whether both may run at some moment; one without an end may at any later one."""
+        """Tell whether both may be open at some moment; one without an end is open at any later one."""
         return _before(self.starts_at, other.ends_at) and _before(other.starts_at, self.ends_at)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowForecast:
-    """What is expected of a window."""
+    """The forecast of a window."""
 
     fit: WindowFit = WindowFit.UNKNOWN
     #: In one sentence for a person.
@@ -123,7 +123,7 @@ def _is_local(text: str) -> bool:
 
 
 class Due(StrEnum):
-    """What is to be done about a window now."""
+    """The step that is due for a window."""
 
     WAIT = "wait"
     #: Everyone is told that it begins soon.

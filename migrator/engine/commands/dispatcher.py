@@ -27,7 +27,7 @@ from migrator.ports import CommandLog
 
 
 class Controller(Protocol):
-    """What carries commands out: :class:`migrator.engine.commands.handlers.CommandHandlers`."""
+    """The part that carries commands out: :class:`migrator.engine.commands.handlers.CommandHandlers`."""
 
     async def carry_out(self, command: Command, caller: Caller, *, key: str) -> Answer:
         """Begin it; returns once it is journalled.

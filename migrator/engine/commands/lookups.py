@@ -1,4 +1,4 @@
-"""What commands name, found or refused: hosts, guests, migrations, policies, findings that are accepted."""
+"""Looks up what commands name, or refuses it: hosts, guests, migrations, policies, findings that are accepted."""
 
 from __future__ import annotations
 

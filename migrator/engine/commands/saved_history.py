@@ -1,4 +1,4 @@
-"""What the journal tells of a saved guest: whether its file is the last of it, and whether it ran since."""
+"""The history of a saved guest by the journal: whether its file is the last of it, and whether it ran since."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ class CommandJournal(Protocol):
     """The part of the journal that this needs."""
 
     async def command_behind(self, kind: str, identifier: str) -> Mapping[str, Any] | None:
-        """``key``, ``verb`` and ``caller`` of the command that began a document; ``None`` where none did."""
+        """Return ``key``, ``verb`` and ``caller`` of the command that began a document; ``None`` where none did."""
 
     async def find(self, kind: str, identifier: str) -> dict[str, Any] | None:
-        """One document, ended or not."""
+        """Return one document, ended or not."""
 
     async def unsettled(self) -> list[tuple[str, str]]:
-        """Kind and id of what has ended, and whose commands have not been told."""
+        """Return kind and id of each document that has ended and whose command has not been told."""
 
 
 class Settlement:

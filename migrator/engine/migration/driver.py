@@ -51,7 +51,7 @@ class MigrationDriver(MigrationLoop):
     # --- before anything is changed --------------------------------------------------------------------------------
 
     async def check(self) -> tuple[Finding, ...]:
-        """Preflight: every finding, errors first. Changes nothing.
+        """Read and compare both ends; return every finding, errors first. Changes nothing.
 
         :raise QemuError: when an end cannot be asked.
         """
@@ -215,7 +215,7 @@ class MigrationDriver(MigrationLoop):
         return await self._drive()
 
     async def _as_said(self, word: OperatorAnswer) -> MigrationOutcome:
-        """A person said where the guest is, and that is on record: it is done, or held again."""
+        """Go on by what a person said of where the guest is, which is on record: it is done, or held again."""
         says = "the guest is lost" if word is OperatorAnswer.LOST else f"the guest is at the {word}"
         if word is OperatorAnswer.SOURCE:
             self._intent_log.undo_reason = f"a person said: {says}"

@@ -60,7 +60,7 @@ class GroupHold:
         return replace(policy, streams=1, compress=Compression.NEVER)
 
     def begin(self, memory_bytes: int, to_send_bytes: float) -> None:
-        """Nothing is copied yet.
+        """Set the pace of a copy that has not begun.
 
         :param to_send_bytes: of its memory, what is not empty.
         """

@@ -199,7 +199,7 @@ async def _carries(session: JournalledSession) -> bool:
 
 
 def _news(before: tuple[View, View], now: tuple[View, View]) -> bool:
-    """Something has changed, and neither end says less than it did: a person may just be asking one that is silent."""
+    """Tell whether both ends show something new, and neither less than before: a person may be asking one just now."""
     for was, shows in zip(before, now, strict=True):
         if was.answers and not shows.answers and shows.process is not ProcessState.DEAD:
             return False

@@ -61,7 +61,7 @@ class IntentLog:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first command that changes anything."""
+        """Return the seconds since the first command that changed anything."""
         return clock.now() - self.began
 
     async def begin(self, facts: Mapping[str, Any]) -> None:

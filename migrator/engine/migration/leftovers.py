@@ -90,7 +90,7 @@ class Leftovers:
         self._add(_Left(host=host, migration=migration, since=datetime.now(UTC), images=images))
 
     def add_source(self, guest: Guest, migration: str) -> None:
-        """... at its source, which has ended.
+        """Note what a migration left at its source, which has ended.
 
         :param guest: as it was there.
         """
@@ -113,11 +113,11 @@ class Leftovers:
         self._wake.set()
 
     def of(self, host: str) -> list[str]:
-        """The migrations of which something is left there."""
+        """Return the migrations of which something is left at a host."""
         return [left.migration for left in self._left.values() if left.host == host]
 
     def wake(self) -> None:
-        """A host may answer that did not."""
+        """Try again, as a host may answer that did not."""
         if self._left:
             self._wake.set()
 

@@ -78,10 +78,10 @@ def told(views: Mapping[str, View]) -> str:
 
 
 def unknown(views: Mapping[str, View]) -> bool:
-    """An end could not be asked; it may be later."""
+    """Tell whether an end could not be asked, which may be possible later."""
     return any(view.process is ProcessState.UNKNOWN for view in views.values())
 
 
 def untouched(view: View) -> bool:
-    """The source is in no migration: whatever waits for its guest elsewhere has nothing of it."""
+    """Tell whether the source is in no migration, so that whatever waits for its guest elsewhere has nothing of it."""
     return classify(_ANYWHERE, view, View(process=ProcessState.UNKNOWN))[0] in (_S.RUNS, _S.RESTS)

@@ -87,7 +87,7 @@ class Observer:
         self._wake.set()
 
     async def look(self, intent: Intent) -> tuple[View, View, bool]:
-        """Fresh views of source and destination, and whether this phase is overdue."""
+        """Return fresh views of source and destination, and whether this phase is overdue."""
         self._wake.clear()
         self._hear(intent)
         with Absence() as away:
@@ -150,7 +150,7 @@ class Observer:
             self.ended_by[role] = how
 
     async def _views(self) -> tuple[View, View]:
-        """Fresh views; while the source copies, the destination's may be a second old, or more where it is far.
+        """Return fresh views; while the source copies, the destination's may be a second old, or more where it is far.
 
         A destination that takes in a stream may take a tenth of a second to answer, and what counts then is to notice
         at once that the source has reached the switch. Where the guest has just stopped, all that is to be known before

@@ -121,7 +121,7 @@ class MigrationOutcome:
 
     @property
     def ceiling_exceeded(self) -> bool:
-        """The guest certainly stood still for longer than its policy allows."""
+        """True where the guest certainly stood still for longer than its policy allows."""
         least = standstill_at_least(
             downtime=self.downtime_seconds,
             standstill=self.standstill_seconds,

@@ -65,7 +65,7 @@ class HeldCase:
 
     @property
     def held_code(self) -> str | None:
-        """The row that holds it; ``None`` where nothing tells what was meant."""
+        """Return the row that holds it; ``None`` where nothing tells what was meant."""
         return self.session.result.held_code if self.record is not None else None
 
     @property
@@ -305,7 +305,7 @@ async def resolve(session: JournalledSession, said: ResolutionRequest, *, agreed
 async def _begin(
     session: JournalledSession, source: Qemu, destination: Qemu, intent: Intent
 ) -> tuple[Record, Mapping[str, Any]]:
-    """A record of what a person said, where there was none."""
+    """Begin a record for what a person said, where there was none."""
     settings: Mapping[str, Any] = {"capabilities": {}, "parameters": {}}
     try:
         now = await source.settings()

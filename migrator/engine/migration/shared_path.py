@@ -32,7 +32,7 @@ class SharedPath(Protocol):
         """Return whether the others on the path give way to it."""
 
     def begin(self) -> None:
-        """The stream begins."""
+        """Count the stream among those of its path from now on."""
 
     def note(self, counters: StreamCounters, *, most: float) -> None:
         """Note what its sockets counted.
@@ -50,7 +50,7 @@ class SharedPath(Protocol):
         """Call this when :attr:`yields` is different from before."""
 
     def close(self) -> None:
-        """The stream has ended, or is another's from now on."""
+        """Count the stream no more: it has ended, or another controller drives it from now on."""
 
 
 class OwnPath:

@@ -184,7 +184,7 @@ class Steps:
         self._intent_log.note(restored=True, stopped_by_us=False)
 
     async def _put_back(self, settings: MigrationSettings) -> None:
-        """A migration that failed may be in QEMU's hands for a moment longer, and what it froze with it."""
+        """Put the source's settings back; tried again, as QEMU may refuse it for a moment after a failed migration."""
         give_up_at = self._intent_log.elapsed + _PUT_BACK_SECONDS
         while True:
             try:
@@ -213,7 +213,7 @@ class Steps:
             )
 
     async def _ends_by_itself(self) -> bool:
-        """A destination that ends closes its connections before it is gone: its silence is given a moment."""
+        """Tell whether a silent destination ends: it closes its connections a moment before its process is gone."""
         for _ in range(_ENDING_LOOKS):
             view = await self._destination.observe(timeout=_ENDING_PAUSE_SECONDS)
             if view.answers or view.process is ProcessState.UNKNOWN:

@@ -105,7 +105,7 @@ class StreamShaper:
 
     @property
     def _shaped(self) -> bool:
-        """The options are on all sockets that there are."""
+        """True while all sockets that there are have the options."""
         return self._seen.count > 0 and not self._seen.refused
 
     @property

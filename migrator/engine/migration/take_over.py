@@ -68,7 +68,7 @@ async def take_up(session: JournalledSession) -> None:
 async def _open_both(
     session: JournalledSession, facts: Mapping[str, Any], intent: Intent
 ) -> tuple[Qemu, Qemu] | None:
-    """``None``: one of them cannot be asked, and it is held."""
+    """Open both ends; ``None``: one of them cannot be asked, and the migration is held."""
     ends = {}
     for side in ("source", "destination"):
         try:

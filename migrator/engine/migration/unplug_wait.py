@@ -25,7 +25,7 @@ class UnplugWait:
         self.waiting_for = ""
 
     def expect(self, facts: Facts) -> None:
-        """Know the cards by what preflight has read of the source."""
+        """Take in the cards that preflight has read of the source."""
         named = [f"{card.name} ({card.standby} takes over)" for card in facts.unplugged_to_move]
         self._cards = ", ".join(named) or self._cards
 

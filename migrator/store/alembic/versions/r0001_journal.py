@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """From nothing."""
+    """Make the first tables."""
     op.create_table(
         "documents",
         sa.Column("number", Number, primary_key=True),

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more table."""
+    """Add the table of samples."""
     op.create_table(
         "samples",
         sa.Column("migration", sa.Text, primary_key=True),

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more table."""
+    """Add the table of the page's sessions."""
     op.create_table(
         "sessions",
         sa.Column("hash", sa.Text, primary_key=True),

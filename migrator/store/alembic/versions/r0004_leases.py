@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two more tables."""
+    """Add the tables of leases and of commits."""
     op.create_table(
         "writers",
         sa.Column("id", sa.Text, primary_key=True),

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more table."""
+    """Add the table of records of steps."""
     op.create_table(
         "step_records",
         sa.Column("migration", sa.Text, primary_key=True),

@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Other indices."""
+    """Replace indices."""
     for column in ("state", "guest", "source", "destination", "evacuation", "command"):
         op.drop_index(f"documents_{column}", "documents", if_exists=True)
         op.create_index(f"documents_{column}", "documents", [column, "kind", "number"])

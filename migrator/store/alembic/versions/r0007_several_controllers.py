@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two more tables, and what a command that another controller received needs."""
+    """Add two tables, and the columns that a command which another controller received needs."""
     op.create_table(
         "controllers",
         sa.Column("name", sa.Text, primary_key=True),

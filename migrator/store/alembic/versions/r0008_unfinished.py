@@ -1,4 +1,4 @@
-"""What has not ended is found without a look at what has, however much that is."""
+"""An index by which documents that have not ended are found, however many have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more index."""
+    """Add that index."""
     unfinished = sa.text("ended_at IS NULL")
     op.create_index(
         "documents_unfinished",

@@ -14,6 +14,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two more columns, which older controllers leave empty."""
+    """Add two columns, which older controllers leave empty."""
     op.add_column("controllers", sa.Column("lease_length", Number))
     op.add_column("controllers", sa.Column("hosts", sa.Text))

@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more table, and how many migrations each controller drives."""
+    """Add the table of assignments, and how many migrations each controller drives."""
     op.create_table(
         "assignments",
         sa.Column("migration", sa.Text, primary_key=True),

@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One more column; the tokens there are were made for all hosts."""
+    """Add a column; the tokens that there are were made for all hosts."""
     op.add_column("tokens", sa.Column("hosts", sa.Text))
