@@ -21,7 +21,12 @@ from migrator.core.drain.actions import (
     StartPostcopy,
 )
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.forecast import DrainForecast, foretell_portions, question_portions, told
+from migrator.core.drain.forecast import (
+    DrainForecast,
+    forecast_from_portions,
+    forecast_request_portions,
+    with_forecast,
+)
 from migrator.core.drain.plan import DrainPlan, ManyPlaces, make_plan
 from migrator.core.drain.snapshot import Name, SiteSnapshot
 from migrator.core.model import State
@@ -81,8 +86,8 @@ class Reconciler:
         self._plan: DrainPlan | None = None
         self._forecast_at = self._forgot_at = -math.inf
         self._forecast: asyncio.Task[None] | None = None
-        #: The evacuations of which something is foretold, and what that took.
-        self._foretold: frozenset[str] = frozenset()
+        #: The evacuations of the last forecast.
+        self._forecast_runs: frozenset[str] = frozenset()
         self._forecast_took = 0.0
         #: Seconds that the last plan took.
         self._plan_took = 0.0
@@ -122,7 +127,7 @@ class Reconciler:
         self._plan_took = clock.now() - began
         await self._carry_out(plan)
         if not snapshot.stopping:
-            self._foretell(snapshot, plan)
+            self._begin_forecast(snapshot, plan)
         return plan.next_seconds
 
     async def _make_plan(self, snapshot: SiteSnapshot) -> DrainPlan:
@@ -274,18 +279,18 @@ class Reconciler:
 
     # --- what will come of it ----------------------------------------------------------------------------------------
 
-    def _foretell(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
+    def _begin_forecast(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
         """Begin a forecast where it is time for one; plans go on meanwhile."""
         if self._forecast is not None or not (snapshot.evacuations or snapshot.migrations):
             return
         count = len(plan.wanting) + len(snapshot.live)
         runs = frozenset(run.id for run in snapshot.evacuations)
         pause = max(_FORECAST_SECONDS, _FORECAST_RATIO * self._forecast_took)
-        if runs <= self._foretold:  # of one that has just begun something is said soon
+        if runs <= self._forecast_runs:  # of one that has just begun something is said soon
             pause = max(pause, min(_FORECAST_MOST_SECONDS, _FORECAST_SECONDS_A_GUEST * count))
         if clock.now() - self._forecast_at < pause:
             return
-        self._forecast_at, self._foretold = clock.now(), runs
+        self._forecast_at, self._forecast_runs = clock.now(), runs
         self._forecast = asyncio.create_task(self._make_forecast(snapshot, plan), name="forecast")
         self._forecast.add_done_callback(self._forecast_made)
 
@@ -298,8 +303,8 @@ class Reconciler:
     async def _make_forecast(self, snapshot: SiteSnapshot, plan: DrainPlan) -> None:
         with contained("the forecast"):
             try:
-                portions = question_portions(snapshot, plan)
-                outlook = await self._computing.compute(foretell_portions, portions)
+                portions = forecast_request_portions(snapshot, plan)
+                outlook = await self._computing.compute(forecast_from_portions, portions)
             except Unavailable as error:
                 self._log.info("no forecast", error=str(error))
                 return
@@ -315,7 +320,7 @@ class Reconciler:
         if run is None or run.ended:
             return
         look = self._inventory.look_seconds(run.host)
-        after = told(run, outlook, waiting=waiting, now=snapshot.now, look_seconds=look)
+        after = with_forecast(run, outlook, waiting=waiting, now=snapshot.now, look_seconds=look)
         self._registry.evacuations[identifier] = after
         if after.at_risk != run.at_risk:
             self._announcer.evacuation(identifier)

@@ -13,7 +13,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from migrator.core.drain import preview
-from migrator.core.drain.forecast import Question, foretell_portions, joined, question_portions
+from migrator.core.drain.forecast import (
+    ForecastRequest,
+    forecast_from_portions,
+    forecast_request_portions,
+    joined,
+)
 from migrator.core.drain.snapshot import SiteSnapshot
 from migrator.errors import Fault, Unavailable
 from migrator.machine import wait_readable
@@ -34,21 +39,21 @@ async def working(*, timeout_seconds: float = 30.0, waiting: int = 8) -> AsyncIt
                 os.kill(pid, 0)
 
 
-def evacuation(count: int) -> tuple[SiteSnapshot, list[Question]]:
-    """An evacuation of so many guests, and the question what will come of it."""
+def evacuation(count: int) -> tuple[SiteSnapshot, list[ForecastRequest]]:
+    """An evacuation of so many guests, and the request for its forecast."""
     site = MovingSite()
     site.fill(count, "a")
     site.turn()
     snapshot = site.snapshot()
     assert site.plan is not None
-    return snapshot, list(question_portions(snapshot, site.plan))
+    return snapshot, list(forecast_request_portions(snapshot, site.plan))
 
 
 async def test_forecasts_are_the_same_there() -> None:
     _, portions = evacuation(250)
     assert len(portions) > 1
     async with working() as worker:
-        assert await worker.compute(foretell_portions, portions) == foretell_portions(portions)
+        assert await worker.compute(forecast_from_portions, portions) == forecast_from_portions(portions)
 
 
 async def test_previews_are_the_same_there() -> None:
@@ -67,40 +72,40 @@ async def test_one_that_takes_too_long_is_ended_and_the_next_finds_another_proce
     _, long = evacuation(3000)
     _, short = evacuation(3)
     async with working() as worker:
-        await worker.compute(foretell_portions, short)
+        await worker.compute(forecast_from_portions, short)
         first = worker.pid
         worker._timeout = 0.05
         with pytest.raises(Unavailable, match="not computed within"):
-            await worker.compute(foretell_portions, long)
+            await worker.compute(forecast_from_portions, long)
         worker._timeout = 30.0
-        assert await worker.compute(foretell_portions, short) == foretell_portions(short)
+        assert await worker.compute(forecast_from_portions, short) == forecast_from_portions(short)
         assert worker.pid not in (None, first)
 
 
 async def test_a_process_that_dies_is_begun_anew() -> None:
     _, short = evacuation(3)
     async with working() as worker:
-        await worker.compute(foretell_portions, short)
+        await worker.compute(forecast_from_portions, short)
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         try:
-            await worker.compute(foretell_portions, short)
+            await worker.compute(forecast_from_portions, short)
         except Unavailable:
             pass  # it was not seen to be dead yet
-        assert await worker.compute(foretell_portions, short) == foretell_portions(short)
+        assert await worker.compute(forecast_from_portions, short) == forecast_from_portions(short)
 
 
 async def test_who_goes_away_leaves_the_answer_of_the_next_its_own() -> None:
     _, long = evacuation(600)
     _, short = evacuation(3)
     async with working() as worker:
-        await worker.compute(foretell_portions, short)
+        await worker.compute(forecast_from_portions, short)
         pid = worker.pid
-        gone = asyncio.create_task(worker.compute(foretell_portions, long), name="gone")
+        gone = asyncio.create_task(worker.compute(forecast_from_portions, long), name="gone")
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.wait({gone})
-        assert await worker.compute(foretell_portions, short) == foretell_portions(short)
+        assert await worker.compute(forecast_from_portions, short) == forecast_from_portions(short)
         assert worker.pid == pid
 
 
@@ -108,7 +113,8 @@ async def test_only_so_many_wait() -> None:
     _, short = evacuation(3)
     async with working(waiting=1) as worker:
         asked = [
-            asyncio.create_task(worker.compute(foretell_portions, short), name=f"ask {n}") for n in range(4)
+            asyncio.create_task(worker.compute(forecast_from_portions, short), name=f"ask {n}")
+            for n in range(4)
         ]
         found = await asyncio.gather(*asked, return_exceptions=True)
     assert [isinstance(each, Unavailable) for each in found] == [False, False, True, True]
@@ -120,7 +126,7 @@ async def test_an_error_there_is_said_and_ends_nothing() -> None:
         with pytest.raises(Fault, match="IndexError"):
             await worker.compute(joined, [])
         pid = worker.pid
-        await worker.compute(foretell_portions, short)
+        await worker.compute(forecast_from_portions, short)
         assert worker.pid == pid
 
 
@@ -128,13 +134,13 @@ async def test_an_error_there_is_said_and_ends_nothing() -> None:
 async def test_it_ends_with_the_process_that_it_computes_for_however_that_ends(when: str) -> None:
     script = (
         "import asyncio, contextlib\n"
-        "from migrator.core.drain.forecast import foretell_portions\n"
+        "from migrator.core.drain.forecast import forecast_from_portions\n"
         "from migrator.errors import Fault\n"
         "from migrator.worker.client import Worker\n"
         "async def main():\n"
         "    worker = Worker()\n"
         "    with contextlib.suppress(Fault):  # there is nothing to compute\n"
-        f"        await worker.{'_running()' if when == 'it starts' else 'compute(foretell_portions, [])'}\n"
+        f"        await worker.{'_running()' if when == 'it starts' else 'compute(forecast_from_portions, [])'}\n"
         "    print(worker.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"

@@ -25,14 +25,14 @@ from migrator.units import show_rate, show_seconds
 
 #: From a guest's arrival until what is left of it at its source is cleared away.
 _CLEARING_SECONDS = 0.5
-#: Guests in one portion of a question.
+#: Guests in one portion of a request.
 _PORTION = 25
 #: How long a dirty-rate probe watches.
 PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Going:
+class TransferGuest:
     """The guest that a transfer belongs to, and what is known of its migration."""
 
     guest: Guest
@@ -48,11 +48,11 @@ class Going:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ForecastRequest:
     """The transfers that are to be forecast, with the hosts and links that they use."""
 
     transfers: Sequence[Transfer]
-    going: Mapping[str, Going]
+    going: Mapping[str, TransferGuest]
     hosts: Mapping[str, Host]
     links: LinkRules
 
@@ -66,15 +66,15 @@ class DrainForecast:
     doubts: Mapping[str, str]
 
 
-def question(snapshot: SiteSnapshot, plan: DrainPlan) -> Question:
-    """Return what is to be foretold: everybody that waits or is under way."""
-    return joined(list(question_portions(snapshot, plan)))
+def forecast_request(snapshot: SiteSnapshot, plan: DrainPlan) -> ForecastRequest:
+    """Return the request for a forecast: everybody that waits or is under way."""
+    return joined(list(forecast_request_portions(snapshot, plan)))
 
 
-def question_portions(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterator[Question]:
-    """Yield the same as :func:`question` in portions of so many guests that each is made in a moment."""
+def forecast_request_portions(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterator[ForecastRequest]:
+    """Yield the same as :func:`forecast_request` in portions of so many guests that each is made in a moment."""
     transfers = Transfers(snapshot, deadlines_from=snapshot.now)
-    going: dict[str, Going] = {}
+    going: dict[str, TransferGuest] = {}
     found: list[Transfer] = []
     for transfer, whose in _everybody(snapshot, plan, transfers):
         found.append(transfer)
@@ -85,9 +85,9 @@ def question_portions(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterator[Quest
     yield _portion(snapshot, found, going)
 
 
-def joined(portions: Sequence[Question]) -> Question:
+def joined(portions: Sequence[ForecastRequest]) -> ForecastRequest:
     """Return the whole that these are portions of; at least one."""
-    return Question(
+    return ForecastRequest(
         transfers=[each for portion in portions for each in portion.transfers],
         going={key: each for portion in portions for key, each in portion.going.items()},
         hosts={name: each for portion in portions for name, each in portion.hosts.items()},
@@ -95,42 +95,44 @@ def joined(portions: Sequence[Question]) -> Question:
     )
 
 
-def foretell_portions(portions: Sequence[Question]) -> DrainForecast:
-    """Foretell what these are portions of; see :func:`foretell`."""
-    return foretell(joined(portions))
+def forecast_from_portions(portions: Sequence[ForecastRequest]) -> DrainForecast:
+    """Make the forecast that these portions ask for; see :func:`make_forecast`."""
+    return make_forecast(joined(portions))
 
 
-def _portion(snapshot: SiteSnapshot, found: Sequence[Transfer], going: Mapping[str, Going]) -> Question:
+def _portion(
+    snapshot: SiteSnapshot, found: Sequence[Transfer], going: Mapping[str, TransferGuest]
+) -> ForecastRequest:
     # Of hosts only the links count; the rest is large.
     names = {name for each in found for name in (each.source, each.target)}
     hosts = {
         name: replace(snapshot.hosts[name], facts=HostFacts()) for name in names if name in snapshot.hosts
     }
-    return Question(transfers=found, going=going, hosts=hosts, links=snapshot.limits.links)
+    return ForecastRequest(transfers=found, going=going, hosts=hosts, links=snapshot.limits.links)
 
 
 def _everybody(
     snapshot: SiteSnapshot, plan: DrainPlan, transfers: Transfers
-) -> Iterator[tuple[Transfer, Going]]:
+) -> Iterator[tuple[Transfer, TransferGuest]]:
     """Yield all that wait, pause or are under way; who is on its way counts as that."""
     for target in plan.targets.values():
         wanting, guest = target.wanting, target.wanting.entry.guest
         one = transfers.waiting(guest, target.host, wanting.policy, wanting.run)
         accepted = accepts_ceiling(guest, wanting.run.accept)
-        yield one, Going(guest=guest, policy=wanting.policy, ceiling_accepted=accepted)
+        yield one, TransferGuest(guest=guest, policy=wanting.policy, ceiling_accepted=accepted)
     for wanting in _paused(snapshot, plan):
         entry = wanting.entry
         one = transfers.waiting(entry.guest, entry.target or "", wanting.policy, wanting.run)
         pause = entry.not_before - snapshot.clock
         one = replace(one, prepare_seconds=one.prepare_seconds + pause)
         accepted = accepts_ceiling(entry.guest, wanting.run.accept)
-        yield one, Going(guest=entry.guest, policy=wanting.policy, ceiling_accepted=accepted)
+        yield one, TransferGuest(guest=entry.guest, policy=wanting.policy, ceiling_accepted=accepted)
     for each in snapshot.live.values():
         if each.state is State.HELD:
             continue
         yield (
             transfers.running(each),
-            Going(
+            TransferGuest(
                 guest=each.guest,
                 policy=each.policy,
                 verdict=each.verdict,
@@ -150,7 +152,7 @@ def _paused(snapshot: SiteSnapshot, plan: DrainPlan) -> Iterable[Wanting]:
                 yield Wanting(run=run, entry=entry, policy=policy)
 
 
-def foretell(asked: Question) -> DrainForecast:
+def make_forecast(asked: ForecastRequest) -> DrainForecast:
     """Simulate the schedule from now on; for everyone that is not expected to end, say why.
 
     Takes the longer the more there are: about 0.1 s for 500 guests of one source.
@@ -165,17 +167,19 @@ def foretell(asked: Question) -> DrainForecast:
         if one.risk:
             doubts[transfer.guest] = f"not expected to end: {one.risk}"
         elif (
-            foreseen(one.guest, one.policy, transfer, speed, ceiling_accepted=one.ceiling_accepted).verdict
+            forecast_guest(
+                one.guest, one.policy, transfer, speed, ceiling_accepted=one.ceiling_accepted
+            ).verdict
             is Verdict.CANNOT
         ):
-            doubts[transfer.guest] = f"not expected to end: {no_end(one.guest, one.policy, speed)}"
+            doubts[transfer.guest] = f"not expected to end: {why_no_end(one.guest, one.policy, speed)}"
     return DrainForecast(prediction=predict(asked.transfers, asked.hosts, asked.links), doubts=doubts)
 
 
-def told(
+def with_forecast(
     run: Evacuation, outlook: DrainForecast, *, waiting: Iterable[str], now: datetime, look_seconds: float
 ) -> Evacuation:
-    """Return the evacuation with what is foretold of it.
+    """Return the evacuation with its forecast.
 
     :param waiting: guests whose migrations wait for somebody else's job.
     :param look_seconds: what a look at its host takes: it is looked at again before it is called empty.
@@ -224,7 +228,7 @@ def accepts_ceiling(guest: Guest, accepted: Iterable[str]) -> bool:
     return INFEASIBLE in accepted or INFEASIBLE in guest.accept
 
 
-def foreseen(
+def forecast_guest(
     guest: Guest, policy: Policy, transfer: Transfer, speed: float, *, ceiling_accepted: bool = False
 ) -> AdvanceForecast:
     """Return what will come of a migration that has not begun.
@@ -252,13 +256,13 @@ def _in_advance(policy: Policy, left_bytes: float, speed: float, dirty_rate: flo
 
 
 def no_end_finding(guest: Guest, policy: Policy, speed: float) -> Finding:
-    """Return :func:`no_end` as the finding that a plan shows."""
+    """Return :func:`why_no_end` as the finding that a plan shows."""
     if found := ceiling_findings(policy, speed):
         return found[0]
-    return finding("does-not-converge", no_end(guest, policy, speed))
+    return finding("does-not-converge", why_no_end(guest, policy, speed))
 
 
-def no_end(guest: Guest, policy: Policy, speed: float) -> str:
+def why_no_end(guest: Guest, policy: Policy, speed: float) -> str:
     """Return why a guest cannot be moved inside its policy."""
     if (least := smallest_ceiling(policy, speed)) is not None:
         return (

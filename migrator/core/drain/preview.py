@@ -1,6 +1,6 @@
 """The outlook of an evacuation that nobody has begun. Pure.
 
-The questions go to another process, so that they come in portions: see :func:`portions`.
+Requests go to another process, so that they come in portions: see :func:`portions`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from migrator.core.drain.evacuation import Evacuation
-from migrator.core.drain.forecast import accepts_ceiling, foreseen, foretell, no_end_finding, question
+from migrator.core.drain.forecast import (
+    accepts_ceiling,
+    forecast_guest,
+    forecast_request,
+    make_forecast,
+    no_end_finding,
+)
 from migrator.core.drain.groups import together
 from migrator.core.drain.plan import DrainPlan, make_plan
 from migrator.core.drain.snapshot import KnownPolicies, PolicyRules, SiteSnapshot
@@ -44,12 +50,12 @@ class Portion:
 class GuestOutlook:
     """The outlook of one guest's migration."""
 
-    #: Its turn, from 1; ``None``: it is not foretold when it is.
+    #: Its turn, from 1; ``None``: its time is not forecast.
     order: int | None = None
     starts_in_seconds: float | None = None
     #: From its turn to its end.
     takes: Quantiles | None = None
-    #: ``None``: it is not foretold what comes of it.
+    #: ``None``: its end is not forecast.
     verdict: Verdict | None = None
     downtime_seconds: float | None = None
     #: Why it would not end; ``None`` where it would.
@@ -86,7 +92,7 @@ class PlanOutlook:
 def portions(
     snapshot: SiteSnapshot, run: Evacuation, *, placed: frozenset[str] = frozenset()
 ) -> Iterator[Portion]:
-    """Yield the question what would come of an evacuation, if it was begun now.
+    """Yield the request for the outlook of an evacuation as if it was begun now.
 
     :param placed: see :class:`Portion`; for :func:`outlook`.
     """
@@ -154,8 +160,8 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
     """Return what would come of the guests that were placed, and of all of them together."""
     site, run = _joined(given)
     plan: DrainPlan = make_plan(site)
-    asked = question(site, plan)
-    prediction = foretell(asked).prediction
+    asked = forecast_request(site, plan)
+    prediction = make_forecast(asked).prediction
     placed = given[0].placed
     own = {one.guest: one for one in asked.transfers if one.guest in run.entries and one.guest in placed}
     links = site.limits.links
@@ -166,7 +172,7 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
         policy = site.policies.of(guest, run.policy)
         speed = Move(transfer, network, links).speed
         accepted = accepts_ceiling(guest, run.accept)
-        seen = foreseen(guest, policy, transfer, speed, ceiling_accepted=accepted)
+        seen = forecast_guest(guest, policy, transfer, speed, ceiling_accepted=accepted)
         guests[key] = GuestOutlook(
             verdict=seen.verdict,
             downtime_seconds=seen.downtime_seconds,
@@ -188,13 +194,13 @@ def outlook(given: Sequence[Portion]) -> PlanOutlook:
     for key, group in _groups(site, run, own.keys()).items():
         guests[key] = replace(guests[key], moved_with=group)
     guests |= _ending_together(guests)
-    foretold = [one for one in own.values() if one.guest in prediction.guests]
+    forecast_transfers = [one for one in own.values() if one.guest in prediction.guests]
     ends = {(one.source, one.target) for one in own.values()}
     return PlanOutlook(
         guests=guests,
         paths={each: _path_outlook(site, network, *each) for each in sorted(ends)},
         takes=_takes(prediction, own.keys()),
-        lower_bound_seconds=lower_bound_seconds(foretold, asked.hosts, asked.links),
+        lower_bound_seconds=lower_bound_seconds(forecast_transfers, asked.hosts, asked.links),
     )
 
 
