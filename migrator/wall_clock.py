@@ -68,8 +68,8 @@ def clock_change(begin: datetime, end: datetime, zone: tzinfo | None = None) -> 
     wall = _in(end, zone).replace(tzinfo=None) - _in(begin, zone).replace(tzinfo=None)
     if wall == real:
         return ""
-    way = "forward" if wall > real else "back"
-    return f"the clock is put {way} in it: it lasts {units.show_seconds(real.total_seconds())}"
+    direction = "forward" if wall > real else "back"
+    return f"the clock is put {direction} in it: it lasts {units.show_seconds(real.total_seconds())}"
 
 
 def show(when: datetime, zone: tzinfo | None = None) -> str:

@@ -156,8 +156,8 @@ def render(
 
 def _title(document: MigrationDocument) -> str:
     guest = document.guest_name or document.guest
-    way = f"{document.source} → {document.destination}"
-    return f"{guest}: {way}" if guest else f"Migration {document.id}"
+    path = f"{document.source} → {document.destination}"
+    return f"{guest}: {path}" if guest else f"Migration {document.id}"
 
 
 def _facts(document: MigrationDocument, samples: Sequence[Sample]) -> list[str]:

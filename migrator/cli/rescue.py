@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Both ends must show the same for so long: a command of a controller that is gone has been carried out by then.
 _SETTLED_SECONDS = 1.0
 #: Seconds that they are given to come to rest.
-_PATIENCE_SECONDS = 15.0
+_REST_SECONDS = 15.0
 _SIDES = ("source", "destination")
 _GUEST_AT = {State.COMPLETED: "destination", State.CANCELLED: "source"}
 _ITS_OWN = (
@@ -212,7 +212,7 @@ class Rescue:
 
     async def _settled(self) -> tuple[View, View]:
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + _PATIENCE_SECONDS
+        give_up_at = loop.time() + _REST_SECONDS
         before: tuple[object, ...] = ()
         since = loop.time()
         while True:

@@ -86,9 +86,9 @@ class PathSpeeds:
         :raise ValueError: it cannot be read; likewise KeyError, TypeError and AttributeError.
         """
         host = str(saved["id"])
-        ends = {way: LinkLearning.from_fields(saved[way]) for way in ("out", "into")}
+        ends = {end: LinkLearning.from_fields(saved[end]) for end in ("out", "into")}
         paths = {str(target): LinkLearning.from_fields(each) for target, each in saved["to"].items()}
-        self._ends |= {(way, host): each for way, each in ends.items()}
+        self._ends |= {(end, host): each for end, each in ends.items()}
         self._paths |= {(host, target): each for target, each in paths.items()}
         self._targets.setdefault(host, set()).update(paths)
         self._tell(host)
@@ -275,7 +275,7 @@ class PathStream:
         #: Our clock beside that of the host that counts: by the answer that came soonest, as others came late.
         self._offset = math.inf
         self._probes_until = -math.inf
-        self._turn_until, self._turn_not_before = math.inf, -math.inf
+        self._turn_not_before = -math.inf
         self._turn_timer: asyncio.TimerHandle | None = None
 
     @property

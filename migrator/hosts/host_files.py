@@ -38,7 +38,7 @@ _KINDS = {
 _MARKER = ".migrator-probe-"
 #: Tenths of a second that all markers together may take to be seen. A network file system shows a name that nobody
 #: has asked for before at once.
-_PATIENCE = 20
+_TENTHS_TO_SHOW = 20
 
 # Arguments: a pid or nothing; the QEMU that is known already; how many to choose from, and these, best first; how many
 # paths, and these; then the format and path of each image.
@@ -131,9 +131,9 @@ done
 ) </dev/null >/dev/null 2>&1 &
 """
 _SEE = rb"""
-name=$1 patience=$2; shift 2
+name=$1 tenths=$2; shift 2
 for d; do
-  while [ ! -e "$d/$name" ] && [ "$patience" -gt 0 ]; do sleep 0.1; patience=$((patience - 1)); done
+  while [ ! -e "$d/$name" ] && [ "$tenths" -gt 0 ]; do sleep 0.1; tenths=$((tenths - 1)); done
   if [ -e "$d/$name" ]; then printf 'seen\0'; else printf 'no\0'; fi
 done
 """
@@ -425,7 +425,7 @@ async def _seen(
             pair for pair, answer in zip(pairs, output.text.split("\0"), strict=False) if answer == "made"
         ]
         if made:
-            argv = ["sh", "-s", "--", name, str(_PATIENCE), *(pair[1] for pair in made)]
+            argv = ["sh", "-s", "--", name, str(_TENTHS_TO_SHOW), *(pair[1] for pair in made)]
             output = await reader.run(argv, stdin=_SEE, timeout=timeout)
             for pair, answer in zip(made, output.text.split("\0"), strict=False):
                 found[pair] = {"seen": True, "no": False}.get(answer)

@@ -39,7 +39,7 @@ _BASIC = (
     *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
     *("-o", "Compression=no", "-o", "ControlMaster=no", "-o", "ExitOnForwardFailure=yes"),
 )
-#: A way that was found so long ago is looked for again.
+#: A route that was found so long ago is looked for again.
 _KNOWN_SECONDS = 60.0
 _READY = "migrator-tunnel"
 #: So many bytes may wait unsent in each of its sockets at first, where they can be given options.
@@ -103,17 +103,17 @@ class KnownRoutes:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], tuple[float, TunnelRoute, str]] = {}
 
-    def note(self, source: str, target: str, way: TunnelRoute, why: str) -> None:
+    def note(self, source: str, target: str, route: TunnelRoute, why: str) -> None:
         """Note one.
 
         :param why: why it is not the better one.
         """
-        self._found[source, target] = time.monotonic(), way, why
+        self._found[source, target] = time.monotonic(), route, why
 
     def recent(self, source: str, target: str) -> tuple[TunnelRoute, str] | None:
-        """Return the way and its reason, ``None`` where it has to be looked for."""
-        at, way, why = self._found.get((source, target), (-_KNOWN_SECONDS, TunnelRoute.HOSTS, ""))
-        return (way, why) if time.monotonic() - at < _KNOWN_SECONDS else None
+        """Return the route and its reason, ``None`` where it has to be looked for."""
+        at, route, why = self._found.get((source, target), (-_KNOWN_SECONDS, TunnelRoute.HOSTS, ""))
+        return (route, why) if time.monotonic() - at < _KNOWN_SECONDS else None
 
 
 class SshTunnel:

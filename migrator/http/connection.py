@@ -1,4 +1,4 @@
-"""One connection: who is at the other end, how soon each of its requests is begun, and no patience with silence."""
+"""One connection: who is at the other end, how soon each of its requests is begun, and when silence ends it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClientConnection(H11Protocol):
     def __init__(self, *, gate: Gate, address: str, leave: Callable[[], None], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._gate, self._address, self._leave = gate, address, leave
-        self._impatience: asyncio.TimerHandle | None = None
+        self._head_timeout: asyncio.TimerHandle | None = None
         #: Set while the next request waits for its turn.
         self._turn: asyncio.TimerHandle | None = None
         #: How often the next request was counted: at its address, then among all.
@@ -124,11 +124,11 @@ class ClientConnection(H11Protocol):
         self._wait_for_head(coming and self._turn is None)
 
     def _wait_for_head(self, waiting: bool) -> None:
-        if waiting and self._impatience is None:
-            self._impatience = self.loop.call_later(self._gate.admission.head_seconds, self.transport.abort)
-        elif not waiting and self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
+        if waiting and self._head_timeout is None:
+            self._head_timeout = self.loop.call_later(self._gate.admission.head_seconds, self.transport.abort)
+        elif not waiting and self._head_timeout is not None:
+            self._head_timeout.cancel()
+            self._head_timeout = None
 
 
 class _OurLog(logging.Handler):

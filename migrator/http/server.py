@@ -31,7 +31,7 @@ _KEEP_ALIVE_SECONDS = 30
 class Servers:
     """Serves `app` while the ``async with`` block lasts.
 
-    Leaving it ends the streams, gives what is being answered `patience_seconds`, and closes every connection.
+    Leaving it ends the streams, gives what is being answered `timeout_seconds`, and closes every connection.
 
     :param metrics: only the probes and metrics, to whoever can reach it; for Prometheus.
     :param inherited: see :class:`Listeners`.
@@ -53,7 +53,7 @@ class Servers:
         self._app = app
         self._admission = admission or Admission()
         self._listeners = Listeners(unix=unix, tcp=tcp, metrics=metrics, inherited=inherited)
-        self._patience = timeout_seconds
+        self._timeout_seconds = timeout_seconds
         self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -101,11 +101,11 @@ class Servers:
         assert isinstance(dependencies, Dependencies)
         for server in self._servers:
             server.stop_listening()
-        await dependencies.close(self._patience)
+        await dependencies.close(self._timeout_seconds)
         for server in self._servers:
             server.stop()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._patience + 2)
+            await asyncio.wait(self._tasks, timeout=self._timeout_seconds + 2)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -130,7 +130,7 @@ class Servers:
             # They would let a client say where it comes from.
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=self._patience,
+            timeout_graceful_shutdown=self._timeout_seconds,
             h11_max_incomplete_event_size=_LARGEST_HEAD_BYTES,
         )
         config.load()
@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let what is being answered end within the patience; then close every connection."""
+        """Let what is being answered end within the time that it is given; then close every connection."""
         self.stop_listening()
         for connection in list(self.server_state.connections):
             connection.shutdown()

@@ -24,7 +24,7 @@ _END = b"# EOF\n"
 #: What was counted is asked for no more often.
 _SECONDS = 1.0
 #: Without an answer in this time what was counted before is shown, and the lag that there is.
-_PATIENCE_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
 #: Formats that are remembered; a scraper asks for one.
 _FORMATS = 8
 
@@ -115,7 +115,7 @@ class ScrapedElsewhere:
             asking = asyncio.create_task(self._ask_anew(accept), name="ask what was counted")
             self._asking[accept] = asking
             asking.add_done_callback(lambda done: self._asked(accept, done))
-        done, _ = await asyncio.wait({asking}, timeout=_PATIENCE_SECONDS)
+        done, _ = await asyncio.wait({asking}, timeout=_ANSWER_SECONDS)
         if not done and known is not None:
             # Its event loop is as late as that.
             at, counts = known

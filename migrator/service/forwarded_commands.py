@@ -26,7 +26,7 @@ from migrator.ports import Claim, Signals
 from migrator.ports.controllers import ANSWERS_CHANNEL, REPLIES_CHANNEL, WaitingCommands
 
 #: What a takeover may take at most, with the time to look at every host.
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 #: One that says nothing else is not begun later than that after it was received.
 _EXPIRES = timedelta(minutes=10)
 #: It is looked without a signal so often: one may be missed.
@@ -54,9 +54,9 @@ class ForwardedCommands:
         journal: ForwardingJournal,
         *,
         acting: Callable[[], str],
-        patience_seconds: float = PATIENCE_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        self._journal, self._acting, self._patience = journal, acting, patience_seconds
+        self._journal, self._acting, self._timeout_seconds = journal, acting, timeout_seconds
         self._waiting: dict[str, set[asyncio.Future[Reply]]] = {}
 
     async def run(self) -> None:
@@ -110,7 +110,7 @@ class ForwardedCommands:
                 return received.reused(envelope)
             if claim.reply is not None:
                 return Reply.model_validate(claim.reply)
-            await asyncio.wait({answered}, timeout=self._patience)
+            await asyncio.wait({answered}, timeout=self._timeout_seconds)
             if answered.done():
                 return answered.result()
             return await self._give_up(envelope, key)
@@ -143,12 +143,12 @@ class ForwardedCommands:
         acting = self._acting()
         who = f"the controller that acts, {acting}, has not answered" if acting else "no controller acts"
         if await self._journal.waiting.take_back(key):
-            why = f"{who} for {self._patience:.0f} s: it was not begun and will not be; ask again"
+            why = f"{who} for {self._timeout_seconds:.0f} s: it was not begun and will not be; ask again"
             return received.refused(envelope, Refusal("unavailable", why))
         if reply := (await self._journal.waiting.replies([key])).get(key):
             return Reply.model_validate(reply)
         why = (
-            f"{who} for {self._patience:.0f} s, and had begun to carry it out: it is finished by whoever acts next; "
+            f"{who} for {self._timeout_seconds:.0f} s, and had begun to carry it out: whoever acts next finishes it; "
             "ask again with the same id to hear what became of it"
         )
         return received.refused(envelope, Refusal("unavailable", why))

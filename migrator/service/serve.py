@@ -195,7 +195,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
         )
         look_pace = LookPace()
         hooks = SiteHooks.following(live, site.connections)
-        means = SessionServices(
+        services = SessionServices(
             site=site,
             records=journal.steps if settings.store.url else StepRecords(steps, whole=not doubt),
             controller=settings.site.instance,
@@ -214,7 +214,7 @@ async def _running(live: LiveSettings, stop: Stop, garbage: GarbageCollection) -
         stack.push_async_callback(worker.close)
         engine = Engine(
             inventory=inventory,
-            services=means,
+            services=services,
             journal_writer=journal_writer,
             bus=bus,
             rules=Rules.of(settings),

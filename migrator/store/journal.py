@@ -32,7 +32,7 @@ from migrator.store.tokens import Tokens
 from migrator.store.waiting_commands import SqlWaitingCommands
 
 #: What the last samples are waited for at the end.
-_PATIENCE_SECONDS = 2.0
+_LAST_SAMPLES_SECONDS = 2.0
 #: Numbers of events are reserved so many at a time, when half of them are used.
 _RESERVED = 500
 #: Rows that are made before others on the event loop have their turn.
@@ -126,7 +126,7 @@ class SqlJournal(SqlJournalReader):
     async def close(self) -> None:
         """Write what is still to be written, and let go of the file."""
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_LAST_SAMPLES_SECONDS):
                 await self.samples.flush()
         except TimeoutError:
             pass  # a help for people; whoever closes has more to do

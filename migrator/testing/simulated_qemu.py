@@ -39,11 +39,11 @@ _NO_LIMIT = 1e15
 class SimulatedStream:
     """One migration: the simulator that both of its ends look at."""
 
-    def __init__(self, machine: SimulatedGuest, way: LinkPair) -> None:
+    def __init__(self, machine: SimulatedGuest, link: LinkPair) -> None:
         self.simulator = Simulator(
             machine.workload,
             memory_bytes=machine.memory_bytes,
-            link=way,
+            link=link,
             parameters=Parameters(max_bandwidth_bytes_per_second=_NO_LIMIT, pause_before_switchover=True),
             auto_hand_over=False,
         )
@@ -255,8 +255,8 @@ class SimulatedQemu(WithoutDevices):
             raise CommandFailed(self.name, "migrate", "GenericError", "there is a migration in progress")
         _, host, socket = uri.split(":", 2)
         destination = self._site.waiting.get((host, socket))
-        way = LinkPair(self._site.hosts[self.host].out, self._site.hosts[host].into)
-        self.stream = SimulatedStream(self.machine, way)
+        link = LinkPair(self._site.hosts[self.host].out, self._site.hosts[host].into)
+        self.stream = SimulatedStream(self.machine, link)
         self.stream.listeners.append(self)
         self._site.streams[self.socket] = self.stream
         for tuning in self._parameters.pop("tuning", ()):

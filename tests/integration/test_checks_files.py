@@ -286,7 +286,7 @@ class Counting:
         self.commands += 1
         if any(word in stdin for word in self.breaks):
             raise HostError(self.name, "the connection is lost")
-        if self.hangs and b"patience" in stdin:
+        if self.hangs and b"tenths" in stdin:
             await asyncio.sleep(3600)
         return await self._inner.run(argv, timeout=timeout, stdin=stdin)
 
@@ -348,12 +348,12 @@ class TestProbe:
         assert await probe_sharing(reads, reads, files) == {}
         assert names(tmp_path) == ["disk"]
 
-    @pytest.mark.parametrize("what", [b"patience", b"set -C"], ids=["looking", "making"])
+    @pytest.mark.parametrize("what", [b"tenths", b"set -C"], ids=["looking", "making"])
     async def test_marker_is_removed_when_a_host_is_lost(self, what: bytes, tmp_path: Path) -> None:
         (tmp_path / "disk").write_bytes(b"")
         seen = await see(tmp_path / "disk")
         broken = Counting(LocalAccess("beta"), [what])
-        writer, reader = (HERE, broken) if what == b"patience" else (broken, HERE)
+        writer, reader = (HERE, broken) if what == b"tenths" else (broken, HERE)
         with pytest.raises(HostError, match="connection is lost"):
             await probe_sharing(writer, reader, {"disk": (seen, seen)})
         assert names(tmp_path) == ["disk"]

@@ -18,7 +18,7 @@ from migrator.ports.controllers import ControllerInfo, LiveDocument
 from migrator.replica.follower import JournalFollower
 from migrator.replica.state import ReplicaState
 from migrator.service import forwarded_commands, waiting_commands
-from migrator.service.forwarded_commands import PATIENCE_SECONDS, ForwardedCommands
+from migrator.service.forwarded_commands import TIMEOUT_SECONDS, ForwardedCommands
 from migrator.service.waiting_commands import WaitingCommandRunner
 from migrator.store.backend import Server
 from migrator.store.journal import SqlJournal
@@ -82,7 +82,7 @@ async def test_a_command_reaches_who_acts_and_its_answer_who_asked_without_a_pol
 ) -> None:
     # Longer than anybody waits: what comes in time has come by a signal.
     for each in (forwarded_commands, waiting_commands):
-        monkeypatch.setattr(each, "_POLL_SECONDS", 10 * PATIENCE_SECONDS)
+        monkeypatch.setattr(each, "_POLL_SECONDS", 10 * TIMEOUT_SECONDS)
     acting, standby = both
     carried = Carried()
     forwarded = ForwardedCommands(standby, acting=lambda: "one")
@@ -108,7 +108,7 @@ async def test_a_server_that_is_restarted_over_a_command_loses_nothing(victim: P
         carried = Carried(hold=asyncio.Event())
         state = ReplicaState()
         follower = JournalFollower(state, standby)
-        forwarded = ForwardedCommands(standby, acting=lambda: "one", patience_seconds=120)
+        forwarded = ForwardedCommands(standby, acting=lambda: "one", timeout_seconds=120)
         runner = WaitingCommandRunner(acting, carried, name="one")
         async with running(forwarded.run, runner.run, follower.run):
             await until(state.complete.is_set, what="the follower has begun")

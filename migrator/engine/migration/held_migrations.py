@@ -133,10 +133,10 @@ class HeldMigrations:
         :raise MigratorError: it is not held, or that cannot be told.
         """
 
-        async def way(tell: Callable[[ResolutionDocument], None]) -> None:
+        async def work(tell: Callable[[ResolutionDocument], None]) -> None:
             tell(await resolution.review(session, said))
 
-        return await self._alone(session, way)
+        return await self._alone(session, work)
 
     async def resolve(self, session: JournalledSession, said: ResolutionRequest) -> None:
         """Do what a person said; returns when it has ended or is held again, or while it still goes on after a while.
@@ -144,19 +144,19 @@ class HeldMigrations:
         :raise MigratorError: it is not held, or the word is refused; nothing was changed.
         """
 
-        async def way(tell: Callable[[None], None]) -> None:
+        async def work(tell: Callable[[None], None]) -> None:
             await resolution.resolve(session, said, agreed=lambda: tell(None))
 
-        await self._alone(session, way)
+        await self._alone(session, work)
         if (task := self._tasks.task(session)) is not None:
             await asyncio.wait({task}, timeout=_ANSWER_SECONDS)
 
     async def _alone(
-        self, session: JournalledSession, way: Callable[[Callable[[Found], None]], Awaitable[None]]
+        self, session: JournalledSession, work: Callable[[Callable[[Found], None]], Awaitable[None]]
     ) -> Found:
         """Do it in the one task that a migration has, once the one before is done.
 
-        :param way: is given what to call with what was found; what it raises before is raised here.
+        :param work: is given what to call with what was found; what it raises before is raised here.
         """
         while (task := self._tasks.task(session)) is not None and session.state is State.HELD:
             await asyncio.wait({task}, timeout=_ANSWER_SECONDS)
@@ -180,7 +180,7 @@ class HeldMigrations:
 
         async def run() -> None:
             try:
-                await way(tell)
+                await work(tell)
             except MigratorError as error:
                 if found.done():
                     raise
