@@ -177,7 +177,6 @@ class FileEnd(UnmonitoredEnd):
 
     shares_clock = True
     round_trip_seconds = least_round_trip_seconds = 0.0
-    two_way = False
     connected = True
 
     def __init__(self, file: StateFile, *, role: str, migration: str) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 from migrator.testing.lab import GuestMachine
 from migrator.testing.network import LabHost
 
-#: Oldest QEMU that carries it under TCG.
-OLDEST_QEMU = (9, 0)
 #: Where the client is, and where the guest.
 CLIENT_ADDRESS, GUEST_ADDRESS = "10.219.78.1", "10.219.78.2"
 #: What runs in the guest beside Redis, if anything.

@@ -13,12 +13,13 @@ from migrator.core.policy import BlockJobs
 from migrator.core.preflight.compare import source_ready
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import findings
-from migrator.core.preflight.state_kinds import KINDS, changes_nothing, kinds_of_commands
+from migrator.core.preflight.state_kinds import KINDS
 from migrator.qemu.address import Address
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.non_migrated_state import read_non_migrated_state
 from migrator.testing.lab import GuestMachine, Lab, until
+from tests.qemu_commands import changes_nothing, kinds_of_commands
 
 
 class TestTable:

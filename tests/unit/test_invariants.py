@@ -117,9 +117,8 @@ class TestHeld:
                 return json.dumps({"return": says[command], "id": identifier}).encode() + b"\r\n"
 
             both.destination.answer_with(distort)
-            both.migration.set_bandwidth(
-                2 * MIB
-            )  # it copies until somebody has looked at the destination again
+            # It copies until somebody has looked at the destination again.
+            both.migration.requests.share = 2 * MIB
             result = await both.move()
             assert result is not None
             assert (result.state, result.held_code) == (State.HELD, "intent-first"), result

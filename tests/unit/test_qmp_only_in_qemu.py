@@ -1,4 +1,4 @@
-"""QMP is spoken in one package: whoever needs something of a QEMU changes_nothing a method of its port."""
+"""QMP is spoken in one package: whoever needs something of a QEMU calls a method of its port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.core.preflight.state_kinds import KINDS, changes_nothing
+from migrator.core.preflight.state_kinds import KINDS
+from tests.qemu_commands import changes_nothing
 
 MIGRATOR = Path(__file__).parents[2] / "migrator"
 #: Where commands may stand: who sends them, who plays a QEMU in tests, and the table of what becomes of each.

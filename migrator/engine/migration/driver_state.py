@@ -286,11 +286,6 @@ class DriverState:
         self.wake()
         return True
 
-    def set_bandwidth(self, bytes_per_second: int | None) -> None:
-        """Set its share of the link in bytes per second, below the policy's own ceiling; ``None``: whatever it gets."""
-        self.requests.share = bytes_per_second
-        self.wake()
-
     @property
     def can_postcopy(self) -> bool:
         """Return whether policy and QEMUs allow postcopy, and it is not too late for it."""
