@@ -5,9 +5,11 @@
   all that are held.
 - What is read: `facts` of a host, `processes`, `sockets` and who holds them, `socket_watch` for monitors that come and
   go, `guest_network` what carries a guest's network, `managers` who else keeps a guest, `host_files` which files it
-  uses, `customary_places` where run directories are, `path_probe` sends a burst between two hosts. What comes of it is
-  parsed without trust: `host_output`, and `network_output` what is JSON.
-- A QEMU started: `target_survey` reads what must be known before, `launch` starts it (`launch_scripts`).
+  uses, `sharing_probe` which of them are the same on two hosts, `customary_places` where run directories are,
+  `path_probe` sends a burst between two hosts. What comes of it is parsed without trust: `host_output`, and
+  `network_output` what is JSON.
+- A QEMU started: `target_survey` reads what must be known before, `run_directories` makes the directory that belongs to
+  it, `launch` starts it there and ends it (`launch_scripts`).
   `process_identity` reads whose a process is and what it may use, `run_as` gives that to another: the same script goes
   before the destination's command line and before the trial that tells what would come of it.
 - Programs that run there: `guard` takes a controller's place while that cannot steer, `state_program` writes and reads

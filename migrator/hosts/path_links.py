@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from migrator.hosts.access import HostAccess
 from migrator.hosts.host_output import reading_output
-from migrator.hosts.launch import RunDirectory
+from migrator.hosts.run_directories import RunDirectory
 
 _SECONDS = 10.0
 _READ = 'if [ -f "$1/paths" ]; then cat -- "$1/paths"; fi'

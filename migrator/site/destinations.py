@@ -21,9 +21,10 @@ from migrator.core.process.image_paths import TargetImage
 from migrator.core.process.replica import Replica
 from migrator.errors import HostError
 from migrator.hosts import path_links
-from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
+from migrator.hosts.launch import Launcher, LaunchProfile
 from migrator.hosts.new_files import forget_images, note_memory, put_aside
 from migrator.hosts.new_volumes import forget_volumes
+from migrator.hosts.run_directories import RunDirectory, finish_cleanup
 from migrator.hosts.stale_directories import remove_stale
 from migrator.hosts.thread_scheduling import apply_scheduling
 from migrator.hosts.tpm_emulators import forget_state, put_state_aside, start_emulator

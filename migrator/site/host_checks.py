@@ -21,7 +21,8 @@ from migrator.core.process.image_paths import ImagePaths
 from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError
 from migrator.hosts.access import HostAccess
-from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.hosts.host_files import FileQuery, read_host_files
+from migrator.hosts.sharing_probe import probe_sharing
 from migrator.hosts.tpm_emulators import check_emulator
 from migrator.ports import SourceQemu
 from migrator.site.host_directory import HostDirectory

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from migrator.core.model import Finding, MigrationStatus, ProcessState, RunState, View
 from migrator.errors import HostError, QemuError, Unreachable
-from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, finish_cleanup
+from migrator.hosts.launch import Launcher, LaunchProfile
+from migrator.hosts.run_directories import RunDirectory, finish_cleanup
 from migrator.ports import GuestProcess, Qemu
 from migrator.qemu.endpoint import Endpoint
 from migrator.qemu.source import SourceEndpoint

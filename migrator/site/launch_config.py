@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from migrator.core.inventory import Guest
 from migrator.core.process.replica import TargetEnvironment
 from migrator.errors import UsageError
-from migrator.hosts.launch import RunDirectory
+from migrator.hosts.run_directories import RunDirectory
 from migrator.settings.host_sections import HostDefaults
 
 

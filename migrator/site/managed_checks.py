@@ -14,8 +14,8 @@ from migrator.core.preflight.disk_room import by_file_system, copied_disk, copie
 from migrator.core.preflight.facts import Disk
 from migrator.core.process.files import FileKind, HostFiles, SameFile, parent, same_file
 from migrator.errors import HostError, QemuError
-from migrator.hosts.host_files import probe_sharing
 from migrator.hosts.own_files import read_files
+from migrator.hosts.sharing_probe import probe_sharing
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.domain_xml import DiskXml, DomainXml
 from migrator.libvirt.target_checks import LeavingGuest, ask_target, judge, read_leaving, unsafe_disk

@@ -18,7 +18,8 @@ from migrator.site.host_directory import ManagedHosts
 from migrator.site.libvirt_connections import LibvirtConnections
 
 if TYPE_CHECKING:
-    from migrator.hosts.launch import Launcher, RunDirectory  # for who makes images
+    from migrator.hosts.launch import Launcher  # for who makes images
+    from migrator.hosts.run_directories import RunDirectory  # for who makes images
 
 #: Time-out of a small command, in seconds.
 _SHORT = 10.0
@@ -120,7 +121,7 @@ class ManagedEnds:
         listen = f"tcp:{bracketed(self._connections.config(target).address)}:0"
         if source is None or launcher is None:
             return ArrivingGuest(end, listen=listen)
-        from migrator.hosts.launch import finish_cleanup  # noqa: PLC0415 - not where no image can be made
+        from migrator.hosts.run_directories import finish_cleanup  # noqa: PLC0415 - not where no image can be made
         from migrator.site.target_images import TargetImages  # noqa: PLC0415 - likewise
 
         images = TargetImages(self._connections, guest, source, target)

@@ -13,9 +13,10 @@ from migrator.core.process.files import FileFacts, HostFiles
 from migrator.core.process.process_identity import DroppedPrivileges, OpenFiles, ProcessIdentity
 from migrator.hosts.access import HostAccess, run_together
 from migrator.hosts.host_files import FileQuery, files_command, parse_files, read_host_files
-from migrator.hosts.launch import LaunchProfile, RunDirectory
+from migrator.hosts.launch import LaunchProfile
 from migrator.hosts.process_identity import parse_process, process_command, try_process
 from migrator.hosts.run_as import run_as, unit_properties
+from migrator.hosts.run_directories import RunDirectory
 from migrator.ports import GuestProcess
 from migrator.site.recent_processes import RecentProcesses
 

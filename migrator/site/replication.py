@@ -18,8 +18,9 @@ from migrator.core.process.replica import Replica, TargetEnvironment, TargetNetw
 from migrator.core.process.tpm_emulator import TpmEmulator, socket_at, tpm_socket
 from migrator.errors import Refused
 from migrator.hosts import path_links
-from migrator.hosts.launch import Launcher, RunDirectory
+from migrator.hosts.launch import Launcher
 from migrator.hosts.new_files import unused
+from migrator.hosts.run_directories import RunDirectory
 from migrator.hosts.target_survey import TargetSurvey, survey_target
 from migrator.hosts.tpm_emulators import find_emulator
 from migrator.ports import SourceQemu

@@ -11,7 +11,8 @@ from migrator.core.model import RunState
 from migrator.core.process.command_line import CommandLine
 from migrator.core.shut_off_guest import ShutOffGuest, read
 from migrator.errors import HostError, QemuError, UsageError
-from migrator.hosts.launch import Launcher, RunDirectory, finish_cleanup
+from migrator.hosts.launch import Launcher
+from migrator.hosts.run_directories import RunDirectory, finish_cleanup
 from migrator.site.connections import HostConnections
 from migrator.site.from_settings import ConfiguredSite
 from migrator.site.host_directory import image_paths

@@ -18,7 +18,8 @@ from migrator.ports import SourceQemu
 from migrator.site.host_directory import HostDirectory, image_paths
 
 if TYPE_CHECKING:
-    from migrator.hosts.launch import Launcher, RunDirectory
+    from migrator.hosts.launch import Launcher
+    from migrator.hosts.run_directories import RunDirectory
     from migrator.settings.host_sections import ImageTemplate  # slow, and for who reads a configuration
 
 #: Time-out of a small command, in seconds.

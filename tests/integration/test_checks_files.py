@@ -15,8 +15,9 @@ import pytest
 from migrator.core.process.files import FileFacts, FileKind, SameFile, same_file
 from migrator.errors import HostError
 from migrator.hosts.access import Output
-from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.hosts.host_files import FileQuery, read_host_files
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.sharing_probe import probe_sharing
 from migrator.testing.lab import until
 
 HERE = LocalAccess("alpha")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from migrator.core.process.files import FileFacts, SameFile
-from migrator.hosts.host_files import FileQuery, probe_sharing, read_host_files
+from migrator.hosts.host_files import FileQuery, read_host_files
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.sharing_probe import probe_sharing
 from migrator.hosts.ssh import SshAccess
 from migrator.testing.lab import until
 from tests.integration.test_checks_files import AWKWARD, OtherMounts, image, names

@@ -23,8 +23,9 @@ from migrator.core.policy import builtin
 from migrator.errors import HostError, MigratorError, QemuError, Refused, UsageError
 from migrator.hosts import launch_scripts
 from migrator.hosts.access import Output
-from migrator.hosts.launch import Launcher, LaunchProfile, RunDirectory, unit_command
+from migrator.hosts.launch import Launcher, LaunchProfile, unit_command
 from migrator.hosts.local import LocalAccess
+from migrator.hosts.run_directories import RunDirectory
 from migrator.hosts.stale_directories import remove_stale
 from migrator.settings.host_sections import HostDefaults
 from migrator.testing.lab import GuestMachine, Lab, RawMonitor, until

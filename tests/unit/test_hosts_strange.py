@@ -19,11 +19,11 @@ from migrator.hosts.access import HostCommand, Output, run_together
 from migrator.hosts.customary_places import customary_places
 from migrator.hosts.facts import parse, read_facts
 from migrator.hosts.guest_network import parse_links, read_guest_taps
-from migrator.hosts.launch import RunDirectory
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.memory_usage import read_memory_usage
 from migrator.hosts.processes import guest_name, uuid_of
+from migrator.hosts.run_directories import RunDirectory
 from migrator.hosts.target_survey import survey_target
 from migrator.hosts.thread_scheduling import read_scheduling
 from migrator.ports import GuestProcess

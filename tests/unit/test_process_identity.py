@@ -19,8 +19,9 @@ from migrator.core.process.process_identity import (
     ProcessIdentity,
     start_directory,
 )
-from migrator.hosts.launch import LaunchProfile, RunDirectory, unit_command
+from migrator.hosts.launch import LaunchProfile, unit_command
 from migrator.hosts.run_as import run_as, unit_properties
+from migrator.hosts.run_directories import RunDirectory
 from tests.host_case import ARGV, CASE, IMAGE, codes
 
 SOURCE = ProcessIdentity(user=107, group=107, account="vm", directory="/", root="/", umask=0o22)
