@@ -2,11 +2,12 @@
 
 It knows nothing of other migrations.
 
-- `session` takes it from its request to its end (`journalled_session` for the service, with its document);
-  `session_phase` says how far it is and what may follow, `requests` what others want of it, `services` what it works
-  with, `session_ends` opens both ends and lets them go. `preflight` finds what speaks against it, `cleanup` clears the
-  hosts up, `guest_network` looks at what carries the guest's network, `session_hooks` runs the site's hooks,
-  `file_move` says that one end is a file.
+- `session` takes it from its request to its end; for the service `documented_session` has its document and its group,
+  `journalled_session` its place in the journal and its hooks. `session_phase` says how far it is and what may follow,
+  `requests` what others want of it, `services` what it works with, `session_ends` opens both ends and lets them go.
+  `preflight` finds what speaks against it, `cleanup` clears the hosts up, `guest_network` looks at what carries the
+  guest's network, `session_hooks` runs the site's hooks. `file_session` and `file_move` say that one end is a file,
+  `cold_session` that the guest is shut down and started anew.
 - `driver` begins it, or takes it up, and `driver_loop` drives it through the ports; `driver_state` has its parts, and
   what may be asked of it. `prepare` sets both ends up, `steering` steers while memory is copied, `steps` takes the
   steps of the lifecycle, `observer` looks, `stream_shaper` has the stream's sockets, `shared_path` what is known of
