@@ -3,10 +3,11 @@
 - A session: `replies` is what a QEMU may answer, command by command, `client` bounds what comes over a socket,
   `monitor` is one session (time-outs, events, reconnection), `pending_connects` keeps connections that were not
   greeted.
-- One end of a migration: `endpoint`, with `migration_settings` (capabilities and parameters), `status_query`,
-  `stream_sockets`, `stream` (a postcopy's that broke), `block_mirrors` (disks over NBD) and `events`; `process_handle`
-  is its process, `transport` how both are reached on another host. `claim` is the right to change it, by `marks` that
-  everyone sees who asks a QEMU; `source_guard` says what the guard of a source's host is told, `guard` is that program.
+- One end of a migration: `endpoint`, with `migration_settings` (capabilities and parameters), `view_reader`,
+  `status_query` (one look at it), `stream_sockets`, `stream` (a postcopy's that broke), `block_mirrors` (over NBD)
+  and `events`; `process_handle` is its process, `process_ending` ends that, `transport` is how both are reached on
+  another host. `claim` is the right to change it, by `marks` that everyone sees who asks a QEMU; `source_guard` says
+  what the guard of a source's host is told, `guard` is that program.
 - What is read: `features` by introspection, `read_facts` for preflight, `runtime_state` what was set while it ran,
   `non_migrated_state` what does not move with the guest, `device_inventory` what it has, `naming` what a guest without
   a uuid is called; `guest_agent` sets the clock of one that stood still.

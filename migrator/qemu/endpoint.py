@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from migrator import logs
 from migrator.core.migration.drivers import Driver
-from migrator.core.model import MigrationStatus, ProcessState, RunState, View
+from migrator.core.model import ProcessState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.core.preflight.stream_tls import StreamTls
@@ -25,19 +24,19 @@ from migrator.qemu.dirty_rate import DirtyRate
 from migrator.qemu.disk_comparison import DiskComparison
 from migrator.qemu.events import EventBuffer
 from migrator.qemu.features import Features
-from migrator.qemu.fence_command import run_fence_command
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.naming import pass_on_name
 from migrator.qemu.non_migrated_state import read_disk_users
 from migrator.qemu.pending_connects import PendingConnects
+from migrator.qemu.process_ending import ProcessEnding
 from migrator.qemu.process_handle import ProcessHandle
 from migrator.qemu.read_facts import read_facts
 from migrator.qemu.runtime_state import RuntimeState, read_runtime_state, restore_runtime_state
-from migrator.qemu.samples import read_sample, read_stall
 from migrator.qemu.source_guard import EndpointGuard, GuardProcess
 from migrator.qemu.status_query import StatusQuery
 from migrator.qemu.stream_sockets import stream_sockets
 from migrator.qemu.transport import MonitorTransport
+from migrator.qemu.view_reader import ViewReader
 
 if TYPE_CHECKING:
     from migrator.qemu.identify import GuestIdentity
@@ -83,7 +82,6 @@ class Endpoint:
     ) -> None:
         self.address = address
         self.name = f"{role} {address}"
-        self._fence_command = fence_command
         self._transport = transport
         self._handle = ProcessHandle(self.name, pid=pid, transport=transport)
         self._events = EventBuffer(ran=role != "destination")
@@ -114,8 +112,14 @@ class Endpoint:
         )
         self.mirroring = EndpointMirroring(self._monitor, self._claim, lambda: self._handle.process)
         self.comparison = DiskComparison(self._monitor)
+        self._ending = ProcessEnding(
+            self._monitor, self._claim, self._handle, self._events, fence_command=fence_command
+        )
         self._status = StatusQuery(
             self._monitor, name=self.name, connect=self.connect, on_answer=self._claim.note_answer
+        )
+        self._views = ViewReader(
+            self._monitor, self._handle, self._events, self._status, can_fence=lambda: self._ending.possible
         )
 
     @property
@@ -221,41 +225,7 @@ class Endpoint:
         await pass_on_name(self._monitor, self.identity, destination.monitor)
 
     async def observe(self, *, timeout: float = 1.0) -> View:
-        process = self._handle.state
-        if process is ProcessState.DEAD:
-            await self._hear_last(timeout)
-            return self._view(process)
-        answer = await self._status.ask(timeout)
-        process = self._handle.state
-        if process is ProcessState.DEAD:
-            await self._hear_last(timeout)
-            return self._view(process)
-        if answer is None:
-            return self._view(process)
-        status, migrate = answer
-        return self._view(
-            process,
-            answers=True,
-            run=RunState(status.get("status", "other")),
-            status=MigrationStatus(migrate.get("status", "none")),
-            error=str(migrate.get("error-desc", "")),
-            sample=read_sample(migrate),
-            **read_stall(migrate),
-        )
-
-    async def _hear_last(self, timeout: float) -> None:
-        """Read what the process said last, which tells whether the guest ended by itself and may not have been read
-        yet.
-        """
-        if not self._events.all:
-            self._events.all = (
-                True  # it is waited for once: where the session leads over another host it may stay
-            )
-            await self._monitor.read_to_end(timeout=timeout)
-
-    def _view(self, process: ProcessState, **rest: Any) -> View:
-        can_fence = self._handle.process is not None or self._fence_command is not None
-        return View(process=process, ended=self._events.ended, can_fence=can_fence, **rest)
+        return await self._views.read(timeout)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._events.notify = callback
@@ -466,35 +436,10 @@ class Endpoint:
         return await thaw_disks(self._monitor, local)
 
     async def quit(self, *, timeout: float = 5.0) -> bool:
-        await self._claim.refuse_another()
-        self._events.quitting = True
-        began = time.monotonic()
-        try:
-            await self._monitor.execute("quit", timeout=timeout / 2)
-            acknowledged = True
-        except QemuError:
-            acknowledged = (
-                False  # it may have gone before it answered, or may not answer: what follows finds out
-            )
-        if self._handle.process is not None:
-            if await self._handle.process.wait_dead(max(0.1, timeout - (time.monotonic() - began))):
-                return True
-            return await self._handle.process.kill(timeout)
-        while self._monitor.connected and time.monotonic() - began < timeout:
-            await asyncio.sleep(0.01)
-        # It acknowledged and hung up. No proof as fencing needs it, but this process holds nothing worth keeping.
-        self._handle.gone = acknowledged and not self._monitor.connected
-        return self._handle.gone or await self.fence()
+        return await self._ending.quit(timeout=timeout)
 
     async def fence(self) -> bool:
-        await self._claim.refuse_another()
-        self._events.quitting = True
-        if self._handle.process is not None:
-            return await self._handle.process.kill(10.0)
-        if self._fence_command is None:
-            return False
-        self._handle.gone = await run_fence_command(self._fence_command)
-        return self._handle.gone
+        return await self._ending.fence()
 
     async def close(self) -> None:
         await self._monitor.close()
