@@ -4,11 +4,11 @@
   `recovery` goes on with what another controller left, `announcer` tells others.
 - `commands/dispatcher` takes every command, `commands/handlers` carry it out, `reservations` are what somebody is about
   to change, `commands/settlement` joins what has ended with its command. `queries` answers.
-- `inventory` looks at hosts and keeps what is known of them (`known_hosts`); `snapshots` takes the site as it is,
-  `reconciler` carries out what `core/drain` says of it, at every change, but leaves the loop to others for four times
-  as long as a plan takes, a tenth of a second at most; `preview` is the same plan of an evacuation that nobody has
-  begun. `placement_findings` is what the inventory has against a move, the same for the check and the act;
-  `disk_room` holds the disks that a check says are copied against those of others.
+- `inventory` looks at hosts and keeps what is known of them (`known_hosts`), `look_schedule` says when; `snapshots`
+  takes the site as it is, `reconciler` carries out what `core/drain` says of it, at every change, but leaves the loop
+  to others for four times as long as a plan takes, a tenth of a second at most; `preview` is the same plan of an
+  evacuation that nobody has begun. `placement_findings` is what the inventory has against a move, the same for the
+  check and the act; `disk_room` holds the disks that a check says are copied against those of others.
 - `guest_experiences` and `pair_overheads` keep what migrations taught; `path_speeds` learns from all streams what links
   and paths carry, and says who gives way while another is switched (`switch_turns`).
 - `event_bus` numbers and delivers events; a journal that several controllers write gives the numbers itself, in the

@@ -395,7 +395,7 @@ class Engine:
             for name, work in {
                 **spread,
                 "journal": self.journal_writer.run,
-                "inventory": self.inventory.run,
+                "inventory": self.inventory.schedule.run,
                 "reconciler": self.reconciler.run,
                 "windows": self.windows.run,
                 "rolls": self.rolls.run,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,22 +16,14 @@ from migrator.core.link_speeds import LearnedSpeeds
 from migrator.core.model import RunState
 from migrator.engine.duplicates import Duplicates
 from migrator.engine.known_hosts import KnownHost, KnownHosts
+from migrator.engine.look_schedule import LookSchedule
 from migrator.errors import MigratorError
-from migrator.faults import contained, keep_going
+from migrator.faults import contained
 from migrator.ports import HostLook, Site
 from migrator.settings.models import LimitsSettings
 
 #: What is said of a host from its being configured until it is looked at for the first time.
 NOT_LOOKED_AT = "not looked at yet"
-#: A host that did not answer is asked again after so long, doubled up to the second, or to a shorter interval.
-_RETRY_SECONDS = (1.0, 15.0)
-#: A host that cannot be watched is tried again after so long.
-_WATCH_AGAIN_SECONDS = 5.0
-#: What was noticed at a host is looked at after the first, and not sooner than the second after the last look; nor
-#: sooner than so many times as long as that took, up to the fourth: where much happens, looking stays a small part.
-_NOTICE_SECONDS, _NOTICE_PAUSE_SECONDS, _NOTICE_RATIO, _NOTICE_MOST_SECONDS = 0.2, 1.0, 10.0, 30.0
-#: ... nor sooner than so long for each guest there: a look goes through all of them, and each that leaves is noticed.
-_NOTICE_SECONDS_A_GUEST = 0.02
 #: The longest that one look at a host may take in all.
 _LOOK_SECONDS = 60.0
 #: Looks that are begun anew because this process did not run meanwhile.
@@ -62,21 +52,25 @@ class Inventory:
     ) -> None:
         self._known = KnownHosts(replace(host, up=False, error=NOT_LOOKED_AT) for host in hosts)
         self.site = site
-        self._interval = interval
         self._rules = rules
         self._changed = changed
-        self._wake = {name: asyncio.Event() for name in self._known}
         self._looking = {name: asyncio.Lock() for name in self._known}
         #: Of every look under way: the guests that were heard to move or to end since it began.
         self._meanwhile: dict[str, set[str]] = {}
         #: Looks that somebody waits for and that have not begun yet.
         self._queued: dict[str, asyncio.Future[None]] = {}
-        #: Hosts at which something was noticed that the next look will show.
-        self._noticed: set[str] = set()
         self._duplicates = Duplicates()
         #: Hosts that nobody has tried to look at yet.
         self._unseen = set(self._known)
         self._all_seen = asyncio.Event()
+        #: When hosts are looked at; :meth:`LookSchedule.run` has to run.
+        self.schedule = LookSchedule(
+            self._known,
+            site=site,
+            look=self.look,
+            looks_now=lambda name: self._looking[name].locked(),
+            interval=interval,
+        )
         self._log = logs.logger()
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -174,7 +168,7 @@ class Inventory:
         :param interval: as for the class; ``None``: as before.
         """
         self._rules = rules
-        self._interval = self._interval if interval is None else interval
+        self.schedule.interval = self.schedule.interval if interval is None else interval
         known: dict[str, KnownHost] = {}
         for host in hosts:
             old = self._known.get(host.name)
@@ -194,20 +188,20 @@ class Inventory:
                 # The same object: a look that is under way writes to it.
                 old.host = _with_link(kept)
                 known[host.name] = old
-            self._wake.setdefault(host.name, asyncio.Event()).set()
             self._looking.setdefault(host.name, asyncio.Lock())
         self._known.configure(known)
+        self.schedule.look_soon(*known)
         self._changed()
 
     def moved(self, guest: Guest, host: str, socket: str, pid: int | None) -> None:
-        """Note that a guest has arrived at a host; both hosts are looked at soon, see :meth:`notice`."""
+        """Note that a guest has arrived at a host; both hosts are looked at soon, see :meth:`LookSchedule.notice`."""
         self._forget(guest.key)
         if host in self._known:
             self._known.put(
                 host, guest.key, replace(guest, host=host, socket=socket, pid=pid, disk_bytes_to={})
             )
         for name in (guest.host, host):
-            self.notice(name)
+            self.schedule.notice(name)
         self._changed()
 
     def gone(self, guest: Guest, *hosts: str) -> None:
@@ -222,7 +216,7 @@ class Inventory:
                 self._known.put(known.host.name, key)
         for name, meanwhile in self._meanwhile.items():
             meanwhile.add(key)
-            self.notice(name)
+            self.schedule.notice(name)
 
     def note_dirty_rate(self, key: str, bytes_per_second: float) -> None:
         """Note a dirty rate that was just measured."""
@@ -244,12 +238,6 @@ class Inventory:
             self._known.put(known.host.name, key, *noted)
             self._changed()
 
-    def look_soon(self, *names: str) -> None:
-        """Look at these hosts as soon as possible."""
-        for name in names:
-            if name in self._wake:
-                self._wake[name].set()
-
     # --- looking -----------------------------------------------------------------------------------------------------
 
     async def look(self, name: str) -> Host:
@@ -258,7 +246,7 @@ class Inventory:
             known = self._known[name]
             before = (known.host, known.guests)
             meanwhile = self._meanwhile[name] = set()
-            self._noticed.discard(name)
+            self.schedule.begun(name)
             began = asyncio.get_running_loop().time()
             try:
                 look = await self._seen(name)
@@ -342,7 +330,7 @@ class Inventory:
             began=lambda name: self._known[name].began if name in self._known else math.inf,
             now=loop.time(),
         )
-        self.look_soon(*again)
+        self.schedule.look_soon(*again)
 
     async def refresh(self, *names: str) -> None:
         """Look at these hosts, or at all: each look begins after this was called. Several who ask wait for the same."""
@@ -374,58 +362,6 @@ class Inventory:
                 if only_up and not known.host.up:
                     continue
                 group.create_task(self.look(name), name=f"look at host {name}")
-
-    async def run(self) -> None:
-        """Look at every host again and again, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for name in self._known:
-                for what, work in (("look at", self._watch), ("watch", self._attend)):
-                    task = f"{what} host {name}"
-                    group.create_task(keep_going(task, functools.partial(work, name)), name=task)
-
-    async def _attend(self, name: str) -> None:
-        """Notice guests that come to a host and go, for as long as it is configured and can be watched."""
-        first = True
-        while name in self._known:
-            if first or self._known[name].host.up:
-                first = False
-                self.notice(name)  # what happened before it was watched
-                try:
-                    await self.site.watch(name, lambda: self.notice(name))
-                except MigratorError:
-                    pass  # looks from time to time have to do until it can be watched again
-            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
-
-    def notice(self, name: str) -> None:
-        """Look soon at a host where something may have happened, though for a small part of the time at most."""
-        known = self._known.get(name)
-        if known is None or name in self._noticed:
-            return
-        many = _NOTICE_SECONDS_A_GUEST * len(known.by_key)
-        pause = min(_NOTICE_MOST_SECONDS, max(_NOTICE_PAUSE_SECONDS, _NOTICE_RATIO * known.took, many))
-        loop = asyncio.get_running_loop()
-        since = loop.time() if self._looking[name].locked() else known.ended
-        self._noticed.add(name)
-        loop.call_at(max(loop.time() + _NOTICE_SECONDS, since + pause), self.look_soon, name)
-
-    async def _watch(self, name: str) -> None:
-        pause = 0.0
-        while name in self._known:
-            host = self._known[name].host
-            if host.up:
-                pause = 0.0
-            else:
-                first, longest = _RETRY_SECONDS
-                pause = min(self._interval, longest, max(first, 2 * pause))
-            wake = self._wake[name]
-            try:
-                # Spread, so that not all hosts are looked at together.
-                async with asyncio.timeout(pause or self._interval * random.uniform(0.9, 1.1)):  # noqa: S311
-                    await wake.wait()
-            except TimeoutError:
-                pass  # its time has come
-            wake.clear()
-            await self.look(name)
 
 
 def _with_link(host: Host) -> Host:

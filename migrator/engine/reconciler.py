@@ -156,7 +156,7 @@ class Reconciler:
                 case LookAgain(host=host, awaited=True):
                     self._look(host)
                 case LookAgain(host=host):
-                    self._inventory.look_soon(host)
+                    self._inventory.schedule.look_soon(host)
                 case SaveGuest():
                     if not await self._save(action):
                         break

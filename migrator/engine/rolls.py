@@ -233,7 +233,7 @@ class Rolls:
             case RunHooks(host=host, point=point):
                 self._run_hooks(run, host, point)
             case LookAt(host=host):
-                self._inventory.look_soon(host)
+                self._inventory.schedule.look_soon(host)
             case CancelRun(evacuation=evacuation):
                 try:
                     await self.commands.carry_out(Cancel(target=evacuation), _caller(run), key="")

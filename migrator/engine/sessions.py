@@ -229,7 +229,9 @@ class Sessions:
             )
         if session.state is State.HELD:
             for host in (session.guest.host, session.target):
-                self._inventory.notice(host)  # one may not answer, which is to be known of the host too
+                self._inventory.schedule.notice(
+                    host
+                )  # one may not answer, which is to be known of the host too
         if session.ended and session.left_over:
             self._leftovers.add(session.target, session.id, images=session.images_left_over)
         if session.ended and session.source_left_over:

@@ -244,7 +244,7 @@ LIVE: dict[str, tuple[str, Probe, Any]] = {
     "limits.prepared_per_target": ("6", of_links("prepared_per_target"), 6),
     "limits.attempts": ("8", of_limits("attempts"), 8),
     "limits.first_pause": ('"1s"', of_limits("first_pause"), 1.0),
-    "limits.refresh_interval": ('"11s"', lambda service: service.engine.inventory._interval, 11.0),
+    "limits.refresh_interval": ('"11s"', lambda service: service.engine.inventory.schedule.interval, 11.0),
     "limits.ssh_sessions": ("3", lambda service: service.ssh().max_sessions, 3),
     "limits.ssh_connect_timeout": ('"3s"', lambda service: service.ssh().connect_seconds, 3.0),
     "limits.source_image_grace": (

@@ -94,7 +94,7 @@ class WatchedSite(SlowSite):
 @asynccontextmanager
 async def running(site: Any) -> AsyncIterator[Inventory]:
     inventory = Inventory([Host(name="a")], site=site)
-    task = asyncio.create_task(inventory.run())
+    task = asyncio.create_task(inventory.schedule.run())
     await inventory.first_look(60)
     await asyncio.sleep(6)  # it is watched once it is known to be up
     yield inventory
@@ -125,7 +125,7 @@ async def test_a_host_that_is_back_is_seen_within_seconds() -> None:
     site = WatchedSite()
     async with running(site) as inventory:
         site.down = True
-        inventory.look_soon("a")
+        inventory.schedule.look_soon("a")
         await asyncio.sleep(2)
         tried = site.looks[-2:]
         assert tried[1] - tried[0] <= 1.1
@@ -191,7 +191,7 @@ class TestUuidThatRunsTwice:
         site: Any = SlowSite(one("one", "a"), one("two", "b"))
         inventory = Inventory([Host(name="a"), Host(name="b")], site=site)
         await inventory.look("a")
-        looks = asyncio.create_task(inventory._watch("a"))
+        looks = asyncio.create_task(inventory.schedule._watch("a"))
         await asyncio.sleep(3)
         await inventory.look("b")
         await asyncio.sleep(2)
