@@ -8,11 +8,11 @@ It knows nothing of other migrations.
   `preflight` finds what speaks against it, `cleanup` clears the hosts up, `guest_network` looks at what carries the
   guest's network, `session_hooks` runs the site's hooks. `file_session` and `file_move` say that one end is a file,
   `cold_session` that the guest is shut down and started anew.
-- `driver` begins it, or takes it up, and `driver_loop` drives it through the ports; `driver_state` has its parts, and
-  what may be asked of it. `prepare` sets both ends up, `steering` steers while memory is copied, `steps` takes the
-  steps of the lifecycle, `observer` looks, `stream_shaper` has the stream's sockets, `shared_path` what is known of
-  others on its path, `guarding` the source's guard, `group_hold` the switch that waits for the guest's group,
-  `disk_mirrors` the disks that both ends do not share,
+- `driver` begins it, or takes it up, and `driver_loop` drives it through the ports; `contained_loop` is what goes wrong
+  in this program meanwhile. `driver_state` has its parts, and what may be asked of it. `prepare` sets both ends up,
+  `steering` steers while memory is copied, `steps` takes the steps of the lifecycle, `observer` looks, `stream_shaper`
+  has the stream's sockets, `shared_path` what is known of others on its path, `guarding` the source's guard,
+  `group_hold` the switch that waits for the guest's group, `disk_mirrors` the disks that both ends do not share,
   `stream_recovery` a postcopy whose network broke, `unplug_wait` the cards that the guest has to let go of;
   `managed_driver`, `managed_loop`, `managed_state` and `managed_postcopy` have a manager, libvirt, carry it out;
   `intent_log` writes the record, `ending` says what is said at the end.

@@ -19,60 +19,26 @@ from migrator.core.model import (
 from migrator.core.preflight.non_migrated_state import DiskUsers
 from migrator.engine import clock
 from migrator.engine.migration.block_job_wait import too_late
-from migrator.engine.migration.driver_state import DriverState
+from migrator.engine.migration.contained_loop import ContainedLoop
 from migrator.engine.migration.ending import explain, judge_stall, measure
 from migrator.engine.migration.observer import interval
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import together
-from migrator.errors import Driven, Fault, QemuError
-from migrator.faults import contained
+from migrator.errors import Driven, QemuError
 from migrator.ports import Tuning
 
-#: Two ends are not looked at in one instant, so what needs a person must show so many times in a row.
-_LOOKS_TO_HOLD = 3
 #: As a guard parks a stream, where there is none: the limit is parked as it is all the way to the switch, and an idle
 #: guest, which would get there even so, has its stream held back besides.
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
 #: Jobs on the guest's disks are looked for so often while it copies, and where the switch is farther away than that and
 #: none of them is ours; at the switch itself they are looked for in any case.
 _DISK_USERS_SECONDS, _DISK_USERS_FAR_SECONDS = 0.1, 5.0
-#: After so many errors of our own in one migration its guest is left to a person.
-_FAULTS_BORNE = 5
 
 
-class MigrationLoop(DriverState):
+class MigrationLoop(ContainedLoop):
     """Drives a migration to its end, once it is begun or taken up."""
 
-    async def _drive(self) -> MigrationOutcome:
-        """Drive it to its end, or until it is parked; its stream is let go of whatever happens."""
-        try:
-            return await self._drive_on()
-        finally:
-            await self._shaper.close()
-
-    async def _drive_on(self) -> MigrationOutcome:
-        faults = 0
-        while True:
-            try:
-                with contained(f"migration {self.result.id}"):
-                    return await self._go_on()
-            except Driven as error:
-                self._observer.complain(str(error))
-                why = "another controller has taken it over: what it does with the guest is its own"
-                return await self._end(
-                    Next(step=Step.END, row="driven-elsewhere", why=why, outcome=State.HELD)
-                )
-            except Fault as fault:
-                faults += 1
-                self._observer.complain(str(fault))
-                if faults == _FAULTS_BORNE:
-                    return await self._end(
-                        Next(step=Step.END, row="controller-failed", why=str(fault), outcome=State.HELD)
-                    )
-                # The guest first: before the switch it stays where it is, after it what is begun is finished.
-                if self.can_cancel and self._intent_log.intent.undo is None:
-                    self._intent_log.undo(State.FAILED, str(fault))
-            await self._observer.pause(0.1 * faults)
+    _too_late_reason = "past the switch, the migration is being finished"
 
     async def _go_on(self) -> MigrationOutcome:
         while True:
@@ -132,8 +98,7 @@ class MigrationLoop(DriverState):
         if source.answers:
             self._intent_updates.run_state(source.run)
         self._intent_updates.run_there(destination)
-        if self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None:
-            self._consider_cancel(source)
+        self._heed_cancel()
 
     async def _steer(self, sample: Sample) -> None:
         try:
@@ -208,20 +173,6 @@ class MigrationLoop(DriverState):
 
     def _disturbed(self, users: DiskUsers) -> str:
         return too_late(users) if users else self._mirrors.broken(users.ours)
-
-    def _confirmed(self, answer: Next) -> bool:
-        row, times = self._suspect
-        self._suspect = (answer.row, times + 1 if row == answer.row else 1)
-        return self._suspect[1] >= _LOOKS_TO_HOLD
-
-    def _consider_cancel(self, source: View) -> None:
-        if lifecycle.can_cancel(self._intent_log.intent, source):
-            self._intent_log.undo(State.CANCELLED, "cancelled", by_choice=True)
-        else:
-            self._too_late = True
-            self._intent_log.decide(
-                "too-late", "too late to cancel: past the switch, the migration is being finished"
-            )
 
     @property
     def _in_channels(self) -> bool:

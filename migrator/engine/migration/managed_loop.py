@@ -22,12 +22,12 @@ from migrator.core.migration.switch_timing import PARKED_LIMIT_SECONDS
 from migrator.core.model import Mode, ProcessState, Sample, State, View
 from migrator.core.policy import PostcopyMode
 from migrator.engine import clock
+from migrator.engine.migration.contained_loop import ContainedLoop
 from migrator.engine.migration.ending import explain, measure
 from migrator.engine.migration.managed_state import ManagedState
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
-from migrator.errors import Fault, HostError, QemuError
-from migrator.faults import contained
+from migrator.errors import HostError, QemuError
 from migrator.ports import Tuning
 
 #: Seconds between looks: while it copies, and while the guest stands still.
@@ -36,34 +36,20 @@ _COPIES_SECONDS, _NEAR_SECONDS = 0.25, 0.05
 _FIGURES_SECONDS = 1.0
 #: For so long nobody is asked anything once the guest stands still.
 _ASIDE_SECONDS = 0.1
-#: What needs a person must show so many times in a row, so many seconds apart.
-_LOOKS_TO_HOLD, _HOLD_PAUSE_SECONDS = 3, 0.5
+#: What needs a person must show several times in a row, so many seconds apart.
+_HOLD_PAUSE_SECONDS = 0.5
 #: The guest may have stopped for its switch.
 _SWITCHES = (SourceHas.SWITCHES, SourceHas.STANDS, SourceHas.SERVES, SourceHas.BROKEN)
 #: Seconds between two cancels, and two tries to mend a postcopy.
 _AGAIN_SECONDS = 2.0
-_FAULTS_BORNE = 5
 #: A decision: the manager's own figures of the downtime, beside ours.
 _MANAGER_FIGURES = "manager-figures"
 
 
-class ManagedLoop(ManagedState):
+class ManagedLoop(ContainedLoop, ManagedState):
     """Drives a migration to its end, once it is begun or taken up."""
 
-    async def _drive(self) -> MigrationOutcome:
-        faults = 0
-        while True:
-            try:
-                with contained(f"migration {self.result.id}"):
-                    return await self._go_on()
-            except Fault as fault:
-                faults += 1
-                self._observer.complain(str(fault))
-                if faults == _FAULTS_BORNE:
-                    return await self._end(
-                        Next(step=Step.END, row="controller-failed", why=str(fault), outcome=State.HELD)
-                    )
-            await self._observer.pause(0.1 * faults)
+    _too_late_reason = "the guest is being handed over, or has been"
 
     async def _go_on(self) -> MigrationOutcome:
         while True:
@@ -198,15 +184,8 @@ class ManagedLoop(ManagedState):
         if source.answers:
             self._intent_updates.run_state(source.run)
         self._intent_updates.run_there(destination)
-        wants_cancel = self.requests.cancel and not self._too_late and self._intent_log.intent.undo is None
-        if wants_cancel and here is not SourceHas.SILENT:  # whoever is silent may yet show that there is time
-            if managed_lifecycle.can_cancel(self._intent_log.intent, source):
-                self._intent_log.undo(State.CANCELLED, "cancelled", by_choice=True)
-            else:
-                self._too_late = True
-                self._intent_log.decide(
-                    "too-late", "too late to cancel: the guest is being handed over, or has been"
-                )
+        if here is not SourceHas.SILENT:  # whoever is silent may yet show that there is time
+            self._heed_cancel()
 
     def _note_stop(self, *, switches: bool = False) -> None:
         """Note that the guest may have stopped for its switch.
@@ -286,11 +265,6 @@ class ManagedLoop(ManagedState):
         reason = "the controller stops, and libvirt cannot go on without it: it begins anew"
         self._intent_log.undo(State.CANCELLED, reason, by_choice=True, postponed=True)
         return False
-
-    def _confirmed(self, answer: Next) -> bool:
-        row, times = self._suspect
-        self._suspect = (answer.row, times + 1 if row == answer.row else 1)
-        return self._suspect[1] >= _LOOKS_TO_HOLD
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
