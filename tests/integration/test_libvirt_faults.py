@@ -9,10 +9,12 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from migrator.core.model import Mode, State
+from migrator.engine.migration.observer import Observer
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.testing.guest import Habit
@@ -286,6 +288,27 @@ async def test_guest_that_may_run_at_a_target_that_cannot_be_asked_is_stopped_an
     assert await busy.beta.state(busy.name) == "running"
     with contextlib.suppress(Exception):
         await busy.alpha.virsh("destroy", busy.name)
+
+
+async def test_guest_stays_where_an_error_of_ours_ends_its_move(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, failed = Observer.look, 0
+
+    async def broken(self: Observer, intent: Any) -> Any:
+        nonlocal failed
+        failed += 1
+        if failed == 1:
+            raise ZeroDivisionError
+        return await look(self, intent)
+
+    async with busy.controller(policy=SLOW) as ours, busy.moving(ours) as move:
+        await ours.until_copies()
+        monkeypatch.setattr(Observer, "look", broken)
+        outcome = await move
+    assert outcome.state is State.FAILED, (outcome.state, outcome.error)
+    assert "ZeroDivisionError" in str(outcome.error)
+    await busy.runs_only_at(busy.alpha)
 
 
 @pytest.mark.matrix
