@@ -2,6 +2,9 @@
 
 - `binding` is the binding, or one line about what to install; `event_thread` runs libvirt's event loop.
 - `connection` is the connection to the daemon of one host: every call on a thread, bounded in time, events on our loop.
-- `migration` has the ends of a move that libvirt carries out, `cold_ends` those of a guest that is shut down and
-  started anew (`cold_guest`: from what).
+- `domains` are the guests of a host, kept by events; `domain_xml` reads what libvirt says of one, `domain_disks` its
+  images.
+- `end` is one end of a migration, `domain_view` a look at it, `migration` the source whose libvirt carries it out,
+  `job_stats` its figures. `target_checks` asks a target whether it would take the guest.
+- `cold_ends` are those of a guest that is shut down and started anew (`cold_guest`: from what).
 """

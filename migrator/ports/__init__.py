@@ -1,6 +1,14 @@
 """The interfaces between the engine and what it drives, with their contracts.
 
 The engine never sees QMP, a file or a socket. Whatever implements these converts units and wraps errors.
+
+- Ends: `qemu` is one QEMU, `managed` a migration that libvirt carries out, `unmonitored_end` an end without a monitor,
+  `disk_mirrors` the disks that are copied, `source_guard` who acts while the controller is away.
+- Streams: `stream_path` is the network, `stream_tunnel` a tunnel.
+- Hosts: `site`, and on it `cold_starts`, `saved` guests, `hooks`.
+- The rest: `store` has records, journal and leases (`unreadable`: one bad row); `commands` and `queries` are what
+  entrances ask, `journal_queries` answers the latter.
+
 What only a service has is not loaded with the rest: ``assignments``, ``computing`` and ``controllers``.
 """
 

@@ -1,4 +1,4 @@
-"""Who comes home with a restore of a host, and by which policy: the one that a guest left by."""
+"""The guests that come home with a restore of a host, each by which policy: the one that it left by."""
 
 from __future__ import annotations
 
