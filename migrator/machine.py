@@ -8,6 +8,7 @@ import posixpath
 import select
 import signal
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,12 @@ class LocalProcess:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def thread_worked_seconds() -> float:
+    """Return the seconds that this thread has computed, and waited for a processor where the kernel tells that."""
+    try:
+        computed, waited, _ = Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(computed) + int(waited)) / 1e9

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+
+from migrator.machine import thread_worked_seconds
 
 #: The loop's load is measured over so long at the least.
 _EVERY_SECONDS = 1.0
@@ -13,7 +14,6 @@ _BUSY_RATIO, _CALM_RATIO = 0.6, 0.45
 _RARER, _MORE_FREQUENT = 1.5, 0.8
 #: So many times as rare as usual at the most.
 _MOST = 4.0
-_SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 class LookPace:
@@ -26,13 +26,13 @@ class LookPace:
 
     def __init__(self) -> None:
         self.stretch = 1.0
-        self._at, self._worked = time.monotonic(), _worked_seconds()
+        self._at, self._worked = time.monotonic(), thread_worked_seconds()
 
     def __call__(self) -> float:
         """Return :attr:`stretch` as of now."""
         now = time.monotonic()
         if now - self._at >= _EVERY_SECONDS:
-            worked = _worked_seconds()
+            worked = thread_worked_seconds()
             self.stretch = stretched(self.stretch, (worked - self._worked) / (now - self._at))
             self._at, self._worked = now, worked
         return self.stretch
@@ -46,12 +46,3 @@ def stretched(stretch: float, load: float) -> float:
     if load > _BUSY_RATIO:
         return min(_MOST, stretch * min(_RARER, load / _BUSY_RATIO))
     return max(1.0, stretch * _MORE_FREQUENT) if load < _CALM_RATIO else stretch
-
-
-def _worked_seconds() -> float:
-    """Return the seconds that this thread has computed, and waited for a processor where the kernel tells that."""
-    try:
-        computed, waited, _ = _SCHEDULER.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return time.thread_time()
-    return (int(computed) + int(waited)) / 1e9
