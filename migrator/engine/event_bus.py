@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TypeVar
 
 from migrator.api.events import Event, EventKind, Subject
+from migrator.ports.event_queue import QueuedListener
 
-#: More than this unheard means that nobody listens: the oldest go, and the gap shows in ``event_id``.
-_QUEUE_EVENTS = 10_000
 #: Commands whose sequence is kept. All that is ever said of one comes soon; nobody says when it was the last.
 _COMMANDS = 10_000
 
@@ -22,34 +20,6 @@ _COMMANDS = 10_000
 Subscriber = Callable[[Event], None]
 
 _Published = TypeVar("_Published", bound=Event)
-
-
-class QueuedListener:
-    """A bounded queue of events; iterate over it until it is closed."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=_QUEUE_EVENTS)
-        self._there = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: Event) -> None:
-        """Queue an event; never blocks, as the oldest is dropped where there is no room."""
-        self._events.append(event)
-        self._there.set()
-
-    def close(self) -> None:
-        """End the iteration once what is there has been taken."""
-        self._closed = True
-        self._there.set()
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._closed:
-                return
-            self._there.clear()
-            await self._there.wait()
 
 
 class EventBus:

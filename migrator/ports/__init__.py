@@ -7,7 +7,8 @@ The engine never sees QMP, a file or a socket. Whatever implements these convert
 - Streams: `stream_path` is the network, `stream_tunnel` a tunnel.
 - Hosts: `site`, and on it `cold_starts`, `saved` guests, `hooks`.
 - The rest: `store` has records, journal and leases (`unreadable`: one bad row); `commands` and `queries` are what
-  entrances ask, `journal_queries` answers the latter.
+  entrances ask, `journal_queries` answers the latter, `event_queue` has the events for one who
+  listens.
 
 What only a service has is not loaded with the rest: ``assignments``, ``computing`` and ``controllers``.
 """

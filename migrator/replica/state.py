@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,9 @@ from migrator.api.events import (
 )
 from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.ports.controllers import LiveDocument
+from migrator.ports.event_queue import QueuedListener
 from migrator.replica.channel import MessageKind
 
-#: More than this that nobody takes: the oldest go, and whoever listens finds them in the journal.
-_QUEUE_EVENTS = 10_000
 #: A decision that is both in a document and in an event is one of the last of the document.
 _LAST_DECISIONS = 4
 
@@ -64,32 +63,6 @@ class KnownGuest:
         return self.document.host
 
 
-class _Listener:
-    """See :class:`migrator.ports.queries.Listener`."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=_QUEUE_EVENTS)
-        self._there = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-        self._there.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._there.set()
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._closed:
-                return
-            self._there.clear()
-            await self._there.wait()
-
-
 class RelayedEvents:
     """The events of the other process that its journal has; see :class:`migrator.ports.queries.Events`."""
 
@@ -106,9 +79,9 @@ class RelayedEvents:
         self._subscribers.append(callback)
 
     @contextmanager
-    def listen(self, *, journalled: bool = False) -> Iterator[_Listener]:
+    def listen(self, *, journalled: bool = False) -> Iterator[QueuedListener]:
         del journalled
-        listener = _Listener()
+        listener = QueuedListener()
         self._subscribers.append(listener.put)
         try:
             yield listener

@@ -304,7 +304,7 @@ async def test_a_client_that_does_not_read_is_let_go_and_harms_nobody(running: R
 async def test_more_than_the_queue_holds_is_read_back_from_the_journal(
     running: RunningEngine, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("migrator.engine.event_bus._QUEUE_EVENTS", 500)
+    monkeypatch.setattr("migrator.ports.event_queue._QUEUE_EVENTS", 500)
     first = running.bus.last_event_id
     seen: list[int] = []
     async with asyncio.timeout(90), aclosing(events(place, f"events?after={first}")) as coming:  # type: ignore[type-var]
