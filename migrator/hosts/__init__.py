@@ -6,10 +6,10 @@
 - What is read: `facts` of a host, `processes`, `sockets` and who holds them, `socket_watch` for monitors that come and
   go, `bound_ports` and `listening` the ports, `memory_usage` what processes hold, `thread_scheduling` where threads
   run, `guest_network` what carries a guest's network, `managers` who else keeps a guest, `certificates` of QEMU's
-  streams (`certificate_install` puts them there), `host_files` which files a guest uses, `sharing_probe` which of
-  them are the same on two hosts, `held_room` what migrations still fill, `customary_places` where run directories are,
-  `path_probe` sends a burst between two hosts. What comes of it is parsed without trust: `host_output`, and
-  `network_output` what is JSON.
+  streams (`certificate_install` puts them there), `host_files` which files a guest uses (`own_files`: of this machine),
+  `sharing_probe` which of them are the same on two hosts, `held_room` what migrations still fill, `customary_places`
+  where run directories are, `path_probe` sends a burst between two hosts. What comes of it is parsed without trust:
+  `host_output`, and `network_output` what is JSON.
 - A QEMU started: `target_survey` reads what must be known before, `run_directories` makes the directory that belongs to
   it, `launch` starts it there and ends it (`launch_scripts`). `process_identity` reads whose a process is and what it
   may use, `run_as` gives that to another: the same script goes before the destination's command line and before the

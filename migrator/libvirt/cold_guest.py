@@ -21,7 +21,7 @@ _MARK = "urn:migrator:shutdown"
 
 @dataclass(frozen=True, kw_only=True)
 class ColdGuest:
-    """The parts that a guest is started from elsewhere, and again where it was; plain enough for a record but for its definition.
+    """The parts that a guest is started from elsewhere, and again where it was; plain values, but for its definition.
 
     :ivar definition: libvirt's XML of its next start, with what it keeps secret.
     """

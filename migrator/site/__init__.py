@@ -5,7 +5,7 @@
 - `discovery` finds the guests of a host (`guest_records` which they are, `unreachable_guests` why one cannot be asked);
   `host_checks` and `process_checks` say what speaks against a target; `hooks` runs the site's commands.
 - Guests of libvirt: `libvirt_connections` reach its daemons, `managed_guests` are found there, `managed_checks` say
-  what speaks against a target, `managed_ends` are both ends.
+  what speaks against a target, `managed_ends` are both ends, `managed_cold` those of a guest that is started anew.
 - `destinations` starts the QEMU that a guest moves into (`launch_config`: how; `replication`: like the guest's, with
   `operator_paths` and `target_images`), `incoming_destination` is that QEMU until the guest has arrived.
   `image_comparison` compares what is left at the source, and removes it.

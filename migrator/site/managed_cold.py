@@ -132,7 +132,7 @@ class ManagedColdStarts:
 
     def incoming(self, incoming: IncomingDestination, source: ColdDomainSource) -> IncomingDestination:
         """See :meth:`migrator.ports.ColdStarts.incoming`."""
-        return ColdArrival(incoming, source)
+        return ManagedColdArrival(incoming, source)
 
     async def open(
         self, host: str, place: str, *, role: str, identity: Mapping[str, Any]
@@ -158,7 +158,7 @@ class ManagedColdStarts:
         )
 
 
-class ColdArrival:
+class ManagedColdArrival:
     """The place at its target of a guest of libvirt that is started anew.
 
     Implements :class:`migrator.ports.IncomingDestination`.

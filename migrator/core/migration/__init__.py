@@ -8,6 +8,7 @@ What is safe:
   QEMU shows of a migration that was left, `drivers` who may follow whom at a QEMU.
 - `managed_lifecycle` is the table of a migration that the guest's manager, libvirt, carries out; `managed_situation` is
   what goes into it.
+- `cold_situation` is what both ends show of a guest that is shut down and started anew.
 
 While memory is copied:
 
