@@ -329,7 +329,9 @@ def test_everybody_can_read_it_also_on_a_phone(browser: Any, service: ServiceThr
     for view in views:
         seen.go(view)
         expect(seen.page.locator("main h1")).to_have_count(1)
-        assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], view
+        for width in (800, PHONE["width"]):
+            seen.page.set_viewport_size({"width": width, "height": 800})
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width, (view, width)
         assert seen.accessibility() == [], view
     seen.close()
 

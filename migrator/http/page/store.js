@@ -143,8 +143,8 @@ async function snapshot() {
   store.hosts = new Map(hosts.items.map((host) => [host.host, host]));
   store.migrations = new Map(migrations.items.map((one) => [one.id, one]));
   keepEvacuations(evacuations.items);
-  store.pastMigrations = past.items.filter((one) => ENDED.has(one.state));
-  store.pastEvacuations = ended.items.filter((one) => one.ended_at);
+  store.pastMigrations = past.items.filter((one) => ENDED.has(one.state)).sort((a, b) => b.ended_at.localeCompare(a.ended_at));
+  store.pastEvacuations = ended.items.filter((one) => one.ended_at).sort((a, b) => b.ended_at.localeCompare(a.ended_at));
   for (const curve of store.curves.values()) curve.recalled = false;
   // What was heard while the answers were on their way may be newer than they are.
   if (heard === mine) heard = null;
