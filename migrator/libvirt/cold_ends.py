@@ -24,7 +24,7 @@ from migrator.core.migration.cold_situation import (
 from migrator.core.model import MigrationStatus, ProcessState, RunState, View
 from migrator.core.preflight.facts import Facts
 from migrator.core.preflight.non_migrated_state import DiskUsers
-from migrator.errors import HostError, MigratorError, QemuError, TimedOut
+from migrator.errors import CommandFailed, HostError, MigratorError, QemuError, TimedOut
 from migrator.libvirt import cold_guest
 from migrator.libvirt.binding import load
 from migrator.libvirt.cold_guest import ColdGuest, guest_is
@@ -151,8 +151,6 @@ class ColdDomainSource(ColdDomainEnd):
             "seconds": self._seconds,
             "persistent": self.guest.persistent,
             "autostart": self.guest.autostart,
-            # libvirt keeps that of a guest that is off, else.
-            "definition": "" if self.guest.persistent else self.guest.definition,
         }
         return {**super().identity, KEY: own}
 
@@ -174,6 +172,10 @@ class ColdDomainSource(ColdDomainEnd):
                 await self._find_phase(guest)
             except (QemuError, HostError):
                 guest = GuestIs.SILENT
+        if self._phase is ColdPhase.ASKED and guest is GuestIs.UNKNOWN:
+            guest = GuestIs.TAKEN  # what is off is still defined: somebody has moved it away, or given it up
+        if guest is GuestIs.TAKEN:
+            self.problem = "somebody has saved the guest meanwhile, or moved it away"
         if self._phase is ColdPhase.ASKED and guest in (GuestIs.RUNS, GuestIs.PAUSED):
             await self._wait_on()
         return replace(source_view(self._phase, guest), error=self.problem)
@@ -183,14 +185,27 @@ class ColdDomainSource(ColdDomainEnd):
 
         :raise QemuError, HostError: it cannot be asked.
         """
-        if is_off(guest):
+        if is_off(guest) or guest is GuestIs.TAKEN:
             self._phase = ColdPhase.PUT_AWAY
-        elif await self._call(cold_guest.was_asked, "read whether it was asked", _CHANGE_SECONDS):
+        elif await self._asked_by() == self._migration:
             self._phase, self._asked_at, self._button = ColdPhase.ASKED, time.monotonic(), True
         self._left = False
 
+    async def _asked_by(self) -> str:
+        return await self._call(cold_guest.asked_by, "read whether it was asked", _CHANGE_SECONDS)
+
     async def _wait_on(self) -> None:
-        """Do what is due while the guest has not shut down yet."""
+        """Do what is due while the guest has not shut down yet; nothing once it is not ours to shut down any more."""
+        try:
+            asked_by = await self._asked_by()
+        except (QemuError, HostError):
+            return  # it is off by now, or the next look finds its libvirt away
+        if asked_by != self._migration:
+            self._phase = ColdPhase.IDLE
+            self.problem = (
+                _asked_for(asked_by) if asked_by else "somebody has started the guest again meanwhile"
+            )
+            return
         waited = time.monotonic() - self._asked_at
         failed = (
             self._asking is not None and self._asking.done() and self._asking.exception() is not None
@@ -214,10 +229,10 @@ class ColdDomainSource(ColdDomainEnd):
     # --- what is done to it ------------------------------------------------------------------------------------------
 
     async def migrate(self, uri: str) -> None:  # noqa: ARG002 - nothing is sent
-        migration = self._migration
-        await self._change(
-            lambda domain: cold_guest.mark_asked(domain, migration), "note that it is to shut down"
-        )
+        guest, migration, what = self.guest, self._migration, "note that it is to shut down"
+        other = await self._change(lambda domain: cold_guest.mark_asked(domain, guest, migration), what)
+        if other:
+            raise CommandFailed(self.name, what, "GenericError", _asked_for(other))
         self._phase, self._asked_at = ColdPhase.ASKED, time.monotonic()
         # It is away for whoever uses it from here on, not only once it is off.
         self._heard.append(QemuEvent(name="STOP", arrived=time.monotonic(), stamped=time.time(), data={}))
@@ -236,7 +251,11 @@ class ColdDomainSource(ColdDomainEnd):
             await self.begin_there()
 
     async def cancel(self) -> None:
-        """Have a guest that is off boot again; one that was asked is waited for: it may shut down any moment."""
+        """Have a guest that is off boot again; one that was asked is waited for: it may shut down any moment.
+
+        None is ended by force any more.
+        """
+        self._by_force = False
         if is_off(await self.guest_is(_LOOK_SECONDS)):
             await self.cont()
 
@@ -277,15 +296,18 @@ class ColdDomainSource(ColdDomainEnd):
 
     async def restore(self, settings: MigrationSettings) -> None:  # noqa: ARG002 - there are none
         """Have a guest that stays be as it was."""
-        autostart = self.guest.autostart
-
-        def restore(domain: Any) -> None:
-            cold_guest.forget_asked(domain)
-            if autostart:
-                domain.setAutostart(1)
-
-        await self._change(restore, "put the guest back as it was")
+        guest, migration = self.guest, self._migration
+        await self._change(
+            lambda domain: cold_guest.stay(domain, guest, migration), "put the guest back as it was"
+        )
         self._phase = ColdPhase.IDLE
+
+
+def _asked_for(migration: str) -> str:
+    return (
+        f"it was asked to shut down for migration {migration}, of another controller; where there is none: virsh "
+        "metadata GUEST urn:migrator:shutdown --live --remove"
+    )
 
 
 class ColdDomainDestination(ColdDomainEnd):
@@ -308,7 +330,11 @@ class ColdDomainDestination(ColdDomainEnd):
         self._guest, self._like, self._autostart = guest, like, autostart
         #: It is to be given the guest, and was not yet.
         self._waits = guest is not None
-        self._starting: asyncio.Future[None] | None = None
+        self._starting: asyncio.Future[bool] | None = None
+        #: What is there is somebody else's.
+        self._foreign = False
+        #: It was told to run.
+        self._let_run = False
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -325,15 +351,17 @@ class ColdDomainDestination(ColdDomainEnd):
 
     async def begin(self) -> None:
         """Have it get the guest, which does not run yet. Never raises; where it cannot, it is as one that is gone."""
-        guest, what = self._guest, "start the guest, which does not run yet"
+        guest, uuid, what = self._guest, self.uuid, "start the guest, which does not run yet"
         if guest is None or not self._waits:
             return
         try:
             self._starting = await self._apart(
-                lambda connection: cold_guest.start_paused(connection, guest), what
+                lambda connection: cold_guest.start_paused(connection, uuid, guest), what
             )
             self._waits = False
-            await self._done(self._starting, what)
+            if not await self._done(self._starting, what):
+                self._foreign = True
+                self.problem = "somebody has given the target's libvirt a definition of the guest meanwhile"
         except QemuError as error:
             self._waits, self.problem = False, str(error)
 
@@ -342,9 +370,17 @@ class ColdDomainDestination(ColdDomainEnd):
         return self._starting is not None and not self._starting.done()
 
     async def observe(self, *, timeout: float = 1.0) -> View:
+        guest = await self.guest_is(timeout)
+        if is_off(guest) and self._foreign:
+            guest = GuestIs.UNKNOWN  # its definition stays
+        elif guest is GuestIs.ENDED and self._starting is not None and not self._let_run:
+            guest = GuestIs.OFF  # it ended before it ran: its definition is of no use
         # What libvirt has not said yes or no to may come.
-        view = destination_view(await self.guest_is(timeout), waits=self._waits or self._starts)
-        return replace(view, error=self.problem)
+        return replace(destination_view(guest, waits=self._waits or self._starts), error=self.problem)
+
+    async def cont(self) -> None:
+        self._let_run = True  # whatever comes of it
+        await super().cont()
 
     async def was_run(self) -> bool:
         return await self.guest_is(_LOOK_SECONDS) not in (
@@ -383,6 +419,8 @@ class ColdDomainDestination(ColdDomainEnd):
             await asyncio.wait({self._starting}, timeout=_START_SECONDS)
         if self._starts:
             return False
+        if self._foreign:
+            return is_off(await self.guest_is(_LOOK_SECONDS))
         uuid, what = self.uuid, "remove what was made of the guest"
         try:
             begun = await self._apart(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from migrator.core.migration.cold_situation import GuestIs
@@ -16,17 +17,20 @@ from migrator.libvirt.target_checks import LeavingGuest
 
 #: CPU modes that libvirt fills in anew at each start, from the host that it is at.
 _FILLED_IN = frozenset({"host-model", "host-passthrough", "maximum"})
+#: What is noted at a guest that was asked to shut down, and how the migration is found in it again.
 _MARK = "urn:migrator:shutdown"
+_ASKED_BY = re.compile(r"""migration=['"]([^'"]*)""")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColdGuest:
     """The parts that a guest is started from elsewhere, and again where it was; plain values, but for its definition.
 
-    :ivar definition: libvirt's XML of its next start, with what it keeps secret.
+    :ivar definition: libvirt's XML of its next start, with what it keeps secret: written down nowhere but by libvirt;
+        empty: another controller began, and libvirt has it.
     """
 
-    definition: str
+    definition: str = field(repr=False)
     persistent: bool
     autostart: bool
 
@@ -112,6 +116,8 @@ def guest_is(look: DomainLook | None) -> GuestIs:
             module.VIR_DOMAIN_SHUTOFF_SHUTDOWN: GuestIs.SHUT_DOWN,
             module.VIR_DOMAIN_SHUTOFF_UNKNOWN: GuestIs.OFF,
             module.VIR_DOMAIN_SHUTOFF_FAILED: GuestIs.OFF,  # its start has
+            module.VIR_DOMAIN_SHUTOFF_SAVED: GuestIs.TAKEN,
+            module.VIR_DOMAIN_SHUTOFF_MIGRATED: GuestIs.TAKEN,
         }
         return reasons.get(look.reason, GuestIs.ENDED)
     return GuestIs.PAUSED if look.state == module.VIR_DOMAIN_PAUSED else GuestIs.RUNS
@@ -120,9 +126,19 @@ def guest_is(look: DomainLook | None) -> GuestIs:
 # --- what is done, on a thread --------------------------------------------------------------------------------------
 
 
-def mark_asked(domain: Any, migration: str) -> None:
-    """Have whoever looks later see that the guest was asked to shut down; gone with its QEMU."""
+def mark_asked(domain: Any, guest: ColdGuest, migration: str) -> str:
+    """Have whoever looks later see that the guest was asked to shut down; gone with its QEMU.
+
+    A guest without a definition that lasts gets one until it is let go of: libvirt, and nobody else, keeps what it is
+    started from while it is off, with its secrets.
+
+    :return: the migration for which somebody else has asked it, and nothing was changed; empty: there is none.
+    """
     module = load()
+    if (other := asked_by(domain)) and other != migration:
+        return other
+    if not guest.persistent and not domain.isPersistent():
+        domain.connect().defineXML(guest.definition)
     domain.setMetadata(
         module.VIR_DOMAIN_METADATA_ELEMENT,
         f"<shutdown migration='{migration}'/>",
@@ -130,63 +146,76 @@ def mark_asked(domain: Any, migration: str) -> None:
         _MARK,
         module.VIR_DOMAIN_AFFECT_LIVE,
     )
+    return ""
 
 
-def was_asked(domain: Any) -> bool:
-    """Return whether :func:`mark_asked` was called since its start."""
+def asked_by(domain: Any) -> str:
+    """Return the migration for which the guest was asked to shut down since its start; empty: it was not."""
     module = load()
     try:
-        domain.metadata(module.VIR_DOMAIN_METADATA_ELEMENT, _MARK, module.VIR_DOMAIN_AFFECT_LIVE)
+        mark = domain.metadata(module.VIR_DOMAIN_METADATA_ELEMENT, _MARK, module.VIR_DOMAIN_AFFECT_LIVE)
     except module.libvirtError as error:
         if error.get_error_code() != module.VIR_ERR_NO_DOMAIN_METADATA:
             raise
-        return False
-    return True
+        return ""
+    found = _ASKED_BY.search(mark)
+    return found[1] if found else ""
 
 
-def forget_asked(domain: Any) -> None:
-    """Undo :func:`mark_asked`, where it was called."""
+def stay(domain: Any, guest: ColdGuest, migration: str) -> None:
+    """Have a guest that stays be as it was: undo :func:`mark_asked`, and have it start with its host where it did.
+
+    One that has ended meanwhile, or that another controller shuts down, is left alone.
+    """
     module = load()
-    if domain.isActive() and was_asked(domain):
+    if not domain.isActive() or (asked := asked_by(domain)) not in ("", migration):
+        return
+    if asked:
         domain.setMetadata(
             module.VIR_DOMAIN_METADATA_ELEMENT, None, None, _MARK, module.VIR_DOMAIN_AFFECT_LIVE
         )
+    if guest.autostart:
+        domain.setAutostart(1)
+    if not guest.persistent and domain.isPersistent():
+        _undefine(domain)
 
 
 def start_again(connection: Any, uuid: str, guest: ColdGuest) -> None:
     """Start a guest that is off where it was, as it was."""
-    if not guest.persistent:
-        connection.createXML(guest.definition, 0)
-        return
     domain = connection.lookupByUUIDString(uuid)
     domain.create()
     if guest.autostart:
         domain.setAutostart(1)
+    if not guest.persistent:
+        _undefine(domain)
 
 
-def start_paused(connection: Any, guest: ColdGuest) -> None:
-    """Give a libvirt a guest and a QEMU for it, which does not run; where that fails nothing of it is left."""
+def start_paused(connection: Any, uuid: str, guest: ColdGuest) -> bool:
+    """Give a libvirt a guest and a QEMU for it, which does not run; where that fails nothing of it is left.
+
+    :return: False: it has a guest of that uuid already, and nothing was changed.
+    """
     module = load()
+    if _find(connection, uuid) is not None:
+        return False
     if not guest.persistent:
         connection.createXML(guest.definition, module.VIR_DOMAIN_START_PAUSED)
-        return
+        return True
     domain = connection.defineXML(guest.definition)
     try:
         domain.createWithFlags(module.VIR_DOMAIN_START_PAUSED)
     except module.libvirtError:
-        _undefine(domain)
+        if not domain.isActive():
+            _undefine(domain)
         raise
+    return True
 
 
 def remove(connection: Any, uuid: str, *, even_running: bool) -> bool:
     """End what a libvirt has of a guest and forget it; False: it runs, and may not be ended."""
     module = load()
-    try:
-        domain = connection.lookupByUUIDString(uuid)
-    except module.libvirtError as error:
-        if error.get_error_code() == module.VIR_ERR_NO_DOMAIN:
-            return True
-        raise
+    if (domain := _find(connection, uuid)) is None:
+        return True
     persistent = bool(domain.isPersistent())
     if domain.isActive():
         if domain.state()[0] != module.VIR_DOMAIN_PAUSED and not even_running:
@@ -199,20 +228,28 @@ def remove(connection: Any, uuid: str, *, even_running: bool) -> bool:
 
 def forget(connection: Any, uuid: str) -> bool:
     """Undefine a guest that is off; False: it has a QEMU."""
-    module = load()
-    try:
-        domain = connection.lookupByUUIDString(uuid)
-    except module.libvirtError as error:
-        if error.get_error_code() == module.VIR_ERR_NO_DOMAIN:
-            return True
-        raise
+    if (domain := _find(connection, uuid)) is None:
+        return True
     if domain.isActive():
         return False
     _undefine(domain)
     return True
 
 
-def _undefine(domain: Any) -> None:
-    """Forget the definition alone: firmware's variables and a TPM's state are left to whoever has them."""
+def _find(connection: Any, uuid: str) -> Any:
+    """Return the guest; ``None``: this libvirt has none of that uuid."""
     module = load()
-    domain.undefineFlags(module.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | module.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
+    try:
+        return connection.lookupByUUIDString(uuid)
+    except module.libvirtError as error:
+        if error.get_error_code() == module.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _undefine(domain: Any) -> None:
+    """Forget the definition alone: firmware's variables are left to whoever has them.
+
+    A TPM that has state of its own is refused before, and libvirt before 8.9 refuses to be told to keep it.
+    """
+    domain.undefineFlags(load().VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)

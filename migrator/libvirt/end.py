@@ -75,9 +75,9 @@ class DomainEnd(UnmonitoredEnd):
 
         return await self.connection.call(call, what=what, timeout=timeout)
 
-    async def _change(self, function: Callable[[Any], Any], what: str) -> None:
+    async def _change(self, function: Callable[[Any], _Result], what: str) -> _Result:
         try:
-            await self._call(function, what, _CHANGE_SECONDS)
+            return await self._call(function, what, _CHANGE_SECONDS)
         except HostError as error:
             raise TimedOut(self.name, what, _CHANGE_SECONDS) from error  # it may have been done
 

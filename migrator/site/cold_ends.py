@@ -275,7 +275,11 @@ class ColdSource(ColdEnd):
             await self.begin_there()
 
     async def cancel(self) -> None:
-        """Have a guest that is off boot again; one that was asked is waited for: it may shut down any moment."""
+        """Have a guest that is off boot again; one that was asked is waited for: it may shut down any moment.
+
+        None is ended by force any more.
+        """
+        self._by_force = False
         view = await self.end.observe(timeout=_LOOK_SECONDS)
         if self._phase is _Phase.ASKED and view.answers and view.run in (R.SHUTDOWN, R.PAUSED):
             await self.cont()

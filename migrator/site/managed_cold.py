@@ -148,7 +148,7 @@ class ManagedColdStarts:
         return ColdDomainSource(
             end,
             guest=ColdGuest(
-                definition=str(known["definition"]),
+                definition="",
                 persistent=bool(known["persistent"]),
                 autostart=bool(known["autostart"]),
             ),

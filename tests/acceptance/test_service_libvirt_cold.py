@@ -119,8 +119,9 @@ async def test_guest_that_does_not_start_at_the_target_boots_again_where_it_was(
             document = await moved(site, uuid, "failed")
             assert f"{name}.serial" in document["error"]
             await runs_only_at(libvirt_hosts, name, "alpha")
-            assert await definition(alpha, name) == before
+            assert (await has(alpha, name))["Persistent"] == ("yes" if persistent else "no")
             if persistent:
+                assert await definition(alpha, name) == before
                 assert (await has(alpha, name))["Autostart"] == "enable"
     finally:
         (beta.directory / "run" / f"{name}.serial").rmdir()
@@ -179,6 +180,51 @@ async def test_service_that_is_killed_leaves_the_guest_in_one_place(
         if when == "asked":
             assert alpha.guest_pid(name) == pid
             assert "was asked to shut down and has not within" in ended["error"]
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_guest_that_somebody_saves_meanwhile_stays_saved_where_it_was(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    (tmp_path / "image").write_bytes(_DEAF)
+    uuid = await alpha.start_guest(name, tmp_path / "image", autostart=True)
+    before = await definition(alpha, name)
+    async with cold_fleet(libvirt_hosts) as site:
+        begun = await site.post("migrations", guest=uuid, to="beta", policy="cold")
+        await site.until_state("precopy")
+        await alpha.virsh("managedsave", name)  # as the service libvirt-guests does where its host shuts down
+        await site.migration_ended(begun["id"], "guest-ended", within=60)
+        assert not await has(beta, name)
+        assert await definition(alpha, name) == before
+        assert {"Autostart": "enable", "Managed save": "yes"}.items() <= (await has(alpha, name)).items()
+        await alpha.virsh("start", name)
+        await runs_only_at(libvirt_hosts, name, "alpha")
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "transient"])
+async def test_guest_that_is_cancelled_stays_as_it_was_though_force_was_accepted(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path, persistent: bool
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    (tmp_path / "image").write_bytes(_DEAF)
+    uuid = await alpha.start_guest(name, tmp_path / "image", persistent=persistent)
+    pid = alpha.guest_pid(name)
+    async with cold_fleet(libvirt_hosts, seconds=5) as site:
+        begun = await site.post(
+            "migrations", guest=uuid, to="beta", policy="cold", accept=["guest-not-shut-down"]
+        )
+        await site.until_state("precopy")
+        await site.post(f"migrations/{begun['id']}/cancel")
+        await site.migration_ended(begun["id"], "cancelled", within=60)
+        assert alpha.guest_pid(name) == pid
+        await runs_only_at(libvirt_hosts, name, "alpha")
+        assert (await has(alpha, name))["Persistent"] == ("yes" if persistent else "no")
+        assert not await has(beta, name)
+        assert "migrator" not in await alpha.virsh("dumpxml", name)
 
 
 @pytest.mark.matrix

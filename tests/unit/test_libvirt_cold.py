@@ -40,7 +40,8 @@ from migrator.store.step_records import StepRecords
 
 UUID = "6f5e3c1a-0000-4000-8000-000000000001"
 _XML = f"""<domain type='qemu'><name>web</name><uuid>{UUID}</uuid><memory unit='MiB'>64</memory>
-<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><devices/></domain>"""
+<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+<devices><graphics type='vnc' passwd='sesame'/></devices></domain>"""
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ def _situations() -> tuple[tuple[Intent, ColdPhase, GuestIs, GuestIs, Next], ...
 
 def _explored() -> Iterator[tuple[Intent, ColdPhase, GuestIs, GuestIs, Next]]:
     for intent, phase, here in itertools.product(_INTENTS, _PHASES, GuestIs):
-        if phase is ColdPhase.IDLE and (is_off(here) or not intent.live):
+        if phase is ColdPhase.IDLE and (is_off(here) or here is GuestIs.TAKEN or not intent.live):
             continue  # nothing was begun; and whoever takes it up finds out how far it is
         if phase in (ColdPhase.ASKED, ColdPhase.LATE) and intent.milestone >= Milestone.HANDED_OVER:
             continue  # who has switched has put it away
@@ -101,7 +102,7 @@ def test_source_forgets_the_guest_only_once_it_is_at_the_target() -> None:
                 here,
                 there,
             )
-            assert here is not GuestIs.RUNS
+            assert here not in (GuestIs.RUNS, GuestIs.TAKEN)
             answered += 1
     assert answered
 
@@ -123,7 +124,8 @@ class _Daemon:
     reason: int = 0
     defined: bool = False
     autostart: bool = False
-    marked: bool = False
+    #: The migration for which it was asked to shut down.
+    marked: str = ""
     refuses: str = ""
     deaf: bool = False
     #: Called before and after each change, and what each is.
@@ -150,7 +152,8 @@ class _Daemon:
     def defineXML(self, xml: str) -> _Daemon:  # noqa: N802
         assert xml == _XML
         self.defined = self.persistent = True
-        self.reason = load().VIR_DOMAIN_SHUTOFF_UNKNOWN
+        if self.state is None:
+            self.reason = load().VIR_DOMAIN_SHUTOFF_UNKNOWN
         self.step()
         return self
 
@@ -189,10 +192,10 @@ class _Daemon:
         self.end(load().VIR_DOMAIN_SHUTOFF_DESTROYED)
 
     def end(self, reason: int) -> None:
-        self.state, self.reason, self.marked = None, reason, False
+        self.state, self.reason, self.marked = None, reason, ""
 
-    def undefineFlags(self, _: int) -> None:  # noqa: N802
-        assert self.state is None
+    def undefineFlags(self, flags: int) -> None:  # noqa: N802
+        assert flags == load().VIR_DOMAIN_UNDEFINE_KEEP_NVRAM  # libvirt before 8.9 knows no more
         self.defined = self.autostart = False
         self.step()
 
@@ -201,13 +204,13 @@ class _Daemon:
         self.step()
 
     def setMetadata(self, _kind: int, text: str | None, *_: Any) -> None:  # noqa: N802
-        self.marked = text is not None
+        self.marked = text.split("'")[1] if text is not None else ""
         self.step()
 
     def metadata(self, *_: Any) -> str:
         if not self.marked:
             raise self._error(load().VIR_ERR_NO_DOMAIN_METADATA, "no metadata")
-        return "<shutdown/>"
+        return f'<migrator:shutdown xmlns:migrator="urn:migrator:shutdown" migration="{self.marked}"/>'
 
     def isActive(self) -> bool:  # noqa: N802
         return self.state is not None
@@ -303,6 +306,7 @@ class _World:
     changes: int = 0
     #: The change after which the controller is killed; 0: it is not.
     kill_after: int = 0
+    driver: MigrationDriver | None = None
 
     def step(self) -> None:
         running = [each.name for each in (self.alpha, self.beta) if each.state == load().VIR_DOMAIN_RUNNING]
@@ -344,7 +348,7 @@ class _World:
         source.begin_there = destination.begin
         record = FileRecord("m-1", directory=self.directory)
         try:
-            driver = self._driver(record, source, destination)
+            driver = self.driver = self._driver(record, source, destination)
             assert without_live(await driver.check()) == []
             return await driver.run()
         finally:
@@ -359,7 +363,7 @@ class _World:
         known = {side: facts[side]["identity"][KEY] for side in ("source", "destination")}
         ends = [cast(LibvirtConnection, _Connection(each)) for each in (self.alpha, self.beta)]
         guest = ColdGuest(
-            definition=known["source"]["definition"],
+            definition="",
             persistent=known["source"]["persistent"],
             autostart=known["source"]["autostart"],
         )
@@ -461,7 +465,105 @@ async def test_guest_that_somebody_starts_at_the_source_meanwhile_is_not_started
     assert (world.beta.state, world.beta.defined) == (None, False)
 
 
-@pytest.mark.parametrize("kill_after", range(1, 12))
+async def test_guest_that_is_cancelled_is_not_ended_by_force(world: _World) -> None:
+    persistent, world.alpha.deaf = world.alpha.defined, True
+
+    def hear_nothing() -> None:
+        assert world.driver is not None
+        world.driver.requests.cancel = True
+
+    world.alpha.shutdown = hear_nothing  # type: ignore[method-assign]  # of that one
+    world.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
+    outcome = await world.move(seconds=0.3, by_force=True)
+    assert outcome.state is State.CANCELLED, outcome.error
+    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+
+
+async def test_guest_that_somebody_starts_at_once_is_not_ended_by_force(world: _World) -> None:
+    persistent = world.alpha.defined
+
+    def end_and_begin_anew() -> None:
+        world.alpha.end(load().VIR_DOMAIN_SHUTOFF_SHUTDOWN)
+        world.alpha.state, world.alpha.deaf = load().VIR_DOMAIN_RUNNING, True
+
+    world.alpha.shutdown = end_and_begin_anew  # type: ignore[method-assign]  # of that one
+    world.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
+    outcome = await world.move(seconds=0.3, by_force=True)
+    assert outcome.state is State.FAILED
+    assert "started the guest again" in str(outcome.error)
+    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+
+
+async def test_guest_that_another_controller_shuts_down_is_left_to_it(world: _World) -> None:
+    world.alpha.marked = "m-2"
+    world.alpha.shutdown = lambda: pytest.fail("it is asked")  # type: ignore[method-assign]  # of that one
+    outcome = await world.move()
+    assert outcome.state is State.FAILED
+    assert "for migration m-2, of another controller" in str(outcome.error)
+    assert (world.runs, world.alpha.marked) == (["alpha"], "m-2")
+    assert (world.beta.state, world.beta.defined) == (None, False)
+
+
+async def test_guest_that_another_controller_asks_at_the_same_time_is_left_to_it(world: _World) -> None:
+    def hear_two() -> None:
+        world.alpha.marked, world.alpha.deaf = "m-2", True
+
+    world.alpha.shutdown = hear_two  # type: ignore[method-assign]  # of that one
+    outcome = await world.move(seconds=0.3, by_force=True)
+    assert outcome.state is State.FAILED
+    assert "for migration m-2, of another controller" in str(outcome.error)
+    assert (world.runs, world.alpha.marked) == (["alpha"], "m-2")
+    assert (world.alpha.defined, world.beta.defined) == (True, False)  # it is off in a moment
+
+
+@pytest.mark.parametrize("how", ["SAVED", "MIGRATED", "undefined"])
+async def test_guest_whose_memory_somebody_takes_meanwhile_is_started_nowhere(
+    world: _World, how: str
+) -> None:
+    autostart = world.alpha.autostart
+
+    def take() -> None:
+        world.alpha.end(getattr(load(), f"VIR_DOMAIN_SHUTOFF_{how}", 0))
+        world.alpha.defined = how != "undefined"
+
+    world.alpha.shutdown = take  # type: ignore[method-assign]  # of that one
+    outcome = await world.move()
+    assert outcome.state is State.GUEST_ENDED
+    assert world.runs == []
+    assert world.alpha.autostart is autostart
+    assert (world.beta.state, world.beta.defined) == (None, False)
+
+
+async def test_definition_that_somebody_gives_the_target_meanwhile_stays(world: _World) -> None:
+    persistent, shut_down = world.alpha.defined, world.alpha.shutdown
+
+    def somebody_defines() -> None:
+        world.beta.defined = True
+        shut_down()
+
+    world.alpha.shutdown = somebody_defines  # type: ignore[method-assign]  # of that one
+    outcome = await world.move()
+    assert outcome.state is State.FAILED
+    assert "a definition of the guest meanwhile" in str(outcome.error)
+    assert world.beta.defined
+    world.beta.defined = False
+    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+
+
+async def test_guest_that_is_ended_at_the_target_before_it_ran_leaves_nothing_there(world: _World) -> None:
+    persistent, create = world.alpha.defined, world.beta.createWithFlags
+
+    def somebody_ends(flags: int) -> None:
+        create(flags)
+        world.beta.end(load().VIR_DOMAIN_SHUTOFF_DESTROYED)
+
+    world.beta.createWithFlags = somebody_ends  # type: ignore[method-assign]  # of that one
+    outcome = await world.move()
+    assert outcome.state is State.FAILED
+    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+
+
+@pytest.mark.parametrize("kill_after", range(1, 15))
 async def test_controller_that_is_killed_after_any_change_leaves_the_guest_in_one_place(
     world: _World, kill_after: int
 ) -> None:
@@ -470,6 +572,7 @@ async def test_controller_that_is_killed_after_any_change_leaves_the_guest_in_on
         outcome = await world.move()
         assert outcome.state is State.COMPLETED  # it has fewer changes
         return
+    assert not any("sesame" in each.read_text() for each in world.directory.rglob("*") if each.is_file())
     outcome = await world.take_up()
     at = world.beta if outcome.state is State.COMPLETED else world.alpha
     assert outcome.state in (State.COMPLETED, State.FAILED, State.CANCELLED), outcome.error

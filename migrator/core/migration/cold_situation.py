@@ -27,6 +27,8 @@ class GuestIs(StrEnum):
     SHUT_DOWN = "shut-down"
     #: ... and it was ended, by somebody or by a fault.
     ENDED = "ended"
+    #: It has not ended: somebody has taken what is in its memory into a file, or to another host.
+    TAKEN = "taken"
     #: It has a QEMU, and stands still.
     PAUSED = "paused"
     RUNS = "runs"
@@ -59,6 +61,11 @@ def source_view(phase: ColdPhase, guest: GuestIs) -> View:
     """Return the source's end."""
     if guest is GuestIs.SILENT:
         return View(process=ProcessState.UNKNOWN)
+    if (
+        guest is GuestIs.TAKEN
+    ):  # it is for whoever took it to have it go on; who did after its switch had started it
+        put_away = phase is ColdPhase.PUT_AWAY
+        return _alive(R.PAUSED, S.NONE) if put_away else View(process=ProcessState.DEAD, ended=True)
     if is_off(guest):
         if phase in (ColdPhase.IDLE, ColdPhase.FORGOTTEN):
             by_itself = phase is ColdPhase.IDLE and guest is GuestIs.SHUT_DOWN
