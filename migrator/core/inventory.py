@@ -148,6 +148,8 @@ class Guest:
     socket: str = ""
     #: On its host; ``None`` where that is unknown.
     pid: int | None = None
+    #: Which process it is: equal texts are one process, also of two hosts that are one machine; empty: unknown.
+    process: str = ""
     memory_bytes: int = 0
     #: What its process holds of it and of its own; ``None`` where that cannot be read. The rest was never touched.
     resident_bytes: int | None = None

@@ -1,4 +1,8 @@
-"""Uuids that run twice: seen by looks that cannot be of one moment, so that every suspicion is looked at again."""
+"""Uuids that run twice: seen by looks that cannot be of one moment, so that every suspicion is looked at again.
+
+One process that two hosts show is no such thing: they are one machine, which the configuration has twice. Whoever was
+told of an emergency there would stop the only one.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,23 @@ class Duplicates:
         #: When each was first seen at more than one host, on the clock of the looks, and by a look at which.
         self._suspected: dict[str, tuple[float, str]] = {}
         self._confirmed: dict[str, tuple[str, ...]] = {}
-        #: The guests that were taken in last, by their hosts; which hosts each uuid runs on, and which run on several.
+        #: The hosts of each of which several show one and the same process.
+        self._shared: dict[str, tuple[str, ...]] = {}
+        #: The guests that were taken in last, by their hosts; the hosts each uuid runs on, with its process there, and
+        #: which have several.
         self._taken: dict[str, tuple[Guest, ...]] = {}
-        self._places: dict[str, list[str]] = {}
+        self._places: dict[str, list[tuple[str, str]]] = {}
         self._several: set[str] = set()
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
         """Return the hosts on which each duplicate uuid runs, a host as often as it runs there."""
         return self._confirmed
+
+    @property
+    def marks(self) -> tuple[Mapping[str, tuple[str, ...]], ...]:
+        """Return whatever :meth:`marked` goes by; empty where it marks no guest."""
+        return (self._confirmed, self._shared) if self._confirmed or self._shared else ()
 
     def judge(
         self,
@@ -45,7 +57,9 @@ class Duplicates:
         """
         for host, guests in changed.items():
             self._take(host, guests)
-        twice = {uuid: sorted(self._places[uuid]) for uuid in self._several}
+        several = {uuid: sorted(host for host, _ in self._places[uuid]) for uuid in self._several}
+        self._shared = {uuid: tuple(hosts) for uuid, hosts in several.items() if self._is_one_process(uuid)}
+        twice = {uuid: hosts for uuid, hosts in several.items() if uuid not in self._shared}
         self._suspected = {uuid: self._suspected.get(uuid, (now, looked_at)) for uuid in twice}
         again: set[str] = set()
         confirmed = {}
@@ -68,11 +82,11 @@ class Duplicates:
         was, now = set(map(id, before)), set(map(id, guests))
         for guest in before:
             if id(guest) not in now and _runs(guest):
-                self._places[guest.uuid].remove(host)
+                self._places[guest.uuid].remove((host, guest.process))
                 self._count(guest.uuid)
         for guest in guests:
             if id(guest) not in was and _runs(guest):
-                self._places.setdefault(guest.uuid, []).append(host)
+                self._places.setdefault(guest.uuid, []).append((host, guest.process))
                 self._count(guest.uuid)
         if guests:
             self._taken[host] = guests
@@ -85,8 +99,18 @@ class Duplicates:
         if not places:
             del self._places[uuid]
 
+    def _is_one_process(self, uuid: str) -> bool:
+        processes = {process for _, process in self._places[uuid]}
+        return len(processes) == 1 and "" not in processes
+
     def marked(self, guest: Guest) -> Guest:
-        """Return the guest; one that runs twice has that as its obstacle."""
+        """Return the guest; one that runs twice, or that two hosts show, has that as its obstacle."""
+        if (hosts := self._shared.get(guest.uuid)) and not guest.obstacle:
+            text = (
+                f"its one process (pid {guest.pid}) is shown by hosts {' and '.join(hosts)}, which are one machine: "
+                "leave one of them out of the configuration, or give each sockets of its own"
+            )
+            return replace(guest, obstacle=text, obstacle_code="not-movable")
         places = self._confirmed.get(guest.uuid)
         if not places:
             return guest

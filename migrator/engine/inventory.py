@@ -112,7 +112,7 @@ class Inventory:
     def guests_at(self, host: str) -> tuple[Guest, ...]:
         """Return those of one host: the same object as before, where nothing of them is different."""
         guests = self._known[host].guests
-        if not self._duplicates.found:
+        if not self._duplicates.marks:
             return guests
         return tuple(self._duplicates.marked(guest) for guest in guests)
 
@@ -198,7 +198,9 @@ class Inventory:
         self._forget(guest.key)
         if host in self._known:
             self._known.put(
-                host, guest.key, replace(guest, host=host, socket=socket, pid=pid, disk_bytes_to={})
+                host,
+                guest.key,
+                replace(guest, host=host, socket=socket, pid=pid, process="", disk_bytes_to={}),
             )
         for name in (guest.host, host):
             self.schedule.notice(name)
@@ -271,9 +273,9 @@ class Inventory:
             self._unseen.discard(name)
             if not self._unseen:
                 self._all_seen.set()
-            doubled = self._duplicates.found
+            marks = self._duplicates.marks
             self._judge_duplicates(name)
-            if (known.host, known.guests) != before or self._duplicates.found != doubled:
+            if (known.host, known.guests) != before or self._duplicates.marks != marks:
                 self._changed()
             return known.host
 

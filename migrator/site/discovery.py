@@ -51,6 +51,19 @@ class _FoundQemu:
     process: FoundProcess | None = None
 
 
+def _which(boot_id: str, process: FoundProcess | None) -> str:
+    """Return which process it is, the same by whatever host of its machine it is seen; empty: that cannot be told."""
+    if process is None or not (boot_id and process.network and process.started):
+        return ""
+    return f"{boot_id} {process.network} {process.pid} {process.started}"
+
+
+def _has_own(found: _FoundQemu) -> bool:
+    """Tell whether a socket under the patterns is the monitor that its process was started with."""
+    paths = unreachable_guests.monitor_paths(found.process) if found.process is not None else ()
+    return any(each.path in paths for each in found.sockets)
+
+
 def _of_libvirt(guest: Guest, process: FoundProcess | None) -> Guest:
     """Return the guest with its manager where the arguments of its process alone tell that it is libvirt."""
     if process is None:
@@ -74,6 +87,8 @@ class GuestDiscovery:
         self._places: dict[str, tuple[str, str]] = {}
         #: Of every host, the pids of all QEMUs in its network, as last seen.
         self._qemus: dict[str, frozenset[int]] = {}
+        #: Of every host, the processes that are its own: their monitors are, where their command lines have them.
+        self._own: dict[str, frozenset[str]] = {}
 
     def qemus(self, host: str) -> frozenset[int]:
         """Pids of every QEMU in the network of a host, those that wait for a guest too, as last seen."""
@@ -111,10 +126,11 @@ class GuestDiscovery:
         self._qemus[host] = frozenset(
             each.pid for each in seen.processes.qemus if each.network in ("", seen.processes.network)
         )
-        found = self._of(host, config, seen, waiting | self._waiting(host))
+        found = self._without_others(host, seen, self._of(host, config, seen, waiting | self._waiting(host)))
         asked = await asyncio.gather(*(self._contained(host, config, each, limit) for each in found))
+        boot_id = seen.processes.boot_id
         shown = [
-            _of_libvirt(guest, each.process)
+            replace(_of_libvirt(guest, each.process), process=_which(boot_id, each.process))
             for guest, each in zip(asked, found, strict=True)
             if guest is not None
         ]
@@ -173,6 +189,19 @@ class GuestDiscovery:
             strangers = (each for each in qemus.values() if each.pid not in groups)
             found += [_FoundQemu(process=each) for each in self._ours(host, config, seen, strangers, waiting)]
         return found
+
+    def _without_others(self, host: str, seen: HostSurvey, found: list[_FoundQemu]) -> list[_FoundQemu]:
+        """Leave out the QEMUs that other hosts of this machine have as their own.
+
+        A link among this one's sockets leads to such a QEMU where its guest moved there from here: it is made at the
+        path by which people know the guest's monitor.
+        """
+        boot_id = seen.processes.boot_id
+        self._own[host] = frozenset(
+            {_which(boot_id, each.process) for each in found if _has_own(each)} - {""}
+        )
+        others = {which for name, own in self._own.items() if name != host for which in own}
+        return [each for each in found if _has_own(each) or _which(boot_id, each.process) not in others]
 
     def _ours(
         self,

@@ -167,6 +167,7 @@ def _with_process(guest: Guest, process: Guest | None) -> Guest:
     return replace(
         guest,
         pid=process.pid,
+        process=process.process,
         resident_bytes=process.resident_bytes,
         listens=process.listens,
         network=process.network,

@@ -100,7 +100,9 @@ async def site(lab: Lab) -> AsyncIterator[SiteHosts]:
 
 async def guests(site: SiteHosts) -> dict[str, Guest]:
     look = await site.look("here")
-    found = {guest.key: replace(guest, resident_bytes=None, managed_by="") for guest in look.guests}
+    found = {
+        guest.key: replace(guest, resident_bytes=None, managed_by="", process="") for guest in look.guests
+    }
     assert len(found) == len(look.guests), "a key stands for one guest"
     return found
 
@@ -492,3 +494,25 @@ async def test_one_that_cannot_be_looked_at_is_shown_so_and_the_others_are_as_ev
     assert words in shown.obstacle
     monkeypatch.undo()
     assert await guests(site) == before
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+async def test_a_link_to_the_monitor_of_a_guest_at_another_host_of_this_machine_is_no_second_guest(
+    lab: Lab, first: str
+) -> None:
+    qemu = await lab.boot()
+    before = lab.directory / "before"
+    before.mkdir()
+    (before / qemu.qmp.name).symlink_to(qemu.qmp)
+    patterns = {"here": literal(str(lab.directory)), "there": literal(str(before))}
+    site = site_of(
+        *(HostConfig(name=name, sockets=(f"{at}/*.qmp",), processes=False) for name, at in patterns.items())
+    )
+    try:
+        looks = [await site.look(name) for name in (first, *patterns)]
+        assert looks[-1].guests == ()
+        (guest,) = (await site.look("here")).guests
+        assert (guest.socket, guest.pid) == (str(qemu.qmp), qemu.pid)
+        assert guest.process
+    finally:
+        await site.close()

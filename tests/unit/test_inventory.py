@@ -218,3 +218,36 @@ class TestUuidThatRunsTwice:
         inventory = await known(SlowSite(one("one", "a"), paused, *others))
         await inventory.look_at_all()
         assert inventory.doubled() == {}
+
+
+class TestProcessThatTwoHostsShow:
+    """Two hosts of the configuration may be one machine."""
+
+    async def test_it_is_no_emergency_but_its_guest_stays(self) -> None:
+        both = [one("one", host, process="boot net 7 100", pid=7) for host in ("a", "b")]
+        site: Any = SlowSite(both[0])
+        site.guests["again"] = both[1]
+        inventory = await known(site)
+        await inventory.look_at_all()
+        assert inventory.doubled() == {}
+        for guest in inventory.guests():
+            assert guest.obstacle_code == "not-movable"
+            assert "pid 7) is shown by hosts a and b, which are one machine" in guest.obstacle
+        del site.guests["again"]
+        await inventory.look("b")
+        assert [guest.obstacle for guest in inventory.guests()] == [""]
+
+    @pytest.mark.parametrize(
+        "processes", [("boot net 7 100", "boot net 8 100"), ("boot net 7 100", ""), ("", "")]
+    )
+    async def test_what_may_be_two_is_an_emergency(self, processes: tuple[str, str]) -> None:
+        site: Any = SlowSite(one("one", "a", process=processes[0]), one("two", "b", process=processes[1]))
+        inventory = await known(site)
+        await inventory.look_at_all()
+        assert inventory.doubled() == {"u-1": ("a", "b")}
+
+    async def test_one_that_runs_once_more_besides_is_an_emergency(self) -> None:
+        guests = [one(f"at {host}", host, process="boot net 7 100") for host in ("a", "b")]
+        inventory = await known(SlowSite(*guests, one("two", "b", process="boot net 8 100")))
+        await inventory.look_at_all()
+        assert inventory.doubled() == {"u-1": ("a", "b", "b")}
