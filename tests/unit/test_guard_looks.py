@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
 
-from migrator.qemu.guard import Guarded, GuardMonitor, RefusedByQemu
+from migrator.core.model import MigrationStatus, RunState
+from migrator.qemu.guard import BEFORE_SWITCH, Guarded, GuardMonitor, RefusedByQemu
 
 
 class StoppedGuest(GuardMonitor):
@@ -65,8 +67,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + seconds))
 
 
-def guarded(qemu: StoppedGuest) -> Guarded:
-    request = {"socket": "", "token": "ours", "migration": "m1", "stopped": True}
+def guarded(qemu: GuardMonitor, *, stopped: bool = True) -> Guarded:
+    request = {"socket": "", "token": "ours", "migration": "m1", "stopped": stopped}
     return Guarded(request, monitor=lambda *_, **__: qemu)
 
 
@@ -120,3 +122,69 @@ def test_guest_that_goes_on_is_left_alone_then() -> None:
     qemu.run = "paused"  # by somebody
     assert not guard.act()
     assert qemu.run == "paused"
+
+
+class AnyGuest(GuardMonitor):
+    """The monitor of a source that shows whatever it is told to.
+
+    :param driver: the token of the driver that its mark names; empty: there is no mark.
+    :param before_switch: the migration that was not told to switch yet, by the mark; empty: there is none.
+    """
+
+    def __init__(self, status: str, run: str, driver: str, before_switch: str) -> None:
+        self._status, self._run = status, run
+        self._marks = {
+            "migrator-driver": json.dumps({"token": driver}) if driver else "",
+            f"migrator-{BEFORE_SWITCH}": before_switch,
+        }
+        self.did: set[str] = set()
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        if command == "query-migrate":
+            return {"status": self._status} if self._status else {}
+        if command == "query-status":
+            return {"status": self._run}
+        if command == "qom-get":
+            if text := self._marks.get(arguments["path"].rpartition("/")[2]):
+                return text
+            raise RefusedByQemu(arguments["path"])
+        self.did.add(command)
+        return {}
+
+    def yank(self) -> None:
+        self.did.add("yank")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+#: The stream may be stopped: its guest is nowhere else.
+COPIES = ("setup", "wait-unplug", "active")
+
+
+def test_guard_lets_a_guest_go_on_only_after_a_cancel_of_its_own_that_has_begun_whatever_qemu_shows() -> None:
+    statuses = ["", *(each.value for each in MigrationStatus)]
+    runs = [each.value for each in RunState]
+    shown = product(statuses, runs, ("ours", "another's", ""), ("m1", "m2", ""))
+    cases = product(shown, product((False, True), repeat=3))
+    did_once: set[str] = set()
+    for (status, run, driver, mark), (stopped, parked, cancelled) in cases:
+        qemu = AnyGuest(status, run, driver, mark)
+        guard = guarded(qemu, stopped=stopped)
+        guard.parked, guard.cancelled, guard._looks = parked, cancelled, 30
+        guard.act()
+        where = (status, run, driver, mark, stopped, parked, cancelled, qemu.did)
+        did_once |= qemu.did
+        if driver != "ours":
+            assert not qemu.did, where
+        if "migrate-set-parameters" in qemu.did:
+            assert status in COPIES, where
+        if "migrate_cancel" in qemu.did:
+            assert (status == "pre-switchover" and mark == "m1") or (status in COPIES and stopped), where
+        if "cont" in qemu.did:
+            assert cancelled, where
+            assert stopped, where
+            # Where it is completed the guest may run at its destination.
+            assert status in ("cancelling", "cancelled", "failed"), where
+            assert run == "paused" or (run == "postmigrate" and status != "cancelling"), where
+    assert {"cont", "migrate_cancel", "migrate-set-parameters"} <= did_once
