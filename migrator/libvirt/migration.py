@@ -48,8 +48,15 @@ class DomainSource(DomainEnd):
     def __init__(self, connection: LibvirtConnection, uuid: str) -> None:
         super().__init__(connection, uuid, role="source")
         self._moving: asyncio.Future[Any] | None = None
+        #: Its libvirt was heard all the time since the last call of this process began.
+        self.source_watched = False
         #: How long libvirt had been at work when the stream of a call of this process began; ``None`` before.
         self._prepared_seconds: float | None = None
+
+    def _hear(self, event: DomainEvent) -> None:
+        if event.kind == "lost":
+            self.source_watched = False
+        super()._hear(event)
 
     def is_peer_to_peer(self, destination: Qemu) -> bool:
         """See :meth:`migrator.ports.managed.ManagedMigration.is_peer_to_peer`."""
@@ -100,7 +107,7 @@ class DomainSource(DomainEnd):
             flags |= load().VIR_MIGRATE_POSTCOPY_RESUME
         uuid, peer_uri, moved = self.uuid, there.peer_uri, there.moved_images
         await there.connection.open()
-        there.heard = True
+        there.heard = self.source_watched = True
         other = None if peer_uri else there.connection
 
         def move(connection: Any, target: Any) -> None:

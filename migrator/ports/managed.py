@@ -88,6 +88,10 @@ class ManagedMigration(Protocol):
         """Return whether whatever happened at the destination since :meth:`begin_managed` was heard of."""
 
     @property
+    def source_watched(self) -> bool:
+        """Return whether whatever happened at the source since then was heard of."""
+
+    @property
     def begun_here(self) -> bool:
         """Return whether :meth:`begin_managed` was called in this process."""
 

@@ -39,6 +39,7 @@ _CALLS = (
     ManagerCall(went_well=True),
     ManagerCall(failed=True),
     ManagerCall(failed=True, watched=True),
+    ManagerCall(failed=True, source_watched=True),
 )
 _STEPS = {
     *(Step.WAIT, Step.CANCEL, Step.PAUSE_STREAM, Step.RECOVER, Step.REVIVE),
@@ -87,6 +88,8 @@ def test_every_combination_has_an_answer_that_is_safe(here: SourceHas) -> None:
                 assert there in _NOWHERE, case
             if there is _THERE.SILENT:
                 assert intent.milestone < Milestone.SWITCHING, case
+                # Nor was there a switch that nobody saw: whoever takes it up from another controller cannot tell.
+                assert intent.milestone is Milestone.PREPARING or call.source_watched, case
         if answer.step is Step.REVIVE:
             assert there in _NOWHERE, case
             assert not call.runs, case

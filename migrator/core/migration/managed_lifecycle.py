@@ -37,6 +37,8 @@ class ManagerCall:
     failed: bool = False
     #: Whatever happened at the target since it began was heard of.
     watched: bool = False
+    #: Whatever happened at the source since it began was heard of: a guest that stood still for its switch, too.
+    source_watched: bool = False
 
 
 S, D = SourceHas, DestinationHas
@@ -123,7 +125,9 @@ def _out_of_reach(
             row="may-run-twice",
             why="libvirt lets the guest go on at its source, and whether it runs at the target cannot be asked",
         )
-    if here in _AT_SOURCE and not call.runs and overdue and not switched:
+    # A switch that nobody saw may have let the guest run there, though libvirt here has let it go on as well.
+    unswitched = intent.milestone is Milestone.PREPARING or (call.failed and call.source_watched)
+    if here in _AT_SOURCE and not call.runs and overdue and not switched and unswitched:
         return _end("stays-unseen", State.FAILED, "the guest is at the source; its target cannot be asked")
     # Not held before its libvirt has ended the switch: it may let the guest go on then, and that is to be stopped. A
     # target that still waits is no second place: there is time until the source answers.

@@ -163,6 +163,7 @@ class ManagedLoop(ContainedLoop, ManagedState):
             went_well=said == "",
             failed=bool(said),
             watched=self._managed.watched(self._destination),
+            source_watched=self._managed.source_watched,
         )
 
     def _note(self, source: View, destination: View) -> None:
