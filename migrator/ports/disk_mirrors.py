@@ -50,6 +50,7 @@ class DiskMirroring(Protocol):
         *,
         whole: bool,
         based: bool = False,
+        bytes_per_second: int = 0,
         encrypted_for: str = "",
         tls: StreamTls | None = None,
     ) -> None:
@@ -58,6 +59,7 @@ class DiskMirroring(Protocol):
         :param where: as :meth:`serve` returned it.
         :param whole: write where the source has no contents too, because the target is not known to read as zeroes.
         :param based: the target is based on the same images: only what the disk's own image has is copied.
+        :param bytes_per_second: as with :meth:`set_speed`.
         :param encrypted_for: as with :meth:`serve`.
         :param tls: the certificates; ``None``: disks go plainly.
         """

@@ -205,6 +205,7 @@ class EndpointMirroring:
         *,
         whole: bool,
         based: bool = False,
+        bytes_per_second: int = 0,
         encrypted_for: str = "",
         tls: StreamTls | None = None,
     ) -> None:
@@ -240,6 +241,7 @@ class EndpointMirroring:
             "device": inserted["node-name"],
             "target": name,
             "auto-dismiss": False,
+            "speed": bytes_per_second,
             # A whole copy begins with zeroes for all of the target; without anything beneath it the top is the same.
             "sync": "full"
             if whole or volume or ("backing-image" in inserted["image"] and not based)

@@ -8,6 +8,9 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from migrator.core.migration.disk_copies import DiskCopy, Mirrors
 from migrator.core.preflight.disk_images import why_not_copied
@@ -25,12 +28,16 @@ async def _as_it_is(uri: str) -> str:
     return uri
 
 
+def _unlimited() -> int | None:
+    return None
+
+
 async def _copy(mirrors: DiskMirrors) -> None:
     async def tend(how: Mirrors) -> None:
         pass
 
-    await mirrors.begin("tcp:127.0.0.1:0")
-    await mirrors.copy(speed=lambda: None, unwanted=lambda: False, tend=tend, pause=asyncio.sleep)
+    await mirrors.begin("tcp:127.0.0.1:0", speed=_unlimited)
+    await mirrors.copy(speed=_unlimited, unwanted=lambda: False, tend=tend, pause=asyncio.sleep)
 
 
 @asynccontextmanager
@@ -38,6 +45,16 @@ async def mirrored(
     lab: Lab, crossing: tuple[Path, Path], *, size_bytes: int = MIB
 ) -> AsyncIterator[tuple[WritingGuest, DiskMirrors, Endpoint]]:
     """A guest whose disk is the same on both sides, and follows; and its source."""
+    async with unmirrored(lab, crossing, size_bytes=size_bytes) as (guest, mirrors, ends):
+        await _copy(mirrors)
+        yield guest, mirrors, ends[0]
+
+
+@asynccontextmanager
+async def unmirrored(
+    lab: Lab, crossing: tuple[Path, Path], *, size_bytes: int = MIB
+) -> AsyncIterator[tuple[WritingGuest, DiskMirrors, list[Endpoint]]]:
+    """A guest whose disk has yet to be copied; and both its ends."""
     guest = await writing_guest(
         lab, size_bytes=size_bytes, filled=True, source=crossing[0], destination=crossing[1]
     )
@@ -53,8 +70,7 @@ async def mirrored(
         copy = DiskCopy(device=disk.device, size_bytes=size_bytes, path=str(guest.here))
         mirrors = DiskMirrors(*ends, migration="m", tls=None, lead=_as_it_is, tell=lambda what, why: None)
         mirrors.copies = (copy,)
-        await _copy(mirrors)
-        yield guest, mirrors, ends[0]
+        yield guest, mirrors, ends
     finally:
         for end in ends:
             await end.close()
@@ -77,6 +93,46 @@ async def test_one_that_somebody_else_has_ended_proves_nothing(
         users = await source.disk_users()
         assert "somebody else" in (await mirrors.end(users, ceiling_seconds=0.3))[0]
         assert (await mirrors.end(users, ceiling_seconds=0.3, ended_before=True))[0] == ""
+
+
+async def test_a_mirror_keeps_to_its_share_from_its_first_byte_on(lab: Lab, each_qemu: Path) -> None:
+    async with unmirrored(lab, (each_qemu, each_qemu), size_bytes=8 * MIB) as (guest, mirrors, _):
+        await mirrors.begin("tcp:127.0.0.1:0", speed=lambda: MIB)
+        (job,) = await guest.pair.source.query("query-block-jobs")
+        assert job["speed"] == MIB
+
+
+async def test_whatever_was_begun_when_the_rest_of_the_set_up_failed_is_given_up(
+    lab: Lab, one_crossing: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with unmirrored(lab, one_crossing) as (guest, mirrors, ends):
+        claim, sent = ends[0].mirroring._claim, list[str]()
+        execute = claim.execute
+        tries: list[asyncio.Task[None]] = []
+        broken_off: list[str] = []
+
+        async def execute_and_break_off(command: str, *more: Any, **how: Any) -> Any:
+            sent.append(command)
+            if len(sent) > len(broken_off):
+                tries[-1].cancel()
+            return await execute(command, *more, **how)
+
+        while True:
+            sent.clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(claim, "execute", execute_and_break_off)
+                tries.append(asyncio.create_task(mirrors.begin("tcp:127.0.0.1:0", speed=_unlimited)))
+                await asyncio.wait(tries)
+            await mirrors.give_up()
+            assert await guest.pair.source.query("query-jobs") == []
+            nodes = await guest.pair.source.query("query-named-block-nodes")
+            assert not [node for node in nodes if "migrator" in node["node-name"]]
+            await ends[1].mirroring.stop_serving()
+            if not tries[-1].cancelled():
+                break
+            broken_off.append(sent[-1])
+        assert broken_off == ["blockdev-add", "blockdev-mirror"]
+        await _copy(mirrors)
 
 
 async def test_a_burst_that_came_too_late_is_seen_before_the_guest_has_waited_for_it(

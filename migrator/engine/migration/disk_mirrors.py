@@ -93,10 +93,12 @@ class DiskMirrors:
     async def _look(self) -> Mirrors:
         return self.judge((await self._source.disk_users()).ours)
 
-    async def begin(self, uri: str) -> None:
+    async def begin(self, uri: str, *, speed: Callable[[], int | None]) -> None:
         """Begin to copy the disks; nothing where none travels.
 
         :param uri: where the destination takes the stream: disks go to the same address.
+        :param speed: returns the share of the links in bytes per second, which they keep to from their first byte on;
+            ``None``: no limit.
         :raise Refused: a disk cannot be copied; what was begun is there until :meth:`give_up`.
         :raise QemuError: an end refused, or did not answer; likewise.
         """
@@ -118,6 +120,7 @@ class DiskMirrors:
         made = [copy.device for copy in self.copies if copy.new]
         volumes = await self._destination.mirroring.on_volumes(made) if made else frozenset()
         # The one that takes longest first: the source is a tenth of a second at each connection.
+        self._speed = self._part(speed())
         named = zip(self.copies, self._names(), strict=True)
         for copy, name in sorted(named, key=lambda each: -(each[0].allocated_bytes or each[0].size_bytes)):
             used = f", {show_bytes(copy.allocated_bytes)} of it used" if copy.allocated_bytes else ""
@@ -131,6 +134,7 @@ class DiskMirrors:
                 where,
                 whole=not copy.new or copy.device in volumes,
                 based=copy.based,
+                bytes_per_second=self._speed,
                 encrypted_for=encrypted_for,
                 tls=self._tls,
             )
@@ -183,12 +187,16 @@ class DiskMirrors:
 
     async def _share(self, bytes_per_second: int | None) -> None:
         """Give each its part of the links, where that has changed."""
-        each = max(1, (bytes_per_second or 0) // len(self.copies)) if bytes_per_second is not None else 0
+        each = self._part(bytes_per_second)
         if each == self._speed or (each == 0 and self._speed is None):
             return
         self._speed = each
         for name in self._names():
             await self._source.mirroring.set_speed(name, each)
+
+    def _part(self, bytes_per_second: int | None) -> int:
+        """Return what each of them may take of that; 0: as much as there is."""
+        return max(1, bytes_per_second // len(self.copies)) if bytes_per_second is not None else 0
 
     def broken(self, jobs: Sequence[BlockJob]) -> str:
         """Return why the migration cannot go on while memory is copied; empty where it can."""

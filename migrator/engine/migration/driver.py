@@ -299,7 +299,7 @@ class MigrationDriver(MigrationLoop):
             mapped=self._mapped,
             tell=self._intent_log.decide,
         )
-        await self._mirrors.begin(uri)
+        await self._mirrors.begin(uri, speed=lambda: self._share)
         return uri, layout
 
     async def _await_group(self, switch_in_seconds: float) -> None:
