@@ -53,7 +53,6 @@ class Broker:
         for key, value in (
             ("password_file", passwords),
             ("acl_file", CONFIG / "mosquitto.acl"),
-            ("persistence_location", f"{self.directory}/"),
             ("cafile", self.directory / "ca.pem"),
             ("certfile", self.directory / "broker.pem"),
             ("keyfile", self.directory / "broker.key"),
@@ -63,7 +62,13 @@ class Broker:
         text = re.sub(r"(?m)^listener 8883.*$", f"listener {self.tls_port} 127.0.0.1", text)
         # Root gives up its rights otherwise, and with them the directory.
         text += "user root\n" if os.geteuid() == 0 else ""
-        (self.directory / "mosquitto.conf").write_text(text)
+        (self.directory / "conf.d").mkdir(exist_ok=True)
+        (self.directory / "conf.d" / "migrator.conf").write_text(text)
+        # As Debian's own, which is read first: what is said there cannot be said again.
+        (self.directory / "mosquitto.conf").write_text(
+            f"pid_file {self.directory}/pid\npersistence true\npersistence_location {self.directory}/\n"
+            f"log_dest stdout\ninclude_dir {self.directory}/conf.d\n"
+        )
 
     def start(self) -> None:
         """Returns once it takes connections."""

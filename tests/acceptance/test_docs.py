@@ -131,7 +131,8 @@ _TOML = re.compile(r"^ *```toml\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 def test_what_is_to_be_put_into_the_configuration_is_a_part_of_one(page: Path, tmp_path: Path) -> None:
     for block in _TOML.findall(page.read_text(encoding="utf-8")):
         (tmp_path / "migrator.toml").write_text(block, encoding="utf-8")
-        (tmp_path / "traces.headers").touch()  # a file that one of them names
+        for name in ("traces.headers", "mqtt.password"):  # files that some of them name
+            (tmp_path / name).write_text("Secret: 1\n")
         settings.load(tmp_path / "migrator.toml")
 
 

@@ -176,7 +176,7 @@ async def test_tls_with_password_and_with_certificate(
 ) -> None:
     fields: dict[str, Any] = {}
     if with_certificate:
-        path = broker.directory / "mosquitto.conf"
+        path = broker.directory / "conf.d" / "migrator.conf"
         text = path.read_text().replace("#require_certificate", "require_certificate")
         path.write_text(text)
         broker.stop()
