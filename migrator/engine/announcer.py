@@ -21,6 +21,7 @@ from migrator.api.events import (
     Subject,
 )
 from migrator.api.inventory_documents import HostDocument
+from migrator.core.drain.evacuation import Evacuation
 from migrator.core.inventory import Guest, Host
 from migrator.core.migration import unfinished
 from migrator.core.model import Decision
@@ -105,15 +106,15 @@ class Announcer:
         if (run := self._registry.evacuations.get(identifier)) is None:
             return
         self._evacuation_told_at[identifier] = asyncio.get_running_loop().time()
-        self.journal_evacuation(identifier)
+        self.journal_evacuation(run)
         self._bus.publish(EvacuationStateChanged(evacuation=self._documents.shown(run)))
 
-    def journal_evacuation(self, identifier: str) -> None:
-        """Have the journal keep it soon, as it is then."""
+    def journal_evacuation(self, now: Evacuation) -> None:
+        """Have the journal keep it soon, as it is then; one that is forgotten by then, as it is now."""
         self._journal_writer.schedule_latest(
             "evacuation",
-            identifier,
-            lambda: self._documents.journalled(self._registry.evacuations[identifier]),
+            now.id,
+            lambda: self._documents.journalled(self._registry.evacuations.get(now.id, now)),
         )
 
     def flush(self) -> None:

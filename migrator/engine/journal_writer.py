@@ -187,12 +187,25 @@ class JournalWriter:
         waiting = [*self._documents.items()]
         for end in range(_BUILT_AT_ONCE, len(waiting), _BUILT_AT_ONCE):
             for subject, build in waiting[end - _BUILT_AT_ONCE : end]:
-                built[subject] = _Built(build, build())
+                self._build(subject, build, built)
             await asyncio.sleep(0)
         for subject, build in [*self._documents.items()]:
             if subject not in built or built[subject].by is not build:
-                built[subject] = _Built(build, build())
+                self._build(subject, build, built)
         return built
+
+    def _build(
+        self, subject: _Subject, build: Callable[[], Mapping[str, Any]], built: dict[_Subject, _Built]
+    ) -> None:
+        """Add a document that waits; one at which this program fails is dropped: it must not hold up all others."""
+        try:
+            with contained(f"the document of {' '.join(subject)} for the journal"):
+                built[subject] = _Built(build, build())
+        except MigratorError as error:
+            built.pop(subject, None)
+            if self._documents.get(subject) is build:
+                del self._documents[subject]
+            self._log.warning("document not journalled", subject=subject, error=str(error))
 
     async def _commit(self, requests: Sequence[_Request], waiting: Mapping[_Subject, _Built]) -> None:
         """Write what these ask for, and all that waits; one that the journal refuses is written by itself."""

@@ -74,3 +74,16 @@ async def test_what_waits_to_be_told_is_told_when_the_service_stops() -> None:
     await move_all(registry, announce)
     announce.flush()
     assert [each.evacuation.guests_left for each in told] == [99, 0]
+
+
+async def test_one_that_ended_while_the_journal_was_away_is_journalled_though_it_is_forgotten_by_then() -> (
+    None
+):
+    registry, announce, _ = announcer(1)
+    announce.evacuation("e1", at_once=True)
+    del registry.evacuations["e1"]
+    announce.forget([], ["e1"])
+    writer = announce._journal_writer
+    await writer.commit()
+    (saved,) = await writer.journal.unfinished("evacuation")
+    assert saved["id"] == "e1"

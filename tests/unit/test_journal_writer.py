@@ -457,6 +457,21 @@ async def test_thousands_are_built_a_few_at_a_time_so_that_guests_are_steered_me
     assert {each["id"] for each in await journal.unfinished("migration")} >= {name for name, _ in asked}
 
 
+@pytest.mark.parametrize("beside", [1, 50])
+async def test_one_that_cannot_be_built_holds_up_no_other(beside: int) -> None:
+    journal, strange = MemoryJournal(), dict[str, Any]()
+    writer = JournalWriter(journal)
+    writer.schedule_latest("migration", "strange", lambda: {"id": strange["id"]})
+    for number in range(beside):
+        writer.schedule("migration", {"id": f"m{number}"})
+    await writer.commit(("migration", {"id": "own"}))
+    assert len(await journal.unfinished("migration")) == beside + 1
+    strange["id"] = "strange"
+    writer.schedule_latest("migration", "strange", lambda: {"id": strange["id"]})
+    await writer.commit()
+    assert "strange" in {each["id"] for each in await journal.unfinished("migration")}
+
+
 async def test_what_changes_while_many_are_built_is_written_with_what_was_said_of_it() -> None:
     site = Site(MemoryJournal())
     for number in range(200):

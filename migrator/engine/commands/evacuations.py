@@ -233,7 +233,7 @@ class EvacuationCommands:
             await self._lookups.commit(("evacuation", closing), then=closes)
             now = self._registry.evacuations.get(identifier, before)
             if now.ended and now.closing is not EvacuationState.CANCELLED:
-                self._announcer.journal_evacuation(identifier)
+                self._announcer.journal_evacuation(now)
                 raise Refusal("not-found", f"{now.kind} {identifier} has just ended")
             self._changed()
             self._waiting_changed()
