@@ -104,6 +104,22 @@ async def test_a_guest_that_does_not_shut_down_in_time_stays_and_is_ended_by_for
         assert [site.where(each) for each in await site.running(web)] == ["b"]
 
 
+@pytest.mark.matrix
+async def test_a_guest_whose_migration_is_cancelled_is_not_ended_by_force(tmp_path: Path) -> None:
+    web = replace(stuck("web", tmp_path), image=_deaf(tmp_path))
+    async with site_of(web, max_shutdown="3s") as site:
+        (before,) = await site.running(web)
+        begun = await site.post(
+            "migrations", guest=str(web.uuid), to="b", policy="cold", accept=["guest-not-shut-down"]
+        )
+        await site.until_state("precopy")
+        await site.post(f"migrations/{begun['id']}/cancel")
+        await site.migration_ended(begun["id"], "cancelled")
+        (now,) = await site.running(web)
+        assert now.pid == before.pid
+        assert site.left_in("b") == []
+
+
 def _deaf(directory: Path) -> Path:
     """Return the image of a guest that runs and hears of nothing: `cli`, and a jump to itself."""
     image = directory / "deaf.img"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from migrator.libvirt.binding import load
 from migrator.testing.guest import IDLE, write_image
 from migrator.testing.lab import until
 from migrator.testing.libvirtd import LibvirtDaemon, LibvirtHosts, domain_xml
@@ -225,6 +228,63 @@ async def test_guest_that_is_cancelled_stays_as_it_was_though_force_was_accepted
         assert (await has(alpha, name))["Persistent"] == ("yes" if persistent else "no")
         assert not await has(beta, name)
         assert "migrator" not in await alpha.virsh("dumpxml", name)
+
+
+def _start_once_off(uri: str, name: str) -> bool:
+    """Start a guest the moment that it is off; False: it was not for a minute."""
+    connection = load().open(uri)
+    domain, until_seconds = connection.lookupByName(name), time.monotonic() + 60
+    try:
+        while time.monotonic() < until_seconds:
+            if not domain.isActive():
+                domain.create()
+                return True
+    finally:
+        connection.close()
+    return False
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_guest_that_somebody_starts_where_it_was_at_once_stays_there(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha = guest_name(), libvirt_hosts["alpha"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=IDLE, autostart=True)
+    async with cold_fleet(libvirt_hosts) as site:
+        starting = asyncio.create_task(asyncio.to_thread(_start_once_off, alpha.uri, name), name="a person")
+        begun = await site.post("migrations", guest=uuid, to="beta", policy="cold")
+        ended = await site.migration_ended(begun["id"], "failed", within=60)
+        assert await starting
+        assert ended["error"]
+        await runs_only_at(libvirt_hosts, name, "alpha")
+        assert (await has(alpha, name))["Autostart"] == "enable"
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(300)
+async def test_libvirtd_of_the_target_that_is_killed_leaves_the_guest_in_one_place(
+    libvirt_hosts: LibvirtHosts, tmp_path: Path
+) -> None:
+    name, alpha, beta = guest_name(), libvirt_hosts["alpha"], libvirt_hosts["beta"]
+    uuid = await alpha.start_guest(name, tmp_path / "image", habit=IDLE, autostart=True)
+    pid = alpha.guest_pid(name)
+    async with cold_fleet(libvirt_hosts) as site:
+        begun = await site.post("migrations", guest=uuid, to="beta", policy="cold")
+        await until(lambda: not Path(f"/proc/{pid}").exists(), what="its shutdown", within=60)
+        beta.kill_daemon()
+        await beta.start_daemon()
+        ended: dict[str, Any] = {}
+
+        async def over() -> bool:
+            ended.update(await site.get(f"migrations/{begun['id']}"))
+            return ended["ended_at"] is not None
+
+        await until(over, what="its end", within=120)
+        assert ended["state"] in ("completed", "failed"), ended
+        at = "beta" if ended["state"] == "completed" else "alpha"
+        await runs_only_at(libvirt_hosts, name, at)
+        assert (await has(libvirt_hosts[at], name))["Autostart"] == "enable"
 
 
 @pytest.mark.matrix
