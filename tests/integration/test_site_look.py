@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from migrator.core.inventory import Guest
+from migrator.core.inventory import Guest, Host
 from migrator.core.model import Finding, RunState
 from migrator.core.policy import Policy
 from migrator.core.process.guest_network import NetworkState
+from migrator.engine.inventory import Inventory
 from migrator.errors import HostError, QemuError, StrangeAnswer
 from migrator.hosts.host_config import HostConfig, access
 from migrator.hosts.launch import Launcher
@@ -514,5 +515,22 @@ async def test_a_link_to_the_monitor_of_a_guest_at_another_host_of_this_machine_
         (guest,) = (await site.look("here")).guests
         assert (guest.socket, guest.pid) == (str(qemu.qmp), qemu.pid)
         assert guest.process
+    finally:
+        await site.close()
+
+
+async def test_two_hosts_with_the_same_sockets_show_one_process(lab: Lab) -> None:
+    await lab.boot()
+    sockets = (f"{literal(str(lab.directory))}/*.qmp",)
+    hosts = [Host(name=name) for name in ("here", "alias")]
+    site = site_of(*(HostConfig(name=host.name, sockets=sockets, processes=False) for host in hosts))
+    inventory = Inventory(hosts, site=site)
+    try:
+        for _ in range(2):
+            await inventory.look_at_all()
+        shown = inventory.guests()
+        assert [guest.host for guest in shown] == ["here", "alias"]
+        assert all("hosts alias and here, which are one machine" in guest.obstacle for guest in shown)
+        assert inventory.doubled() == {}
     finally:
         await site.close()
