@@ -206,7 +206,11 @@ def test_a_restore_takes_a_policy_as_an_evacuation_does(service: ServiceThread):
     assert typed(service, "evacuate", "alpha", "--policy", "must-finish").returncode == 0
     typed(service, "restore", "beta", "--policy", "must-finish")
     typed(service, "restore", "beta")
-    commands = [(verb, body.get("policy")) for verb, body in carried_out(service)]
+    commands = [
+        (verb, body.get("policy"))
+        for verb, body in carried_out(service)
+        if not body.get("dry_run")  # which tells who would come home before it begins
+    ]
     assert commands == [("evacuate", "must-finish"), ("restore", "must-finish"), ("restore", None)]
 
 
