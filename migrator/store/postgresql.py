@@ -349,7 +349,10 @@ _DEADLOCK = "40P01"
 #: By PostgreSQL's code of an error, or its class.
 _WORDS = {
     "08": "the connection to the server was lost",
-    "28": "the server does not let this user in: see [store] url, password_file and pg_hba.conf",
+    "28": (
+        "the server does not let this user in: see [store] url, password_file and pg_hba.conf (by its socket Debian's "
+        "lets in the system's user of that name alone: be the service's user)"
+    ),
     "3D": "there is no such database: make it (createdb), or name another in [store] url",
     "42501": "the user may not do that: make it the owner of the database",
     "53100": "the server's disk is full: make room there",
