@@ -39,7 +39,9 @@ export function setClock(time, asked, answered) {
 
 export const percent = (ratio) => `${Math.round((ratio || 0) * 100)} %`;
 
-export const number = (value) => (value ?? 0).toLocaleString("en");
+const grouped = new Intl.NumberFormat("en");
+
+export const number = (value) => grouped.format(value ?? 0);
 
 export const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
 

@@ -1,10 +1,10 @@
 /** Guests: searched, sorted and filtered by the service, one page at a time, as there may be twenty thousand. */
-import {html, useEffect, useState} from "./ui.js";
+import {html, useEffect, useLayoutEffect, useMemo, useState} from "./ui.js";
 import * as actions from "./actions.js";
-import {Action, Chips, Empty, Heads, Pages, Search, State} from "./parts.js";
+import {Action, Chips, Empty, Heads, Pages, Search, State, useFirst} from "./parts.js";
 import {bytes, guestName, plain, rate, sentence} from "./format.js";
 import {filterBy, links, route} from "./router.js";
-import {failed, store} from "./store.js";
+import {failed, isOperator, store} from "./store.js";
 import {guests} from "./lists.js";
 import {underWay} from "./words.js";
 
@@ -22,11 +22,13 @@ function parametersOf(query) {
 /** One page of guests; asked again when something of the site changes, and what was shown stays meanwhile. */
 function useGuests(parameters) {
   const [found, set] = useState(null), [error, say] = useState(""), key = JSON.stringify(parameters);
-  useEffect(() => {
-    let here = true;
-    const wait = setTimeout(() => guests(parameters).then(
+  // Before it is painted that this is asked for: the answer takes longer than a frame.
+  useLayoutEffect(() => {
+    let here = true, wait = 0;
+    const look = () => guests(parameters).then(
       (page) => { if (here) { set({...page, key}); say(""); } },
-      (problem) => { if (!here) return; if (problem.status === 401 || problem.status === undefined) failed(problem); say(problem.message); }), found && found.key !== key ? 120 : 0);
+      (problem) => { if (!here) return; if (problem.status === 401 || problem.status === undefined) failed(problem); say(problem.message); });
+    if (found && found.key !== key) wait = setTimeout(look, 120); else look();
     return () => { here = false; clearTimeout(wait); };
   }, [key, store.edition]);
   return [found, error];
@@ -49,20 +51,26 @@ function Doing({guest}) {
   return guest.network_problem ? html`<div class="small warn">${sentence(guest.network_problem)}</div>` : null;
 }
 
+/** Drawn anew only when something of it has changed: an event is about one of a hundred. */
+function GuestRow({guest, withHost}) {
+  return useMemo(() => html`<tr role="row"><td role="cell" class="name"><a data-row href=${links.guest(guest.guest)}>${guestName(guest)}</a><${Doing} guest=${guest} /></td>
+    ${withHost ? html`<td role="cell" data-of="Host"><a href=${links.host(guest.host)}>${guest.host}</a></td>` : null}
+    <td role="cell" data-of="State"><${RunState} guest=${guest} /></td>
+    <td role="cell" class="num" data-of="Memory">${bytes(guest.memory_bytes)}</td><td role="cell" class="num" data-of="vCPUs">${guest.vcpus}</td>
+    <td role="cell" class="num" data-of="Dirty rate">${rate(guest.dirty_rate_bytes_per_second)}</td><td role="cell" data-of="Policy">${guest.policy}</td><td role="cell" data-of="Managed by">${plain(guest.managed_by) || "–"}</td>
+    <td role="cell"><${Action} label="Move…" about=${guestName(guest)} why=${guest.migration ? `it is ${underWay(store.migrations.get(guest.migration))[0]}` : guest.movable ? "" : "it cannot move"} press=${() => actions.move(guest)} /></td></tr>`, [guest, withHost, store.migrations.get(guest.migration), isOperator()]);
+}
+
 export function GuestTable({filters, columns = [], sort = "", change = null, offset = 0, go = null, tell}) {
   const [own, setOwn] = useState({sort: "name", offset: 0});
   const order = change ? sort || "host" : own.sort, from = go ? offset : own.offset, [found, error] = useGuests({...filters, sort: order, limit: SIZE, offset: from || undefined});
   useEffect(() => { if (found && tell) tell(found); }, [found]);
+  const rows = found ? found.items.slice(0, SIZE) : [], drawn = useFirst(rows);
   if (error) return html`<p class="bad" role="status">${error}</p>`;
   if (!found) return html`<${Empty}>Asking…</${Empty}>`;
-  const rows = found.items.slice(0, SIZE), shown = COLUMNS.filter(([field]) => !columns.includes(field));
+  const shown = COLUMNS.filter(([field]) => !columns.includes(field));
   return html`<div class="scroll"><table role="table" class="blocks"><caption class="unseen">Guests</caption><${Heads} columns=${shown} sort=${order} change=${change || ((value) => setOwn({sort: value, offset: 0}))} />
-    <tbody role="rowgroup">${rows.map((guest) => html`<tr role="row" key=${`${guest.guest} ${guest.host}`}><td role="cell" class="name"><a data-row href=${links.guest(guest.guest)}>${guestName(guest)}</a><${Doing} guest=${guest} /></td>
-      ${columns.includes("host") ? null : html`<td role="cell" data-of="Host"><a href=${links.host(guest.host)}>${guest.host}</a></td>`}
-      <td role="cell" data-of="State"><${RunState} guest=${guest} /></td>
-      <td role="cell" class="num" data-of="Memory">${bytes(guest.memory_bytes)}</td><td role="cell" class="num" data-of="vCPUs">${guest.vcpus}</td>
-      <td role="cell" class="num" data-of="Dirty rate">${rate(guest.dirty_rate_bytes_per_second)}</td><td role="cell" data-of="Policy">${guest.policy}</td><td role="cell" data-of="Managed by">${plain(guest.managed_by) || "–"}</td>
-      <td role="cell"><${Action} label="Move…" about=${guestName(guest)} why=${guest.migration ? `it is ${underWay(store.migrations.get(guest.migration))[0]}` : guest.movable ? "" : "it cannot move"} press=${() => actions.move(guest)} /></td></tr>`)}</tbody></table></div>
+    <tbody role="rowgroup">${drawn.map((guest) => html`<${GuestRow} key=${`${guest.guest} ${guest.host}`} guest=${guest} withHost=${!columns.includes("host")} />`)}</tbody></table></div>
     ${rows.length ? null : html`<${Empty}>No guest fits.</${Empty}>`}
     <${Pages} offset=${from} shown=${rows.length} total=${found.total ?? found.items.length} size=${SIZE} what="guest" go=${go || ((next) => setOwn({...own, offset: next}))} />`;
 }

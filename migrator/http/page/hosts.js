@@ -1,10 +1,10 @@
 /** All hosts: searched, sorted and filtered in the page, which has them all. */
-import {html} from "./ui.js";
+import {html, useMemo} from "./ui.js";
 import * as actions from "./actions.js";
-import {Action, Chips, Empty, Heads, Pages, Search, State} from "./parts.js";
+import {Action, Chips, Empty, Heads, Pages, Search, State, useFirst} from "./parts.js";
 import {bytes, clock, number, plain, rate} from "./format.js";
 import {filterBy, href, links} from "./router.js";
-import {store} from "./store.js";
+import {isOperator, store} from "./store.js";
 import {matches, sorted} from "./lists.js";
 
 const SIZE = 100;
@@ -37,17 +37,22 @@ export function HostButtons({host, home = false}) {
     ${host.cordoned ? html`<${Action} label="Uncordon" about=${about} press=${() => actions.uncordon(about)} />` : host.state === "active" ? html`<${Action} label="Cordon" about=${about} press=${() => actions.cordon(about)} />` : null}</div>`;
 }
 
+/** Drawn anew only when something of it has changed: an event is about one of a hundred. */
+function HostRow({host}) {
+  return useMemo(() => html`<tr role="row"><td role="cell" class="name"><a data-row href=${links.host(host.host)}>${host.host}</a>${host.error ? html`<div class="small bad">${plain(host.error)}</div>` : null}${leftDraining(host) ? html`<div class="small warn">${leftDraining(host)}</div>` : null}${host.scheduled ? html`<div class="small"><a href=${links.evacuation(host.scheduled)}>to be emptied from ${clock(host.scheduled_at)}</a></div>` : null}</td>
+    <td role="cell"><${HostState} host=${host} /></td><td role="cell" class="num" data-of="Guests"><a href=${href(["guests"], {host: host.host})} aria-label=${`${host.guests} guests of ${host.host}`}>${number(host.guests)}</a>${host.guests_not_movable ? html` <a class="warn small" href=${href(["guests"], {host: host.host, show: "not-movable"})}>${host.guests_not_movable} cannot move</a>` : null}</td>
+    <td role="cell" class="num" data-of="Free memory">${bytes(host.memory_free_bytes)} <span class="quiet">of ${bytes(host.memory_total_bytes)}</span></td><td role="cell" class="num" data-of="CPUs">${host.cpus}</td><td role="cell" class="num" data-of="Link">${host.link_bytes_per_second ? rate(host.link_bytes_per_second) : "–"}</td>
+    <td role="cell"><${HostButtons} host=${host} /></td></tr>`, [host, goingOn(host), isOperator()]);
+}
+
 export function Hosts({query}) {
   const search = query.get("search") || "", state = query.get("state") || "", sort = query.get("sort") || "host", offset = Number(query.get("offset")) || 0;
   const found = [...store.hosts.values()].filter((host) => matches(search, host.host, host.address, host.error, ...Object.entries(host.labels).map(([name, value]) => `${name}=${value}`), ...Object.values(host.qemus)));
   const chips = Object.entries(FILTERS).map(([name, fits]) => [name, name === "down" ? "unreachable" : name, found.filter(fits).length, name === "down" ? "bad" : ""]).filter(([name, , n]) => n || name === state);
-  const fitting = sorted(FILTERS[state] ? found.filter(FILTERS[state]) : found, sort), rows = fitting.slice(offset, offset + SIZE);
+  const fitting = sorted(FILTERS[state] ? found.filter(FILTERS[state]) : found, sort), rows = fitting.slice(offset, offset + SIZE), drawn = useFirst(rows);
   return html`<h1>Hosts</h1><div class="tools"><${Search} value=${search} change=${(value) => filterBy({search: value, offset: ""})} label="Name, address, label=value, QEMU" />
       <${Chips} label="State" items=${chips} chosen=${state} choose=${(value) => filterBy({state: value, offset: ""})} /></div>
     <div class="scroll"><table role="table" class="blocks"><caption class="unseen">Hosts</caption><${Heads} columns=${COLUMNS} sort=${sort} change=${(value) => filterBy({sort: value, offset: ""})} />
-      <tbody role="rowgroup">${rows.map((host) => html`<tr role="row" key=${host.host}><td role="cell" class="name"><a data-row href=${links.host(host.host)}>${host.host}</a>${host.error ? html`<div class="small bad">${plain(host.error)}</div>` : null}${leftDraining(host) ? html`<div class="small warn">${leftDraining(host)}</div>` : null}${host.scheduled ? html`<div class="small"><a href=${links.evacuation(host.scheduled)}>to be emptied from ${clock(host.scheduled_at)}</a></div>` : null}</td>
-        <td role="cell"><${HostState} host=${host} /></td><td role="cell" class="num" data-of="Guests"><a href=${href(["guests"], {host: host.host})} aria-label=${`${host.guests} guests of ${host.host}`}>${number(host.guests)}</a>${host.guests_not_movable ? html` <a class="warn small" href=${href(["guests"], {host: host.host, show: "not-movable"})}>${host.guests_not_movable} cannot move</a>` : null}</td>
-        <td role="cell" class="num" data-of="Free memory">${bytes(host.memory_free_bytes)} <span class="quiet">of ${bytes(host.memory_total_bytes)}</span></td><td role="cell" class="num" data-of="CPUs">${host.cpus}</td><td role="cell" class="num" data-of="Link">${host.link_bytes_per_second ? rate(host.link_bytes_per_second) : "–"}</td>
-        <td role="cell"><${HostButtons} host=${host} /></td></tr>`)}</tbody></table></div>
+      <tbody role="rowgroup">${drawn.map((host) => html`<${HostRow} key=${host.host} host=${host} />`)}</tbody></table></div>
     ${rows.length ? null : html`<${Empty}>No host fits.</${Empty}>`}<${Pages} offset=${offset} shown=${rows.length} total=${fitting.length} size=${SIZE} what="host" go=${(next) => filterBy({offset: next ? String(next) : ""})} />`;
 }

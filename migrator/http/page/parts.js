@@ -1,5 +1,5 @@
 /** Small pieces that every view is made of. */
-import {html, useEffect, useMemo, useRef, useState} from "./ui.js";
+import {html, useEffect, useLayoutEffect, useMemo, useRef, useState} from "./ui.js";
 import {count, number, plain} from "./format.js";
 import {name, tone} from "./words.js";
 import {links} from "./router.js";
@@ -42,7 +42,7 @@ export const Findings = ({items}) => html`<ul class="findings">${items.map((each
 /** What an asked-for document is, or why it cannot be had; asked again when `again` changes. */
 export function useAsked(action, again) {
   const [found, set] = useState({value: null, error: ""});
-  useEffect(() => {
+  useLayoutEffect(() => {
     let here = true;
     action().then((value) => here && set({value, error: ""}), (error) => {
       if (!here) return;
@@ -85,6 +85,16 @@ export function Heads({columns, sort, change}) {
     return html`<th scope="col" role="columnheader" class=${kind || ""} aria-sort=${field ? order : undefined}>${field ? html`
       <button type="button" class="sort" onClick=${() => change(up ? `-${field}` : field)}>${text}<span aria-hidden="true">${down ? " ▾" : up ? " ▴" : ""}</span></button>` : text || html`<span class="unseen">What can be done</span>`}</th>`;
   })}</tr></thead>`;
+}
+
+/** So many rows fill a screen. */
+const SCREEN = 30;
+
+/** Rows to draw of a list: those of the first screen, and once they are painted all. */
+export function useFirst(rows) {
+  const [painted, set] = useState(false);
+  useEffect(() => { const wait = rows.length ? setTimeout(() => set(true)) : 0; return () => clearTimeout(wait); }, [rows.length > 0]);
+  return painted ? rows : rows.slice(0, SCREEN);
 }
 
 /** Which rows are shown, of how many, and the way to the others. */

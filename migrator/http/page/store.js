@@ -4,8 +4,13 @@ import {guestName, now, plain, setClock} from "./format.js";
 import {ENDED, kindOf, name as word, subjectOf} from "./words.js";
 
 const KEPT_EVENTS = 500;
-const DRAWN_EVERY = 80;
+/** Drawing takes at most this part of the time; with little to draw, what is told is seen in the next frame. */
+const DRAWN_AT_MOST = 1 / 3;
+/** A tab that slept amid a drawing did not draw for so long. */
+const DRAWN_AT_LEAST_EVERY = 250;
 const LOOKED_EVERY = 5000;
+/** Times what asking took last, before the same is asked again. */
+const ASKED_AFTER = 10;
 const AWAY_AFTER = 12000;
 
 export const store = {
@@ -29,11 +34,11 @@ export const store = {
   edition: 0,
 };
 
-// ---- drawing: at once when nothing was drawn for a while, else a little later
+// ---- drawing: in the next frame, unless the last drawing took long and was just now
 
 const listeners = new Set();
 let drawing = false;
-let drawnAt = 0;
+let drawnNext = 0;
 
 export function subscribe(listener) {
   listeners.add(listener);
@@ -45,9 +50,11 @@ export function changed() {
   drawing = true;
   setTimeout(() => requestAnimationFrame(() => {
     drawing = false;
-    drawnAt = performance.now();
+    const began = performance.now();
     for (const listener of listeners) listener();
-  }), Math.max(0, drawnAt + DRAWN_EVERY - performance.now()));
+    // After this task the views are made, laid out and painted.
+    setTimeout(() => { const over = performance.now(); drawnNext = over + Math.min(DRAWN_AT_LEAST_EVERY, (over - began) * (1 / DRAWN_AT_MOST - 1)); });
+  }), Math.max(0, drawnNext - performance.now()));
 }
 
 // ---- signing in and out
@@ -152,7 +159,8 @@ async function snapshot() {
   Object.assign(store, {link: "live", loaded: true, freshAt: now()});
   store.edition += 1;
   changed();
-  await countGuests();
+  // What the view itself asks for comes first.
+  soon("counts", countGuests, 150);
 }
 
 /** Their forecasts count from when they were asked for. */
@@ -167,11 +175,16 @@ async function countGuests() {
   changed();
 }
 
-const later = {};
-/** Do it, but no more often than once a second; what is asked for meanwhile is done once, afterwards. */
-function soon(name, action) {
+const later = {}, took = {};
+/** Do it after so many milliseconds, and later where it takes long; what is asked for meanwhile is done once, then. */
+function soon(name, action, wait = 1000) {
   if (later[name]) return;
-  later[name] = setTimeout(() => { delete later[name]; action().catch(lost); }, 1000);
+  later[name] = setTimeout(async () => {
+    delete later[name];
+    const began = performance.now();
+    try { await action(); } catch (error) { lost(error); }
+    took[name] = performance.now() - began;
+  }, Math.max(wait, Math.min(LOOKED_EVERY, ASKED_AFTER * (took[name] || 0))));
 }
 
 async function inventory() {

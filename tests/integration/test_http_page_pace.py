@@ -1,0 +1,28 @@
+"""How often the page draws: what is told soon, and never so often that there is no time for anything else."""
+
+from __future__ import annotations
+
+from tests.page_browser import Seen
+
+#: For how many milliseconds of 1,500 a view is drawn that takes 50, while something new is told all the time.
+_DRAWN = """async (base) => {
+  const {changed, subscribe} = await import(`${base}/store.js`);
+  let drawn = 0, over = false;
+  const off = subscribe(() => {
+    drawn += 1;
+    const began = performance.now();
+    while (performance.now() - began < 50);
+  });
+  const tell = () => { for (let n = 0; n < 20; n += 1) changed(); if (!over) setTimeout(tell, 5); };
+  tell();
+  await new Promise((done) => setTimeout(done, 1500));
+  over = true;
+  off();
+  return drawn * 50;
+}"""
+
+
+def test_a_view_that_takes_long_to_draw_leaves_time_for_what_comes_in(operator: Seen):
+    base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
+    drawn = operator.page.evaluate(_DRAWN, base)
+    assert 100 <= drawn <= 750
