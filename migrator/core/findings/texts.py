@@ -46,8 +46,8 @@ GUEST: Texts = {
     ),
     "not-movable": (
         "error",
-        "the configuration says that it shall not be moved",
-        "change its [[guests]] entry",
+        "the configuration says that it shall not be moved, or has its host twice",
+        "change its [[guests]] entry, or leave one of the two hosts out",
     ),
     "duplicate": (
         "error",

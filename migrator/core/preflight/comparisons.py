@@ -20,7 +20,8 @@ _INVENTORY = {
     "duplicate": "uuids of all guests that run, as looks at every host show them",
     "unfinished-migration": "run state, migration status (query-status, query-migrate) and the mark of a controller",
     "arriving": "the targets of all migrations that have not ended, with the host that is to be emptied",
-    "not-movable": "the guest, with the [[guests]] entries of the configuration; its uuid, with those of its host",
+    "not-movable": "the guest, with the [[guests]] entries of the configuration; its uuid, with "
+    "those of its host; its process, with those of all hosts",
     "command-line-unknown": "/proc/PID/cmdline of the source",
 }
 _SOURCE = {
