@@ -70,9 +70,10 @@ class _ShortOnceCaught(PhaseTimeouts):
 
     caught: Callable[[], bool]
 
-    def of(self, intent: Intent, source: View) -> float:
+    def of(self, intent: Intent, source: View, *, waits_for_disks: bool = False) -> float:
         """For the phase that `intent` and the source are in."""
-        return (SHORT if self.caught() else LONG).of(intent, source)
+        short_or_long = SHORT if self.caught() else LONG
+        return short_or_long.of(intent, source, waits_for_disks=waits_for_disks)
 
 
 async def _call(hook: Hook | None) -> None:

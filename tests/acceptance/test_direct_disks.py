@@ -170,7 +170,13 @@ class TestWhatEndsAMoveWithDisks:
     async def test_a_destination_that_hangs_does_not_hold_up_what_the_guest_writes(
         self, lab: Lab, one_crossing: tuple[Path, Path]
     ) -> None:
-        guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+        # Most of its memory was never written, and would be copied in half a second.
+        written = lab.directory / "memory"
+        written.write_bytes(bytes(range(1, 256)) * 65_536)
+        memory = ("-device", f"loader,file={written},addr=0x2000000,force-raw=on")
+        guest = await writing_guest(
+            lab, here_disk=memory, there_disk=memory, source=one_crossing[0], destination=one_crossing[1]
+        )
 
         async def copies() -> bool:
             return bool((await guest.pair.source.query("query-migrate")).get("status") == "active")

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from migrator.core.model import State
+from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.testing.lab import GuestMachine, Habit, Lab, Pair, until
+from tests.disks import writing_guest
 from tests.driven import LONG, MIB, PLAIN, SHORT, SLOW, Drive, Phase, catch, driven, hurry
 from tests.invariants import witness
 
@@ -147,3 +149,29 @@ async def test_paused_guest_whose_destination_freezes_at_the_switch_stays_paused
     async with witness(lab, again) as seen, driven(again, patience=LONG) as drive:
         assert (await drive.run()).state is COMPLETED
         await seen.verify(COMPLETED, run_state="paused")
+
+
+async def test_a_guest_that_is_stopped_while_a_disk_waits_for_a_frozen_destination_goes_on_soon(
+    lab: Lab, one_crossing: tuple[Path, Path]
+) -> None:
+    # QEMU stops a guest once what is on its way to its disks has arrived, and answers nobody before.
+    guest = await writing_guest(lab, source=one_crossing[0], destination=one_crossing[1])
+    pair = guest.pair
+    stops: list[asyncio.Task[object]] = []
+
+    async def freeze_and_stop() -> None:
+        pair.destination.sigstop()
+        for _ in range(3):  # a mirror that had nothing to do looks ten times a second
+            await guest.goes_on(pair.source)
+        stops.append(asyncio.create_task(pair.source.query("stop"), name="somebody stops the guest"))
+
+    patience = PhaseTimeouts(copying=120.0, switching=1.0)
+    async with driven(pair, patience=patience) as drive:
+        catch(drive, Phase.SETUP, freeze_and_stop)  # its disk is the same there, and follows
+        async with asyncio.timeout(60):
+            result = await drive.run()
+        assert (result.state, pair.destination.alive) == (FAILED, False)
+    await asyncio.gather(*stops)
+    await pair.source.query("cont")
+    await guest.goes_on(pair.source)
+    assert await guest.check(pair.source) > 0

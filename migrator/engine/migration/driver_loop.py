@@ -41,6 +41,7 @@ class MigrationLoop(ContainedLoop):
     _too_late_reason = "past the switch, the migration is being finished"
 
     async def _go_on(self) -> MigrationOutcome:
+        self._observer.disks_follow = bool(self._mirrors.copies)
         while True:
             source, destination, overdue = await self._observer.look(self._intent_log.intent)
             self._note(source, destination)

@@ -73,6 +73,9 @@ class Observer:
         #: Its switch is ours, and whoever uses its disks is to be known then; else a look costs the guest no more than
         #: it must while it stands still.
         self.switches = True
+        #: Its disks are kept the same at the destination: a source that stops its guest waits for what is on its way
+        #: there, and answers nobody meanwhile.
+        self.disks_follow = False
         #: The guest has just stopped at the source, maybe at its switch.
         self._stops = False
         self._disk_users: DiskUsers | None = None
@@ -295,7 +298,11 @@ class Observer:
         if shown != self._shown:
             self._shown, self._changed_at = shown, now
         self.lapsed = now - self._changed_at > self._timeouts.lapsing
-        return now - self._changed_at > self._timeouts.of(intent, source)
+        hangs = (
+            destination.process is ProcessState.ALIVE and destination.can_fence and not destination.answers
+        )
+        waits = self.disks_follow and hangs and not source.answers
+        return now - self._changed_at > self._timeouts.of(intent, source, waits_for_disks=waits)
 
 
 def wanted_to_run(run: RunState) -> bool | None:

@@ -37,8 +37,11 @@ class PhaseTimeouts:
     #: Nothing has come through it for so long: its recovery is not tried any more, and a person has to look.
     recovery: float = 3600.0
 
-    def of(self, intent: Intent, source: View) -> float:
-        """Return the timeout of the phase that `intent` and the source are in."""
+    def of(self, intent: Intent, source: View, *, waits_for_disks: bool = False) -> float:
+        """Return the timeout of the phase that `intent` and the source are in.
+
+        :param waits_for_disks: the source may be silent because it waits for a disk at a destination that hangs.
+        """
         here = source_is(source)
         if (
             source.answers
@@ -54,6 +57,8 @@ class PhaseTimeouts:
         if before_switch and source.process is ProcessState.UNKNOWN and source.can_fence:
             # Its host is out of reach, not QEMU busy: it may come to the switch and wait there, with the guest stopped.
             return self.switching
+        if before_switch and waits_for_disks:
+            return self.switching  # with its guest stopped, and nobody heard before the destination is dead
         if intent.postcopy and intent.milestone is Milestone.HANDED_OVER and here in _STREAM:
             if recovers(source):
                 return self.recovering
