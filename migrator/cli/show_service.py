@@ -403,6 +403,11 @@ def _how_far(body: Document) -> str:
     return ", cordoned" if body.get("cordoned") else ""
 
 
+def moved_together(one: Document) -> str:
+    """Return the host that an evacuation or a restore is of; of a group, which has none, the group."""
+    return f"group {one['group']}" if one["kind"] == "group" else str(one["host"])
+
+
 def guests_left(one: Document, total: int | None = None, *, where: str = "there") -> str:
     """Format ``2 of 5 guests still there``; of a restore those that are not at home, of a group those not moved."""
     of = f" of {total}" if total is not None else ""

@@ -239,12 +239,12 @@ class _View:
             shown = (f"{one['state']} {done}", time.monotonic())
             if self._shown.get(one["id"], ("", 0.0))[0] != shown[0]:
                 self._shown[one["id"]] = shown
-                self._say(f"{one['host']}: {one['state']}, {text}")
+                self._say(clean(f"{show.moved_together(one)}: {one['state']}, {text}"))
             return
         bars = self._bars()
         if one["id"] not in self._tasks:
             self._tasks[one["id"]] = bars.add_task(
-                _short(one["host"]), total=max(1, total), state="", figures=""
+                _short(show.moved_together(one)), total=max(1, total), state="", figures=""
             )
         bars.update(self._tasks[one["id"]], completed=done, state=one["state"], figures=text)
         bars.refresh()

@@ -243,6 +243,11 @@ def test_guests_that_are_left_of_an_evacuation_and_not_back_from_one(
     assert show.guests_left({"kind": kind, "guests_left": left}, total) == said
 
 
+def test_a_group_that_moves_is_called_so_as_it_leaves_no_host() -> None:
+    assert show.moved_together({"kind": "group", "group": "shop", "host": ""}) == "group shop"
+    assert show.moved_together({"kind": "restore", "group": None, "host": "a"}) == "a"
+
+
 def _evacuation(kind: str, **more: Any) -> dict[str, Any]:
     why = "failed 3 times; the last time: nothing would let it end: giving up"
     guest = {"guest_name": "web", "guest": "u", "standing": "failed", "target": "b", "migration": "m3"}
