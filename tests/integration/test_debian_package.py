@@ -114,20 +114,23 @@ def test_an_upgrade_leaves_configuration_and_journal(machine: Machine) -> None:
     assert any("ann" in line for line in said[1:])
 
 
-def test_a_purge_leaves_nothing_but_its_user(machine: Machine) -> None:
+def test_a_purge_leaves_the_sites_authority_and_nothing_else_but_its_user(machine: Machine) -> None:
     said = machine.run(
         INSTALL
         + """
         migrator --version >/dev/null
+        mkdir /etc/migrator/pki && touch /etc/migrator/pki/ca-key.pem /etc/migrator/made-by-hand
         dpkg --purge migrator >/dev/null 2>&1
-        for path in /etc/migrator /var/lib/migrator /usr/lib/migrator /usr/bin/migrator /run/migrator; do
+        (cd /etc/migrator && find . -type f)
+        rm -r /etc/migrator/pki && rmdir /etc/migrator
+        for path in /var/lib/migrator /usr/lib/migrator /usr/bin/migrator /run/migrator; do
             test ! -e $path || echo "left: $path"
         done
         getent passwd migrator | cut -d: -f1
         """
     )
 
-    assert said == ["migrator"]
+    assert said == ["./pki/ca-key.pem", "migrator"]
 
 
 @needs_systemd
