@@ -66,7 +66,8 @@ async def volume_site(make: str = _MAKE) -> AsyncIterator[DiskSite]:
                 host.run(
                     "sh",
                     "-c",
-                    'losetup -j "$1.file" | cut -d: -f1 | xargs -r losetup -d',
+                    # One that is in use no more may end by itself meanwhile.
+                    'losetup -j "$1.file" | cut -d: -f1 | xargs -r losetup -d || test -z "$(losetup -j "$1.file")"',
                     "sh",
                     str(volume),
                 )

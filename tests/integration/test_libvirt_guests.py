@@ -63,8 +63,10 @@ async def test_guest_of_libvirt_is_shown_once_with_what_libvirt_says_of_it(
         managed_by="libvirt",
         network=guest.network,
         domain=guest.domain,
+        process=guest.process,
     )
     assert guest.resident_bytes
+    assert guest.process
     assert guest.domain is not None
     assert (guest.domain.persistent, guest.domain.autostart, guest.domain.snapshots) == (True, True, 0)
     assert Guest.from_fields(guest.fields()) == guest
