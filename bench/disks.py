@@ -213,7 +213,7 @@ async def _script(hosts: LabHosts, options: Options, full: Path) -> Took:
             Pair(guest.source, destination),
             max_downtime_seconds=_MAX_DOWNTIME_SECONDS,
             listen=f"tcp:{hosts['beta'].address}:0",
-            disks=["disk1-device", "disk0-device"],
+            disks=["disk1-device", "disk0"],
         )
         total = time.monotonic() - began
         await destination.wait_beating()
