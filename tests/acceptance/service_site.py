@@ -211,7 +211,16 @@ class LiveSite(LabSite):
         """The document of a migration once it has ended so."""
         return await self._ended("migrations", identifier, state, within)
 
+    async def migration_over(self, identifier: str, within: float = _PATIENCE_SECONDS) -> Any:
+        """The document of a migration once it has ended, whichever way."""
+        return await self._over("migrations", identifier, within)
+
     async def _ended(self, kind: str, identifier: str, state: str, within: float) -> Any:
+        found = await self._over(kind, identifier, within)
+        assert found["state"] == state, (self.log()[-8000:], found, await self.migrations())
+        return found
+
+    async def _over(self, kind: str, identifier: str, within: float) -> Any:
         found: dict[str, Any] = {}
 
         async def over() -> bool:
@@ -222,7 +231,6 @@ class LiveSite(LabSite):
             await until(over, what=f"the end of {identifier}", within=within)
         except TimeoutError:
             raise AssertionError((found, await self.migrations(), self.log()[-8000:])) from None
-        assert found["state"] == state, (self.log()[-8000:], found, await self.migrations())
         return found
 
     # --- what must be true -------------------------------------------------------------------------------------------

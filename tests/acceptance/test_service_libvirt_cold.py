@@ -168,13 +168,7 @@ async def test_service_that_is_killed_leaves_the_guest_in_one_place(
         else:
             await until(lambda: not Path(f"/proc/{pid}").exists(), what="its shutdown", within=60)
         await site.restart()
-        ended: dict[str, Any] = {}
-
-        async def over() -> bool:
-            ended.update(await site.get(f"migrations/{begun['id']}"))
-            return ended["ended_at"] is not None
-
-        await until(over, what="its end", within=90)
+        ended = await site.migration_over(begun["id"], within=90)
         assert ended["state"] in ("completed", "failed", "cancelled"), ended
         at = "beta" if ended["state"] == "completed" else "alpha"
         await runs_only_at(libvirt_hosts, name, at)
@@ -274,13 +268,7 @@ async def test_libvirtd_of_the_target_that_is_killed_leaves_the_guest_in_one_pla
         await until(lambda: not Path(f"/proc/{pid}").exists(), what="its shutdown", within=60)
         beta.kill_daemon()
         await beta.start_daemon()
-        ended: dict[str, Any] = {}
-
-        async def over() -> bool:
-            ended.update(await site.get(f"migrations/{begun['id']}"))
-            return ended["ended_at"] is not None
-
-        await until(over, what="its end", within=120)
+        ended = await site.migration_over(begun["id"], within=120)
         assert ended["state"] in ("completed", "failed"), ended
         at = "beta" if ended["state"] == "completed" else "alpha"
         await runs_only_at(libvirt_hosts, name, at)
