@@ -138,6 +138,7 @@ class LibvirtDaemon:
         self.directory = directory
         self._cgroups = cgroups
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed_pid: int | None = None
         self.socket = directory / "sockets" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
         #: For streams that are encrypted; empty at first.
@@ -329,6 +330,7 @@ class LibvirtDaemon:
     def kill_daemon(self) -> None:
         """Kill libvirtd; its guests go on."""
         if (pid := self.daemon_pid) is not None:
+            self._killed_pid = pid  # seen for a moment longer
             _kill(pid)
 
     def kill_guest(self, name: str) -> None:
@@ -341,7 +343,7 @@ class LibvirtDaemon:
     async def start_daemon(self) -> None:
         """Start libvirtd again, where it does not run, and wait until it answers."""
         deadline = time.monotonic() + _WAIT_SECONDS
-        while self.daemon_pid is None and not self._tell_start():
+        while self.daemon_pid in (None, self._killed_pid) and not self._tell_start():
             if time.monotonic() > deadline:
                 raise LibvirtUnavailable(f"nobody on {self.host.name} starts libvirtd again")
             await asyncio.sleep(0.02)
