@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import itertools
 import json
-import time
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from migrator.qemu.socket_peer import peer_pid
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class RawQmpError(Exception):
@@ -43,8 +45,9 @@ class RawMonitor:
         #: Events in the order they came, those already waited for too.
         self.events: list[dict[str, Any]] = []
         self._waited = 0
-        #: Ids of this session's commands, which no other's has.
-        self._ids = (f"{id(self)}-{time.monotonic_ns()}-{number}" for number in itertools.count())
+        #: Ids of this session's commands, which no other's has; short, as QEMU reads a byte at a time.
+        session = secrets.token_hex(4)
+        self._ids = (f"{session}-{number}" for number in itertools.count())
         self.greeting: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
@@ -96,7 +99,7 @@ class RawMonitor:
             {"execute": command, "id": next(self._ids), **({"arguments": arguments} if arguments else {})}
             for command, arguments in commands
         ]
-        self._writer.writelines(json.dumps(message).encode() + b"\n" for message in messages)
+        self._writer.writelines(_json(message).encode() + b"\n" for message in messages)
         # QEMU may give an answer that was meant for the client before to this one.
         answers: dict[str, dict[str, Any]] = {str(each["id"]): {} for each in messages}
         async with asyncio.timeout(self._timeout):

@@ -37,7 +37,7 @@ class Driver:
 
     def text(self) -> str:
         """Return the text that the mark holds."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def read(cls, text: str) -> Driver:
