@@ -45,6 +45,7 @@ class LabSite:
     :param isolated: make network namespaces; by default where that is possible.
     :param extra: more lines of the configuration, before the hosts.
     :param host_extra: more lines for hosts, by name; read whenever the configuration is written.
+    :param refresh_interval: of the service: between two looks at a host on which nothing happens.
     :param page: the service listens on loopback too, for a browser; see :meth:`page_url`.
     """
 
@@ -56,8 +57,10 @@ class LabSite:
         extra: str = "",
         host_extra: Mapping[str, str] | None = None,
         page: bool = False,
+        refresh_interval: str = "5s",
     ) -> None:
         self._page = page
+        self._refresh_interval = refresh_interval
         self._names = names
         self._speed = bytes_per_second
         self._extra = extra
@@ -170,7 +173,7 @@ class LabSite:
             '[http]\nsocket = "api.sock"\nmetrics_listen = "127.0.0.1:0"'
             + ('\nlisten = "127.0.0.1:0"' if self._page else ""),
             '[store]\npath = "state/journal.db"',
-            '[limits]\nlink_reserve = 0.05\nrefresh_interval = "5s"',
+            f'[limits]\nlink_reserve = 0.05\nrefresh_interval = "{self._refresh_interval}"',
             # These guests are of this project's own making, for which it does not matter.
             '[[guests]]\nmatch = "*"\naccept = ["tcg-loses-writes"]',
             self._extra,

@@ -39,6 +39,10 @@ class LiveSite(LabSite):
     #: Seconds that it is waited for; more where what else the machine has to do is not known.
     patience: float = 60.0
 
+    def __init__(self, *names: str, refresh_interval: str = "30s", **how: Any) -> None:
+        """As a :class:`LabSite`, with few looks at its hosts: what happens there is noticed without them."""
+        super().__init__(*names, refresh_interval=refresh_interval, **how)
+
     def __enter__(self) -> Self:
         super().__enter__()
         fast = "requests_per_second = 1000\nburst = 1000\naddress_requests_per_second = 2000\n"

@@ -23,8 +23,7 @@ def _needs_namespaces() -> None:
 
 async def test_a_guest_that_is_started_or_ends_is_known_within_seconds() -> None:
     first, second = guest("first"), guest("second")
-    async with made([first], "a", "b") as site:
-        site.change_config(('refresh_interval = "5s"', 'refresh_interval = "600s"'))
+    async with made([first], "a", "b", refresh_interval="600s") as site:
         site.serve()
         await site.until_served()
         await site.known(1)
