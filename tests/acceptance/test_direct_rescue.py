@@ -39,7 +39,9 @@ async def rescue(pair: Pair, *options: str) -> Ended:
     return await run("direct", "--rescue", *addresses(pair), "--json", *options)
 
 
-@pytest.mark.parametrize("options", [PRECOPY, POSTCOPY], ids=["precopy", "postcopy"])
+@pytest.mark.parametrize(
+    "options", [PRECOPY, pytest.param(POSTCOPY, marks=pytest.mark.matrix)], ids=["precopy", "postcopy"]
+)
 async def test_a_guest_that_stands_at_the_switch_goes_on_at_the_source_as_it_was(
     lab: Lab, one_version: Path, options: tuple[str, ...]
 ) -> None:

@@ -146,6 +146,7 @@ async def test_a_guest_that_cannot_be_started_at_the_target_boots_again_where_it
         assert site.left_in("b") == []
 
 
+@pytest.mark.matrix
 async def test_a_controller_that_is_killed_while_the_guest_is_asked_to_shut_down_starts_no_second_one(
     tmp_path: Path,
 ) -> None:

@@ -119,12 +119,17 @@ def shrunk(here: DiskSite) -> GuestMachine:
 @pytest.mark.parametrize(
     ("prepare", "spoil", "words"),
     [
-        (local_iso, (), "own.iso"),
+        pytest.param(local_iso, (), "own.iso", marks=pytest.mark.matrix),
         pytest.param(
             one_image_twice, (), "another disk of the guest has the same image", marks=pytest.mark.matrix
         ),
         (with_snapshot, (), "1 internal snapshots would stay behind"),
-        (shrunk, ("truncate", "-s", "1M", "{}/disk1.img"), f"{2 * MIB} bytes of the {MIB}"),
+        pytest.param(
+            shrunk,
+            ("truncate", "-s", "1M", "{}/disk1.img"),
+            f"{2 * MIB} bytes of the {MIB}",
+            marks=pytest.mark.matrix,
+        ),
     ],
     ids=["iso of the host", "one image twice", "snapshot within", "file that has shrunk"],
 )

@@ -257,7 +257,11 @@ async def goes_on(site: LiveSite) -> None:
     await until(more, what="an event without a broker", within=30)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.soak)], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "times",
+    [pytest.param(1, marks=pytest.mark.matrix), pytest.param(20, marks=pytest.mark.soak)],
+    ids=["short", "long"],
+)
 async def test_broker_killed_has_the_true_state_within_five_seconds_and_gaps_are_in_the_journal(
     broker: Broker, times: int
 ) -> None:

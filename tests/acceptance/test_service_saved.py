@@ -400,6 +400,7 @@ async def test_a_description_that_others_may_write_starts_no_qemu(tmp_path: Path
         await loaded(site, file, "b")
 
 
+@pytest.mark.matrix
 async def test_a_file_that_is_removed_before_its_qemu_has_ended_leaves_the_guest_where_it_is(
     tmp_path: Path, unheard: Callable[[], None]
 ) -> None:

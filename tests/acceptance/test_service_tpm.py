@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from migrator.testing import network
 from migrator.testing.guest import IDLE
 from migrator.testing.lab import GuestMachine, Habit, until
@@ -88,6 +90,7 @@ async def test_its_state_travels_to_an_emulator_that_is_started_there_and_comes_
         assert here.site.where(qemu) == "a"
 
 
+@pytest.mark.matrix
 async def test_what_was_started_there_is_gone_where_the_guest_stays_and_another_state_is_not_touched() -> (
     None
 ):

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine
 from migrator.testing.own_images import own_images
@@ -83,6 +85,7 @@ async def test_a_volume_is_made_there_and_filled() -> None:
         assert contents(here.site, here.site.hosts["b"], here.images / "volume.file") == _PATTERN
 
 
+@pytest.mark.matrix
 async def test_one_of_another_size_is_removed_and_the_guest_stays() -> None:
     async with volume_site(_MAKE.replace('"$2"', "4M")) as here:
         there = await here.migrate("b")

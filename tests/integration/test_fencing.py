@@ -69,7 +69,7 @@ async def test_cancel_while_memory_is_copied_needs_no_fence(lab: Lab, distant: P
         await seen.verify(State.FAILED)
 
 
-@pytest.mark.parametrize("phase", [Phase.CONTINUE, Phase.DEVICE])
+@pytest.mark.parametrize("phase", [Phase.CONTINUE, pytest.param(Phase.DEVICE, marks=pytest.mark.matrix)])
 async def test_destination_frozen_at_the_switch_is_held(lab: Lab, distant: Pair, phase: Phase) -> None:
     # Its silence proves nothing: it may run the guest the moment it wakes, were the source told to go on.
     async with witness(lab, distant) as seen:

@@ -308,7 +308,7 @@ def test_events_are_live_and_filtered(operator: Seen, service: ServiceThread):
     expect(lines.filter(has_text="completed")).to_have_count(2)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.matrix)])
 def test_everybody_can_read_it_also_on_a_phone(browser: Any, service: ServiceThread, scheme: str):
     service.ask(Migrate(guest="db", to="beta"))
     service.move_slowly("web")

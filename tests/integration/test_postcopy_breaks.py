@@ -200,7 +200,7 @@ class TestRejected:
 
 
 class TestFrozen:
-    @pytest.mark.parametrize("side", ["source", "destination"])
+    @pytest.mark.parametrize("side", [pytest.param("source", marks=pytest.mark.matrix), "destination"])
     async def test_for_a_while_it_goes_on(self, lab: Lab, one_version: Path, side: str) -> None:
         pair = await pair_of(lab, one_version, FULL)
         frozen: LabQemu = getattr(pair, side)

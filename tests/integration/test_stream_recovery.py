@@ -77,7 +77,7 @@ def breaks(drive: PostcopyDrive, pair: Pair, hosts: LabHosts, how: Break, second
     "how",
     [
         name
-        if name in ("both-ways", "large-packets")  # a stream that is reset is recovered below, twice
+        if name == "both-ways"  # a stream that is reset is recovered below, twice
         else pytest.param(name, marks=pytest.mark.matrix)
         for name in BREAKS
     ],
