@@ -154,6 +154,7 @@ async def test_a_disk_travels_there_and_back_again() -> None:
         await here.check("a")
 
 
+@pytest.mark.matrix
 async def test_a_target_that_cannot_have_the_disk_is_refused() -> None:
     async with disk_site(size_bytes=16 * MIB) as here:
         here.site.hosts["b"].run("truncate", "-s", "1M", str(here.image))
@@ -292,6 +293,7 @@ async def test_a_base_that_is_not_the_same_file_there_is_not_kept() -> None:
         assert here.names("b") == ["base.img"]
 
 
+@pytest.mark.matrix
 async def test_a_guest_that_never_ran_takes_its_disk_along_and_does_not_run_there_either() -> None:
     async with disk_site(size_bytes=4 * MIB, paused=True) as here:
         there = await here.migrate("b")

@@ -197,6 +197,7 @@ async def test_a_disk_that_is_full_leaves_the_guest_running_and_nothing_behind(t
             await saved(site, web, tmp_path / "web.state")
 
 
+@pytest.mark.matrix
 async def test_a_disk_that_is_full_while_qemu_writes_the_file_by_itself_leaves_the_guest_running(
     tmp_path: Path, qemu_binary: Callable[[str], Path]
 ) -> None:
