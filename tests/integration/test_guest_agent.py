@@ -139,9 +139,9 @@ class TestAtAQemu:
         async with asking(qemu.qmp) as monitor:
             assert await find_channel(monitor) == AgentChannel(path=f"{tmp_path}/ga.sock", taken=False)
             began = time.monotonic()
-            said = await mend_clock(monitor, here, stood_seconds=60, timeout=0.5)
-            assert said == "the guest's clock was not looked at: no agent answered within 0.5 s"
-            assert time.monotonic() - began < 5
+            said = await mend_clock(monitor, here, stood_seconds=60, timeout=2.0)
+            assert said == "the guest's clock was not looked at: no agent answered within 2 s"
+            assert time.monotonic() - began < 15
             _, writer = await asyncio.open_unix_connection(tmp_path / "ga.sock")
             async with asyncio.timeout(10):
                 while not (found := await find_channel(monitor)) or not found.taken:
@@ -168,10 +168,10 @@ async def test_agent_that_hangs_in_a_command_is_given_up(tmp_path: Path) -> None
     agent.hangs = {"guest-get-time"}
     began = time.monotonic()
     async with listening(tmp_path / "ga", agent) as path:
-        with pytest.raises(Exception, match=r"not answered within 0\.3 s"):
-            async with connect(path, name="ga", timeout=0.3) as session:
+        with pytest.raises(Exception, match=r"not answered within 1 s"):
+            async with connect(path, name="ga", timeout=1.0) as session:
                 await set_clock(session, stood_seconds=42.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 class TestFlush:
@@ -198,8 +198,8 @@ class TestFlush:
     ) -> None:
         agent.hangs = {"guest-fsfreeze-freeze"}
         agent.frozen = True
-        said = await self.flushed(agent, tmp_path / "ga", timeout=0.3)
-        assert "not answered within 0.3 s" in said
+        said = await self.flushed(agent, tmp_path / "ga", timeout=1.0)
+        assert "not answered within 1 s" in said
         assert "may be frozen" not in said
         assert not agent.frozen
 
@@ -208,7 +208,7 @@ class TestFlush:
     ) -> None:
         agent.hangs = {"guest-fsfreeze-thaw"}
         began = time.monotonic()
-        said = await self.flushed(agent, tmp_path / "ga", timeout=0.3)
+        said = await self.flushed(agent, tmp_path / "ga", timeout=1.0)
         assert said.endswith("its filesystems may be frozen: run fsfreeze --unfreeze in it")
         assert time.monotonic() - began < 10
 

@@ -264,9 +264,14 @@ def test_a_ceiling_that_was_exceeded_is_red(operator: Seen, service: ServiceThre
     page = operator.page
     moved = service.reaches(service.ask(Migrate(guest="db", to="beta")).id, State.COMPLETED)
     operator.go(f"#/migrations/{moved.id}")
+
+    def stood(seconds: float) -> None:
+        told = moved.model_copy(update={"downtime_seconds": seconds, "standstill_seconds": seconds})
+        service.do(lambda running: running.bus.publish(MigrationStateChanged(migration=told)))
+
+    stood(0.04)  # a busy machine may have taken longer
     expect(page.locator(".gauge .fill.good")).to_be_attached()
-    above = moved.model_copy(update={"downtime_seconds": 4.0, "standstill_seconds": 4.0})
-    service.do(lambda running: running.bus.publish(MigrationStateChanged(migration=above)))
+    stood(4.0)
     expect(page.locator(".gauge .fill.bad")).to_be_attached()
     expect(page.get_by_text("It stood still for longer than its policy allows.")).to_be_visible()
     assert page.locator("h1 + .state.good, .gauge .good").count() == 0

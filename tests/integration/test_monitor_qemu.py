@@ -202,12 +202,12 @@ class TestProcess:
 
     async def test_that_quits_is_seen_dead_and_a_frozen_one_is_killed(self, lab: Lab, end_at: EndAt) -> None:
         quits, frozen = await lab.start(), await lab.start()
-        for qemu, status in ((quits, 0), (frozen, -signal.SIGKILL)):
+        for qemu, status, patience in ((quits, 0, 20.0), (frozen, -signal.SIGKILL, 0.6)):
             end = end_at(qemu)
             await end.connect()
             if qemu is frozen:
                 qemu.sigstop()
-            assert await end.quit(timeout=0.6)
+            assert await end.quit(timeout=patience)
             assert await qemu.wait_dead() == status
             assert not (await end.observe()).ended
 

@@ -279,7 +279,7 @@ async def test_private_parts_of_aiomqtt_that_are_used_are_there_and_acknowledge(
                 for number in range(3):
                     await scheduler.client.publish(topic, str(number), qos=1)
         payloads: list[bytes] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             async for received in connection.messages():
                 payloads.append(received.payload)
                 if acknowledge or (len(payloads) == 1 and count == 3):
