@@ -396,9 +396,11 @@ class LibvirtHosts:
         return self.daemons[name]
 
     async def restore(self) -> None:
-        """Have every daemon run and every link whole, and no guest anywhere."""
+        """Have every daemon run and every link whole and as fast as at first, and no guest anywhere."""
         for daemon in self.daemons.values():
             daemon.host.heal()
+            if daemon.host.speed != self._speed:
+                daemon.host.set_speed(self._speed)
             await daemon.start_daemon()
             for name in (await daemon.virsh("list", "--all", "--name")).split():
                 await daemon.remove_guest(name)

@@ -139,6 +139,11 @@ class LabHost:
         if up:
             self.run("ip", "link", "set", name, "up")
 
+    @property
+    def speed(self) -> float | None:
+        """Return the limit of its link in bytes a second; ``None`` where it has none."""
+        return self._speed
+
     def set_speed(self, bytes_per_second: float | None) -> None:
         """Limit the host's link, each way; ``None``: as fast as the machine goes.
 
