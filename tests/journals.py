@@ -49,7 +49,7 @@ def empty(server: Postgres, database: str) -> None:
 def all_closed(server: Postgres, database: str) -> None:
     """Nobody forgot to close a connection; the server may take a moment to notice."""
     query = f"SELECT application_name FROM pg_stat_activity WHERE datname = '{database}'"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while left := server.sql(f"{query} AND backend_type = 'client backend'"):
         assert time.monotonic() < deadline, left
 

@@ -31,6 +31,7 @@ from migrator.testing.simulated_host import SimulatedGuest
 from migrator.testing.simulated_service import RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, steady
 from tests.http_service import MemoryTokens, Place, serving, two_hosts
+from tests.ports import free_port
 
 _T = TypeVar("_T")
 #: For a machine that does much else meanwhile.
@@ -66,6 +67,7 @@ class ServiceThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="service")
         self._stopping: asyncio.Event
         self._serving: Any = None
+        self._port = 0
 
     def open(self) -> None:
         """Begin the thread, and the service in it."""
@@ -104,7 +106,7 @@ class ServiceThread:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._stopping = asyncio.Event()
-        port = int(self.place.url.rpartition(":")[2]) if hasattr(self, "place") else 0
+        self._port = self._port or free_port()  # nobody else is given it between a stop and a start
         async with (
             self.service.running(killed=True) as self.running,
             serving(
@@ -112,7 +114,7 @@ class ServiceThread:
                 self.running.queries,
                 self._directory,
                 limits=self._limits,
-                port=port,
+                port=self._port,
                 tokens=self.tokens,
             ) as self.place,
         ):
