@@ -310,6 +310,15 @@ class LocalProcess:
             self._fd = -1
 
 
+def waited_for_processor_seconds(pid: int) -> float:
+    """Return the seconds that the first thread of a process has waited for a processor; 0 where nobody tells that."""
+    try:
+        _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return 0.0
+    return int(waited) / 1e9
+
+
 def thread_worked_seconds() -> float:
     """Return the seconds that this thread has computed, and waited for a processor where the kernel tells that."""
     try:

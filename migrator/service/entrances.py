@@ -14,6 +14,7 @@ from typing import Self
 
 from migrator import faults, logs
 from migrator.http.listeners import Listeners
+from migrator.machine import waited_for_processor_seconds
 from migrator.replica.channel import Channel, MessageKind
 from migrator.replica.publisher import Publisher
 from migrator.replica.requests import RequestServer
@@ -58,8 +59,10 @@ class Entrances:
         self._channel: Channel | None = None
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
-        #: Seconds since the process last said that it lives, as far as this one ran.
-        self._silent = 0
+        self._pid = 0
+        #: Seconds since the process last said that it lives, as far as this one ran; and how many of them it waited for
+        #: a processor, as it does on a machine that has far too much to do: then it could not have said anything.
+        self._silent, self._kept_waiting = 0, 0.0
         #: That it does not answer was said.
         self._complained = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -148,7 +151,8 @@ class Entrances:
             ended = asyncio.create_task(_end(process), name="end of the entrances")
             try:
                 channel = await Channel.over(ours, received=self._receive, lost=lambda why: _set(lost, why))
-                self._silent, self._complained = 0, False
+                self._silent, self._kept_waiting, self._complained = 0, 0.0, False
+                self._pid = process.pid
                 self._channel = channel
                 channel.send(MessageKind.SETTINGS, pickle.dumps(self._settings))
                 self.tell_report()
@@ -175,7 +179,7 @@ class Entrances:
             self._complained = False
             self._log.info("entrances answer again")
             faults.complaints.pop(_COMPLAINT, None)
-        self._silent = 0
+        self._silent, self._kept_waiting = 0, 0.0
         match kind:
             case MessageKind.REQUEST if self._channel is not None:
                 self._requests.receive(self._channel, number, body)
@@ -186,21 +190,28 @@ class Entrances:
                 faults.on_fault()
 
     async def _watch(self) -> None:
-        """Notice that it does not answer. Counted, not timed: while this process did not run, nothing was missed."""
+        """Notice that it does not answer. Counted, not timed: while this process did not run, nothing was missed. One
+        that waited for a processor is not begun anew for it: that would take more of what there is too little of.
+        """
+        pid, waited = 0, 0.0
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
             if self._channel is None:
                 continue
             self.tell_report()
             self._silent += 1
+            before, waited = (waited if pid == self._pid else 0.0), waited_for_processor_seconds(self._pid)
+            pid = self._pid
+            self._kept_waiting += min(waited - before, ALIVE_SECONDS)
+            silent_seconds = self._silent * ALIVE_SECONDS - self._kept_waiting
             if not self._ready.is_set():
-                if self._silent * ALIVE_SECONDS >= _START_SECONDS:
+                if silent_seconds >= _START_SECONDS:
                     self._channel.cut_off(f"it has not begun within {self._silent} s")
             elif self._silent == SILENT_TIMES:
                 self._complained = True
                 faults.complaints[_COMPLAINT] = "the process that answers requests does not answer"
                 self._log.warning("entrances do not answer")
-            elif self._silent * ALIVE_SECONDS >= SILENT_TIMES + _SILENT_SECONDS:
+            elif silent_seconds >= SILENT_TIMES + _SILENT_SECONDS:
                 self._channel.cut_off(f"it has not answered for {self._silent} s")
 
     # --- the end -----------------------------------------------------------------------------------------------------

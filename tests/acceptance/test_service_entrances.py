@@ -56,7 +56,7 @@ async def answers(site: LiveSite, status: int = 200) -> bool:
 
 
 async def test_a_migration_and_who_waits_for_it_go_on_when_what_answers_is_killed() -> None:
-    machine = guest("web", region=16 * MIB, speed=2 * MIB)
+    machine = guest("web", region=48 * MIB, speed=2 * MIB)
     async with served([machine], speed=SLOW) as site:
         waiting = asyncio.create_task(site.cli("migrate", "web", "--to", "b", "--wait"))
         under_way = await site.until_state("precopy")
@@ -98,7 +98,7 @@ async def test_a_service_that_does_not_run_is_said_not_to() -> None:
         assert site.service is not None
         site.service.send_signal(signal.SIGSTOP)
         try:
-            await until(lambda: answers(site, 503), what="the truth", within=10)
+            await until(lambda: answers(site, 503), what="the truth", within=30)
             status, text = await site.probe("/healthz")
             assert (status, text[:56]) == (503, "the process that drives migrations has not answered for ")
             assert (await site.probe("/readyz"))[0] == 503
