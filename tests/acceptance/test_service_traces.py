@@ -92,9 +92,10 @@ def phases_are_whole(collector: Collector, root: Got, document: Any, events: lis
     ]
     assert sum(each.seconds for each in phases) == pytest.approx(root.seconds)
     # What it took, as the document has it, is what lies between the first command and the guest's arrival.
+    # A state is told a moment after it is one, on a busy machine.
     copied = sum(each.seconds for each in phases if each.name in ("precopy", "switchover", "postcopy"))
-    assert copied <= document["duration_seconds"] + 0.1
-    assert document["duration_seconds"] <= sum(each.seconds for each in phases if each.name != "queued") + 0.1
+    assert copied <= document["duration_seconds"] + 0.5
+    assert document["duration_seconds"] <= sum(each.seconds for each in phases if each.name != "queued") + 0.5
     told = [(name, facts["migrator.reason"]) for each in phases for name, _, facts in each.events]
     assert told == [(each["action"], each["reason"]) for each in document["decisions"]]
     for each in phases:

@@ -276,19 +276,27 @@ async def test_those_who_look_see_who_has_what(shared: Shared) -> None:
     assert [each.name for each in await shared.leases.all()] == ["migration/m1"]
 
 
-async def test_whoever_takes_it_over_waits_for_a_write_that_was_let_pass(place: Place) -> None:
+async def test_whoever_takes_it_over_waits_for_a_write_that_was_let_pass(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with await SqlJournal.open(place) as one, await SqlJournal.open(place, alone=False) as other:
-        lease = await taken(one.leases, "a", seconds=0.4)
+        lease = await taken(one.leases, "a", seconds=60)
         begun = asyncio.Event()
         order: list[str] = []
+        now = other._database.now
 
         async def slow(connection: Any) -> None:
             begun.set()
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(0.5)
             order.append("written")
+
+        async def later(connection: Any) -> int:
+            return await now(connection) + 61_000_000
 
         async def take_over() -> None:
             await begun.wait()
+            # While it is written the lease ends.
+            monkeypatch.setattr(other._database, "now", later)
             while await other.leases.acquire("site", owner="b", seconds=60) is None:
                 await asyncio.sleep(0.02)
             order.append("taken over")

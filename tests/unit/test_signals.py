@@ -31,7 +31,7 @@ async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 async def payloads(signals: AsyncIterator[Signal], count: int) -> list[str]:
     """The next so many that say something."""
     found = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for signal in signals:
             if signal.payload:
                 found.append(signal.payload)
@@ -59,7 +59,7 @@ async def test_are_heard_soon(both: tuple[Signals, Signals]) -> None:
             await telling.notify("command", f"{number}")
             await payloads(signals, 1)
             took.append(time.monotonic() - began)
-    assert sorted(took)[10] < 0.1
+    assert sorted(took)[10] < 1.0, "not only when it looks by itself, every five seconds"
 
 
 async def test_that_do_not_come_are_no_reason_not_to_look(both: tuple[Signals, Signals]) -> None:
