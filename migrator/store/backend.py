@@ -48,6 +48,8 @@ class Remedy(enum.Enum):
 
     #: Nothing but time: the connections are as good as new ones.
     WAIT = enum.auto()
+    #: The same, and only for what waits for something that another program has: what was asked beside it can be done.
+    APART = enum.auto()
     #: New connections, for what is asked next.
     RECONNECT = enum.auto()
     #: New connections, and what was asked can be tried once more at once.
@@ -65,16 +67,23 @@ class Backend(Protocol):
     def timeout_seconds(self) -> float:
         """Return the seconds after which a database that does not answer is said to have failed."""
 
-    def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
-        """Return connections to read with, each transaction a picture of one moment, or the one to write with."""
+    @property
+    def writers_go_beside_each_other(self) -> bool:
+        """Tell whether one transaction can write while another one does, on different rows."""
+
+    def engine(self, *, connections: int, writer: str = "") -> AsyncEngine:
+        """Return connections to read with, each transaction a picture of one moment, or one to write with.
+
+        :param writer: the name of what writes; empty: they are to read with.
+        """
 
     def bounded(self, connection: AsyncConnection) -> AbstractAsyncContextManager[None]:
         """Bound what is done on `connection` in this block: what hangs fails as a lost connection does."""
 
-    async def mark(self, connection: AsyncConnection, batch: int) -> None:
+    async def mark(self, connection: AsyncConnection, writer: str, batch: int) -> None:
         """Begin a transaction that writes with what :meth:`committed` will find it by."""
 
-    async def committed(self, engine: AsyncEngine, batch: int) -> bool:
+    async def committed(self, engine: AsyncEngine, writer: str, batch: int) -> bool:
         """Tell whether a transaction whose outcome is unknown was committed; when this returns, it will not be later.
 
         :raise DATABASE_ERRORS: it cannot be known now.

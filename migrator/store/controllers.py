@@ -81,7 +81,7 @@ class SqlControllers:
                 old = controllers.c.seen_at < now - _SHOWN_MICROSECONDS
                 await connection.execute(delete(controllers).where(old))
 
-        await self._database.write_unleased(write)
+        await self._database.write_unleased(write, first=True)
 
     async def all(self) -> list[PresentController]:
         """See :meth:`migrator.ports.controllers.Controllers.all`."""

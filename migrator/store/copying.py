@@ -61,8 +61,8 @@ async def copy_journal(path: Path, server: Server) -> list[Copied]:
     try:
         target = await PostgresServer.prepare(server, alone=False)
         reading, writing = (
-            source.engine(connections=1, writing=False),
-            target.engine(connections=1, writing=True),
+            source.engine(connections=1),
+            target.engine(connections=1, writer="copy"),
         )
         try:
             steps = await asyncio.to_thread(_steps, path.parent / "steps")

@@ -19,7 +19,7 @@ from migrator.store import retention, rows
 from migrator.store.assignments import SqlAssignments
 from migrator.store.backend import Place
 from migrator.store.controllers import SqlControllers
-from migrator.store.database import Database, parts
+from migrator.store.database import Database
 from migrator.store.journal_reader import SqlJournalReader
 from migrator.store.leases import SqlLeases
 from migrator.store.live_documents import SqlLiveDocuments
@@ -30,6 +30,7 @@ from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts
 from migrator.store.step_rows import SqlStepRecords
 from migrator.store.tokens import Tokens
 from migrator.store.waiting_commands import SqlWaitingCommands
+from migrator.store.writer import parts
 
 #: What the last samples are waited for at the end.
 _LAST_SAMPLES_SECONDS = 2.0

@@ -65,7 +65,7 @@ class SqlLeases:
             await connection.execute(update(leases).where(leases.c.name == name).values(changed))
             return token, "" if there.owner == owner else str(there.owner)
 
-        taken = await self._database.write_unleased(write)
+        taken = await self._database.write_unleased(write, first=True)
         return (
             None
             if taken is None
@@ -85,7 +85,7 @@ class SqlLeases:
             found = await connection.execute(changed.returning(leases.c.name, leases.c.owner, leases.c.token))
             return {(row.name, row.owner, row.token) for row in found}
 
-        # However much there is to be written: it would be refused if this came too late.
+        # However much there is to be written, and whatever that waits for: it would be refused if this came too late.
         renewed = await self._database.write_unleased(write, first=True)
         return [
             self._lease(each.name, each.owner, each.token, asked_at, seconds)
@@ -143,7 +143,7 @@ class SqlLeases:
                 its = (leases.c.name == name, leases.c.token == token, leases.c.ends_at == ends_at)
                 await connection.execute(update(leases).where(*its).values(ends_at=now))
 
-        await self._database.write_unleased(write)
+        await self._database.write_unleased(write, first=True)
         for name, _ in stuck:
             logs.logger().warning(
                 "a lease that nobody renewed is ended: the database's clock was set back", lease=name
@@ -167,7 +167,8 @@ async def holding(connection: AsyncConnection, given: Iterable[Lease], now: int)
     query = select(leases.c.name, leases.c.owner, leases.c.token)
     # In one order, so that two who check several never wait for each other.
     query = query.where(_these(given), leases.c.ends_at > now).order_by(leases.c.name)
-    found = await connection.execute(query.with_for_update(read=True))
+    # Its holder renews it meanwhile, which leaves the key as it is.
+    found = await connection.execute(query.with_for_update(read=True, key_share=True))
     return {(row.name, row.owner, row.token) for row in found}
 
 

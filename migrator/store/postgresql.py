@@ -33,11 +33,14 @@ from migrator.tls import File, client_context
 
 #: Limit of one read or write: a transaction that fails, a new connection, and the transaction once more.
 _TIMEOUT_SECONDS = 12.0
+#: Of the seconds in which a server has to answer: so long a lock is waited for.
+_LOCK_SHARE = 0.6
 #: One transaction at a time looks at the schema and changes it, whichever process it is of.
 _UPGRADING = 0x6D69677261746F72  # "migrator"
 
 #: Of this instant, not of the transaction's beginning.
 _NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+_REVISION = text("SELECT version_num FROM alembic_version")
 _OLDEST_READER = text("SELECT value FROM meta WHERE key = 'oldest_reader'")
 _KEEP_OLDEST_READER = text(
     "INSERT INTO meta (key, value) VALUES ('oldest_reader', :oldest) "
@@ -93,6 +96,8 @@ class PostgresServer:
         if server.password:
             self._connect_args["password"] = server.password
         self._answer_seconds = server.answer_seconds
+        #: Settings of each connection that depend on the server's own.
+        self._settings: dict[str, str] = {}
         self._id = secrets.token_hex(8)
         self._lock = -1
 
@@ -133,9 +138,7 @@ class PostgresServer:
                 there = await connection.run_sync(lambda each: inspect(each).get_table_names())
                 if "alembic_version" not in there:
                     return ServerState(version=number // 10000, schema=None, unfinished=0)
-                revision = (
-                    await connection.execute(text("SELECT version_num FROM alembic_version"))
-                ).scalar()
+                revision = (await connection.execute(_REVISION)).scalar()
                 unfinished = await connection.execute(text(_UNFINISHED))
                 site = (await connection.execute(_SITE_NAME, {"key": schema.SITE_NAME})).scalar()
                 live = await connection.execute(_LIVE_CONTROLLERS) if "controllers" in there else ()
@@ -181,9 +184,18 @@ class PostgresServer:
     async def _prepare(self) -> None:
         engine = self._engine(poolclass=NullPool)
         try:
-            async with engine.begin() as connection:
+            async with engine.connect() as connection:
+                async with connection.begin():
+                    current = await connection.run_sync(_is_current)
+                if not current:
+                    schema.load()  # takes a while, and a transaction that idles meanwhile is ended by the server
+                transaction = await connection.begin()
                 await connection.execute(_lock_schema, {"key": _UPGRADING})
+                if (await connection.execute(text("SHOW synchronous_commit"))).scalar_one() == "off":
+                    # What was answered would be forgotten by a server that crashes, and who has which lease.
+                    self._settings["synchronous_commit"] = "on"
                 await connection.run_sync(self._upgrade)
+                await transaction.commit()
         except DATABASE_ERRORS as error:
             raise JournalError(self.in_words(error, "opened")) from error
         finally:
@@ -203,7 +215,7 @@ class PostgresServer:
             raise JournalError(
                 f"{self.name} has tables of another program, and no journal of migrator: name a database of its own"
             )
-        revision = str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
+        revision = str(connection.execute(_REVISION).scalar())
         if revision == schema.HEAD:
             return
         if not schema.knows(revision):
@@ -233,10 +245,14 @@ class PostgresServer:
     def timeout_seconds(self) -> float:
         return _TIMEOUT_SECONDS
 
-    def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
-        if writing:
+    @property
+    def writers_go_beside_each_other(self) -> bool:
+        return True
+
+    def engine(self, *, connections: int, writer: str = "") -> AsyncEngine:
+        if writer:
             return self._engine(
-                pool_size=connections, max_overflow=0, role="writer", pool_timeout=_TIMEOUT_SECONDS
+                pool_size=connections, max_overflow=0, role=writer, pool_timeout=_TIMEOUT_SECONDS
             )
         return self._engine(
             pool_size=connections,
@@ -252,12 +268,18 @@ class PostgresServer:
         server_settings = {
             "application_name": self._application(role),
             "jit": "off",
-            "lock_timeout": answer,
+            # Before the connection is given up: what was waited for can be told then, and nothing of it was done.
+            "lock_timeout": answer
+            if role == "start"
+            else str(round(self._answer_seconds * _LOCK_SHARE * 1000)),
+            # What takes too long is given up by us.
+            "statement_timeout": "0",
             # A transaction that nobody goes on with holds its locks no longer than that.
             "idle_in_transaction_session_timeout": answer,
             "tcp_keepalives_idle": "5",
             "tcp_keepalives_interval": "2",
             "tcp_keepalives_count": "3",
+            **self._settings,
         }
         engine = create_async_engine(
             self._url, connect_args={**self._connect_args, "server_settings": server_settings}, **options
@@ -284,16 +306,19 @@ class PostgresServer:
         finally:
             timer.cancel()
 
-    async def mark(self, connection: AsyncConnection, batch: int) -> None:
+    async def mark(self, connection: AsyncConnection, writer: str, batch: int) -> None:
         """Mark the transaction before anything else: at this row it waits for an earlier one that still goes on."""
-        row = {"id": self._id, "batch": batch, "written_at": time.time_ns() // 1000}
+        row = {"id": self._writer_id(writer), "batch": batch, "written_at": time.time_ns() // 1000}
         await connection.execute(_MARK, row)
 
-    async def committed(self, engine: AsyncEngine, batch: int) -> bool:
+    def _writer_id(self, writer: str) -> str:
+        return f"{self._id} {writer}"
+
+    async def committed(self, engine: AsyncEngine, writer: str, batch: int) -> bool:
         async with engine.connect() as connection, self.bounded(connection), connection.begin():
-            await connection.execute(_end_own, {"name": self._application("writer")})
+            await connection.execute(_end_own, {"name": self._application(writer)})
             found = await connection.execute(
-                select(writers.c.batch).where(writers.c.id == self._id).with_for_update()
+                select(writers.c.batch).where(writers.c.id == self._writer_id(writer)).with_for_update()
             )
             return bool(found.scalar() == batch)
 
@@ -306,13 +331,15 @@ class PostgresServer:
             return Remedy.RETRY
         if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE or state == _DEADLOCK:
             return Remedy.RETRY
+        if state == _LOCKED:
+            return Remedy.APART
         return Remedy.WAIT if state else Remedy.RECONNECT
 
     def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
         found = cause(error)
         state = _state(error)
         said = str(found)
-        if isinstance(found, TimeoutError) or "canceling statement due to" in said:
+        if isinstance(found, TimeoutError):
             why = "the server does not answer in time: see whether it runs, and what it waits for"
         elif isinstance(found, OSError):
             why = f"the server cannot be reached: {found.strerror or found}: see whether it runs, and [store] url"
@@ -322,11 +349,11 @@ class PostgresServer:
         return f"the journal {self.name} cannot be {what}: {' '.join(why.split())}"
 
     async def close(self) -> None:
-        """Forget this writer; one that cannot be forgotten now is later, with what is old."""
+        """Forget these writers; those that cannot be forgotten now are later, with what is old."""
         engine = self._engine(poolclass=NullPool)
         try:
             async with engine.connect() as connection, self.bounded(connection), connection.begin():
-                await connection.execute(delete(writers).where(writers.c.id == self._id))
+                await connection.execute(delete(writers).where(writers.c.id.startswith(f"{self._id} ")))
         except DATABASE_ERRORS:
             pass  # a row of a few bytes
         finally:
@@ -346,6 +373,8 @@ _LOST = {"08"}
 _ELSEWHERE = {"57P01", "57P02", "57P03", "25006"}
 #: Two who wait for each other's rows, of whom the server let one go on.
 _DEADLOCK = "40P01"
+#: A lock was waited for too long.
+_LOCKED = "55P03"
 #: By PostgreSQL's code of an error, or its class.
 _WORDS = {
     "08": "the connection to the server was lost",
@@ -354,6 +383,11 @@ _WORDS = {
         "lets in the system's user of that name alone: be the service's user)"
     ),
     "3D": "there is no such database: make it (createdb), or name another in [store] url",
+    _LOCKED: (
+        "another session of the database keeps something locked for too long: look for it by SELECT pid, "
+        "application_name, xact_start, query FROM pg_stat_activity ORDER BY xact_start, and have it end"
+    ),
+    "57014": "the server does not answer in time: see whether it runs, and what it waits for",
     "42501": "the user may not do that: make it the owner of the database",
     "53100": "the server's disk is full: make room there",
     "53300": "the server has no connection left: raise max_connections",
@@ -377,6 +411,13 @@ _SAY_WAITING = text(
     "ON CONFLICT (name) DO UPDATE SET version = excluded.version, schema = excluded.schema, role = 'waiting', "
     "detail = excluded.detail, seen_at = excluded.seen_at"
 ).bindparams(bindparam("length", type_=BigInteger))
+
+
+def _is_current(connection: Connection) -> bool:
+    """Tell whether the tables are of this version."""
+    if "alembic_version" not in inspect(connection).get_table_names():
+        return False
+    return connection.execute(_REVISION).scalar() == schema.HEAD
 
 
 def _older_controllers(connection: Connection, tables: Collection[str], revision: str) -> list[str]:

@@ -286,6 +286,11 @@ live_documents = Table(
 )
 
 
+def load() -> None:
+    """Import what :func:`upgrade` takes, which may be done before it."""
+    from alembic import command  # noqa: F401, PLC0415
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the database to :data:`HEAD`, in the transaction that is open on `connection`."""
     # Only where there is something to do: it takes a while to import.

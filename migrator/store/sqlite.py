@@ -71,7 +71,11 @@ class SqliteFile:
     def timeout_seconds(self) -> float:
         return self._timeouts.answer_seconds
 
-    def engine(self, *, connections: int, writing: bool) -> AsyncEngine:
+    @property
+    def writers_go_beside_each_other(self) -> bool:
+        return False
+
+    def engine(self, *, connections: int, writer: str = "") -> AsyncEngine:
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{self._path}",
             # Transactions begin as we say, below.
@@ -91,7 +95,7 @@ class SqliteFile:
         @event.listens_for(engine.sync_engine, "begin")
         def begins(connection: Any) -> None:
             # A reader that turned writer could fail with the lock held by another; a writer says so at once.
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
 
         close_what_is_lent(engine)
         return engine
@@ -100,10 +104,10 @@ class SqliteFile:
     async def bounded(self, connection: AsyncConnection) -> AsyncIterator[None]:  # noqa: ARG002 - the port's
         yield  # a disk that hangs lets nobody go
 
-    async def mark(self, connection: AsyncConnection, batch: int) -> None:
+    async def mark(self, connection: AsyncConnection, writer: str, batch: int) -> None:
         """Do nothing: what became of a COMMIT is always heard, or the process hangs with it."""
 
-    async def committed(self, engine: AsyncEngine, batch: int) -> bool:  # noqa: ARG002 - the port's
+    async def committed(self, engine: AsyncEngine, writer: str, batch: int) -> bool:  # noqa: ARG002 - the port's
         return False
 
     async def now(self, connection: AsyncConnection) -> int:  # noqa: ARG002 - the port's

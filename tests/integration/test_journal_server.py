@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from migrator.errors import JournalError
 from migrator.store.backend import Server
@@ -173,6 +174,58 @@ class TestKilled:
             await SqlJournal.open(place)
 
 
+@contextlib.asynccontextmanager
+async def kept_locked(place: Server, table: str) -> AsyncIterator[None]:
+    """Somebody else's transaction keeps a table from being written, as one that makes an index does."""
+    engine = create_async_engine(place.url)
+    try:
+        async with engine.connect() as other:
+            await other.execute(text(f"LOCK TABLE {table} IN SHARE MODE"))
+            yield
+            await other.rollback()
+    finally:
+        await engine.dispose()
+
+
+class TestLocked:
+    """Another session keeps something in the database locked."""
+
+    async def test_by_somebody_else_a_table_costs_no_lease_and_what_is_wrong_is_said(
+        self, place: Server
+    ) -> None:
+        place = replace(place, answer_seconds=2.0)
+        async with await SqlJournal.open(place) as journal:
+            lease = await journal.leases.acquire("site", owner="a", seconds=60)
+            assert lease is not None
+            async with kept_locked(place, "events"):
+                writing = asyncio.create_task(
+                    journal.save(migration("m1"), events=[event(1)], lease=lease), name="save"
+                )
+                renewed = 0
+                while not writing.done():
+                    async with asyncio.timeout(1):  # though the write that waits has the lease checked
+                        [found] = await journal.leases.renew([lease], seconds=60)
+                    assert found is not None
+                    renewed += 1
+                    await asyncio.sleep(0.05)
+                assert renewed > 2
+                with pytest.raises(JournalError, match=r"another session .* keeps something locked .*: look"):
+                    await writing
+                assert "locked" in journal.complaint
+            await journal.save(migration("m1"), events=[event(1)], lease=lease)
+            assert [each["event_id"] for each in await journal.events()] == [1]
+
+    async def test_a_table_keeps_nobody_from_writing_to_others(self, place: Server) -> None:
+        place = replace(place, answer_seconds=2.0)
+        async with await SqlJournal.open(place) as journal, kept_locked(place, "events"):
+            outcomes = await asyncio.gather(
+                *(journal.save(migration(f"m{n}"), events=[event(n)] if n == 2 else []) for n in range(5)),
+                return_exceptions=True,
+            )
+            assert [isinstance(each, JournalError) for each in outcomes] == [n == 2 for n in range(5)]
+            assert len(await journal.unfinished("migration")) == 4
+
+
 class TestFrozen:
     async def test_is_said_in_time_and_over_when_it_goes_on(self, victim: Postgres, place: Server) -> None:
         place = replace(place, connect_seconds=1.0, answer_seconds=2.0)
@@ -244,6 +297,21 @@ class Wire:
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+async def test_what_is_answered_is_on_disk_though_the_server_would_answer_before(
+    victim: Postgres, place: Server
+) -> None:
+    victim.sql("ALTER SYSTEM SET synchronous_commit = off", "SELECT pg_reload_conf()")
+    try:
+        database = await Database.open(place)
+        try:
+            found = await database.write(lambda each: each.execute(text("SHOW synchronous_commit")))
+            assert found.scalar_one() == "on"
+        finally:
+            await database.close()
+    finally:
+        victim.sql("ALTER SYSTEM RESET synchronous_commit", "SELECT pg_reload_conf()")
 
 
 class TestAnswerLost:
