@@ -141,6 +141,8 @@ class WaitingCommand:
     envelope: str
     #: A controller that acted had begun to carry it out.
     taken: bool
+    #: How long it has waited, by the clock that all share.
+    age_seconds: float = 0.0
 
 
 class WaitingCommands(Protocol):

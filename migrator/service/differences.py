@@ -1,4 +1,4 @@
-"""How a controller is configured otherwise than it should be beside those that it shares the journal with."""
+"""How a controller or its machine is set up otherwise than it should be beside those that share its journal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from migrator.ports.controllers import ControllerInfo
 from migrator.store.presence import Heartbeat, Presence
 
 _NAMESAKE = "another controller has the same [site] instance: give each its own"
+#: A machine's clock may be off by so many seconds from the database's before it is said.
+_CLOCK_SECONDS = 2.0
 #: So many hosts are named.
 _NAMED = 5
 
@@ -22,9 +24,7 @@ def watch(heartbeat: Heartbeat) -> None:
         found = differences(own, now)
         for each in found:
             if each not in said:
-                logs.logger().warning(
-                    "this controller is configured otherwise", instance=own.instance, what=each
-                )
+                logs.logger().warning("this controller is set up otherwise", instance=own.instance, what=each)
         said.update(found)
         detail = "; ".join(found)
         if detail != own.detail:
@@ -39,6 +39,11 @@ def differences(own: ControllerInfo, now: Presence) -> list[str]:
     others = [each.info for each in now.controllers if each.present and each.info.name != own.name]
     if any(each.instance == own.instance for each in others):
         found.append(_NAMESAKE)
+    if abs(now.clock_ahead_seconds) > _CLOCK_SECONDS:
+        ahead = "ahead of" if now.clock_ahead_seconds > 0 else "behind"
+        found.append(
+            f"its machine's clock is {ahead} the database's, and deadlines and windows go by it: set it right"
+        )
     acting = now.acting
     if acting is None or acting.info.name == own.name or own.hosts is None or acting.info.hosts is None:
         return found

@@ -13,7 +13,6 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from migrator import logs
@@ -27,8 +26,6 @@ from migrator.ports.controllers import ANSWERS_CHANNEL, REPLIES_CHANNEL, Waiting
 
 #: What a takeover may take at most, with the time to look at every host.
 TIMEOUT_SECONDS = 20.0
-#: One that says nothing else is not begun later than that after it was received.
-_EXPIRES = timedelta(minutes=10)
 #: It is looked without a signal so often: one may be missed.
 _POLL_SECONDS = 0.5
 
@@ -91,8 +88,6 @@ class ForwardedCommands:
         named = envelope
         if envelope.key is None:
             named = replace(envelope, id=f"received-{secrets.token_hex(8)}")
-        if named.expires_at is None:
-            named = replace(named, expires_at=datetime.now(UTC) + _EXPIRES)
         reply = await asyncio.shield(
             asyncio.create_task(self._forward(command, named), name=f"command {command.verb}")
         )

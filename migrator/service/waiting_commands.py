@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from migrator import logs
@@ -19,6 +21,8 @@ from migrator.ports.controllers import COMMANDS_CHANNEL, WaitingCommands
 #: It is looked without a signal so often: one may be missed.
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
+#: One that says nothing else is not begun later than that after it was received.
+_EXPIRES = timedelta(minutes=10)
 #: Carried out at a time; the others wait where they are.
 _MOST = 64
 
@@ -84,6 +88,9 @@ class WaitingCommandRunner:
             if command is None:
                 return
             envelope = ENVELOPE.validate_json(command.envelope)
+            if envelope.expires_at is None:  # its age is the database's: machines may have different times
+                left = _EXPIRES - timedelta(seconds=command.age_seconds)
+                envelope = replace(envelope, expires_at=datetime.now(UTC) + left)
             reply = await self._dispatcher.carry_out_waiting(envelope, begun_before=command.taken)
             while reply is not None:
                 try:

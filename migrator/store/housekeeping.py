@@ -29,6 +29,8 @@ async def keep_house(journal: SqlJournal, section: Callable[[], StoreSettings]) 
         elif loop.time() - pruned >= section().prune_interval:
             pruned = loop.time()
             try:
-                await journal.prune(datetime.now(UTC) - timedelta(seconds=section().retention))
+                # By the earlier of two clocks: what is forgotten does not come back when one was wrong.
+                now = min(datetime.now(UTC), await journal.now())
+                await journal.prune(now - timedelta(seconds=section().retention))
             except JournalError as error:
                 log.warning("not pruned", error=str(error))

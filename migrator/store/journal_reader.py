@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, union
@@ -30,6 +31,13 @@ class SqlJournalReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def now(self) -> datetime:
+        """Return the time by the database's clock, which all who use it share.
+
+        :raise JournalError: it cannot be read.
+        """
+        return rows.moment(await self._database.read(self._database.now))
 
     async def meta(self, key: str) -> str | None:
         """Return what :meth:`keep_meta` kept.

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Self
 
 from migrator import logs
@@ -32,6 +33,8 @@ class Presence:
     leases: Sequence[HeldLease] = ()
     #: Why nothing newer is known; empty while all is well.
     complaint: str = ""
+    #: Seconds by which this machine's clock is ahead of the database's, at least; behind it where that is negative.
+    clock_ahead_seconds: float = 0.0
     #: When it was found, by this machine's monotonic clock.
     found_at: float = field(default_factory=time.monotonic, compare=False)
 
@@ -64,6 +67,7 @@ class Heartbeat:
     :param kept: where the token of its lease outlives the process, so that one of a copied state directory is told from
         one that began anew.
     :ivar now: what was found last.
+    :ivar wall_clock: this machine's; only tests need another.
     :ivar lease: its own, with a new token whenever it had to be taken anew; ``None`` until it was taken once.
     """
 
@@ -88,7 +92,9 @@ class Heartbeat:
         self._gone: dict[str, int] = {}
         self._told: list[Callable[[Presence], None]] = []
         self._soon = asyncio.Event()
+        self.wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._task: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[str] | None = None
 
     def subscribe(self, callback: Callable[[Presence], None]) -> None:
         """Call `callback` after each heartbeat; it must return at once and never raise."""
@@ -164,9 +170,10 @@ class Heartbeat:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        for task in (self._task, self._probing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         lease, self.lease = self.lease, None
         if lease is not None:  # from here on another may have what it drove
             try:
@@ -190,25 +197,38 @@ class Heartbeat:
         self.info = replace(self.info, migrations=self.driven())
         try:
             renewed = None
+            began = self.wall_clock()
             if self.lease is not None:
                 renewed = await controllers.beat(self.info, self.lease, seconds=self._seconds)
             if renewed is None:
                 renewed = await self._join()
             self.lease = renewed or self.lease
+            between = (began, self.wall_clock())
             found = Presence(await controllers.all(), await self._journal.leases.all())
             await self._journal.leases.end_stuck()
             if renewed is None:
                 found = replace(found, complaint=self._refused(found))
             else:
                 self._refused_since = None
+                found = replace(found, clock_ahead_seconds=self._clock_ahead(found, *between))
         except JournalError as error:
             if not self.now.complaint:
                 logs.logger().warning("no heartbeat can be given", error=str(error))
             found = replace(self.now, complaint=str(error))
+        if self._journal.complaint and (self._probing is None or self._probing.done()):
+            # Where nothing is to be written nobody would find that it can be again.
+            self._probing = asyncio.create_task(self._journal.probe(), name="probe of the journal")
         self.now = found
         self._journal.others = found.others(self.info.name)
         for told in tuple(self._told):
             told(found)
+
+    def _clock_ahead(self, found: Presence, began: datetime, ended: datetime) -> float:
+        """Return :attr:`Presence.clock_ahead_seconds` by when the database says that this controller was seen."""
+        own = next((each for each in found.controllers if each.info.name == self.name), None)
+        if own is None or began <= own.seen_at <= ended:
+            return 0.0
+        return (began - own.seen_at if began > own.seen_at else ended - own.seen_at).total_seconds()
 
     async def _join(self) -> Lease | None:
         lease = await self._journal.controllers.join(self.info, seconds=self._seconds, known=self._known)

@@ -85,7 +85,8 @@ class SqlWaitingCommands:
     async def take(self, key: str, *, by: str) -> WaitingCommand | None:
         """See :meth:`migrator.ports.controllers.WaitingCommands.take`."""
         its = (commands.c.key == rows.text(key), commands.c.waiting == 1)
-        there = select(commands.c.envelope, commands.c.taken_by).where(*its).with_for_update()
+        there = select(commands.c.envelope, commands.c.taken_by, commands.c.claimed_at).where(*its)
+        there = there.with_for_update()
         statement = update(commands).where(*its).values(taken_by=by)
 
         async def write(connection: AsyncConnection) -> WaitingCommand | None:
@@ -93,7 +94,10 @@ class SqlWaitingCommands:
             if row is None:
                 return None
             await connection.execute(statement)
-            return WaitingCommand(key=key, envelope=row.envelope, taken=row.taken_by is not None)
+            age = (await self._database.now(connection) - row.claimed_at) / 1e6
+            return WaitingCommand(
+                key=key, envelope=row.envelope, taken=row.taken_by is not None, age_seconds=age
+            )
 
         return await self._database.write(write)
 

@@ -71,6 +71,8 @@ class MemoryWaitingCommands:
         self._journal = journal
         #: By key: the envelope, and who has begun to carry it out.
         self._waiting: dict[str, tuple[str, str]] = {}
+        #: Of each that is taken.
+        self.age_seconds = 0.0
 
     async def leave(
         self,
@@ -107,7 +109,7 @@ class MemoryWaitingCommands:
             return None
         envelope, before = self._waiting[key]
         self._waiting[key] = (envelope, by)
-        return WaitingCommand(key=key, envelope=envelope, taken=bool(before))
+        return WaitingCommand(key=key, envelope=envelope, taken=bool(before), age_seconds=self.age_seconds)
 
     async def take_back(self, key: str) -> bool:
         """See :meth:`migrator.ports.controllers.WaitingCommands.take_back`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ async def test_one_whose_lease_another_has_by_now_is_told_as_replaced_by_both(
     told = await first.report()
     assert (told.role, told.acting) == ("replaced", "machine-b")
     assert [each.role for each in told.controllers] == ["replaced", "acting"]
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(15, "ahead of"), (-15, "behind")])
+async def test_one_whose_machine_has_another_time_than_the_database_says_so(
+    pair: tuple[One, One], minutes: int, said: str
+) -> None:
+    first, second = pair
+    differences.watch(second.heartbeat)
+    second.heartbeat.wall_clock = lambda: datetime.now(UTC) + timedelta(minutes=minutes)
+    await second.report()
+    await second.report()
+    told = {each.name: each.detail for each in (await first.report()).controllers}
+    assert told["a"] == ""
+    assert f"its machine's clock is {said} the database's" in told["b"]
+    second.heartbeat.wall_clock = lambda: datetime.now(UTC)
+    await second.report()
+    assert [each.detail for each in (await second.report()).controllers] == ["", ""]
 
 
 async def test_one_that_stands_by_says_which_hosts_the_one_that_acts_has_and_it_has_not(

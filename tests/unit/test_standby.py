@@ -334,6 +334,20 @@ class TestCommands:
         async with acting(service) as driver:
             await driver.until(lambda: bool(driver.engine.registry.evacuations))
 
+    async def test_that_have_waited_long_are_not_begun_by_the_clock_that_all_share(
+        self, service: SimulatedService
+    ) -> None:
+        async with standing_by(service) as standby:
+            asked = asyncio.create_task(standby.ask(Evacuate(host="a"), key="k"))
+            await asyncio.sleep(1)
+            [waiting] = await service.journal.waiting.waiting()
+            assert '"expires_at":null' in waiting.envelope, "its own clock may be wrong"
+            service.journal.waiting.age_seconds = 3600.0
+            async with acting(service) as driver:
+                reply = await asked
+                assert (reply.kind, reply.code) == ("refused", "expired")
+                assert not driver.engine.registry.evacuations
+
     async def test_that_come_to_both_at_once_are_one(self, service: SimulatedService) -> None:
         async with acting(service) as driver, standing_by(service) as standby:
             given = envelope(Evacuate(host="a"), key="k")
