@@ -49,7 +49,15 @@ class SqlLeases:
         asked_at = self.clock()
         length = round(seconds * 1e6)
 
+        def is_anothers(there: Any, now: int) -> bool:
+            others = there.owner != owner or known not in (None, there.token)
+            return bool(there.owner) and others and there.ends_at > now
+
         async def write(connection: AsyncConnection) -> tuple[int, str] | None:
+            # Without a lock: one whose holder is frozen in the middle of a write is waited for only once it has ended.
+            seen = (await connection.execute(select(leases).where(leases.c.name == name))).one_or_none()
+            if seen is not None and is_anothers(seen, await self._database.now(connection)):
+                return None
             there = await _locked(connection, name)
             if there is None:
                 nobody = {"name": name, "owner": "", "token": 0, "taken_at": 0, "ends_at": 0}
@@ -57,8 +65,7 @@ class SqlLeases:
                 there = await _locked(connection, name)
             # After the lock, which may have been waited for.
             now = await self._database.now(connection)
-            others = there.owner != owner or known not in (None, there.token)
-            if there.owner and others and there.ends_at > now:
+            if is_anothers(there, now):
                 return None
             token = int(there.token) + 1
             changed = {"owner": owner, "token": token, "taken_at": now, "ends_at": now + length}

@@ -327,7 +327,8 @@ class PostgresServer:
 
     def remedy(self, error: BaseException) -> Remedy:
         state = _state(error)
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
+        # Without a code it is the client's: the connection was ended while something was asked.
+        if isinstance(error, DBAPIError) and (error.connection_invalidated or not state):
             return Remedy.RETRY
         if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE or state == _DEADLOCK:
             return Remedy.RETRY
@@ -343,6 +344,8 @@ class PostgresServer:
             why = "the server does not answer in time: see whether it runs, and what it waits for"
         elif isinstance(found, OSError):
             why = f"the server cannot be reached: {found.strerror or found}: see whether it runs, and [store] url"
+        elif not state and isinstance(error, DBAPIError):
+            why = f"{_WORDS['08']}: {said}"
         else:
             why = f"{_WORDS.get(state) or _WORDS.get(state[:2]) or 'the server says'}: {said}"
         why = f"{why} ({UNSURE})" if unsure else why

@@ -140,7 +140,8 @@ class SqlStepRecords:
             return self._database.complaint
         if lease.may_act:
             return ""
-        return f"the lease {lease.name} could not be renewed in time, another may have it: {self._database.complaint}"
+        lost = f"the lease {lease.name} could not be renewed in time, another may have it"
+        return f"{lost}: {complaint}" if (complaint := self._database.complaint) else lost
 
     def create(self, migration: str) -> Record:
         """See :meth:`migrator.engine.migration.services.StepRecordStore.create`."""

@@ -155,7 +155,7 @@ async def test_without_its_lease_nothing_is_noted(one: SqlJournal, other: SqlJou
 
 async def test_while_the_journal_cannot_be_written_no_step_is_taken(one: SqlJournal) -> None:
     record = await begun(one)
-    one._database.complaint = "the server cannot be reached"
+    one._database._writer.complaint = "the server cannot be reached"
     with pytest.raises(RecordError, match="cannot be reached"):
         record.note_behind(MIGRATING)
 
@@ -165,7 +165,7 @@ async def test_while_the_lease_holds_a_step_needs_no_server_and_then_none_is_tak
     one.leases.clock = lambda: clock[0]
     one.lease = await one.leases.acquire("service", owner="one", seconds=6)
     record = await begun(one)
-    one._database.complaint = "the server cannot be reached"
+    one._database._writer.complaint = "the server cannot be reached"
     record.note_behind(MIGRATING)
     clock[0] += 5.1
     with pytest.raises(
