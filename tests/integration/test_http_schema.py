@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    ignored_auth,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
-)
 from starlette.types import Receive, Scope, Send
 
 from migrator.api.commands import COMMANDS, Migrate
@@ -27,15 +20,8 @@ from migrator.http.limits import Limits
 from tests.http_service import OPERATOR, MemoryTokens
 from tests.service_thread import ServiceThread, in_thread
 
-_CHECKS = [
-    content_type_conformance,
-    ignored_auth,
-    response_headers_conformance,
-    response_schema_conformance,
-    schemathesis.checks.not_a_server_error,
-    status_code_conformance,
-    unsupported_method,
-]
+if TYPE_CHECKING:  # each process of the tests reads this file, and few run its tests: these load it themselves
+    from schemathesis import Case
 
 
 class _Entrance:
@@ -55,7 +41,6 @@ class _Entrance:
 
 
 _ENTRANCE = _Entrance()
-schema = schemathesis.openapi.from_asgi("/openapi.json", _ENTRANCE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,43 +54,95 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         _ENTRANCE.service = None
 
 
-# A stream never ends, so what is generated for it would be waited for; tests of its own are beside this.
-_FINITE = schema.exclude(path_regex=r"/events$|^/metrics$")
+#: Every operation but these: a stream never ends, so what is generated for it would be waited for; tests of its own are
+#: beside this.
+_ENDLESS = re.compile(r"/events$|^/metrics$")
+_OPERATIONS = [
+    f"{method.upper()} {path}"
+    for path, methods in json.loads(openapi.text())["paths"].items()
+    if not _ENDLESS.search(path)
+    for method in methods
+]
 
 
+@cache
+def _schema() -> Any:
+    import schemathesis
+
+    return schemathesis.openapi.from_asgi("/openapi.json", _ENTRANCE).exclude(path_regex=_ENDLESS.pattern)
+
+
+@cache
+def _operations() -> dict[str, Any]:
+    """Every operation by its method and path."""
+    operations = [result.ok() for result in _schema().get_all_operations()]
+    return {operation.label: operation for operation in operations}
+
+
+def _validate(case: Case[Any]) -> None:
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    case.call_and_validate(
+        headers={"Authorization": f"Bearer {OPERATOR}"},
+        checks=[
+            checks.content_type_conformance,
+            checks.ignored_auth,
+            checks.response_headers_conformance,
+            checks.response_schema_conformance,
+            not_a_server_error,
+            checks.status_code_conformance,
+            checks.unsupported_method,
+        ],
+    )
+
+
+def test_every_operation_is_tried():
+    assert sorted(_operations()) == sorted(_OPERATIONS)
+
+
+# Not by schemathesis's parametrize(), which generates the examples of all while tests are collected, in each process.
 # The service draws numbers in a thread of its own while Hypothesis does.
 @pytest.mark.filterwarnings(
     "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
 )
-@_FINITE.parametrize()
-@hypothesis.settings(
-    max_examples=6,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    deadline=None,
-)
-def test_as_described(case: schemathesis.Case[Any]):
-    case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+@pytest.mark.parametrize("label", _OPERATIONS)
+def test_as_described(label: str):
+    from schemathesis.checks import load_all_checks
+    from schemathesis.generation.feedback import FeedbackSources
+    from schemathesis.pytest._test_builder import build_operation_test
+    from schemathesis.python._constants.orchestrator import make_constants_value_source
+
+    load_all_checks()
+
+    @hypothesis.settings(
+        max_examples=6,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+    def as_described(case: Case[Any]) -> None:
+        _validate(case)
+
+    schema = _schema()
+    build_operation_test(
+        config=schema.config,
+        operation=_operations()[label],
+        test_func=as_described,
+        given_kwargs={},
+        feedback=FeedbackSources(constants_value_source=make_constants_value_source(schema)),
+    )()
 
 
-def _operations() -> dict[str, Any]:
-    """Every operation by its method and path."""
-    results: list[Any] = list(_FINITE.get_all_operations())
-    return {operation.label: operation for operation in (result.ok() for result in results)}
-
-
-# Not by parametrize(), which generates each one's examples while tests are collected, whether or not it will run.
 @pytest.mark.soak
-@pytest.mark.parametrize("label", _operations())
+@pytest.mark.parametrize("label", _OPERATIONS)
 def test_as_described_at_length(label: str):
-    operation = _operations()[label]
-
-    @hypothesis.given(case=operation.as_strategy())
+    @hypothesis.given(case=_operations()[label].as_strategy())
     @hypothesis.settings(
         max_examples=1500, suppress_health_check=list(HealthCheck), deadline=None, derandomize=False
     )
-    def as_described(case: schemathesis.Case[Any]) -> None:
-        case.call_and_validate(headers={"Authorization": f"Bearer {OPERATOR}"}, checks=_CHECKS)
+    def as_described(case: Case[Any]) -> None:
+        _validate(case)
 
     as_described()
 
