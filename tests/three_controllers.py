@@ -505,7 +505,7 @@ class ThreeControllers:
 
     def _after_step(self, process: SimulatedProcess) -> None:
         for machine in self.site.machines.values():
-            where = self.site.running(machine.name)
+            where = self.site.running_machine(machine)
             if len(where) > 1:
                 self.wrong(f"{machine.name} runs on {where} after a step of {process.name}")
             if not self.site.exists(machine):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from migrator.core.model import Sample
 from migrator.testing.settings import Parameters
 
@@ -33,14 +35,18 @@ class SendGauges:
         self._left_at_sync = 0.0
         self._high_periods = 0
 
-    def sample(self) -> Sample:
-        """Return the figures that query-migrate shows."""
+    def sample(self, **others: Any) -> Sample:
+        """Return the figures that query-migrate shows.
+
+        :param others: those that are not of these gauges.
+        """
         return Sample(
             round=self.round,
             dirty_rate_bytes_per_second=self.dirty_rate,
             bandwidth_bytes_per_second=self.bandwidth,
             throttle_ratio=self.throttle_ratio,
             expected_downtime_seconds=self.expected_downtime_seconds,
+            **others,
         )
 
     def budget(self, parameters: Parameters, sent: float) -> float:

@@ -78,10 +78,11 @@ class SharedSite(SimulatedSite):
 
     def exists(self, machine: SimulatedGuest) -> bool:
         """Tell whether a process that lives has the whole of a guest."""
-        stream = self.streams.get(machine.socket)
+        socket = machine.socket
+        stream = self.streams.get(socket)
         if stream is None:
-            source, arrived = self._sources.get(machine.socket), self._started.get(machine.socket)
-            return not any(end is not None and end.dead for end in (source, arrived))
+            source, arrived = self._sources.get(socket), self._started.get(socket)
+            return (source is None or not source.dead) and (arrived is None or not arrived.dead)
         whole = stream.simulator.ready or stream.simulator.at_destination
         return any(not end.dead and (whole or not end.is_destination) for end in stream.listeners)
 

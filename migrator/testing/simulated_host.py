@@ -53,7 +53,7 @@ class SimulatedGuest:
 
     @property
     def socket(self) -> str:
-        return self.socket_of(self.generation)
+        return f"/sim/{self.uuid}.{self.generation}"
 
     def socket_of(self, generation: int) -> str:
         return f"/sim/{self.uuid}.{generation}"

@@ -127,11 +127,14 @@ class SimulatedSite:
 
     def running(self, name: str) -> list[str]:
         """Return every host on which this guest runs at this moment."""
-        machine = next(each for each in self.machines.values() if each.name == name)
+        return self.running_machine(next(each for each in self.machines.values() if each.name == name))
+
+    def running_machine(self, machine: SimulatedGuest) -> list[str]:
+        """See :meth:`running`."""
         stream = self.streams.get(machine.socket)
-        found = []
         if stream is None:
             return [machine.host] if machine.run is RunState.RUNNING else []
+        found = []
         for end in stream.listeners:
             if end.dead:
                 continue

@@ -31,7 +31,7 @@ may be shared, :class:`Costs` has what was measured. What it knows of QEMU 7.2 a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from migrator.core.model import MigrationStatus, RunState, Sample
 from migrator.testing.gauges import SendGauges
@@ -154,8 +154,7 @@ class Simulator:
 
     def sample(self) -> Sample:
         """Return the figures that query-migrate at the source shows now."""
-        return replace(
-            self._gauges.sample(),
+        return self._gauges.sample(
             at_seconds=self.duration_seconds,
             total_bytes=self.memory.total_bytes,
             remaining_bytes=int(self.memory.queued_bytes),

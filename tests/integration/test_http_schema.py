@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -20,7 +21,9 @@ from migrator.http.limits import Limits
 from tests.http_service import OPERATOR, MemoryTokens
 from tests.service_thread import ServiceThread, in_thread
 
-if TYPE_CHECKING:  # each process of the tests reads this file, and few run its tests: these load it themselves
+if (
+    TYPE_CHECKING
+):  # each process of the tests reads this file, and few run its tests: these load it themselves
     from schemathesis import Case
 
 
@@ -67,8 +70,7 @@ _OPERATIONS = [
 
 @cache
 def _schema() -> Any:
-    import schemathesis
-
+    schemathesis = import_module("schemathesis")
     return schemathesis.openapi.from_asgi("/openapi.json", _ENTRANCE).exclude(path_regex=_ENDLESS.pattern)
 
 
@@ -80,9 +82,7 @@ def _operations() -> dict[str, Any]:
 
 
 def _validate(case: Case[Any]) -> None:
-    from schemathesis.checks import not_a_server_error
-    from schemathesis.specs.openapi import checks
-
+    checks = import_module("schemathesis.specs.openapi.checks")
     case.call_and_validate(
         headers={"Authorization": f"Bearer {OPERATOR}"},
         checks=[
@@ -90,7 +90,7 @@ def _validate(case: Case[Any]) -> None:
             checks.ignored_auth,
             checks.response_headers_conformance,
             checks.response_schema_conformance,
-            not_a_server_error,
+            import_module("schemathesis.checks").not_a_server_error,
             checks.status_code_conformance,
             checks.unsupported_method,
         ],
@@ -108,12 +108,9 @@ def test_every_operation_is_tried():
 )
 @pytest.mark.parametrize("label", _OPERATIONS)
 def test_as_described(label: str):
-    from schemathesis.checks import load_all_checks
-    from schemathesis.generation.feedback import FeedbackSources
-    from schemathesis.pytest._test_builder import build_operation_test
-    from schemathesis.python._constants.orchestrator import make_constants_value_source
-
-    load_all_checks()
+    import_module("schemathesis.checks").load_all_checks()
+    constants = import_module("schemathesis.python._constants.orchestrator")
+    generation = import_module("schemathesis.generation.feedback")
 
     @hypothesis.settings(
         max_examples=6,
@@ -125,12 +122,14 @@ def test_as_described(label: str):
         _validate(case)
 
     schema = _schema()
-    build_operation_test(
+    import_module("schemathesis.pytest._test_builder").build_operation_test(
         config=schema.config,
         operation=_operations()[label],
         test_func=as_described,
         given_kwargs={},
-        feedback=FeedbackSources(constants_value_source=make_constants_value_source(schema)),
+        feedback=generation.FeedbackSources(
+            constants_value_source=constants.make_constants_value_source(schema)
+        ),
     )()
 
 

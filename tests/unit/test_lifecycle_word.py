@@ -85,9 +85,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @cache
     def quick_decide(intent: Intent, source: View, destination: View, *, overdue: bool = False) -> Next:
-        monkeypatch.setattr(lifecycle, "ROWS", rows_of(*classify(intent, source, destination)))
+        lifecycle.ROWS = rows_of(*classify(intent, source, destination))
         return decide(intent, source, destination, overdue=overdue)
 
+    monkeypatch.setattr(lifecycle, "ROWS", ROWS)
     monkeypatch.setattr(answer_review, "_judge", cache(answer_review._judge))
     monkeypatch.setattr(answer_review, "decide", quick_decide)
     monkeypatch.setattr(lifecycle, "decide", quick_decide)
@@ -195,14 +196,15 @@ def dead_ends(answer: AnswerReview, intent: Intent, source: View, destination: V
         yield "nothing that it advises is of any use"
 
 
+def as_fenceable(view: View, other: View) -> View:
+    return view if view.can_fence == other.can_fence else replace(view, can_fence=other.can_fence)
+
+
 def _helps(acts: tuple[OperatorAction, ...], intent: Intent, source: View, destination: View) -> bool:
     """Some of it done, a word is taken or none is needed."""
 
     def ends(here: View, there: View) -> bool:
-        here, there = (
-            replace(here, can_fence=source.can_fence),
-            replace(there, can_fence=destination.can_fence),
-        )
+        here, there = as_fenceable(here, source), as_fenceable(there, destination)
         by_itself = lifecycle.decide(intent, here, there).state is not State.HELD
         return by_itself or any(
             review_answer(word, intent, here, there, held_code="controller-failed").accepted
@@ -232,9 +234,9 @@ def test_table_that_has_heard_it_is_as_careful_as_before(word: OperatorAnswer, s
     """Between the answer and the act anything may change: whatever is seen then, the table does no harm."""
     said = {row.name for row in OPERATOR_ROWS}
     wrong: dict[tuple[str, str], str] = {}
+    all_meant = [with_answer(intent, word) for intent in INTENTS]
     for here, there in every_pair([source]):
-        for intent in INTENTS:
-            meant = with_answer(intent, word)
+        for meant in all_meant:
             for overdue in (False, True):
                 answer = lifecycle.decide(meant, here, there, overdue=overdue)
                 found_out = as_found(meant, there)
@@ -257,12 +259,11 @@ def test_table_that_has_heard_it_is_as_careful_as_before(word: OperatorAnswer, s
 
 def test_every_row_of_a_word_is_the_answer_to_something() -> None:
     missing = {row.name for row in OPERATOR_ROWS}
-    for intent, (source, destination) in product(INTENTS, every_pair(SOURCES)):
-        for word in OperatorAnswer:
-            for overdue in (False, True):
-                missing.discard(
-                    lifecycle.decide(with_answer(intent, word), source, destination, overdue=overdue).row
-                )
+    pairs = list(every_pair(SOURCES))
+    for intent, word in product(INTENTS, OperatorAnswer):
+        meant = with_answer(intent, word)
+        for (source, destination), overdue in product(pairs, (False, True)):
+            missing.discard(lifecycle.decide(meant, source, destination, overdue=overdue).row)
         if not missing:
             break
     assert missing == set()

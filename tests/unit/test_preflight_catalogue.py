@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -19,6 +20,8 @@ from migrator.errors import UsageError
 PACKAGE = Path(migrator.__file__).parent
 #: Who makes a finding of a code, and of which severity; ``None``: as the catalogue says.
 MAKERS = {"finding": None, "warn": Severity.WARNING, "_warn": Severity.WARNING, "_error": Severity.ERROR}
+#: Every file that makes one has this in it.
+_MAKES = re.compile(rf"\b({'|'.join(MAKERS)}|Finding)\(|\bobstacle_code\b")
 
 
 @cache
@@ -27,7 +30,7 @@ def used_codes() -> dict[str, set[Severity | None]]:
     found: dict[str, set[Severity | None]] = defaultdict(set)
     # What the doctor says are no findings of preflight.
     trees = [
-        ast.parse(path.read_text(encoding="utf-8"))
+        (ast.parse(text := path.read_text(encoding="utf-8")), text)
         for path in PACKAGE.rglob("*.py")
         if path.parent.name != "findings"
         and not path.name.startswith("doctor")
@@ -35,11 +38,14 @@ def used_codes() -> dict[str, set[Severity | None]]:
     ]
     #: Constants of any module, as others import them.
     shared = {
-        name: codes for tree in trees for name, codes in assigned(tree.body, {}).items() if name.isupper()
+        name: codes for tree, _ in trees for name, codes in assigned(tree.body, {}).items() if name.isupper()
     }
-    for tree in trees:
-        named = shared | assigned(ast.walk(tree), shared)
-        for node in ast.walk(tree):
+    for tree, text in trees:
+        if not _MAKES.search(text):
+            continue
+        nodes = list(ast.walk(tree))
+        named = shared | assigned(nodes, shared)
+        for node in nodes:
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 if name in MAKERS and len(node.args) > 1:

@@ -412,12 +412,24 @@ def outlook(
     # What is left of the first pass says nothing of what a round begins with.
     gained_before = not model.copied_once
     for _ in range(_ROUNDS_AHEAD):
-        took = max(0.0, pending - threshold) / bandwidth + _TURN_SECONDS / 2
-        took = min(took, pending / bandwidth + sync)  # a turn ends where nothing is queued any more
-        left_over = max(0.0, pending - took * bandwidth)
-        dirtied = min(rate * (took + since_look), working_set)
-        following = min(left_over + dirtied, max(working_set, left_over))
-        seconds += min(took, pending / bandwidth)
+        # Comparisons, and neither min() nor max(): every look at every guest comes through here, many rounds each.
+        whole = pending / bandwidth
+        took = _TURN_SECONDS / 2 + ((pending - threshold) / bandwidth if pending > threshold else 0.0)
+        if took > whole + sync:  # a turn ends where nothing is queued any more
+            took = whole + sync
+        sent = took * bandwidth
+        left_over = pending - sent if pending > sent else 0.0
+        dirtied = rate * (took + since_look)
+        if dirtied > working_set:
+            dirtied = working_set
+        following = left_over + dirtied
+        if following > working_set and following > left_over:
+            following = working_set
+            if left_over > following:
+                following = left_over
+        if took > whole:
+            took = whole
+        seconds += took
         since_look = 0.0
         if following <= threshold:
             downtime = following / bandwidth + model.overhead_seconds + model.before_memory_seconds
