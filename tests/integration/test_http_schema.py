@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -57,12 +58,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         _ENTRANCE.service = None
 
 
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 #: Every operation but these: a stream never ends, so what is generated for it would be waited for; tests of its own are
 #: beside this.
 _ENDLESS = re.compile(r"/events$|^/metrics$")
 _OPERATIONS = [
     f"{method.upper()} {path}"
-    for path, methods in json.loads(openapi.text())["paths"].items()
+    for path, methods in json.loads(_DOCUMENT.read_text(encoding="utf-8"))["paths"].items()
     if not _ENDLESS.search(path)
     for method in methods
 ]
