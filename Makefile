@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint types rules layers generated site lab collected docs wheel picture page-pictures bench-page bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
+.PHONY: help setup demo test test-all lint types rules layers generated site lab collected tested docs wheel picture page-pictures bench-page bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=--libvirt]'
@@ -45,11 +45,17 @@ setup:
 demo: setup
 	$(BIN)/migrator demo $(DEMO_ARGS)
 
-# Beside each other: mypy takes one core for most of the time that everything else takes together. What fails among many,
-# on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass without for some days.
+# mypy takes what the first tests leave of the processor, beside them: it says what it finds as soon as it has found it, and
+# all of it ends with a failure then.
 test:
 	@scripts/setup lint
-	@$(TOGETHER) types rules layers generated lab collected
+	@$(TOGETHER) rules layers generated lab collected
+	@$(MAKE) --no-print-directory --jobs 2 types tested GENTLY='nice -n 19'
+
+# What fails among many, on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass
+# without for some days. The tests run a make of their own, which this one is no part of.
+tested: export MAKEFLAGS :=
+tested:
 	$(PYTEST) $(PYTEST_ARGS) || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 test-all: lint deb
@@ -61,7 +67,7 @@ lint:
 	@$(TOGETHER) types rules layers generated
 
 types:
-	$(BIN)/mypy
+	$(GENTLY) $(BIN)/mypy
 
 rules:
 	$(BIN)/ruff check
