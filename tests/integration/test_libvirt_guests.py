@@ -148,7 +148,9 @@ async def test_libvirtd_that_does_not_answer_holds_a_look_up_for_a_moment_only(
             look = await site.look("alpha")
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert "was not answered within 10 s" in look.facts.libvirt_error
+    # On a busy machine its silence may have been noticed before, by libvirt itself.
+    silence = ("was not answered within 10 s", "keepalive timeout")
+    assert any(each in look.facts.libvirt_error for each in silence), look.facts.libvirt_error
     assert [(guest.key, guest.lost_contact) for guest in look.guests] == [(uuid, True)]
     look = await seen(site, lambda look: not look.facts.libvirt_error)
     assert [(guest.key, guest.lost_contact) for guest in look.guests] == [(uuid, False)]
