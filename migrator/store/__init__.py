@@ -4,7 +4,8 @@
   `retention` what is forgotten, `housekeeping` when; `live_documents` what is not journalled and yet shown by all.
 - `place` is where it is. `database` has many readers and a `writer` (of leases another) on one of two backends
   (`backend`, `schema`, and `alembic` for the steps to it): `sqlite` (a file) or `postgresql` (a server that several
-  controllers may use; `signals` tells others that there is something to look at). `copying` brings a file to a server.
+  controllers may use; `server_errors` are its errors in words, `signals` tells others that there is something to look
+  at). `copying` brings a file to a server.
 - `leases` say who may do what alone, checked in the transaction of each write that they allow: `sole_use` which of
   several controllers acts while the others stand by, `assignments` what those drive for it, `controllers` which of them
   are there (`presence`: this one among them); `waiting_commands` wait for the one that acts; `stuck_leases` are those

@@ -19,14 +19,14 @@ from typing import Any, Self
 from sqlalchemy import BigInteger, Connection, bindparam, delete, event, inspect, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from migrator.errors import JournalError, UpgradeWaits, UsageError
 from migrator.ports.controllers import controller_lease
-from migrator.store import schema
-from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, cause, close_what_is_lent
+from migrator.store import schema, server_errors
+from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, close_what_is_lent
 from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
@@ -326,28 +326,10 @@ class PostgresServer:
         return int((await connection.execute(_NOW)).scalar_one())
 
     def remedy(self, error: BaseException) -> Remedy:
-        state = _state(error)
-        # Without a code it is the client's: the connection was ended while something was asked.
-        if isinstance(error, DBAPIError) and (error.connection_invalidated or not state):
-            return Remedy.RETRY
-        if isinstance(error, OSError) or state[:2] in _LOST or state in _ELSEWHERE or state == _DEADLOCK:
-            return Remedy.RETRY
-        if state == _LOCKED:
-            return Remedy.APART
-        return Remedy.WAIT if state else Remedy.RECONNECT
+        return server_errors.remedy(error)
 
     def in_words(self, error: BaseException, what: str, *, unsure: bool = False) -> str:
-        found = cause(error)
-        state = _state(error)
-        said = str(found)
-        if isinstance(found, TimeoutError):
-            why = "the server does not answer in time: see whether it runs, and what it waits for"
-        elif isinstance(found, OSError):
-            why = f"the server cannot be reached: {found.strerror or found}: see whether it runs, and [store] url"
-        elif not state and isinstance(error, DBAPIError):
-            why = f"{_WORDS['08']}: {said}"
-        else:
-            why = f"{_WORDS.get(state) or _WORDS.get(state[:2]) or 'the server says'}: {said}"
+        why = server_errors.why(error)
         why = f"{why} ({UNSURE})" if unsure else why
         return f"the journal {self.name} cannot be {what}: {' '.join(why.split())}"
 
@@ -369,39 +351,6 @@ _MARK = _insert_writer.on_conflict_do_update(
     index_elements=["id"],
     set_={"batch": _insert_writer.excluded.batch, "written_at": _insert_writer.excluded.written_at},
 )
-
-#: Classes of errors after which a connection is of no use: 08 of the connection, 57P of a server that is stopped.
-_LOST = {"08"}
-#: The server is being stopped or started, or takes no writes (any more): another may by now.
-_ELSEWHERE = {"57P01", "57P02", "57P03", "25006"}
-#: Two who wait for each other's rows, of whom the server let one go on.
-_DEADLOCK = "40P01"
-#: A lock was waited for too long.
-_LOCKED = "55P03"
-#: By PostgreSQL's code of an error, or its class.
-_WORDS = {
-    "08": "the connection to the server was lost",
-    "28": (
-        "the server does not let this user in: see [store] url, password_file and pg_hba.conf (by its socket Debian's "
-        "lets in the system's user of that name alone: be the service's user)"
-    ),
-    "3D": "there is no such database: make it (createdb), or name another in [store] url",
-    _LOCKED: (
-        "another session of the database keeps something locked for too long: look for it by SELECT pid, "
-        "application_name, xact_start, query FROM pg_stat_activity ORDER BY xact_start, and have it end"
-    ),
-    "57014": "the server does not answer in time: see whether it runs, and what it waits for",
-    "42501": "the user may not do that: make it the owner of the database",
-    "53100": "the server's disk is full: make room there",
-    "53300": "the server has no connection left: raise max_connections",
-    "53": "the server is short of something",
-    "25006": "the server takes no writes: is it a standby? See [store] url",
-    "57P": "the server is being stopped or started",
-    "57": "the server is being stopped or started",
-    "58": "the server's disk does not do what it should",
-    "XX": "the database is damaged: see the server's log",
-}
-
 
 _SAY_WAITING = text(
     "WITH clock AS (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint) AS now), lease AS ("
@@ -435,10 +384,6 @@ def _older_controllers(connection: Connection, tables: Collection[str], revision
         for row in connection.execute(_LIVE_CONTROLLERS)
         if str(row.schema) < schema.OLDEST_READER
     ]
-
-
-def _state(error: BaseException) -> str:
-    return str(getattr(cause(error), "sqlstate", None) or "")
 
 
 def _url(server: Server) -> URL:
