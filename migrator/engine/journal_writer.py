@@ -25,7 +25,7 @@ _EVENTS_AT_ONCE = 1000
 #: written together: thousands of either may wait, and guests are steered meanwhile.
 _BUILT_AT_ONCE, _REQUESTS_AT_ONCE = 20, 50
 #: What leaves the process waits so long for the journal: a true state counts for more than its number.
-_MAX_EVENT_DELAY_SECONDS = 3.0
+MAX_EVENT_DELAY_SECONDS = 3.0
 
 
 #: A document as the journal keeps it, or a function that builds it at the moment at which it is written.
@@ -87,7 +87,7 @@ class JournalWriter:
         the journal refuses because another may act is not delivered.
     """
 
-    def __init__(self, journal: Journal, *, max_event_delay: float = _MAX_EVENT_DELAY_SECONDS) -> None:
+    def __init__(self, journal: Journal, *, max_event_delay: float = MAX_EVENT_DELAY_SECONDS) -> None:
         self.journal = journal
         self._documents: dict[_Subject, Callable[[], Mapping[str, Any]]] = {}
         #: Each with its place on the bus.

@@ -38,7 +38,7 @@ from migrator.engine.commands.settlement import Settlement
 from migrator.engine.controller import Engine
 from migrator.engine.event_bus import EventBus
 from migrator.engine.inventory import Inventory
-from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.journal_writer import MAX_EVENT_DELAY_SECONDS, JournalWriter
 from migrator.engine.migration.journalled_session import JournalledSession
 from migrator.engine.migration.services import SessionServices
 from migrator.engine.rules import Rules
@@ -109,6 +109,7 @@ class SimulatedService:
     :ivar rules: what the engine goes by; for the next that is started.
     :ivar numbered_by_journal: the journal numbers events, as one on a server that several controllers share.
     :ivar whole: whether journal and records belong together.
+    :ivar max_event_delay: see :class:`migrator.engine.journal_writer.JournalWriter`; for the next engine.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class SimulatedService:
         self.roll_hooks: Any = None
         self.numbered_by_journal = False
         self.whole = True
+        self.max_event_delay = MAX_EVENT_DELAY_SECONDS
 
     def configured(self, guest: Guest) -> Guest:
         """Return the guest with what the configuration says of it."""
@@ -148,7 +150,7 @@ class SimulatedService:
         records = LockedRecords(self.directory)
         records.whole = self.whole
         last, sequences = await self.journal.positions()
-        journal_writer = JournalWriter(journal)
+        journal_writer = JournalWriter(journal, max_event_delay=self.max_event_delay)
 
         async def keep(session: JournalledSession) -> None:
             await journal_writer.commit(("migration", session.journalled))
@@ -179,9 +181,14 @@ class SimulatedService:
         return RunningEngine(engine, records=records, journal=journal)
 
     @asynccontextmanager
-    async def running(self, *, killed: bool = False) -> AsyncIterator[RunningEngine]:
-        """Run an engine while the block lasts; it is stopped at the end of it, or killed."""
-        service = await self.make()
+    async def running(
+        self, *, killed: bool = False, outside: Callable[[Any, str], Any] = _unchanged
+    ) -> AsyncIterator[RunningEngine]:
+        """Run an engine while the block lasts; it is stopped at the end of it, or killed.
+
+        :param outside: see :meth:`make`.
+        """
+        service = await self.make(outside=outside)
         try:
             await service.start()
             yield service

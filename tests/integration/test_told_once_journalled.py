@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from migrator.api.events import Event, Subject, read_event
-from migrator.engine.commands.dispatcher import Dispatcher
-from migrator.engine.journal_writer import JournalWriter
+from migrator.engine.event_bus import EventBus
 from migrator.http.limits import Limits
-from migrator.mqtt import Mqtt
 from migrator.store.journal import SqlJournal
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.http_service import Place
+from tests.http_service import Place, serving
 from tests.mqtt_peer import Peer, peer, settings
-from tests.service_fakes import ScriptedService, serving
+from tests.mqtt_service import MqttService
 from tests.some_events import migration_state, progress
 
 
@@ -37,30 +35,17 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-class Kept(ScriptedService):
-    """A world whose events are in a journal on disk."""
-
-    kept: SqlJournal
-
-    async def _rows(
-        self, *, after: int, limit: int, subject: str | None, subject_id: str | None
-    ) -> Sequence[Mapping[str, Any]]:
-        return await self.kept.events(after=after, limit=limit, subject=subject, subject_id=subject_id)
-
-    async def last_state(self, subject: Subject, subject_id: str) -> Event | None:
-        found = await self.kept.latest_events(subject=subject, subject_id=subject_id, limit=100)
-        return next((read_event(row) for row in found if row["kind"] == "state"), None)
-
-
 class Everything:
     """A service, and who listens to it by MQTT and over HTTP."""
 
-    def __init__(self, path: Path, world: Kept, place: Place, dashboard: Peer) -> None:
-        self.path, self.world, self._place, self._dashboard = path, world, place, dashboard
+    def __init__(self, path: Path, bus: EventBus, place: Place, dashboard: Peer) -> None:
+        self.path, self._bus, self._place, self._dashboard = path, bus, place, dashboard
         self._streamed: list[dict[str, Any]] = []
         self._comments = 0
+        #: The stream is there: later events come by it.
+        self.listens = asyncio.Event()
         self.at_once = 0
-        world.bus.subscribe(lambda event: setattr(self, "at_once", event.event_id))
+        bus.subscribe(lambda event: setattr(self, "at_once", event.event_id))
 
     async def listen(self) -> None:
         transport = httpx2.AsyncHTTPTransport(uds=str(self._place.socket), verify=False)
@@ -69,14 +54,15 @@ class Everything:
             client.stream("GET", "events?after=0") as answer,
         ):
             async for line in answer.aiter_lines():
+                self.listens.set()
                 self._comments += line.startswith(":")
                 if line.startswith("data: "):
                     self._streamed.append(json.loads(line.removeprefix("data: ")))
 
     def say(self, count: int) -> None:
         for _ in range(count):
-            self.world.bus.publish(migration_state())
-            self.world.bus.publish(progress())
+            self._bus.publish(migration_state())
+            self._bus.publish(progress())
 
     @property
     def told(self) -> tuple[list[int], list[int]]:
@@ -107,36 +93,34 @@ class Everything:
 
 
 @asynccontextmanager
-async def everything(tmp_path: Path, broker: Broker, *, patience: float = 60.0) -> AsyncIterator[Everything]:
+async def everything(
+    tmp_path: Path, broker: Broker, *, max_event_delay: float = 60.0
+) -> AsyncIterator[Everything]:
+    """Have the engine of a site without hosts tell what a test publishes, by both entrances.
+
+    :param max_event_delay: seconds that an event waits for the journal.
+    """
     path = tmp_path / "journal.db"
-    world = Kept(steps=None)
-    async with await SqlJournal.open(path) as journal:
-        world.kept = journal
-        journal_writer = JournalWriter(journal, max_event_delay=patience)
-        journal_writer.follow(world.bus)
-        mqtt = Mqtt(
-            config=settings(broker, progress_interval=0.01),
-            commands=Dispatcher(controller=world, log=world.log),
-            queries=world,
-            journal=journal,
-        )
-        async with (
-            serving(world, tmp_path, limits=Limits(heartbeat_seconds=0.05)) as place,
-            peer(broker, "dashboard") as dashboard,
-        ):
-            service = Everything(path, world, place, dashboard)
-            tasks = [
-                asyncio.create_task(each, name=f"under test {number}")
-                for number, each in enumerate((journal_writer.run(), mqtt.run(), service.listen()))
-            ]
-            try:
-                await until(lambda: dashboard.on("service/one"), what="mqtt")
-                await until(lambda: world.bus.listening() == 1, what="the stream")
-                yield service
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+    service = SimulatedService(tmp_path / "records")
+    service.max_event_delay = max_event_delay
+    async with (
+        await SqlJournal.open(path) as journal,
+        service.running(outside=lambda inner, name: journal if name == "journal" else inner) as engine,
+        MqttService(engine, settings(broker, progress_interval=0.01)).running() as entrance,
+        serving(
+            entrance.dispatcher, entrance.queries, tmp_path, limits=Limits(heartbeat_seconds=0.05)
+        ) as place,
+        peer(broker, "dashboard") as dashboard,
+    ):
+        told = Everything(path, engine.bus, place, dashboard)
+        listening = asyncio.create_task(told.listen(), name="the stream")
+        try:
+            await until(lambda: dashboard.on("service/one"), what="mqtt")
+            await until(told.listens.is_set, what="the stream")
+            yield told
+        finally:
+            listening.cancel()
+            await asyncio.wait({listening})
 
 
 @contextlib.contextmanager
@@ -186,7 +170,7 @@ async def test_every_one_is_on_disk_when_it_arrives(tmp_path: Path, broker: Brok
 
 
 async def test_a_disk_that_stays_away_holds_nothing_back_for_long(tmp_path: Path, broker: Broker) -> None:
-    async with everything(tmp_path, broker, patience=0.3) as service:
+    async with everything(tmp_path, broker, max_event_delay=0.3) as service:
         service.say(1)
         await until(lambda: service.told == ([1],) * 2, what="the first")
         with held(service.path):
