@@ -27,6 +27,7 @@ from migrator.replica.publisher import Publisher
 from migrator.replica.queries import ReplicaQueries
 from migrator.replica.requests import SteeringRequests
 from migrator.replica.state import ReplicaState
+from migrator.testing.lab import until
 from migrator.testing.simulated_service import MemorySamples, RunningEngine, SimulatedService
 from migrator.testing.workload import MIB, idle
 
@@ -104,20 +105,27 @@ class MqttService:
         del number
         self._replica.receive(kind, body)
 
+    async def heard(self) -> None:
+        """Wait until the entrance has heard all that is journalled of what was published."""
+        await until(lambda: self.queries.bus.last_event_id == self.bus.place, what="what is published")
+
     @property
     def connected(self) -> bool:
         """Whether the broker is there, as it says."""
         return self.mqtt.connected
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[MqttService]:
-        """Serve until the end of the block; its end is bounded."""
+    async def running(self, *, connects: bool = True) -> AsyncIterator[MqttService]:
+        """Serve until the end of the block; its end is bounded.
+
+        :param connects: it is waited for until the broker is there.
+        """
         publishing = asyncio.create_task(self._publisher.run(), name="publisher")
         self._publisher.attach(self)
         await self._replica.complete.wait()
         task = asyncio.create_task(self.mqtt.run(), name="service under test")
         try:
-            while not self.connected and not task.done():
+            while connects and not self.connected and not task.done():
                 await asyncio.sleep(0.005)
             if task.done():
                 task.result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import jsonschema_rs
 import pytest
 
 from migrator.api.commands import COMMANDS
-from migrator.core.inventory import HostState
 from migrator.mqtt import asyncapi
 from migrator.testing.lab import until
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service
 from tests.mqtt_peer import peer, settings
+from tests.mqtt_service import FAST, SLOW, a_site, serving, set_link
 
 WRITTEN = Path(__file__).parents[2] / "docs" / "asyncapi.json"
 
@@ -52,6 +51,7 @@ def test_every_command_but_resolve_has_a_channel_and_a_reply() -> None:
         assert operation["reply"]["channel"] == {"$ref": "#/channels/reply"}
 
 
+@cache
 def _validator(message: str) -> jsonschema_rs.Validator:
     document = asyncapi.document()
     return jsonschema_rs.validator_for(
@@ -83,30 +83,36 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-async def test_what_travels_is_as_described(broker: Broker) -> None:
-    async with Service(settings(broker)).running() as service, peer(broker) as scheduler:
-        service.controller.host("alpha", HostState.DRAINING)
-        bodies: dict[str, dict[str, Any]] = {
-            "migrate": {"guest": "web"},
-            "evacuate": {"host": "a", "deadline": datetime.now(UTC).isoformat()},
-            "restore": {"host": "a"},
-            "activate": {"host": "a"},
-            "cancel": {"target": "m0"},
-            "postcopy": {"migration": "m0"},
-            "plan": {"host": "a"},
-            "check": {"guest": "g", "to": "b"},
-        }
-        for verb, body in bodies.items():
-            await scheduler.command(verb, id=verb, **body)
-            await until(lambda: scheduler.replies(verb), what="a reply")  # noqa: B023 - awaited here
-            assert scheduler.replies(verb)[0]["kind"] == "accepted"
-        service.controller.decide("m0", "throttle")
-        service.controller.progress("m0", 0.5)
-        await until(lambda: scheduler.on("m0/progress"), what="progress")
-        service.controller.end("m0")
-        await until(lambda: len(scheduler.replies("migrate")) == 2, what="the outcome")
+async def test_what_travels_is_as_described(broker: Broker, tmp_path: Path) -> None:
+    site = a_site(tmp_path / "service")
+    async with serving(site, settings(broker)) as service, peer(broker) as scheduler:
+
+        async def answer(verb: str, **fields: Any) -> Any:
+            await scheduler.command(verb, id=verb, **fields)
+            await until(lambda: scheduler.replies(verb), what="a reply")
+            (reply,) = scheduler.replies(verb)
+            assert reply["kind"] == "accepted"
+            return reply["body"]
+
+        async def ended(verb: str) -> None:
+            set_link(site, FAST)
+            await until(lambda: len(scheduler.replies(verb)) == 2, what="the outcome")
+
+        set_link(site, SLOW)
+        await answer("check", guest="web", to="b")
+        await answer("plan", host="a")
+        moving = (await answer("migrate", guest="web"))["id"]
+        await until(lambda: scheduler.on(f"{moving}/progress"), what="progress")
+        await answer("postcopy", migration=moving)
+        await ended("migrate")
+        set_link(site, SLOW)
+        emptying = (await answer("evacuate", host="a", deadline="2999-01-01T00:00:00Z"))["id"]
+        await answer("cancel", target=emptying)
+        await ended("evacuate")
+        await answer("activate", host="a")
         await scheduler.command("nothing", id="bad")
         await until(lambda: scheduler.replies("bad"), what="a refusal")
+        assert {command.verb for command, _, _ in service.begun} >= {"migrate", "evacuate", "cancel"}
     document = asyncapi.document()
     addresses = {
         re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(channel["address"]))): (

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 
 from migrator.core.model import State
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import FakeLog, Service
+from tests.mqtt_consumer import DiskLog
 from tests.mqtt_peer import PREFIX, Peer, peer, settings
+from tests.mqtt_service import MqttService, a_site, serving
+from tests.some_events import decision, migration_state, progress
 
 
 @pytest.fixture
@@ -29,7 +33,13 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         print(broker.log.read_text(errors="replace")[-5000:])  # noqa: T201 - pytest shows it with a failed test
 
 
-async def connected_again(service: Service, broker: Broker) -> None:
+@pytest.fixture
+def nothing(tmp_path: Path) -> SimulatedService:
+    """A service without hosts: it says nothing but what a test publishes."""
+    return SimulatedService(tmp_path / "service")
+
+
+async def connected_again(service: MqttService, broker: Broker) -> None:
     await broker.started()
     await until(lambda: service.connected, what="connected again")
 
@@ -38,25 +48,24 @@ async def connected_again(service: Service, broker: Broker) -> None:
     ("stops", "each"), [(3, 15), pytest.param(50, 20, marks=pytest.mark.soak)], ids=["short", "long"]
 )
 async def test_broker_stops_and_starts_and_every_state_and_decision_arrives_in_order(
-    broker: Broker, stops: int, each: int
+    broker: Broker, nothing: SimulatedService, stops: int, each: int
 ) -> None:
     collected: list[Any] = []
-    service = Service(settings(broker))
     said = 0
 
-    async def say() -> None:
+    async def say(service: MqttService) -> None:
         nonlocal said
         while True:
-            service.controller.decide("m1", f"d{said}")
-            service.controller.change("m1", state=State.PRECOPY, round=said)
+            service.bus.publish(decision("m1", f"d{said}"))
+            service.bus.publish(migration_state("m1", state=State.PRECOPY, round=said))
             said += 1
             await asyncio.sleep(0.02)
 
     async with peer(broker, "dashboard", topics=_ALL, session="collector"):
         pass
-    async with service.running():
-        service.controller.migration("m1")
-        saying = asyncio.create_task(say(), name="a migration")
+    async with serving(nothing, settings(broker)) as service:
+        service.bus.publish(migration_state("m1"))
+        saying = asyncio.create_task(say(service), name="a migration")
         try:
             for _ in range(stops):
                 # A collector with a session of its own: what comes while it is away the broker keeps.
@@ -75,7 +84,7 @@ async def test_broker_stops_and_starts_and_every_state_and_decision_arrives_in_o
         finally:
             saying.cancel()
             await asyncio.wait({saying})
-        last = service.queries.bus.last_event_id
+        last = service.bus.place
         async with peer(broker, "dashboard", topics=_ALL, session="collector") as dashboard:
             await until(
                 lambda: any(got.json["event_id"] == last for got in dashboard.got[-20:] if not got.retain),
@@ -97,18 +106,18 @@ _ALL = (f"{PREFIX}/migration/+/state", f"{PREFIX}/migration/+/decision")
 
 @pytest.mark.parametrize("times", [2, pytest.param(30, marks=pytest.mark.soak)], ids=["short", "long"])
 async def test_killed_broker_has_its_retained_state_right_within_five_seconds(
-    broker: Broker, times: int
+    broker: Broker, tmp_path: Path, times: int
 ) -> None:
-    async with Service(settings(broker)).running() as service:
+    site = a_site(tmp_path / "service", hosts=["alpha"], guests=())
+    async with serving(site, settings(broker)) as service:
         for number in range(5):
-            service.controller.migration(f"m{number}")
-        service.controller.host("alpha")
+            service.bus.publish(migration_state(f"m{number}"))
         loop = asyncio.get_running_loop()
         for time in range(times):
             broker.kill()
             await until(lambda: not service.connected, what="noticed")
             (broker.directory / "mosquitto.db").unlink(missing_ok=True)
-            service.controller.change("m3", state=State.PRECOPY, round=time)
+            service.bus.publish(migration_state("m3", state=State.PRECOPY, round=time))
             await broker.started()
             began = loop.time()
             async with peer(broker, "dashboard") as dashboard:
@@ -125,16 +134,19 @@ def _states(client: Peer) -> dict[str, Any]:
     return {got.json["subject_id"]: got.json["body"] for got in client.on("/state") if got.payload}
 
 
-async def test_beyond_the_bound_the_oldest_are_dropped_and_the_gap_shows(broker: Broker) -> None:
-    async with Service(settings(broker, queue_limit=20)).running() as service:
-        service.controller.migration("m1")
+async def test_beyond_the_bound_the_oldest_are_dropped_and_the_gap_shows(
+    broker: Broker, nothing: SimulatedService
+) -> None:
+    async with serving(nothing, settings(broker, queue_limit=20)) as service:
+        service.bus.publish(migration_state("m1"))
         async with peer(broker, "dashboard") as dashboard:
             await until(lambda: _events(dashboard), what="the first")
         await asyncio.to_thread(broker.stop)
         await until(lambda: not service.connected, what="noticed")
         for number in range(100):
-            service.controller.decide("m1", f"d{number}")
-            service.controller.progress("m1", number / 100)
+            service.bus.publish(decision("m1", f"d{number}"))
+            service.bus.publish(progress("m1", progress_ratio=number / 100))
+        await service.heard()
         await broker.started()
         async with peer(broker, "dashboard", topics=_ALL) as dashboard:
             await until(lambda: any(e["sequence"] == 101 for e in _events(dashboard)), what="the newest")
@@ -148,71 +160,71 @@ def _events(client: Peer) -> list[Any]:
     return [got.json for got in client.got if "/m1/" in got.topic and got.payload]
 
 
-async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(broker: Broker) -> None:
-    service = Service(settings(broker, timeout=1.0, keepalive=2))
-    async with service.running():
-        service.controller.migration("m1")
+async def test_black_hole_is_noticed_and_nothing_is_lost_in_it(
+    broker: Broker, nothing: SimulatedService
+) -> None:
+    async with serving(nothing, settings(broker, timeout=1.0, keepalive=2)) as service:
+        service.bus.publish(migration_state("m1"))
         broker.freeze()
         for number in range(30):
-            service.controller.decide("m1", f"d{number}")
+            service.bus.publish(decision("m1", f"d{number}"))
         await until(lambda: not service.connected, what="noticed", within=20)
         async with asyncio.timeout(15):
             await asyncio.sleep(1.5)  # it tries, in vain, and nothing else stands still
         broker.thaw()
         async with peer(broker, "dashboard") as dashboard:
             await until(lambda: service.connected, what="connected again")
-            service.controller.decide("m1", "last")
+            service.bus.publish(decision("m1", "last"))
             await until(lambda: any(e["sequence"] == 32 for e in _events(dashboard)), what="the newest")
     assert service.mqtt.dropped == 0
 
 
-async def test_silent_black_hole_is_noticed_by_keepalive(broker: Broker) -> None:
-    async with Service(settings(broker, keepalive=1)).running() as service:
+async def test_silent_black_hole_is_noticed_by_keepalive(broker: Broker, nothing: SimulatedService) -> None:
+    async with serving(nothing, settings(broker, keepalive=1)) as service:
         broker.freeze()
         await until(lambda: not service.connected, what="noticed", within=20)
         broker.thaw()
         await until(lambda: service.connected, what="connected again")
 
 
-async def test_it_ends_within_a_bound_in_a_black_hole(broker: Broker) -> None:
-    service = Service(settings(broker, timeout=1.0, closing_seconds=1.0))
+async def test_it_ends_within_a_bound_in_a_black_hole(broker: Broker, nothing: SimulatedService) -> None:
     loop = asyncio.get_running_loop()
-    async with service.running():
-        service.controller.migration("m1")
+    async with serving(nothing, settings(broker, timeout=1.0, closing_seconds=1.0)) as service:
+        service.bus.publish(migration_state("m1"))
+        await service.heard()
         broker.freeze()
         began = loop.time()
     assert loop.time() - began < 4
     broker.thaw()
 
 
-async def test_it_ends_within_a_bound_while_it_connects(broker: Broker) -> None:
+async def test_it_ends_within_a_bound_while_it_connects(broker: Broker, nothing: SimulatedService) -> None:
     broker.freeze()
-    service = Service(settings(broker, timeout=20.0, closing_seconds=0.5))
-    task = asyncio.create_task(service.mqtt.run(), name="service under test")
-    await asyncio.sleep(0.3)
-    began = asyncio.get_running_loop().time()
-    task.cancel()
-    await asyncio.wait({task})
-    assert task.cancelled()
-    assert asyncio.get_running_loop().time() - began < 10
+    loop = asyncio.get_running_loop()
+    configured = settings(broker, timeout=20.0, closing_seconds=0.5)
+    async with nothing.running() as engine:
+        async with MqttService(engine, configured).running(connects=False):
+            await asyncio.sleep(0.3)
+            began = loop.time()
+        assert loop.time() - began < 10
     broker.thaw()
 
 
-async def test_service_works_without_a_broker_and_finds_it_when_it_comes(broker: Broker) -> None:
+async def test_service_works_without_a_broker_and_finds_it_when_it_comes(
+    broker: Broker, nothing: SimulatedService
+) -> None:
     broker.stop()
-    service = Service(settings(broker))
-    task = asyncio.create_task(service.mqtt.run(), name="service under test")
-    try:
-        service.controller.migration("m1")
-        service.controller.end("m1")
+    async with (
+        nothing.running() as engine,
+        MqttService(engine, settings(broker)).running(connects=False) as service,
+    ):
+        service.bus.publish(migration_state("m1"))
+        service.bus.publish(migration_state("m1", state=State.COMPLETED, ended_at=datetime.now(UTC)))
         await asyncio.sleep(0.5)
         assert not service.connected
         await connected_again(service, broker)
         async with peer(broker, "dashboard") as dashboard:
             await until(lambda: "m1" in _states(dashboard), what="its state")
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def test_last_will_says_offline_when_the_service_is_killed(broker: Broker, tmp_path: Path) -> None:
@@ -242,19 +254,21 @@ async def test_command_survives_a_service_that_is_killed_and_is_carried_out_once
             await scheduler.command("plan", id="c2", host="a")
             await until(lambda: scheduler.replies("c2"), what="the next reply")
     assert (tmp_path / "begun").read_text().splitlines() == ["scheduler c1"]
-    assert len(FakeLog(tmp_path / "journal").commands) == 2
+    assert len(DiskLog(tmp_path / "journal").commands) == 2
 
 
-async def test_commands_given_while_no_service_is_there_are_carried_out_in_time(broker: Broker) -> None:
+async def test_commands_given_while_no_service_is_there_are_carried_out_in_time(
+    broker: Broker, tmp_path: Path
+) -> None:
     configured = settings(broker)
-    async with peer(broker) as scheduler:
-        async with Service(configured).running():
+    async with a_site(tmp_path / "service").running() as engine, peer(broker) as scheduler:
+        async with MqttService(engine, configured).running():
             pass
         await scheduler.command("migrate", id="c1", guest="web")
         await scheduler.command("migrate", id="c2", guest="db")
-        async with Service(configured).running() as service:
+        async with MqttService(engine, configured).running() as service:
             await until(lambda: scheduler.replies("c1") and scheduler.replies("c2"), what="replies")
-        assert len(service.controller.begun) == 2
+        assert len(service.begun) == 2
 
 
 @asynccontextmanager
@@ -275,12 +289,13 @@ async def consumer(broker: Broker, directory: Path, where: str) -> AsyncIterator
 # versions
 
 
-async def test_broker_without_version_5_is_spoken_to_in_3_1_1(broker: Broker) -> None:
+async def test_broker_without_version_5_is_spoken_to_in_3_1_1(broker: Broker, tmp_path: Path) -> None:
+    site = a_site(tmp_path / "service")
     async with old_broker(broker) as (port, levels), peer(broker) as scheduler:
-        async with Service(settings(port)).running() as service:
+        async with serving(site, settings(port)) as service:
             await scheduler.command("migrate", id="c1", guest="web")
             await until(lambda: scheduler.replies("c1"), what="a reply")
-        assert len(service.controller.begun) == 1
+        assert len(service.begun) == 1
     assert levels[:2] == [5, 4]
 
 

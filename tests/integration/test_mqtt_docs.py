@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,11 @@ from migrator.mqtt import MqttConfig
 from migrator.mqtt.inbound import VERBS
 from migrator.settings.models import SiteSettings
 from migrator.testing.lab import until
+from migrator.testing.simulated_service import SimulatedService
 from tests.broker import USERS, Broker, mosquitto
 from tests.conftest import missing
-from tests.mqtt_fakes import Service
 from tests.mqtt_peer import settings as settings_of
+from tests.mqtt_service import FAST, SLOW, MqttService, a_site, serving, set_link
 
 TEXT = (Path(__file__).parents[2] / "docs" / "mqtt.md").read_text(encoding="utf-8")
 
@@ -36,6 +37,28 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
         missing("there is no mosquitto here")
     with Broker(tmp_path / "broker") as broker:
         yield broker
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SimulatedService:
+    """A service whose host alpha has a guest."""
+    return a_site(tmp_path / "service", hosts=("alpha", "beta"), guests=("web",))
+
+
+@asynccontextmanager
+async def moving_slowly(site: SimulatedService, configured: MqttConfig) -> AsyncIterator[MqttService]:
+    """Run a service over whose links no guest arrives until they are fast."""
+    async with serving(site, configured) as service:
+        set_link(site, SLOW)
+        yield service
+
+
+async def evacuation(service: MqttService) -> str:
+    """Return the id of the one evacuation once it has begun to move a guest; it is of alpha."""
+    await until(service.queries.active_migrations, what="it has begun")
+    (found,) = service.queries.active_evacuations()
+    assert found.host == "alpha"
+    return str(found.id)
 
 
 def settings(broker: Broker) -> MqttConfig:
@@ -78,23 +101,19 @@ def few_lines(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["carried-out", "refused"])
-async def test_few_lines_end_with_the_outcome(broker: Broker, few_lines: list[str], refused: bool) -> None:
+async def test_few_lines_end_with_the_outcome(
+    broker: Broker, site: SimulatedService, few_lines: list[str], refused: bool
+) -> None:
     async def refuse(command: object) -> None:
         raise Refusal("not-now", "the journal is full")
 
-    async with Service(settings(broker)).running() as service:
+    async with moving_slowly(site, settings(broker)) as service:
         if refused:
-            service.controller.before = refuse
+            service.before = refuse
         process = await run(few_lines, broker)
         if not refused:
-            await until(lambda: service.queries.all_evacuations, what="it has begun")
-            (evacuation,) = service.queries.active_evacuations()
-            assert evacuation.host == "alpha"
-            service.controller.say_evacuation(
-                evacuation.model_copy(
-                    update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)}
-                )
-            )
+            await evacuation(service)
+            set_link(site, FAST)
         async with asyncio.timeout(20):
             said, _ = await process.communicate()
     reply = json.loads(said)
@@ -125,66 +144,65 @@ async def run(script: list[str], broker: Broker) -> asyncio.subprocess.Process:
 
 @pytest.mark.parametrize(("state", "code"), [(EvacuationState.COMPLETED, 0), (EvacuationState.INCOMPLETE, 1)])
 async def test_example_waits_for_the_end_and_tells_it(
-    broker: Broker, script: list[str], state: EvacuationState, code: int
+    broker: Broker, site: SimulatedService, script: list[str], state: EvacuationState, code: int
 ) -> None:
-    async with Service(settings(broker)).running() as service:
+    if state is EvacuationState.INCOMPLETE:
+        site.site.add_guest("mail", host="alpha", obstacle="libvirt manages it")
+    async with moving_slowly(site, settings(broker)) as service:
         process = await run(script, broker)
-        await until(lambda: service.queries.all_evacuations, what="it has begun")
-        (evacuation,) = service.queries.active_evacuations()
-        assert evacuation.host == "alpha"
-        service.controller.say_evacuation(
-            evacuation.model_copy(update={"state": state, "ended_at": datetime.now(UTC)})
-        )
+        begun = await evacuation(service)
+        set_link(site, FAST)
         async with asyncio.timeout(20):
             await process.communicate()
+        assert (await service.engine.queries.evacuation(begun)).state is state
     assert process.returncode == code
 
 
 async def test_example_at_another_site_says_at_once_why_nobody_replies(
-    broker: Broker, script: list[str]
+    broker: Broker, site: SimulatedService, script: list[str]
 ) -> None:
-    async with Service(settings_of(broker)).running() as service:
+    async with serving(site, settings_of(broker)) as service:
         process = await run(script, broker)
         async with asyncio.timeout(20):
             await process.communicate()
     assert process.returncode == 7
-    assert service.heard == []
+    assert service.counted == []
 
 
-async def test_refused_example_says_so(broker: Broker, script: list[str]) -> None:
+async def test_refused_example_says_so(broker: Broker, site: SimulatedService, script: list[str]) -> None:
     async def refuse(command: object) -> None:
         raise Refusal("not-now", "the journal is full")
 
-    async with Service(settings(broker)).running() as service:
-        service.controller.before = refuse
+    async with moving_slowly(site, settings(broker)) as service:
+        service.before = refuse
         process = await run(script, broker)
         async with asyncio.timeout(20):
             await process.communicate()
     assert process.returncode == 3
 
 
-async def test_python_example_outlives_the_broker_and_itself(broker: Broker, tmp_path: Path) -> None:
+async def test_python_example_outlives_the_broker_and_itself(
+    broker: Broker, site: SimulatedService, tmp_path: Path
+) -> None:
     path = tmp_path / "example"
     path.write_text(example("python"))
     script = [sys.executable, str(path), "alpha", "2999-01-01T00:00:00Z", "night-1"]
-    async with Service(settings(broker)).running() as service:
+    async with moving_slowly(site, settings(broker)) as service:
         process = await run(script, broker)
-        await until(lambda: service.queries.all_evacuations, what="it has begun")
+        await evacuation(service)
         process.kill()
         await process.communicate()
         again = await run(script, broker)
-        await until(lambda: ("mqtt", "evacuate", "repeated") in service.heard, what="asked again")
+        await until(lambda: ("mqtt", "evacuate", "repeated") in service.counted, what="asked again")
         await asyncio.to_thread(broker.stop)
         await broker.started()
-        await until(lambda: service.heard.count(("mqtt", "evacuate", "repeated")) > 1, what="and again")
-        (evacuation,) = service.queries.active_evacuations()
-        service.controller.say_evacuation(
-            evacuation.model_copy(update={"state": EvacuationState.COMPLETED, "ended_at": datetime.now(UTC)})
-        )
+        await until(lambda: service.counted.count(("mqtt", "evacuate", "repeated")) > 1, what="and again")
+        await evacuation(service)
+        set_link(site, FAST)
         async with asyncio.timeout(20):
             await again.communicate()
     assert again.returncode == 0
-    assert len(service.controller.begun) == 1
+    assert len(service.begun) == 1
 
 
 def test_table_of_commands_is_that_of_the_code() -> None:
