@@ -7,5 +7,6 @@
   images.
 - `end` is one end of a migration, `domain_view` a look at it, `migration` the source whose libvirt carries it out,
   `job_stats` its figures. `target_checks` asks a target whether it would take the guest.
-- `cold_ends` are those of a guest that is shut down and started anew (`cold_guest`: from what).
+- `cold_source` and `cold_destination` are the ends (`cold_end`) of a guest that is shut down and started anew
+  (`cold_guest`: from what).
 """

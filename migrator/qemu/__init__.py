@@ -15,8 +15,8 @@
   `runtime_state` what was set while it ran, `non_migrated_state` what does not move with the guest, `device_inventory`
   what it has, `naming` what a guest without a uuid is called; `guest_agent` sets the clock of one that stood still.
 - A second QEMU like it: `current_command_line` is the source's as it would read today (`current_devices`,
-  `current_disks`, `hot_plugged`, `backends`, `media`), `source` gives all of it to whoever starts the other one,
-  `cmdline` and `devices` make that, `drive_slots` and `drive_ids` are names of drives, `image_locations` and
-  `port_assignment` what is elsewhere at the target, `option_checks` what cannot be had there, `operator_files` keeps
-  the operator's sockets and files usable after the move.
+  `current_disks`, `hot_plugged`, `backends`, `block_graph`, `media`), `source` gives all of it to whoever starts the
+  other one, `cmdline` and `devices` make that, `drive_slots` and `drive_ids` are names of drives, `image_locations`
+  and `port_assignment` what is elsewhere at the target, `option_checks` what cannot be had there, `operator_files`
+  keeps the operator's sockets and files usable after the move.
 """

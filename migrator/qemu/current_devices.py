@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from migrator.core.process.options import Value
-from migrator.qemu.backends import Netdev, Nodes
+from migrator.qemu.backends import Netdev
+from migrator.qemu.block_graph import Nodes
 from migrator.qemu.drive_slots import DriveSlot
 
 #: QEMU's other names for the drivers of devices, but for those that only leave out the bus.

@@ -10,7 +10,7 @@ from migrator.core.model import Finding
 from migrator.core.process.command_line import path_of
 from migrator.core.process.options import FIRST, Value, escape
 from migrator.errors import Refused
-from migrator.qemu.backends import Nodes, lasting_name
+from migrator.qemu.block_graph import Nodes, lasting_name
 from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import NumberedDrive
 from migrator.qemu.drive_slots import DriveSlot

@@ -12,7 +12,8 @@ from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.core.process.options import read
 from migrator.errors import CommandFailed
 from migrator.qemu import marks
-from migrator.qemu.backends import Netdev, Nodes, block_nodes, netdevs
+from migrator.qemu.backends import Netdev, netdevs
+from migrator.qemu.block_graph import Nodes, block_nodes
 from migrator.qemu.current_command_line import lacks_devices
 from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_slots import PERIPHERAL, DriveSlot, read_bus_address, read_drive_slots

@@ -19,7 +19,8 @@ from migrator.core.preflight.host_network import NUMBERS_NETWORKS_SINCE
 from migrator.core.process.image_paths import TargetImage
 from migrator.errors import CommandFailed, Refused
 from migrator.qemu import media
-from migrator.qemu.backends import Command, chardev_add, lasting_name, netdev_add
+from migrator.qemu.backends import Command, chardev_add, netdev_add
+from migrator.qemu.block_graph import lasting_name
 from migrator.qemu.device_inventory import DeviceInventory, PluggedDevice, read_inventory
 from migrator.qemu.drive_slots import PERIPHERAL, pci_address
 from migrator.qemu.image_locations import relocated_node

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from migrator.errors import CommandFailed
-from migrator.qemu.backends import Nodes, block_nodes
+from migrator.qemu.block_graph import Nodes, block_nodes
 from migrator.qemu.monitor import Monitor
 from migrator.qemu.non_migrated_state import block_node_label
 

@@ -1,7 +1,8 @@
 """The hosts of the site as the engine uses them: discovery, checks, destinations, over SSH, QMP and processes.
 
 - `hosts` implements the port on `connections`, which are a `host_directory`; `recent_facts` and `recent_processes` are
-  what was read a moment ago, `monitor_clients` whose connections hold monitors. `from_settings` makes all of it.
+  what was read a moment ago, `monitor_clients` whose connections hold monitors, `target_parts` the interfaces of what
+  checks targets and starts QEMUs there. `from_settings` makes all of it.
 - `discovery` finds the guests of a host (`guest_records` which they are, `unreachable_guests` why one cannot be asked);
   `host_checks` and `process_checks` say what speaks against a target; `hooks` runs the site's commands.
 - Guests of libvirt: `libvirt_connections` reach its daemons, `managed_guests` are found there, `managed_checks` say

@@ -16,7 +16,7 @@ from migrator.core.process.command_line import CommandLine
 from migrator.core.process.tpm_emulator import tpm_socket
 from migrator.errors import HostError, QemuError
 from migrator.hosts.launch import Launcher
-from migrator.libvirt.cold_ends import ColdDomainSource
+from migrator.libvirt.cold_source import ColdDomainSource
 from migrator.libvirt.migration import DomainSource
 from migrator.ports import ColdSourceEnd, IncomingDestination, SourceQemu
 from migrator.qemu.cmdline import paths

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from migrator.core.findings import errors_first, finding
 from migrator.core.image_removal import ImageRemoval
@@ -23,7 +23,6 @@ from migrator.core.process.listening import without
 from migrator.core.saved_guest import PREFIX
 from migrator.errors import HostError, QemuError
 from migrator.hosts.guest_network import read_guest_taps
-from migrator.hosts.launch import Launcher
 from migrator.hosts.listening import read_listening
 from migrator.hosts.local import LocalAccess
 from migrator.hosts.managers import SystemdUnits, read_processes
@@ -48,55 +47,10 @@ from migrator.site.managed_cold import ManagedColdStarts
 from migrator.site.managed_ends import ManagedEnds
 from migrator.site.managed_guests import ManagedGuests
 from migrator.site.saved_guests import SavedGuestFiles
+from migrator.site.target_parts import DestinationStarter, TargetChecks
 
 #: Seconds that a look may take in all.
 _LOOK_SECONDS = 45.0
-
-
-class TargetChecks(Protocol):
-    """Checks of a target by what its host tells; see :meth:`migrator.ports.Site.check`."""
-
-    async def check(
-        self, guest: Guest, source: SourceQemu, target: str, policy: Policy
-    ) -> tuple[Finding, ...]:
-        """Changes nothing, starts nothing."""
-
-
-class DestinationStarter(Protocol):
-    """Starts and clears away QEMUs; see the calls of the same names of :class:`migrator.ports.Site`."""
-
-    async def start_destination(
-        self,
-        guest: Guest,
-        source: SourceQemu,
-        target: str,
-        *,
-        migration: str,
-        accepted: Sequence[str] = (),
-        keep_backing: bool = False,
-    ) -> IncomingDestination:
-        """Start the QEMU that the guest moves into."""
-
-    def launcher_of(self, host: str) -> Launcher:
-        """Return what keeps the directories of guests on a host, whichever guest it is."""
-
-    async def abandon(self, host: str, *, migration: str, images: bool = False) -> None:
-        """Remove what an earlier start has left."""
-
-    async def keep_images(self, host: str, *, migration: str) -> None:
-        """Have images that were made for a guest stay whatever comes."""
-
-    async def put_aside(self, guest: Guest, paths: Sequence[str], *, migration: str) -> Mapping[str, str]:
-        """Give images of a guest that has left another name."""
-
-    async def settle(self, guest: Guest) -> Sequence[str]:
-        """Have the paths that the operator knows lead to a guest that has arrived."""
-
-    async def clear(self, guest: Guest) -> None:
-        """Remove what is left of a source that has ended."""
-
-    async def sweep(self, host: str, *, under_way: Callable[[str], bool]) -> list[str]:
-        """Remove what guests left that have ended."""
 
 
 class SiteHosts:

@@ -15,8 +15,10 @@ from migrator.core.policy import Policy
 from migrator.core.process.files import SameFile, same_file
 from migrator.errors import HostError
 from migrator.hosts.host_files import FileQuery, read_host_files
-from migrator.libvirt.cold_ends import KEY, ColdDomainDestination, ColdDomainSource
+from migrator.libvirt.cold_destination import ColdDomainDestination
+from migrator.libvirt.cold_end import KEY
 from migrator.libvirt.cold_guest import ColdGuest, RestartableGuest, read_restartable
+from migrator.libvirt.cold_source import ColdDomainSource
 from migrator.libvirt.domain_xml import DomainXml, with_images
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.libvirt.target_checks import TargetAnswers, ask_target, judge

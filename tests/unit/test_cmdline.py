@@ -13,7 +13,8 @@ from migrator.core.model import Severity
 from migrator.core.process.options import Value, escape, read, write
 from migrator.core.process.replica import Replica, TargetEnvironment
 from migrator.errors import Refused
-from migrator.qemu.backends import Nodes, block_nodes, chardev_add, netdev_add, netdevs
+from migrator.qemu.backends import chardev_add, netdev_add, netdevs
+from migrator.qemu.block_graph import Nodes, block_nodes
 from migrator.qemu.cmdline import paths, replicate
 from migrator.qemu.current_command_line import lacks_devices
 from migrator.qemu.current_devices import CurrentDevices

@@ -31,8 +31,10 @@ from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.phase_timeouts import PhaseTimeouts
 from migrator.errors import CommandFailed, HostError
 from migrator.libvirt.binding import is_installed, load
-from migrator.libvirt.cold_ends import KEY, ColdDomainDestination, ColdDomainSource
+from migrator.libvirt.cold_destination import ColdDomainDestination
+from migrator.libvirt.cold_end import KEY
 from migrator.libvirt.cold_guest import ColdGuest
+from migrator.libvirt.cold_source import ColdDomainSource
 from migrator.libvirt.connection import LibvirtConnection
 from migrator.libvirt.migration import DomainDestination, DomainSource
 from migrator.store.records import FileRecord

@@ -8,7 +8,8 @@ import pytest
 
 from migrator.core.process.options import Value, read
 from migrator.errors import Refused
-from migrator.qemu.backends import Netdev, Nodes, chardev_words, netdev_words
+from migrator.qemu.backends import Netdev, chardev_words, netdev_words
+from migrator.qemu.block_graph import Nodes
 from migrator.qemu.current_command_line import current_command_line
 from migrator.qemu.current_devices import CurrentDevices
 from migrator.qemu.drive_ids import drives

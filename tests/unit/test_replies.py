@@ -11,7 +11,7 @@ import pytest
 
 import migrator
 from migrator.errors import StrangeAnswer
-from migrator.qemu.backends import block_nodes
+from migrator.qemu.block_graph import block_nodes
 from migrator.qemu.replies import REPLIES, wrong_with, wrong_with_event
 from migrator.testing import recorded
 
