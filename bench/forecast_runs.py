@@ -23,7 +23,7 @@ _GIVEN = (Verdict.CONVERGES, Verdict.CANNOT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ForecastAt:
     """One forecast of a run."""
 
     at_seconds: float
@@ -39,7 +39,7 @@ class Judged:
     guest: str
     setting: Setting
     outcome: Outcome
-    seen: tuple[Seen, ...]
+    seen: tuple[ForecastAt, ...]
     #: When something was done to the guest (throttle, postcopy, pause), seconds since the migration began.
     acted_at: tuple[float, ...]
     #: Where ``cannot`` was said: left alone, the guest would have arrived inside its policy.
@@ -51,16 +51,16 @@ class Judged:
         return self.outcome.seconds if self.outcome.end == "completed" else math.inf
 
     @property
-    def before_first_round(self) -> list[Seen]:
+    def before_first_round(self) -> list[ForecastAt]:
         """The forecasts until the end of the first round."""
         return [each for each in self.seen if each.rounds < 1 and each.forecast.seconds_p90 > 0]
 
     @property
-    def from_first_round(self) -> list[Seen]:
+    def from_first_round(self) -> list[ForecastAt]:
         """The forecasts from the end of the first round on."""
         return [each for each in self.seen if each.rounds >= 1]
 
-    def covers(self, seen: Seen) -> bool:
+    def covers(self, seen: ForecastAt) -> bool:
         """Tell whether the interval of that forecast holds what came."""
         left = self.whole_seconds - seen.at_seconds
         return seen.forecast.seconds_p10 <= left <= seen.forecast.seconds_p90
@@ -72,13 +72,13 @@ class Judged:
         first = next(iter(self.from_first_round), None)
         return None if first is None else self.error_of(first)
 
-    def error_of(self, seen: Seen) -> float | None:
+    def error_of(self, seen: ForecastAt) -> float | None:
         """Return how far a forecast was off, as a share of the whole time; ``None`` where that had no end."""
         if not math.isfinite(self.whole_seconds):
             return None
         return abs(seen.at_seconds + seen.forecast.seconds_p50 - self.whole_seconds) / self.whole_seconds
 
-    def verdicts(self) -> list[tuple[Seen, bool]]:
+    def verdicts(self) -> list[tuple[ForecastAt, bool]]:
         """Return each time that ``converges`` or ``cannot`` was said anew, and whether it was right."""
         given, before = [], None
         for each in self.seen:
@@ -88,7 +88,7 @@ class Judged:
             before = verdict
         return given
 
-    def _right(self, seen: Seen) -> bool:
+    def _right(self, seen: ForecastAt) -> bool:
         if seen.forecast.verdict is Verdict.CANNOT:
             return not self.would_have_arrived
         later = [at for at in self.acted_at if at > seen.at_seconds]
@@ -98,7 +98,7 @@ class Judged:
         """Return after how many rounds ``converges``, ``converges-if`` or ``cannot`` was said first."""
         return next((each.rounds for each in self.seen if each.forecast.verdict is not Verdict.UNKNOWN), None)
 
-    def silent(self) -> list[Seen]:
+    def silent(self) -> list[ForecastAt]:
         """Return the forecasts after two rounds that give no verdict and do not say what is waited for either."""
         return [
             each
@@ -114,7 +114,7 @@ class Recorded(Migrator):
 
     def __init__(self, policy: Policy, memory_bytes: int) -> None:
         super().__init__(policy, memory_bytes)
-        self.seen: list[Seen] = []
+        self.seen: list[ForecastAt] = []
         self.acted_at: list[float] = []
 
     def on_sample(self, sample: Sample) -> list[Action]:
@@ -122,7 +122,7 @@ class Recorded(Migrator):
         actions = super().on_sample(sample)
         if decided:
             return actions  # nothing is forecast any more
-        seen = Seen(at_seconds=sample.at_seconds, rounds=sample.round - 1, forecast=self.forecast)
+        seen = ForecastAt(at_seconds=sample.at_seconds, rounds=sample.round - 1, forecast=self.forecast)
         self.seen.append(seen)
         if any(
             action.do in (Do.POSTCOPY, Do.PAUSE) or (action.do is Do.THROTTLE and action.value > 0)

@@ -250,7 +250,7 @@ class Drive:
         pair: Pair,
         *,
         policy: Policy = PLAIN,
-        patience: PhaseTimeouts = LONG,
+        timeouts: PhaseTimeouts = LONG,
         listen: str = "tcp:127.0.0.1:0",
         path: StreamPath | None = None,
         shared_path: SharedPath | None = None,
@@ -260,7 +260,7 @@ class Drive:
         self.source = CaughtEnd(pair.source, role="source")
         self.destination = CaughtEnd(pair.destination, role="destination")
         self._policy, self._listen, self._path = policy, listen, path
-        self._patience = _ShortOnceCaught(caught=self._caught) if patience is SHORT else patience
+        self._timeouts = _ShortOnceCaught(caught=self._caught) if timeouts is SHORT else timeouts
         self._record: FileRecord | None = None
         #: What others ask of it.
         self.requests = MigrationRequests()
@@ -283,7 +283,7 @@ class Drive:
             listen=self._listen,
             record=record,
             requests=self.requests,
-            timeouts=self._patience,
+            timeouts=self._timeouts,
             path=self._path,
             shared_path=self._shared_path,
             tls=self._tls,

@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-class Seen:
+class ShownPage:
     """The page in a window of its own, and what its browser complained of."""
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from migrator.testing.raw_qmp import RawMonitor, RawQmpError
 
-PATIENCE_SECONDS = 15.0
+LIMIT_SECONDS = 15.0
 _SLOW = 100 << 10  # bytes a second: an idle guest takes seconds
 
 
@@ -76,7 +76,7 @@ class Stage:
         return await self._until(monitor, "query-status", wanted)
 
     async def _until(self, monitor: RawMonitor, command: str, wanted: tuple[str, ...]) -> str:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while True:
                 status = str((await monitor.execute(command)).get("status"))
                 if status in wanted:
@@ -90,7 +90,7 @@ class Stage:
 
     async def gone(self, end: End) -> None:
         """Wait for the end of a process."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while end.alive:
                 await asyncio.sleep(0.005)
 

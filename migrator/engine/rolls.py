@@ -21,6 +21,7 @@ from migrator.core.drain.evacuation import Evacuation
 from migrator.core.drain.roll import (
     CancelRun,
     Empty,
+    HostObservation,
     LookAt,
     Refill,
     RollAction,
@@ -28,7 +29,6 @@ from migrator.core.drain.roll import (
     RollProgress,
     RollStage,
     RunHooks,
-    Seen,
     outcome,
     step,
 )
@@ -175,17 +175,19 @@ class Rolls:
         self._announcer.evacuation(run.id, at_once=True)
         return True
 
-    async def _seen(self, identifier: str, one: RollHost) -> Seen:
+    async def _seen(self, identifier: str, one: RollHost) -> HostObservation:
         host = self._inventory.host(one.host)
         if host is None:
-            return Seen(error="there is no such host any more", refused="there is no such host any more")
+            return HostObservation(
+                error="there is no such host any more", refused="there is no such host any more"
+            )
         looked, took = self._inventory.looked_at(one.host), self._inventory.look_seconds(one.host)
         memory = self._memory.setdefault(identifier, _Memory())
         point = RollPoint.READY if one.stage is RollStage.AWAITED else RollPoint.AFTER_DRAIN
         hooks = memory.hooks.get((one.host, point), _HookRun())
         evacuation, evacuation_error = await self._became(one.evacuation)
         restore, restore_error = await self._became(one.restore)
-        return Seen(
+        return HostObservation(
             up=host.up,
             error=host.error,
             boot_id=host.facts.boot_id,

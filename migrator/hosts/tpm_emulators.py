@@ -99,7 +99,7 @@ while used "$1"; do [ $n -lt 40 ] || exit 3; sleep 0.05; n=$((n + 1)); done
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
+class _TargetState:
     """A target as one that starts an emulator there finds it."""
 
     installed: bool
@@ -156,12 +156,12 @@ async def check_emulator(source: HostAccess, target: HostAccess, socket: str) ->
     return TpmObstacles(target=lacks, state=taken)
 
 
-async def _look(host: HostAccess, emulator: TpmEmulator) -> _Seen:
+async def _look(host: HostAccess, emulator: TpmEmulator) -> _TargetState:
     argv = ["sh", "-c", _LOOK, "sh", emulator.state_directory, *emulator.key_files]
     done = await host.run(argv, timeout=_SHORT)
     words = done.text.split("\0")[:-1]
     with reading_output(host.name, "its TPMs"):
-        return _Seen(installed=words[0] == "yes", state=words[1], lacking=tuple(words[2:]))
+        return _TargetState(installed=words[0] == "yes", state=words[1], lacking=tuple(words[2:]))
 
 
 async def start_emulator(host: HostAccess, run_directory: str, emulator: TpmEmulator) -> None:

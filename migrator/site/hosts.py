@@ -183,7 +183,7 @@ class SiteHosts:
                 facts = await self._connections.facts.fresh(host)
                 guests = await self._discovery.guests(host)
                 pids = [each.pid for each in guests if each.pid is not None]
-                resident = await read_memory_usage(access, pids)
+                usage = await read_memory_usage(access, pids)
                 carried = await read_guest_taps(access, pids, links=facts.links)
                 known = {each.pid or 0: LIBVIRTS for each in guests if each.managed_by == LIBVIRT}
                 processes = await read_processes(access, [pid for pid in pids if pid not in known])
@@ -200,7 +200,7 @@ class SiteHosts:
                 each,
                 managed_by=managers.get(each.pid or 0, Manager()).name,
                 restarts=managers.get(each.pid or 0, Manager()).restarts,
-                resident_bytes=resident.get(each.pid or 0),
+                resident_bytes=usage.get(each.pid or 0),
                 listens=listening.get(each.pid or 0, ()),
                 network=carried.get(each.pid or 0, GuestTaps()).state,
             )

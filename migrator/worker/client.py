@@ -32,12 +32,12 @@ class Worker:
     The process is started with the first computation. One that takes too long is ended with its process, and the next
     computation starts another.
 
-    :param timeout_seconds: for one computation.
+    :param timeout_seconds: for one computation; those that begin later follow a change of it.
     :param waiting: how many may wait for their turn.
     """
 
     def __init__(self, *, timeout_seconds: float = _TIMEOUT_SECONDS, waiting: int = _WAITING) -> None:
-        self._timeout, self._most = timeout_seconds, 1 + waiting
+        self.timeout_seconds, self._most = timeout_seconds, 1 + waiting
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._process: Process | None = None
@@ -77,11 +77,13 @@ class Worker:
         async with self._turn:
             whole = False
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self.timeout_seconds):
                     good, result = await self._exchange(name, portions)
                 whole = True
             except TimeoutError:
-                raise Unavailable(f"not computed within {self._timeout:.0f} s: try again later") from None
+                raise Unavailable(
+                    f"not computed within {self.timeout_seconds:.0f} s: try again later"
+                ) from None
             except (OSError, EOFError) as error:
                 self._log.warning("the process that computes has ended", error=str(error))
                 raise Unavailable("the process that computes has ended: try again soon") from error

@@ -37,7 +37,7 @@ class LiveSite(LabSite):
     #: Put before the service's own command: the host that it runs on.
     prefix: Sequence[str] = ()
     #: Seconds that it is waited for; more where what else the machine has to do is not known.
-    patience: float = 60.0
+    timeouts: float = 60.0
 
     def __init__(self, *names: str, refresh_interval: str = "30s", **how: Any) -> None:
         """As a :class:`LabSite`, with few looks at its hosts: what happens there is noticed without them."""
@@ -91,7 +91,7 @@ class LiveSite(LabSite):
                 return False
 
         try:
-            await until(answers, what="the service", within=within or self.patience)
+            await until(answers, what="the service", within=within or self.timeouts)
         except TimeoutError:
             raise AssertionError(("the service does not answer", self.log()[-4000:])) from None
 
@@ -132,7 +132,7 @@ class LiveSite(LabSite):
                 return False
             return True
 
-        await until(answers, what=f"an answer to {path}", within=self.patience)
+        await until(answers, what=f"an answer to {path}", within=self.timeouts)
         assert found[0].status_code == 200, (path, found[0].text)
         return found[0].json()
 
@@ -184,7 +184,7 @@ class LiveSite(LabSite):
             return all(host["up"] for host in hosts) and len((await self.get("guests"))["items"]) >= guests
 
         try:
-            await until(seen, what="the hosts", within=self.patience)
+            await until(seen, what="the hosts", within=self.timeouts)
         except TimeoutError:
             raise AssertionError((await self.get("hosts"), await self.get("guests"), self.log())) from None
 

@@ -37,7 +37,7 @@ from tests.acceptance.test_service_mqtt import until_reply
 from tests.broker import Broker, mosquitto
 from tests.conftest import missing
 from tests.mqtt_peer import peer
-from tests.page_browser import Seen, chromium
+from tests.page_browser import ShownPage, chromium
 from tests.prometheus import Prometheus, running
 
 _POLICIES = """
@@ -62,28 +62,28 @@ class Scraped:
 
 
 @asynccontextmanager
-async def page_of(site: LiveSite) -> AsyncIterator[Callable[[Callable[[Seen], None]], Any]]:
+async def page_of(site: LiveSite) -> AsyncIterator[Callable[[Callable[[ShownPage], None]], Any]]:
     """Open the page of an operator; what is called has it, in the thread of the browser."""
     made = await site.cli(
         "token", "create", "night", "--role", "operator", "--config", str(site.config), "--json"
     )
-    token, stack, found = json.loads(made.stdout)["token"], ExitStack(), list[Seen]()
+    token, stack, found = json.loads(made.stdout)["token"], ExitStack(), list[ShownPage]()
     with ThreadPoolExecutor(1, "browser") as thread:
         loop = asyncio.get_running_loop()
 
         def begin() -> None:
-            seen = Seen(stack.enter_context(chromium()), site.page_url())
+            seen = ShownPage(stack.enter_context(chromium()), site.page_url())
             seen.sign_in(token)
             seen.live()
             found.append(seen)
 
-        async def do(what: Callable[[Seen], None]) -> None:
+        async def do(what: Callable[[ShownPage], None]) -> None:
             await loop.run_in_executor(thread, what, found[0])
 
         await loop.run_in_executor(thread, begin)
         try:
             yield do
-            await do(Seen.close)
+            await do(ShownPage.close)
         finally:
             await loop.run_in_executor(thread, stack.close)
 
@@ -228,7 +228,7 @@ async def window(site: LiveSite, views: Views, scheduler: Any) -> None:
     await views.grafana('migrator_host_state{host="a", state="draining"}', [1])
     await views.grafana('count(migrator_guest_info{host="a"})', [1])
 
-    def needs_a_person(seen: Seen) -> None:
+    def needs_a_person(seen: ShownPage) -> None:
         expect(seen.need("ended with 1 guest still on")).to_be_visible()
         seen.need("ended with 1 guest still on").get_by_role("link", name="See every guest").click()
         expect(seen.page.locator("main")).to_contain_text(why)
@@ -279,7 +279,7 @@ async def answered(site: LiveSite, views: Views, database: GuestMachine) -> None
     await views.retained("migration", identifier, state="held")
     await views.grafana("sum(migrator_migrations_held)", [1])
 
-    def answer(seen: Seen) -> None:
+    def answer(seen: ShownPage) -> None:
         seen.need("db is held").get_by_role("button", name="It is at b").click()
         dialog = seen.page.get_by_role("dialog")
         expect(dialog).to_contain_text("driven on")

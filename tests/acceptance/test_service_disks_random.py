@@ -52,7 +52,7 @@ async def hosts_over_ssh(directory: Path, crossing: tuple[Path, Path]) -> AsyncI
         names=("a", "b", CONTROL),
         reached=lambda site: reached_over_ssh(site, directory, "a", "b", each_other=True),
         crossing=crossing,
-        patience=_PATIENCE_SECONDS,
+        timeouts=_PATIENCE_SECONDS,
         bytes_per_second=_LINK,
         extra=_POLICIES,
     ) as here:

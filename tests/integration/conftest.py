@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.page_browser import Seen, chromium
+from tests.page_browser import ShownPage, chromium
 from tests.service_thread import ServiceThread, in_thread
 
 
@@ -25,8 +25,8 @@ def service(tmp_path: Path) -> Iterator[ServiceThread]:
 
 
 @pytest.fixture
-def operator(browser: Any, service: ServiceThread) -> Iterator[Seen]:
-    seen = Seen(browser, service.place.url)
+def operator(browser: Any, service: ServiceThread) -> Iterator[ShownPage]:
+    seen = ShownPage(browser, service.place.url)
     seen.sign_in()
     seen.live()
     yield seen

@@ -67,7 +67,7 @@ async def test_nobody_there(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     # cancelled 7.2 stays in cancelling for as long; the guest runs meanwhile, so there is nothing to do but to wait.
     unreachable(hosts)
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=SHORT) as drive:
             result = await drive.run()
         assert result.state is State.FAILED
         await seen.verify(State.FAILED)
@@ -85,7 +85,7 @@ async def test_end_that_is_killed_in_setup_of_a_connection(
         await getattr(apart, side).wait_dead()
 
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=SHORT) as drive:
             drive.source.after("migrate", kill)
             result = await drive.run()
         assert result.state is (State.FAILED if side == "destination" else State.HELD)
@@ -117,7 +117,7 @@ async def test_black_hole_for_good_leaves_the_source_as_it_was(
 ) -> None:
     # Nobody is told: neither end notices anything by itself, for hours.
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=SHORT) as drive:
             broken(hosts, drive, phase)
             result = await drive.run()
         assert result.state is State.FAILED
@@ -138,7 +138,7 @@ async def test_source_that_stands_still_writing_into_a_black_hole_goes_on_once_i
         destination_prefix=hosts["beta"].prefix,
     )
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(pair, listen=across(hosts), timeouts=SHORT) as drive:
             broken(hosts, drive, Phase.CONTINUE)
             result = await drive.run()
         assert result.state is State.FAILED
@@ -151,7 +151,7 @@ async def test_black_hole_that_heals_in_time_is_survived(
     hosts: LabHosts, lab: Lab, apart: Pair, phase: Phase
 ) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=LONG) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=LONG) as drive:
             broken(hosts, drive, phase)
             healing = asyncio.create_task(heal_after_looks(hosts, drive), name="heal")
             result = await drive.run()
@@ -185,7 +185,7 @@ async def test_way_back_lost_at_the_switch_runs_the_guest_in_one_place(hosts: La
     # sends without being answered: a source that cannot write the rest does not answer either, as long as that lasts.
     pair = await lab.pair(QUIET, source_prefix=hosts["alpha"].prefix, destination_prefix=hosts["beta"].prefix)
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(pair, listen=across(hosts), timeouts=SHORT) as drive:
             drive.source.before("switch", lambda: mute(hosts["beta"], hosts["alpha"]))
             drive.source.when_seen(MigrationStatus.DEVICE, lambda: reaches(pair.destination, "completed"))
             result = await drive.run()
@@ -196,7 +196,7 @@ async def test_way_back_lost_at_the_switch_runs_the_guest_in_one_place(hosts: La
 
 async def test_black_hole_after_the_hand_over_concerns_nobody(hosts: LabHosts, lab: Lab, apart: Pair) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=SHORT) as drive:
             catch(drive, Phase.LOADED, hosts["beta"].black_hole)
             result = await drive.run()
         assert result.state is State.COMPLETED
@@ -217,7 +217,7 @@ async def test_nobody_there_costs_a_guest_that_is_stopped_for_postcopy_next_to_n
     hosts["alpha"].run("sysctl", "-qw", "net.ipv4.tcp_syn_retries=2")
     hosts["beta"].black_hole()
     async with witness(lab, pair) as seen:
-        async with driven(pair, policy=IMMEDIATE, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(pair, policy=IMMEDIATE, listen=across(hosts), timeouts=SHORT) as drive:
             result = await drive.run()
         assert result.state is State.FAILED
         await seen.verify(State.FAILED)

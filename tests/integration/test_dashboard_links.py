@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from dashboards.build import texts
 from migrator.api.commands import Evacuate
 from migrator.core.model import State
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 from tests.service_thread import ServiceThread
 
 _LINKS = sorted(
@@ -31,7 +31,7 @@ def followed(url: str, page: str, values: dict[str, str]) -> str:
     return re.sub(r"\$\{([^}]+)\}", value, url)
 
 
-def test_each_opens_the_view_of_what_its_row_names(operator: Seen, service: ServiceThread):
+def test_each_opens_the_view_of_what_its_row_names(operator: ShownPage, service: ServiceThread):
     service.move_slowly("db")
     evacuation = service.ask(Evacuate(host="alpha"))
     moving = service.until(
@@ -56,7 +56,7 @@ def test_each_opens_the_view_of_what_its_row_names(operator: Seen, service: Serv
     assert opened == set(titles)
 
 
-def test_a_guest_whose_key_has_signs_of_addresses_is_found(operator: Seen, service: ServiceThread):
+def test_a_guest_whose_key_has_signs_of_addresses_is_found(operator: ShownPage, service: ServiceThread):
     asked: list[str] = []
     operator.page.on("request", lambda request: asked.append(request.url))
     key = "alpha/a b?c#d%41"

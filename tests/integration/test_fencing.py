@@ -73,7 +73,7 @@ async def test_cancel_while_memory_is_copied_needs_no_fence(lab: Lab, distant: P
 async def test_destination_frozen_at_the_switch_is_held(lab: Lab, distant: Pair, phase: Phase) -> None:
     # Its silence proves nothing: it may run the guest the moment it wakes, were the source told to go on.
     async with witness(lab, distant) as seen:
-        async with driven(distant, patience=SHORT) as drive:
+        async with driven(distant, timeouts=SHORT) as drive:
             await from_afar(drive)
             catch(drive, phase, distant.destination.sigstop)
             result = await drive.run()
@@ -95,7 +95,7 @@ async def test_destination_frozen_at_the_switch_is_fenced_as_was_told(
     pid = distant.destination.pid
     command = f"kill -9 {pid}; while [ -e /proc/{pid}/exe ]; do sleep 0.02; done"
     async with witness(lab, distant) as seen:
-        async with driven(distant, patience=SHORT) as drive:
+        async with driven(distant, timeouts=SHORT) as drive:
             if how == "pid":
                 await from_afar(drive, pid=pid)
             else:
@@ -109,7 +109,7 @@ async def test_destination_frozen_at_the_switch_is_fenced_as_was_told(
 async def test_fence_command_that_fails_is_no_proof(lab: Lab, distant: Pair, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     async with witness(lab, distant) as seen:
-        async with driven(distant, patience=SHORT) as drive:
+        async with driven(distant, timeouts=SHORT) as drive:
             await from_afar(drive, fence_command=f"touch {shlex.quote(str(asked))}; false")
             catch(drive, Phase.CONTINUE, distant.destination.sigstop)
             result = await drive.run()
@@ -122,7 +122,7 @@ async def test_fence_command_that_fails_is_no_proof(lab: Lab, distant: Pair, tmp
 async def test_destination_killed_unseen_while_memory_is_copied_is_undone(lab: Lab, distant: Pair) -> None:
     # No proof of its death is needed: the switch was never sent.
     async with witness(lab, distant) as seen:
-        async with driven(distant, policy=SLOW, patience=SHORT) as drive:
+        async with driven(distant, policy=SLOW, timeouts=SHORT) as drive:
             await from_afar(drive)
             catch(drive, Phase.ACTIVE, distant.destination.kill)
             result = await drive.run()
@@ -134,7 +134,7 @@ async def test_destination_killed_unseen_at_the_switch_leaves_a_source_that_qemu
     lab: Lab, distant: Pair
 ) -> None:
     async with witness(lab, distant) as seen:
-        async with driven(distant, patience=SHORT) as drive:
+        async with driven(distant, timeouts=SHORT) as drive:
             await from_afar(drive)
             catch(drive, Phase.CONTINUE, distant.destination.kill)
             result = await drive.run()
@@ -161,7 +161,7 @@ async def has_sent_everything(source: LabQemu) -> None:
 async def test_frozen_source_that_cannot_be_killed_is_held(lab: Lab, distant: Pair) -> None:
     # The destination has everything, and nobody knows that the source does not run.
     async with witness(lab, distant) as seen:
-        async with driven(distant, policy=PLAIN, patience=SHORT) as drive:
+        async with driven(distant, policy=PLAIN, timeouts=SHORT) as drive:
             await from_afar(drive, pid=distant.destination.pid)
 
             async def freeze() -> None:
@@ -180,7 +180,7 @@ async def test_frozen_destination_while_memory_is_copied_is_left_over_and_said_s
     lab: Lab, distant: Pair
 ) -> None:
     async with witness(lab, distant) as seen:
-        async with driven(distant, policy=SLOW, patience=SHORT) as drive:
+        async with driven(distant, policy=SLOW, timeouts=SHORT) as drive:
             await from_afar(drive)
 
             async def freeze() -> None:

@@ -80,7 +80,7 @@ async def test_for_good(
 ) -> None:
     pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
-        async with driven(pair, policy=SLOW if phase is Phase.ACTIVE else PLAIN, patience=SHORT) as drive:
+        async with driven(pair, policy=SLOW if phase is Phase.ACTIVE else PLAIN, timeouts=SHORT) as drive:
             freeze(drive, side, phase)
             result = await drive.run()
         assert result.state is first
@@ -145,12 +145,12 @@ async def test_paused_guest_whose_destination_freezes_at_the_switch_stays_paused
     pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     await pair.source.query("stop")
     async with witness(lab, pair) as seen:
-        async with driven(pair, patience=SHORT) as drive:
+        async with driven(pair, timeouts=SHORT) as drive:
             freeze(drive, DESTINATION, Phase.CONTINUE)
             assert (await drive.run()).state is FAILED
         await seen.verify(FAILED, run_state="paused")
     again = Pair(pair.source, await lab.start(BUSY, binary=one_version, incoming=True))
-    async with witness(lab, again) as seen, driven(again, patience=LONG) as drive:
+    async with witness(lab, again) as seen, driven(again, timeouts=LONG) as drive:
         assert (await drive.run()).state is COMPLETED
         await seen.verify(COMPLETED, run_state="paused")
 
@@ -169,8 +169,8 @@ async def test_a_guest_that_is_stopped_while_a_disk_waits_for_a_frozen_destinati
             await guest.goes_on(pair.source)
         stops.append(asyncio.create_task(pair.source.query("stop"), name="somebody stops the guest"))
 
-    patience = PhaseTimeouts(copying=120.0, switching=1.0)
-    async with driven(pair, patience=patience) as drive:
+    timeouts = PhaseTimeouts(copying=120.0, switching=1.0)
+    async with driven(pair, timeouts=timeouts) as drive:
         catch(drive, Phase.SETUP, freeze_and_stop)  # its disk is the same there, and follows
         async with asyncio.timeout(60):
             result = await drive.run()

@@ -165,7 +165,7 @@ class TestConnectionsThatBreak:
         pair = await site.pair()
         async with witness(site.lab, pair) as seen:
             async with driven(
-                site, pair, patience=LONG, policy=SLOW if phase is Phase.ACTIVE else PLAIN
+                site, pair, timeouts=LONG, policy=SLOW if phase is Phase.ACTIVE else PLAIN
             ) as drive:
 
                 async def then() -> None:
@@ -183,7 +183,7 @@ class TestConnectionsThatBreak:
         pair = await site.pair()
         policy = builtin("postcopy-first").but(max_bandwidth_bytes_per_second=4 * MIB)
         async with witness(site.lab, pair) as seen:
-            async with driven(site, pair, patience=LONG, policy=policy) as drive:
+            async with driven(site, pair, timeouts=LONG, policy=policy) as drive:
                 drive.destination.after("cont", broken(site, side))
                 result = await drive.run()
             assert result.state is State.COMPLETED, result.error
@@ -196,7 +196,7 @@ class TestConnectionsThatBreak:
         servers = [site.alpha, site.beta] if side == "both" else [getattr(site, side)]
         async with witness(site.lab, pair) as seen:
             async with driven(
-                site, pair, patience=SHORT, policy=SLOW if phase is Phase.ACTIVE else PLAIN
+                site, pair, timeouts=SHORT, policy=SLOW if phase is Phase.ACTIVE else PLAIN
             ) as drive:
 
                 async def stop() -> None:
@@ -211,7 +211,7 @@ class TestConnectionsThatBreak:
             for server in servers:
                 server.start()
             if unfinished():
-                async with driven(site, pair, patience=LONG) as drive:
+                async with driven(site, pair, timeouts=LONG) as drive:
                     result = await drive.take_up()
                 assert result.state is not State.HELD, result.error
                 await seen.verify(result.state)
@@ -223,7 +223,7 @@ class TestConnectionsThatBreak:
 async def test_host_that_swallows_packets_for_a_while(site: Site) -> None:
     pair = await site.pair()
     async with witness(site.lab, pair) as seen:
-        async with driven(site, pair, patience=LONG, policy=SLOW) as drive:
+        async with driven(site, pair, timeouts=LONG, policy=SLOW) as drive:
 
             async def swallow() -> None:
                 site.hosts["control"].black_hole()

@@ -14,14 +14,14 @@ from migrator.api.events import MigrationStateChanged
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine
 from tests.http_service import OPERATOR, VIEWER
-from tests.page_browser import PHONE, Seen
+from tests.page_browser import PHONE, ShownPage
 from tests.service_thread import ServiceThread
 
 CHANGES = re.compile("^(Evacuate|Cancel|Move|Cordon|Roll|Activate|Restore|Resolve|Postcopy)")
 
 
 def test_nothing_is_shown_without_a_token(browser: Any, service: ServiceThread):
-    seen = Seen(browser, service.place.url, "#/hosts/alpha")
+    seen = ShownPage(browser, service.place.url, "#/hosts/alpha")
     expect(seen.page.get_by_role("heading", name="Sign in")).to_be_visible()
     assert "alpha" not in seen.page.locator("main").inner_text()
     seen.sign_in("wrong")
@@ -37,7 +37,7 @@ def test_nothing_is_shown_without_a_token(browser: Any, service: ServiceThread):
     seen.close()
 
 
-def test_all_is_well_until_something_needs_a_person(operator: Seen, service: ServiceThread):
+def test_all_is_well_until_something_needs_a_person(operator: ShownPage, service: ServiceThread):
     expect(operator.page.get_by_role("heading", name="All is well")).to_be_visible()
     begun = service.moving_slowly()
     expect(operator.page.get_by_text("1 guest is moving, as they should.")).to_be_visible()
@@ -55,7 +55,9 @@ def test_all_is_well_until_something_needs_a_person(operator: Seen, service: Ser
     expect(dialog).to_have_count(0)
 
 
-def test_a_host_that_was_emptied_shows_what_its_libvirt_has_shut_off(operator: Seen, service: ServiceThread):
+def test_a_host_that_was_emptied_shows_what_its_libvirt_has_shut_off(
+    operator: ShownPage, service: ServiceThread
+):
     service.do(lambda running: setattr(service.service.site.hosts["alpha"], "shut_off_guests", 2))
     service.do(lambda running: running.queries.refresh())
     kept = "2 guests that libvirt has shut off stay on alpha: virsh list --inactive names them."
@@ -70,7 +72,7 @@ def test_a_host_that_was_emptied_shows_what_its_libvirt_has_shut_off(operator: S
 
 
 def test_who_comes_home_and_what_may_be_done_to_them_is_said_before_a_restore(
-    operator: Seen, service: ServiceThread
+    operator: ShownPage, service: ServiceThread
 ):
     begun = service.ask(Evacuate(host="alpha", policy="offline"))
     operator.go(f"#/evacuations/{begun.id}")
@@ -90,7 +92,7 @@ def test_who_comes_home_and_what_may_be_done_to_them_is_said_before_a_restore(
     service.until(lambda running: running.queries.host("alpha").guests == 3, "its guests are home")
 
 
-def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: Seen, service: ServiceThread):
+def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: ShownPage, service: ServiceThread):
     service.do(lambda running: setattr(service.service.site.hosts["beta"], "down", True))
     service.do(lambda running: running.queries.refresh())
     need = operator.need("beta cannot be reached")
@@ -101,7 +103,7 @@ def test_a_host_that_cannot_be_reached_is_said_at_the_top(operator: Seen, servic
     expect(operator.button("Evacuate… beta")).to_have_attribute("title", "Not now: it cannot be reached")
 
 
-def test_a_migration_live(operator: Seen, service: ServiceThread):
+def test_a_migration_live(operator: ShownPage, service: ServiceThread):
     page = operator.page
     begun = service.moving_slowly()
     page.get_by_role("list", name="Migrations").get_by_role("link", name="db").click()
@@ -133,7 +135,7 @@ def test_a_page_that_is_opened_late_shows_the_whole_curve(browser: Any, service:
         return len(await running.queries.samples(begun.id)) > 4
 
     service.until(several, "some samples")
-    seen = Seen(browser, service.place.url, f"#/migrations/{begun.id}")
+    seen = ShownPage(browser, service.place.url, f"#/migrations/{begun.id}")
     seen.sign_in()
     expect(seen.page.locator("path.left")).to_have_attribute("d", re.compile(r"M.*(L.*){3}"))
     # Asked for once: what follows is told.
@@ -142,7 +144,7 @@ def test_a_page_that_is_opened_late_shows_the_whole_curve(browser: Any, service:
 
 
 def test_an_evacuation_is_planned_in_a_picture_then_shown_as_a_timeline(
-    operator: Seen, service: ServiceThread
+    operator: ShownPage, service: ServiceThread
 ):
     page = operator.page
     service.move_slowly("db")
@@ -171,7 +173,7 @@ def test_an_evacuation_is_planned_in_a_picture_then_shown_as_a_timeline(
     expect(operator.button(re.compile("^Cancel"))).to_have_attribute("title", "Not now: it has ended")
 
 
-def test_an_evacuation_is_planned_into_a_window_and_cancelled(operator: Seen, service: ServiceThread):
+def test_an_evacuation_is_planned_into_a_window_and_cancelled(operator: ShownPage, service: ServiceThread):
     page = operator.page
     operator.go("#/hosts/alpha")
     operator.button("Evacuate… alpha").click()
@@ -190,7 +192,7 @@ def test_an_evacuation_is_planned_into_a_window_and_cancelled(operator: Seen, se
 
 
 def test_hosts_are_rolled_through_in_the_order_in_which_they_were_chosen(
-    operator: Seen, service: ServiceThread
+    operator: ShownPage, service: ServiceThread
 ):
     service.move_slowly()
     operator.go("#/evacuations")
@@ -207,7 +209,7 @@ def test_hosts_are_rolled_through_in_the_order_in_which_they_were_chosen(
     )
 
 
-def test_guests_are_searched_filtered_and_moved(operator: Seen, service: ServiceThread):
+def test_guests_are_searched_filtered_and_moved(operator: ShownPage, service: ServiceThread):
     page = operator.page
     operator.go("#/guests")
     expect(page.locator("tbody tr")).to_have_count(5)
@@ -229,7 +231,7 @@ def test_guests_are_searched_filtered_and_moved(operator: Seen, service: Service
     expect(operator.row("completed")).to_contain_text("alpha")
 
 
-def test_the_keyboard_leads_everywhere(operator: Seen, service: ServiceThread):
+def test_the_keyboard_leads_everywhere(operator: ShownPage, service: ServiceThread):
     page = operator.page
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("search in what is shown")
@@ -245,7 +247,7 @@ def test_the_keyboard_leads_everywhere(operator: Seen, service: ServiceThread):
     expect(page.get_by_role("heading", name="Hosts")).to_be_visible()
 
 
-def test_the_focus_stays_while_things_move(operator: Seen, service: ServiceThread):
+def test_the_focus_stays_while_things_move(operator: ShownPage, service: ServiceThread):
     begun = service.moving_slowly()
     operator.go(f"#/migrations/{begun.id}")
     button = operator.button("Cancel migration of db")
@@ -260,7 +262,7 @@ def test_the_focus_stays_while_things_move(operator: Seen, service: ServiceThrea
     expect(page.locator("h1 + .state")).to_have_text("cancelled")
 
 
-def test_a_ceiling_that_was_exceeded_is_red(operator: Seen, service: ServiceThread):
+def test_a_ceiling_that_was_exceeded_is_red(operator: ShownPage, service: ServiceThread):
     page = operator.page
     moved = service.reaches(service.ask(Migrate(guest="db", to="beta")).id, State.COMPLETED)
     operator.go(f"#/migrations/{moved.id}")
@@ -279,7 +281,7 @@ def test_a_ceiling_that_was_exceeded_is_red(operator: Seen, service: ServiceThre
     expect(operator.row("db").locator("td.bad")).to_contain_text("4.0 s (300 ms, exceeded)")
 
 
-def test_names_are_only_ever_text(operator: Seen, service: ServiceThread):
+def test_names_are_only_ever_text(operator: ShownPage, service: ServiceThread):
     page = operator.page
     operator.go("#/guests?host=alpha")
     expect(page.get_by_role("link", name="<img src=x onerror=alert(1)>")).to_be_visible()
@@ -291,7 +293,7 @@ def test_names_are_only_ever_text(operator: Seen, service: ServiceThread):
 
 def test_a_viewer_has_no_buttons_that_change_anything(browser: Any, service: ServiceThread):
     begun = service.moving_slowly()
-    seen = Seen(browser, service.place.url)
+    seen = ShownPage(browser, service.place.url)
     seen.sign_in(VIEWER)
     expect(seen.page.get_by_role("list", name="Migrations").get_by_role("link", name="db")).to_be_visible()
     for view in ("#/", "#/hosts", "#/hosts/alpha", f"#/migrations/{begun.id}", "#/evacuations"):
@@ -302,7 +304,7 @@ def test_a_viewer_has_no_buttons_that_change_anything(browser: Any, service: Ser
     seen.close()
 
 
-def test_events_are_live_and_filtered(operator: Seen, service: ServiceThread):
+def test_events_are_live_and_filtered(operator: ShownPage, service: ServiceThread):
     begun = service.ask(Migrate(guest="db", to="beta"))
     service.reaches(begun.id, State.COMPLETED)
     operator.go("#/events?kind=migration")
@@ -319,7 +321,9 @@ def test_everybody_can_read_it_also_on_a_phone(browser: Any, service: ServiceThr
     service.move_slowly("web")
     evacuation = service.ask(Evacuate(host="alpha"))
     moved = service.until(lambda running: running.queries.active_migrations(), "a migration")[0]
-    seen = Seen(browser, service.place.url, size=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True)
+    seen = ShownPage(
+        browser, service.place.url, size=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True
+    )
     seen.sign_in()
     seen.live()
     views = (
@@ -342,7 +346,7 @@ def test_everybody_can_read_it_also_on_a_phone(browser: Any, service: ServiceThr
 
 
 def test_every_module_is_served_and_nothing_else(service: ServiceThread, browser: Any):
-    seen = Seen(browser, service.place.url)
+    seen = ShownPage(browser, service.place.url)
     expect(seen.page.get_by_role("heading", name="Sign in")).to_be_visible()
     policy = seen.page.request.get(service.place.url).headers["content-security-policy"]
     assert "script-src 'self';" in policy

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 
 
-def _attention(seen: Seen, **store: Any) -> list[dict[str, Any]]:
+def _attention(seen: ShownPage, **store: Any) -> list[dict[str, Any]]:
     """Return what the page would say needs a person, of a store with this and nothing else."""
     base = seen.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
     found: list[dict[str, Any]] = seen.page.evaluate(
@@ -27,7 +27,7 @@ def _attention(seen: Seen, **store: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_rack_that_is_off_is_one_thing_to_look_at(operator: Seen):
+def test_a_rack_that_is_off_is_one_thing_to_look_at(operator: ShownPage):
     hosts = [{"host": f"h{n:02}", "up": False, "error": "no route", "guests": 3} for n in range(20)]
     (one,) = _attention(operator, hosts=hosts)
     assert one["title"] == "20 hosts cannot be reached"
@@ -85,7 +85,7 @@ _LEFT: Callable[[str, str], dict[str, str]] = lambda guest, reason: {  # noqa: E
     ],
 )
 def test_what_ended_with_something_left_says_why_and_what_can_be_done(
-    operator: Seen,
+    operator: ShownPage,
     past: dict[str, Any],
     hosts: list[dict[str, Any]],
     title: str,
@@ -179,7 +179,7 @@ _NEEDED = [
 ]
 
 
-def test_whatever_needs_a_person_is_at_the_top_with_what_to_do(operator: Seen):
+def test_whatever_needs_a_person_is_at_the_top_with_what_to_do(operator: ShownPage):
     base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
     found = operator.page.evaluate(
         """async ([base, given]) => {

@@ -13,11 +13,11 @@ from migrator.api.commands import Migrate
 from migrator.api.events import HostStateChanged
 from migrator.core.model import State
 from migrator.testing.simulated_service import RunningEngine
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 from tests.service_thread import ServiceThread
 
 
-def test_it_comes_back_with_the_service(operator: Seen, service: ServiceThread):
+def test_it_comes_back_with_the_service(operator: ShownPage, service: ServiceThread):
     begun = service.moving_slowly()
     page = operator.page
     expect(page.get_by_role("list", name="Migrations").get_by_role("link", name="db")).to_be_visible()
@@ -33,7 +33,7 @@ def test_it_comes_back_with_the_service(operator: Seen, service: ServiceThread):
     operator.complaints[:] = [text for text in operator.complaints if "ERR_" not in text]
 
 
-def test_who_signs_out_in_one_tab_is_signed_out_in_the_other(operator: Seen, service: ServiceThread):
+def test_who_signs_out_in_one_tab_is_signed_out_in_the_other(operator: ShownPage, service: ServiceThread):
     operator.go("#/hosts/alpha")
     expect(operator.page.get_by_role("heading", name="alpha", exact=True)).to_be_visible()
     other = operator.context.new_page()
@@ -47,7 +47,7 @@ def test_who_signs_out_in_one_tab_is_signed_out_in_the_other(operator: Seen, ser
     expect(operator.page.get_by_role("heading", name="alpha", exact=True)).to_be_visible()
 
 
-def test_a_token_that_is_revoked_shows_nothing_any_more(operator: Seen, service: ServiceThread):
+def test_a_token_that_is_revoked_shows_nothing_any_more(operator: ShownPage, service: ServiceThread):
     operator.go("#/guests")
     expect(operator.row("mail")).to_have_count(1)
     service.tokens.revoked.add("olga")
@@ -56,7 +56,7 @@ def test_a_token_that_is_revoked_shows_nothing_any_more(operator: Seen, service:
 
 
 def test_a_session_says_before_it_ends(browser: Any, service: ServiceThread):
-    seen = Seen(browser, service.place.url)
+    seen = ShownPage(browser, service.place.url)
 
     def soon(route: Any) -> None:
         answer = route.fetch()
@@ -74,7 +74,7 @@ def test_a_session_says_before_it_ends(browser: Any, service: ServiceThread):
 
 def test_a_clock_that_is_off_is_said_and_not_believed(browser: Any, service: ServiceThread):
     moved = service.reaches(service.ask(Migrate(guest="db", to="beta")).id, State.COMPLETED)
-    seen = Seen(browser, service.place.url)
+    seen = ShownPage(browser, service.place.url)
     seen.page.add_init_script("const real = Date.now.bind(Date); Date.now = () => real() + 3600000;")
     seen.page.reload()
     seen.sign_in()
@@ -89,7 +89,7 @@ def test_a_clock_that_is_off_is_said_and_not_believed(browser: Any, service: Ser
 
 
 def test_a_slow_network_asks_once_and_says_that_it_asks(browser: Any, service: ServiceThread):
-    seen = Seen(browser, service.place.url)
+    seen = ShownPage(browser, service.place.url)
 
     waiting: list[Any] = []
     slow = True
@@ -117,7 +117,7 @@ def test_a_slow_network_asks_once_and_says_that_it_asks(browser: Any, service: S
 
 
 def test_a_slow_line_is_waited_for_and_one_that_carries_nothing_is_said(
-    operator: Seen, service: ServiceThread
+    operator: ShownPage, service: ServiceThread
 ):
     line = operator.context.new_cdp_session(operator.page)
 
@@ -145,7 +145,7 @@ _EVENTS = 10_000
 
 
 @pytest.mark.matrix
-def test_ten_thousand_events_are_kept_out_of_the_way(operator: Seen, service: ServiceThread):
+def test_ten_thousand_events_are_kept_out_of_the_way(operator: ShownPage, service: ServiceThread):
     operator.go("#/events")
     expect(operator.page.get_by_role("heading", name="Events")).to_be_visible()
 

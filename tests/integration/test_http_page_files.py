@@ -5,7 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import expect
 
 from migrator.api.saved_documents import LoadableDocument, SavedGuestDocument, SavedGuestsDocument
-from tests.page_browser import PHONE, Seen
+from tests.page_browser import PHONE, ShownPage
 from tests.service_thread import ServiceThread
 
 #: One that can be loaded, one whose file is gone.
@@ -38,7 +38,7 @@ _SAVED = SavedGuestsDocument(
 )
 
 
-def test_saved_guests_are_listed_and_loaded_where_they_can_be(operator: Seen, service: ServiceThread):
+def test_saved_guests_are_listed_and_loaded_where_they_can_be(operator: ShownPage, service: ServiceThread):
     page = operator.page
     page.route(
         "**/api/v1/saved",
@@ -63,7 +63,7 @@ def test_saved_guests_are_listed_and_loaded_where_they_can_be(operator: Seen, se
 
 
 def test_a_saved_file_is_deleted_and_the_last_of_a_guest_only_said_twice(
-    operator: Seen, service: ServiceThread
+    operator: ShownPage, service: ServiceThread
 ):
     page, (dora, _) = operator.page, _SAVED.items
     old = dora.model_copy(
@@ -107,7 +107,7 @@ def test_a_saved_file_is_deleted_and_the_last_of_a_guest_only_said_twice(
     ]
 
 
-def test_a_guest_is_saved_from_its_own_view(operator: Seen, service: ServiceThread):
+def test_a_guest_is_saved_from_its_own_view(operator: ShownPage, service: ServiceThread):
     operator.go("#/guests?search=db")
     operator.page.get_by_role("link", name="db", exact=True).click()
     saves = operator.sent("saves")

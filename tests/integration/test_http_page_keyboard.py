@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from migrator.api.commands import Evacuate
 from migrator.core.model import State
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 from tests.service_thread import ServiceThread
 
 _FOCUSED = """() => {
@@ -17,7 +17,7 @@ _FOCUSED = """() => {
 }"""
 
 
-def tab_to(seen: Seen, name: str) -> None:
+def tab_to(seen: ShownPage, name: str) -> None:
     """Press Tab until what is called so, or begins so with an ellipsis, has the focus."""
     before = []
     for _ in range(150):
@@ -29,19 +29,19 @@ def tab_to(seen: Seen, name: str) -> None:
     raise AssertionError(f"no Tab leads to {name}: {before}")
 
 
-def press(seen: Seen, name: str, key: str = "Enter") -> None:
+def press(seen: ShownPage, name: str, key: str = "Enter") -> None:
     """Go to what is called so, and press it."""
     tab_to(seen, name)
     seen.page.keyboard.press(key)
 
 
-def opened(seen: Seen, words: str) -> None:
+def opened(seen: ShownPage, words: str) -> None:
     """Wait for a dialog that says so; it has the focus."""
     expect(seen.page.get_by_role("dialog")).to_contain_text(words)
     assert seen.page.evaluate("document.activeElement.closest('dialog') !== null")
 
 
-def test_a_host_is_emptied_and_filled_again(operator: Seen, service: ServiceThread):
+def test_a_host_is_emptied_and_filled_again(operator: ShownPage, service: ServiceThread):
     page = operator.page
     service.move_slowly()
     page.keyboard.press("2")
@@ -72,7 +72,9 @@ def test_a_host_is_emptied_and_filled_again(operator: Seen, service: ServiceThre
     expect(page.get_by_role("log")).to_contain_text("restore of alpha completed")
 
 
-def test_hosts_are_rolled_through_and_a_held_guest_is_answered_for(operator: Seen, service: ServiceThread):
+def test_hosts_are_rolled_through_and_a_held_guest_is_answered_for(
+    operator: ShownPage, service: ServiceThread
+):
     page = operator.page
     begun = service.held("db")
     service.move_slowly()

@@ -10,11 +10,11 @@ from playwright.sync_api import expect
 
 from migrator.core.hooks import Hook, HookPlace, HookResult, RollPoint
 from migrator.core.model import State
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 from tests.service_thread import ServiceThread
 
 
-def test_a_held_guest_names_the_button_that_will_be_followed(operator: Seen, service: ServiceThread):
+def test_a_held_guest_names_the_button_that_will_be_followed(operator: ShownPage, service: ServiceThread):
     one = service.held()
     assert one.held_until == "a person's word that the guest is lost"
     need = operator.need("db is held")
@@ -35,7 +35,7 @@ def test_a_held_guest_names_the_button_that_will_be_followed(operator: Seen, ser
     expect(operator.page.locator(".need")).to_have_count(0)
 
 
-def test_a_held_guest_is_nowhere_shown_as_moving(operator: Seen, service: ServiceThread):
+def test_a_held_guest_is_nowhere_shown_as_moving(operator: ShownPage, service: ServiceThread):
     service.held()
     row = operator.row("db")
     operator.go("#/guests?search=db")
@@ -50,7 +50,7 @@ def test_a_held_guest_is_nowhere_shown_as_moving(operator: Seen, service: Servic
     expect(operator.page.get_by_role("list", name="Migrations from or to it")).to_contain_text("held")
 
 
-def test_who_is_signed_in_is_said_once(operator: Seen):
+def test_who_is_signed_in_is_said_once(operator: ShownPage):
     base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
     said = operator.page.evaluate(
         """async (base) => {
@@ -63,7 +63,7 @@ def test_who_is_signed_in_is_said_once(operator: Seen):
     expect(operator.page.locator("header .who")).to_have_text("olga, operator")
 
 
-def test_a_host_that_is_off_for_good_can_be_said_so(operator: Seen, service: ServiceThread):
+def test_a_host_that_is_off_for_good_can_be_said_so(operator: ShownPage, service: ServiceThread):
     service.held()
     answers = operator.sent("migrations/*/resolve")
     operator.need("db is held").get_by_role("button", name="It is at beta").click()
@@ -74,7 +74,7 @@ def test_a_host_that_is_off_for_good_can_be_said_so(operator: Seen, service: Ser
     assert all(each["dry_run"] for each in answers)
 
 
-def test_a_dialog_that_follows_another_at_once_stays(operator: Seen):
+def test_a_dialog_that_follows_another_at_once_stays(operator: ShownPage):
     operator.go("#/hosts")
     operator.button("Cordon alpha").click()
     dialog = operator.page.get_by_role("dialog")
@@ -114,7 +114,7 @@ class _TwoHooks:
         return HookResult(status=0)
 
 
-def test_the_hooks_of_a_roll_are_chosen(operator: Seen, service: ServiceThread):
+def test_the_hooks_of_a_roll_are_chosen(operator: ShownPage, service: ServiceThread):
     service.stop()
     service.service.roll_hooks = _TwoHooks()
     service.start()
@@ -135,7 +135,7 @@ def test_the_hooks_of_a_roll_are_chosen(operator: Seen, service: ServiceThread):
     operator.complaints[:] = [text for text in operator.complaints if "ERR_" not in text]
 
 
-def test_without_hooks_a_roll_does_not_say_that_any_is_run(operator: Seen, service: ServiceThread):
+def test_without_hooks_a_roll_does_not_say_that_any_is_run(operator: ShownPage, service: ServiceThread):
     operator.go("#/evacuations")
     operator.button("Roll through hosts…").click()
     dialog = operator.page.get_by_role("dialog")
@@ -143,7 +143,7 @@ def test_without_hooks_a_roll_does_not_say_that_any_is_run(operator: Seen, servi
     expect(dialog).to_contain_text("It is handed over to nobody")
 
 
-def test_policies_are_listed_and_explained_where_one_is_chosen(operator: Seen, service: ServiceThread):
+def test_policies_are_listed_and_explained_where_one_is_chosen(operator: ShownPage, service: ServiceThread):
     page = operator.page
     operator.go("#/policies")
     gentle = page.get_by_role("article").filter(has=page.get_by_role("heading", name="gentle"))

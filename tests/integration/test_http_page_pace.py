@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.page_browser import Seen
+from tests.page_browser import ShownPage
 
 #: For how many milliseconds of how many a view is drawn that takes 50, while something new is told all the time.
 _DRAWN = """async (base) => {
@@ -23,7 +23,7 @@ _DRAWN = """async (base) => {
 }"""
 
 
-def test_a_view_that_takes_long_to_draw_leaves_time_for_what_comes_in(operator: Seen):
+def test_a_view_that_takes_long_to_draw_leaves_time_for_what_comes_in(operator: ShownPage):
     base = operator.page.evaluate("document.querySelector('script[type=module]').src").rpartition("/")[0]
     drawn, all_in_all = operator.page.evaluate(_DRAWN, base)
     assert 100 <= drawn <= all_in_all / 2 + 50

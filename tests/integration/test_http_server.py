@@ -199,7 +199,7 @@ class TestTcp:
             assert (ended.code, "SSL_CERT_FILE" in ended.err) == (7, True), ended.err
 
 
-class TestPatience:
+class TestTimeouts:
     @pytest.mark.parametrize(
         "sent", [b"", b"GET / HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal"]
     )

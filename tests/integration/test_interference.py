@@ -430,7 +430,7 @@ class TestSuspended:
     async def test_guest_whose_destination_dies_sleeps_or_wakes(self, lab: Lab, one_version: Path) -> None:
         pair, seen_asleep = await asleep(lab, one_version)
         async with seen_asleep as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 catch(drive, Phase.CONTINUE, pair.destination.kill)
                 result = await drive.run()
             assert result.state is State.FAILED

@@ -163,7 +163,7 @@ class TestSource:
     ) -> None:
         pair = await lab.pair(BUSY)
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 catch(drive, Phase.DEVICE, kill(pair.source))
                 result = await drive.run()
             assert result.held_code == "source-gone-destination-silent"

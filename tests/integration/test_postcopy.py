@@ -123,7 +123,7 @@ class TestAllowed:
         assert policy.postcopy is PostcopyMode.ALLOW
         pair = await lab.pair(GuestMachine(habit=habit), source=one_crossing[0], destination=one_crossing[1])
         async with witness(lab, pair) as seen:
-            async with driven(pair, policy=policy, patience=LONG) as drive:
+            async with driven(pair, policy=policy, timeouts=LONG) as drive:
                 result = await drive.run()
             assert (result.state, result.mode) == (State.COMPLETED, Mode.POSTCOPY)
             assert drive.was_postcopy

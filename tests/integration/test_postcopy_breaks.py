@@ -86,7 +86,7 @@ class TestDestinationDies:
     ) -> None:
         pair = await pair_of(lab, each_qemu)
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 getattr(drive.source, moment)("switch", kill(pair.destination))
                 result = await drive.run()
             # 7.2 sometimes says that postcopy failed to start, and can run the guest again. 10.0 sometimes finds the
@@ -100,7 +100,7 @@ class TestDestinationDies:
     async def test_before_it_ran_the_guest_is_held(self, lab: Lab, one_version: Path) -> None:
         pair = await pair_of(lab, one_version)
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 drive.destination.before("cont", kill(pair.destination))
                 result = await drive.run()
             assert held(result, "destination-died-after-hand-over", "settled-here-destination-died")
@@ -120,7 +120,7 @@ class TestDestinationDies:
             await kill(pair.destination)()
 
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 drive.make_it_last()
                 drive.destination.after("cont", hook)
                 result = await drive.run()
@@ -129,7 +129,7 @@ class TestDestinationDies:
             await seen.verify(State.HELD, lost=True)
             assert seen.watch.course == [pair.source, pair.destination]
             # Neither does a second controller run it.
-            async with driven(pair, patience=SHORT) as again:
+            async with driven(pair, timeouts=SHORT) as again:
                 assert held(await again.take_up(), "destination-died-after-hand-over")
             assert nothing_was_ended(again)
             await seen.verify(State.HELD, lost=True)
@@ -142,7 +142,7 @@ class TestSourceDies:
     ) -> None:
         pair = await pair_of(lab, one_version, FULL)
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 drive.make_it_last()
                 getattr(drive.destination, moment)("cont", kill(pair.source))
                 result = await drive.run()
@@ -176,7 +176,7 @@ class TestRejected:
         self, lab: Lab, unlike: Pair
     ) -> None:
         async with witness(lab, unlike) as seen:
-            async with driven(unlike, patience=SHORT) as drive:
+            async with driven(unlike, timeouts=SHORT) as drive:
                 result = await drive.run_against_advice()
             assert "rng" in str(result.error)
             assert not drive.was_cancelled
@@ -234,7 +234,7 @@ class TestFrozen:
         pair = await pair_of(lab, one_version, FULL)
         frozen: LabQemu = getattr(pair, side)
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=GIVEN_UP) as drive:
+            async with driven(pair, timeouts=GIVEN_UP) as drive:
                 drive.make_it_last()
                 drive.destination.after("cont", frozen.sigstop)
                 result = await drive.run()
@@ -261,7 +261,7 @@ class TestConnectionResetAtTheEnd:
             between.reset()
 
         async with witness(lab, pair) as seen, Between() as between:
-            async with driven(pair, patience=SHORT) as drive:
+            async with driven(pair, timeouts=SHORT) as drive:
                 between.join(drive)
                 drive.destination.before("cont", deafen)
                 drive.destination.after("cont", reset)
@@ -285,7 +285,7 @@ class TestBrokenStream:
             await shows(pair.source, run="finish-migrate", status="postcopy-paused")
 
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=GIVEN_UP) as drive:
+            async with driven(pair, timeouts=GIVEN_UP) as drive:
                 drive.make_it_last()
                 drive.destination.after("cont", break_it)
                 result = await drive.run()
@@ -311,7 +311,7 @@ class TestBrokenStream:
             await shows(pair.destination, run="paused", status="postcopy-paused")
 
         async with witness(lab, pair) as seen:
-            async with driven(pair, patience=GIVEN_UP) as drive:
+            async with driven(pair, timeouts=GIVEN_UP) as drive:
                 drive.make_it_last()
                 drive.source.after("switch", break_it)
                 result = await drive.run()

@@ -43,7 +43,7 @@ async def test_lost_while_the_guest_fetches_it_is_held_and_after_it_heals_all_is
     async with witness(lab, apart) as seen:
         nobody_waits = PhaseTimeouts(fetching=0.5, broken=0.5, recovery=2.0)
         async with driven(
-            apart, listen=across(hosts), path=path_between(hosts), patience=nobody_waits
+            apart, listen=across(hosts), path=path_between(hosts), timeouts=nobody_waits
         ) as drive:
             drive.destination.after("cont", lose)
             result = await drive.run()
@@ -64,7 +64,7 @@ async def test_lost_at_the_switch_it_is_held_and_after_it_heals_the_guest_runs(
     hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, listen=across(hosts), patience=SHORT) as drive:
+        async with driven(apart, listen=across(hosts), timeouts=SHORT) as drive:
             # What is to be said at the switch takes a second so.
             drive.source.before("switch", lambda: hosts["alpha"].set_speed(1e6))
             drive.source.after("switch", hosts["beta"].black_hole)

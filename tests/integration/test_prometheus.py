@@ -40,7 +40,7 @@ PACE = INTERVAL_SECONDS / 10.0
 #: Alerts about what nearly always ends by itself within a minute.
 AFTER_A_MINUTE = ("MigratorEventLoopLate", "MigratorPostcopyBroken")
 #: For a machine that does much else meanwhile.
-PATIENCE_SECONDS = 20.0
+LIMIT_SECONDS = 20.0
 
 
 class Site:
@@ -156,7 +156,7 @@ async def prometheus(site: Site, tmp_path_factory: pytest.TempPathFactory) -> As
                 done = 'sum(increase(migrator_migrations_total{result="completed"}[1h])) > 4'
                 return bool(await prometheus.query(done)) and not play.done()
 
-            await until(enough, what="migrations are recorded", within=PATIENCE_SECONDS)
+            await until(enough, what="migrations are recorded", within=LIMIT_SECONDS)
             yield prometheus
         finally:
             play.cancel()
@@ -180,7 +180,7 @@ async def test_every_panel_and_every_rule_has_data_in_a_normal_evacuation(
         return not missing
 
     with contextlib.suppress(TimeoutError):
-        await until(all_there, what="data for every panel", within=PATIENCE_SECONDS)
+        await until(all_there, what="data for every panel", within=LIMIT_SECONDS)
     assert not missing
 
     groups = (await prometheus.get("rules"))["groups"]
@@ -209,7 +209,7 @@ async def test_every_column_of_a_table_is_a_label_of_its_results(site: Site, pro
                     seen.update(result["metric"])
                 return wanted <= seen
 
-            await until(complete, what=f"{panel['title']} with {wanted}, not {seen}", within=PATIENCE_SECONDS)
+            await until(complete, what=f"{panel['title']} with {wanted}, not {seen}", within=LIMIT_SECONDS)
             checked += 1
     assert checked >= 3
 
@@ -264,9 +264,9 @@ async def test_series_of_a_migration_end_with_it(site: Site, prometheus: Prometh
     async def gone() -> bool:
         return not await shown()
 
-    await until(shown, what="it is shown", within=PATIENCE_SECONDS)
+    await until(shown, what="it is shown", within=LIMIT_SECONDS)
     site.queries.end("mine", State.COMPLETED)
-    await until(gone, what="it is gone, without waiting for five minutes", within=PATIENCE_SECONDS)
+    await until(gone, what="it is gone, without waiting for five minutes", within=LIMIT_SECONDS)
 
 
 async def test_every_fault_fires_its_alert_in_time_and_names_who(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         await asyncio.sleep(INTERVAL_SECONDS / 4)
         return bool(await prometheus.query('migrator_migration_state{state="precopy"}'))
 
-    await until(scraped, what="the first scrape", within=PATIENCE_SECONDS)
+    await until(scraped, what="the first scrape", within=LIMIT_SECONDS)
     assert await prometheus.firing() == {}
 
     began = time.monotonic()
@@ -326,7 +326,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         return fired.keys() >= every - {"MigratorDown"}
 
     with contextlib.suppress(TimeoutError):
-        await until(all_fire, what="every alert fires", within=PATIENCE_SECONDS)
+        await until(all_fire, what="every alert fires", within=LIMIT_SECONDS)
     assert every - {"MigratorDown"} - fired.keys() == set()
     # It runs 20 times as fast as shipped; a busy machine may take twice its time. Two wait for a minute first.
     slowest = {name: after for name, after in fired.items() if name not in AFTER_A_MINUTE}
@@ -356,7 +356,7 @@ async def _break_everything(site: Site, prometheus: Prometheus) -> None:
         await asyncio.sleep(INTERVAL_SECONDS / 10)
         return "MigratorDown" in await prometheus.firing()
 
-    await until(down, what="MigratorDown", within=PATIENCE_SECONDS)
+    await until(down, what="MigratorDown", within=LIMIT_SECONDS)
     assert time.monotonic() - stopped < 2 * SHIPPED_SECONDS * PACE
 
 

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 
 from migrator.api.service_documents import ControllerDocument, LeaseDocument, ServiceDocument
 from tests.command import MIGRATOR
-from tests.page_browser import Seen, chromium
+from tests.page_browser import ShownPage, chromium
 from tests.service_thread import ServiceThread, in_thread
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -120,7 +120,7 @@ def test_the_command_line_says_where_nobody_acts_and_where_one_is_alone(service:
 
 def test_the_page_shows_them(service: ServiceThread) -> None:
     with chromium() as browser:
-        seen = Seen(browser, service.place.url)
+        seen = ShownPage(browser, service.place.url)
         seen.sign_in()
         part = seen.page.get_by_role("region", name="Controllers")
         expect(part).to_contain_text("machine-a acts; this one, machine-b, stands by")

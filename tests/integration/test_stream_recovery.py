@@ -87,7 +87,7 @@ async def test_stream_that_breaks_is_recovered(
 ) -> None:
     pair = await apart(hosts, lab, one_version)
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), timeouts=SOON) as drive:
             breaks(drive, pair, hosts, BREAKS[how], 3.0)
             result = await drive.run()
         assert (result.state, result.mode) == (State.COMPLETED, Mode.POSTCOPY)
@@ -104,7 +104,7 @@ async def test_another_controller_recovers_what_broke_under_the_one_that_died(
 ) -> None:
     pair = await apart(hosts, lab, one_version)
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), timeouts=SOON) as drive:
             drive.destination.after("cont", hosts["beta"].black_hole)
             running = asyncio.create_task(drive.run(), name="a controller that dies")
             await until(
@@ -114,7 +114,7 @@ async def test_another_controller_recovers_what_broke_under_the_one_that_died(
             running.cancel()
             await asyncio.wait({running})
             hosts["beta"].heal()
-        async with driven(pair, path=path_between(hosts), patience=SOON) as again:
+        async with driven(pair, path=path_between(hosts), timeouts=SOON) as again:
             result = await again.take_up()
         assert (result.state, result.recoveries) == (State.COMPLETED, 1)
         await seen.verify(State.COMPLETED)
@@ -133,7 +133,7 @@ async def test_stream_goes_on_over_another_address(hosts: LabHosts, lab: Lab, on
 
     async with witness(lab, pair) as seen:
         async with driven(
-            pair, listen=across(hosts), path=path_between(hosts, spare), patience=SOON
+            pair, listen=across(hosts), path=path_between(hosts, spare), timeouts=SOON
         ) as drive:
             breaks(drive, pair, hosts, lose_address, 0.0)
             result = await drive.run()
@@ -154,7 +154,7 @@ async def test_destination_that_waits_for_a_page_with_its_monitor_is_recovered(
         await pair.destination.query("human-monitor-command", command_line="xp /1xb 0x7f00000")
 
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), timeouts=SOON) as drive:
 
             async def heal() -> None:
                 await until(
@@ -184,7 +184,7 @@ async def test_stream_that_breaks_twice_is_recovered_twice(
     for host in hosts:
         host.set_speed(4e6)
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), timeouts=SOON) as drive:
 
             async def again() -> None:
                 await until(lambda: drive.migration.result.recoveries == 1, what="the first recovery")
@@ -206,7 +206,7 @@ async def test_postcopy_is_not_begun_where_large_packets_do_not_come_through(
     pair = await apart(hosts, lab, one_version)
     hosts["beta"].small_packets_only()
     async with witness(lab, pair) as seen:
-        async with driven(pair, listen=across(hosts), path=path_between(hosts), patience=SOON) as drive:
+        async with driven(pair, listen=across(hosts), path=path_between(hosts), timeouts=SOON) as drive:
             running = asyncio.create_task(drive.run(), name="a migration by postcopy")
             await until(
                 lambda: (
@@ -244,7 +244,7 @@ async def broken_at_random(number: int, binary: Path, chance: random.Random) -> 
         async with Lab() as lab, lab.watch() as watch:
             pair = await apart(hosts, lab, binary)
             path = path_between(hosts)
-            async with driven(pair, listen=across(hosts), path=path, patience=PhaseTimeouts()) as drive:
+            async with driven(pair, listen=across(hosts), path=path, timeouts=PhaseTimeouts()) as drive:
 
                 async def heal() -> None:
                     await asyncio.sleep(seconds)

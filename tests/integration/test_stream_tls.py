@@ -100,7 +100,7 @@ async def test_encrypted_stream_of_a_postcopy_that_breaks_is_recovered_encrypted
             tls=tls,
             listen=f"tcp:{hosts['beta'].address}:0",
             path=path_between(hosts),
-            patience=PhaseTimeouts(fetching=1.0, broken=0.5),
+            timeouts=PhaseTimeouts(fetching=1.0, broken=0.5),
         ) as drive:
 
             async def lose() -> None:

@@ -46,7 +46,7 @@ async def refused(
 ) -> tuple[OperatorAnswer, ...]:
     """It is, and both processes live on as they were; the words that would be taken."""
     before = await pair.source.run_state(), pair.source.alive, pair.destination.alive
-    async with driven(pair, patience=SHORT, listen=across(hosts)) as drive:
+    async with driven(pair, timeouts=SHORT, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)
     assert result is None, answer
     assert (await pair.source.run_state(), pair.source.alive, pair.destination.alive) == before
@@ -59,10 +59,10 @@ async def told(
     held: MigrationOutcome,
     word: OperatorAnswer,
     *,
-    patience: PhaseTimeouts = SHORT,
+    timeouts: PhaseTimeouts = SHORT,
 ) -> MigrationOutcome:
     """It is taken, and this comes of it."""
-    async with driven(pair, patience=patience, listen=across(hosts)) as drive:
+    async with driven(pair, timeouts=timeouts, listen=across(hosts)) as drive:
         answer, result = await drive.say(word, held)
     assert result is not None, answer
     return result
@@ -76,7 +76,7 @@ async def test_cut_at_the_switch_no_word_ends_either_end_and_once_healed_the_gue
     hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, patience=SHORT, listen=across(hosts)) as drive:
+        async with driven(apart, timeouts=SHORT, listen=across(hosts)) as drive:
             drive.source.when_seen(MigrationStatus.PRE_SWITCHOVER, hosts["beta"].black_hole)
             held = await drive.run()
             fell_silent(drive)
@@ -103,7 +103,7 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
     hosts: LabHosts, lab: Lab, apart: Pair
 ) -> None:
     async with witness(lab, apart) as seen:
-        async with driven(apart, patience=GIVEN_UP, listen=across(hosts)) as drive:
+        async with driven(apart, timeouts=GIVEN_UP, listen=across(hosts)) as drive:
             drive.make_it_last()
             drive.destination.after("cont", hosts["beta"].black_hole)
             held = await drive.run()
@@ -111,7 +111,7 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
         assert held.state is State.HELD
         assert OperatorAnswer.DESTINATION in await refused(apart, hosts, held, OperatorAnswer.SOURCE)
         await refused(apart, hosts, held, OperatorAnswer.LOST)
-        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION, patience=GIVEN_UP)
+        again = await told(apart, hosts, held, OperatorAnswer.DESTINATION, timeouts=GIVEN_UP)
         assert again.state is State.HELD
         assert (apart.source.alive, apart.destination.alive) == (True, True)
         hosts["beta"].heal()
@@ -125,12 +125,12 @@ async def test_cut_while_it_fetches_it_is_neither_ended_nor_said_to_be_complete(
 async def test_frozen_destination_that_runs_the_guest_is_not_killed(lab: Lab, one_version: Path) -> None:
     pair = await lab.pair(BUSY, source=one_version, destination=one_version)
     async with witness(lab, pair) as seen:
-        async with by_precopy(pair, policy=PLAIN, patience=SHORT) as drive:
+        async with by_precopy(pair, policy=PLAIN, timeouts=SHORT) as drive:
             drive.destination.after("cont", pair.destination.sigstop)
             held = await drive.run()
         assert held.state is State.HELD
         for word in (OperatorAnswer.SOURCE, OperatorAnswer.LOST):
-            async with by_precopy(pair, patience=SHORT) as drive:
+            async with by_precopy(pair, timeouts=SHORT) as drive:
                 answer, result = await drive.say(word, held)
             assert result is None
             assert answer.acts[0] is OperatorAction.REACH_DESTINATION

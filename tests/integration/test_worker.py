@@ -74,10 +74,10 @@ async def test_one_that_takes_too_long_is_ended_and_the_next_finds_another_proce
     async with working() as worker:
         await worker.compute(forecast_from_portions, short)
         first = worker.pid
-        worker._timeout = 0.05
+        worker.timeout_seconds = 0.05
         with pytest.raises(Unavailable, match="not computed within"):
             await worker.compute(forecast_from_portions, long)
-        worker._timeout = 30.0
+        worker.timeout_seconds = 30.0
         assert await worker.compute(forecast_from_portions, short) == forecast_from_portions(short)
         assert worker.pid not in (None, first)
 

@@ -299,7 +299,7 @@ class _Connection:
 
 
 @dataclass
-class _World:
+class _TwoDaemons:
     """Two daemons, the guest at the first, and a controller that may be killed."""
 
     alpha: _Daemon
@@ -394,188 +394,192 @@ class _World:
 
 
 @pytest.fixture(params=[True, False], ids=["persistent", "transient"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> _World:
+def daemons(request: pytest.FixtureRequest, tmp_path: Path) -> _TwoDaemons:
     if not is_installed():
         pytest.skip("there is no libvirt-python: make test installs it")
     persistent = bool(request.param)
     alpha = _Daemon("alpha", defined=persistent, autostart=persistent)
     alpha.state = load().VIR_DOMAIN_RUNNING
-    world = _World(alpha, _Daemon("beta"), tmp_path)
-    world.alpha.step = world.beta.step = world.step
-    return world
+    daemons = _TwoDaemons(alpha, _Daemon("beta"), tmp_path)
+    daemons.alpha.step = daemons.beta.step = daemons.step
+    return daemons
 
 
-async def test_guest_is_started_at_the_target_and_forgotten_at_the_source(world: _World) -> None:
-    persistent = world.alpha.defined
-    outcome = await world.move()
+async def test_guest_is_started_at_the_target_and_forgotten_at_the_source(daemons: _TwoDaemons) -> None:
+    persistent = daemons.alpha.defined
+    outcome = await daemons.move()
     assert outcome.state is State.COMPLETED, outcome.error
-    world.as_it_was(world.beta, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.beta, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_the_target_does_not_start_goes_on_at_its_source(world: _World) -> None:
-    persistent = world.alpha.defined
-    world.beta.refuses = "internal error: no such device"
-    outcome = await world.move()
+async def test_guest_that_the_target_does_not_start_goes_on_at_its_source(daemons: _TwoDaemons) -> None:
+    persistent = daemons.alpha.defined
+    daemons.beta.refuses = "internal error: no such device"
+    outcome = await daemons.move()
     assert outcome.state is State.FAILED
     assert "no such device" in str(outcome.error)
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_starts_nowhere_any_more_is_held(world: _World) -> None:
-    world.beta.refuses = "no such device"
-    shut_down = world.alpha.shutdown
+async def test_guest_that_starts_nowhere_any_more_is_held(daemons: _TwoDaemons) -> None:
+    daemons.beta.refuses = "no such device"
+    shut_down = daemons.alpha.shutdown
 
     def shut_down_for_good() -> None:
-        world.alpha.refuses = "no memory left"
+        daemons.alpha.refuses = "no memory left"
         shut_down()
 
-    world.alpha.shutdown = shut_down_for_good  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+    daemons.alpha.shutdown = shut_down_for_good  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.HELD
     assert "no memory left" in str(outcome.error)
-    assert world.runs == []
+    assert daemons.runs == []
 
 
-async def test_guest_that_does_not_shut_down_stays(world: _World) -> None:
-    persistent, world.alpha.deaf = world.alpha.defined, True
-    outcome = await world.move(seconds=0.1)
+async def test_guest_that_does_not_shut_down_stays(daemons: _TwoDaemons) -> None:
+    persistent, daemons.alpha.deaf = daemons.alpha.defined, True
+    outcome = await daemons.move(seconds=0.1)
     assert outcome.state is State.FAILED
     assert "has not within" in str(outcome.error)
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_does_not_shut_down_is_ended_where_that_was_accepted(world: _World) -> None:
-    persistent, world.alpha.deaf = world.alpha.defined, True
-    outcome = await world.move(seconds=0.1, by_force=True)
+async def test_guest_that_does_not_shut_down_is_ended_where_that_was_accepted(daemons: _TwoDaemons) -> None:
+    persistent, daemons.alpha.deaf = daemons.alpha.defined, True
+    outcome = await daemons.move(seconds=0.1, by_force=True)
     assert outcome.state is State.COMPLETED, outcome.error
-    world.as_it_was(world.beta, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.beta, persistent=persistent, autostart=persistent)
 
 
 async def test_guest_that_somebody_starts_at_the_source_meanwhile_is_not_started_at_the_target(
-    world: _World,
+    daemons: _TwoDaemons,
 ) -> None:
-    create = world.beta.createWithFlags
+    create = daemons.beta.createWithFlags
 
     def somebody_is_quicker(flags: int) -> None:
         create(flags)
-        world.alpha.defined, world.alpha.state = True, load().VIR_DOMAIN_RUNNING
+        daemons.alpha.defined, daemons.alpha.state = True, load().VIR_DOMAIN_RUNNING
 
-    world.beta.createWithFlags = somebody_is_quicker  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+    daemons.beta.createWithFlags = somebody_is_quicker  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.FAILED
-    assert world.runs == ["alpha"]
-    assert (world.beta.state, world.beta.defined) == (None, False)
+    assert daemons.runs == ["alpha"]
+    assert (daemons.beta.state, daemons.beta.defined) == (None, False)
 
 
-async def test_guest_that_is_cancelled_is_not_ended_by_force(world: _World) -> None:
-    persistent, world.alpha.deaf = world.alpha.defined, True
+async def test_guest_that_is_cancelled_is_not_ended_by_force(daemons: _TwoDaemons) -> None:
+    persistent, daemons.alpha.deaf = daemons.alpha.defined, True
 
     def hear_nothing() -> None:
-        assert world.driver is not None
-        world.driver.requests.cancel = True
+        assert daemons.driver is not None
+        daemons.driver.requests.cancel = True
 
-    world.alpha.shutdown = hear_nothing  # type: ignore[method-assign]  # of that one
-    world.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
-    outcome = await world.move(seconds=0.3, by_force=True)
+    daemons.alpha.shutdown = hear_nothing  # type: ignore[method-assign]  # of that one
+    daemons.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
+    outcome = await daemons.move(seconds=0.3, by_force=True)
     assert outcome.state is State.CANCELLED, outcome.error
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_somebody_starts_at_once_is_not_ended_by_force(world: _World) -> None:
-    persistent = world.alpha.defined
+async def test_guest_that_somebody_starts_at_once_is_not_ended_by_force(daemons: _TwoDaemons) -> None:
+    persistent = daemons.alpha.defined
 
     def end_and_begin_anew() -> None:
-        world.alpha.end(load().VIR_DOMAIN_SHUTOFF_SHUTDOWN)
-        world.alpha.state, world.alpha.deaf = load().VIR_DOMAIN_RUNNING, True
+        daemons.alpha.end(load().VIR_DOMAIN_SHUTOFF_SHUTDOWN)
+        daemons.alpha.state, daemons.alpha.deaf = load().VIR_DOMAIN_RUNNING, True
 
-    world.alpha.shutdown = end_and_begin_anew  # type: ignore[method-assign]  # of that one
-    world.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
-    outcome = await world.move(seconds=0.3, by_force=True)
+    daemons.alpha.shutdown = end_and_begin_anew  # type: ignore[method-assign]  # of that one
+    daemons.alpha.destroy = lambda: pytest.fail("it is ended")  # type: ignore[method-assign]  # likewise
+    outcome = await daemons.move(seconds=0.3, by_force=True)
     assert outcome.state is State.FAILED
     assert "started the guest again" in str(outcome.error)
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_another_controller_shuts_down_is_left_to_it(world: _World) -> None:
-    world.alpha.marked = "m-2"
-    world.alpha.shutdown = lambda: pytest.fail("it is asked")  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+async def test_guest_that_another_controller_shuts_down_is_left_to_it(daemons: _TwoDaemons) -> None:
+    daemons.alpha.marked = "m-2"
+    daemons.alpha.shutdown = lambda: pytest.fail("it is asked")  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.FAILED
     assert "for migration m-2, of another controller" in str(outcome.error)
-    assert (world.runs, world.alpha.marked) == (["alpha"], "m-2")
-    assert (world.beta.state, world.beta.defined) == (None, False)
+    assert (daemons.runs, daemons.alpha.marked) == (["alpha"], "m-2")
+    assert (daemons.beta.state, daemons.beta.defined) == (None, False)
 
 
-async def test_guest_that_another_controller_asks_at_the_same_time_is_left_to_it(world: _World) -> None:
+async def test_guest_that_another_controller_asks_at_the_same_time_is_left_to_it(
+    daemons: _TwoDaemons,
+) -> None:
     def hear_two() -> None:
-        world.alpha.marked, world.alpha.deaf = "m-2", True
+        daemons.alpha.marked, daemons.alpha.deaf = "m-2", True
 
-    world.alpha.shutdown = hear_two  # type: ignore[method-assign]  # of that one
-    outcome = await world.move(seconds=0.3, by_force=True)
+    daemons.alpha.shutdown = hear_two  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move(seconds=0.3, by_force=True)
     assert outcome.state is State.FAILED
     assert "for migration m-2, of another controller" in str(outcome.error)
-    assert (world.runs, world.alpha.marked) == (["alpha"], "m-2")
-    assert (world.alpha.defined, world.beta.defined) == (True, False)  # it is off in a moment
+    assert (daemons.runs, daemons.alpha.marked) == (["alpha"], "m-2")
+    assert (daemons.alpha.defined, daemons.beta.defined) == (True, False)  # it is off in a moment
 
 
 @pytest.mark.parametrize("how", ["SAVED", "MIGRATED", "undefined"])
 async def test_guest_whose_memory_somebody_takes_meanwhile_is_started_nowhere(
-    world: _World, how: str
+    daemons: _TwoDaemons, how: str
 ) -> None:
-    autostart = world.alpha.autostart
+    autostart = daemons.alpha.autostart
 
     def take() -> None:
-        world.alpha.end(getattr(load(), f"VIR_DOMAIN_SHUTOFF_{how}", 0))
-        world.alpha.defined = how != "undefined"
+        daemons.alpha.end(getattr(load(), f"VIR_DOMAIN_SHUTOFF_{how}", 0))
+        daemons.alpha.defined = how != "undefined"
 
-    world.alpha.shutdown = take  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+    daemons.alpha.shutdown = take  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.GUEST_ENDED
-    assert world.runs == []
-    assert world.alpha.autostart is autostart
-    assert (world.beta.state, world.beta.defined) == (None, False)
+    assert daemons.runs == []
+    assert daemons.alpha.autostart is autostart
+    assert (daemons.beta.state, daemons.beta.defined) == (None, False)
 
 
-async def test_definition_that_somebody_gives_the_target_meanwhile_stays(world: _World) -> None:
-    persistent, shut_down = world.alpha.defined, world.alpha.shutdown
+async def test_definition_that_somebody_gives_the_target_meanwhile_stays(daemons: _TwoDaemons) -> None:
+    persistent, shut_down = daemons.alpha.defined, daemons.alpha.shutdown
 
     def somebody_defines() -> None:
-        world.beta.defined = True
+        daemons.beta.defined = True
         shut_down()
 
-    world.alpha.shutdown = somebody_defines  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+    daemons.alpha.shutdown = somebody_defines  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.FAILED
     assert "a definition of the guest meanwhile" in str(outcome.error)
-    assert world.beta.defined
-    world.beta.defined = False
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    assert daemons.beta.defined
+    daemons.beta.defined = False
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
-async def test_guest_that_is_ended_at_the_target_before_it_ran_leaves_nothing_there(world: _World) -> None:
-    persistent, create = world.alpha.defined, world.beta.createWithFlags
+async def test_guest_that_is_ended_at_the_target_before_it_ran_leaves_nothing_there(
+    daemons: _TwoDaemons,
+) -> None:
+    persistent, create = daemons.alpha.defined, daemons.beta.createWithFlags
 
     def somebody_ends(flags: int) -> None:
         create(flags)
-        world.beta.end(load().VIR_DOMAIN_SHUTOFF_DESTROYED)
+        daemons.beta.end(load().VIR_DOMAIN_SHUTOFF_DESTROYED)
 
-    world.beta.createWithFlags = somebody_ends  # type: ignore[method-assign]  # of that one
-    outcome = await world.move()
+    daemons.beta.createWithFlags = somebody_ends  # type: ignore[method-assign]  # of that one
+    outcome = await daemons.move()
     assert outcome.state is State.FAILED
-    world.as_it_was(world.alpha, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(daemons.alpha, persistent=persistent, autostart=persistent)
 
 
 @pytest.mark.parametrize("kill_after", range(1, 15))
 async def test_controller_that_is_killed_after_any_change_leaves_the_guest_in_one_place(
-    world: _World, kill_after: int
+    daemons: _TwoDaemons, kill_after: int
 ) -> None:
-    persistent, world.kill_after = world.alpha.defined, kill_after
+    persistent, daemons.kill_after = daemons.alpha.defined, kill_after
     with suppress(_Killed):
-        outcome = await world.move()
+        outcome = await daemons.move()
         assert outcome.state is State.COMPLETED  # it has fewer changes
         return
-    assert not any("sesame" in each.read_text() for each in world.directory.rglob("*") if each.is_file())
-    outcome = await world.take_up()
-    at = world.beta if outcome.state is State.COMPLETED else world.alpha
+    assert not any("sesame" in each.read_text() for each in daemons.directory.rglob("*") if each.is_file())
+    outcome = await daemons.take_up()
+    at = daemons.beta if outcome.state is State.COMPLETED else daemons.alpha
     assert outcome.state in (State.COMPLETED, State.FAILED, State.CANCELLED), outcome.error
-    world.as_it_was(at, persistent=persistent, autostart=persistent)
+    daemons.as_it_was(at, persistent=persistent, autostart=persistent)

@@ -15,6 +15,7 @@ from migrator.api.replies import Refusal
 from migrator.core.drain.roll import (
     CancelRun,
     Empty,
+    HostObservation,
     LookAt,
     Refill,
     RollAction,
@@ -22,7 +23,6 @@ from migrator.core.drain.roll import (
     RollProgress,
     RollStage,
     RunHooks,
-    Seen,
     outcome,
     step,
 )
@@ -46,12 +46,26 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
     [
         pytest.param(*each[1:], id=each[0])
         for each in (
-            ("its turn", a_host(RollStage.WAITING), Seen(), False, RollStage.EMPTYING, [Empty(host="a")]),
-            ("cancelled before its turn", a_host(RollStage.WAITING), Seen(), True, RollStage.LEFT, []),
+            (
+                "its turn",
+                a_host(RollStage.WAITING),
+                HostObservation(),
+                False,
+                RollStage.EMPTYING,
+                [Empty(host="a")],
+            ),
+            (
+                "cancelled before its turn",
+                a_host(RollStage.WAITING),
+                HostObservation(),
+                True,
+                RollStage.LEFT,
+                [],
+            ),
             (
                 "not begun yet",
                 a_host(RollStage.EMPTYING),
-                Seen(),
+                HostObservation(),
                 False,
                 RollStage.EMPTYING,
                 [Empty(host="a")],
@@ -59,7 +73,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its evacuation is refused",
                 a_host(RollStage.EMPTYING),
-                Seen(refused="no"),
+                HostObservation(refused="no"),
                 False,
                 RollStage.FAILED,
                 [],
@@ -67,7 +81,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is being emptied",
                 a_host(RollStage.EMPTYING, evacuation="e"),
-                Seen(),
+                HostObservation(),
                 False,
                 RollStage.EMPTYING,
                 [],
@@ -75,7 +89,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is being emptied and cancelled",
                 a_host(RollStage.EMPTYING, evacuation="e"),
-                Seen(),
+                HostObservation(),
                 True,
                 RollStage.EMPTYING,
                 [CancelRun(evacuation="e")],
@@ -83,7 +97,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is empty",
                 a_host(RollStage.EMPTYING, evacuation="e"),
-                Seen(evacuation=EvacuationState.COMPLETED),
+                HostObservation(evacuation=EvacuationState.COMPLETED),
                 False,
                 RollStage.HANDED_OVER,
                 [RunHooks(host="a", point=AFTER_DRAIN)],
@@ -91,7 +105,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "guests are left",
                 a_host(RollStage.EMPTYING, evacuation="e"),
-                Seen(evacuation=EvacuationState.INCOMPLETE),
+                HostObservation(evacuation=EvacuationState.INCOMPLETE),
                 False,
                 RollStage.FAILED,
                 [],
@@ -99,7 +113,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks run",
                 a_host(RollStage.HANDED_OVER),
-                Seen(hooks_run=True),
+                HostObservation(hooks_run=True),
                 False,
                 RollStage.HANDED_OVER,
                 [],
@@ -107,7 +121,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks run and it is cancelled",
                 a_host(RollStage.HANDED_OVER),
-                Seen(hooks_run=True),
+                HostObservation(hooks_run=True),
                 True,
                 RollStage.HANDED_OVER,
                 [],
@@ -115,7 +129,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks are run again after a restart",
                 a_host(RollStage.HANDED_OVER),
-                Seen(),
+                HostObservation(),
                 False,
                 RollStage.HANDED_OVER,
                 [RunHooks(host="a", point=AFTER_DRAIN)],
@@ -123,7 +137,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks agree",
                 a_host(RollStage.HANDED_OVER),
-                Seen(hooks=WELL),
+                HostObservation(hooks=WELL),
                 False,
                 RollStage.AWAITED,
                 [LookAt(host="a")],
@@ -131,7 +145,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks say no",
                 a_host(RollStage.HANDED_OVER),
-                Seen(hooks=NOT_WELL),
+                HostObservation(hooks=NOT_WELL),
                 False,
                 RollStage.FAILED,
                 [],
@@ -139,7 +153,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its hooks ended and it is cancelled",
                 a_host(RollStage.HANDED_OVER),
-                Seen(hooks=WELL),
+                HostObservation(hooks=WELL),
                 True,
                 RollStage.LEFT,
                 [],
@@ -147,7 +161,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "does not answer",
                 a_host(RollStage.AWAITED),
-                Seen(up=False),
+                HostObservation(up=False),
                 False,
                 RollStage.AWAITED,
                 [LookAt(host="a")],
@@ -155,7 +169,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "answered before it was handed over",
                 a_host(RollStage.AWAITED),
-                Seen(up=True, looked_at=NOW - 6),
+                HostObservation(up=True, looked_at=NOW - 6),
                 False,
                 RollStage.AWAITED,
                 [LookAt(host="a")],
@@ -163,7 +177,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "answers",
                 a_host(RollStage.AWAITED),
-                Seen(up=True, looked_at=NOW),
+                HostObservation(up=True, looked_at=NOW),
                 False,
                 RollStage.AWAITED,
                 [RunHooks(host="a", point=READY)],
@@ -171,7 +185,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "said no a moment ago",
                 a_host(RollStage.AWAITED),
-                Seen(up=True, looked_at=NOW, hooks=NOT_WELL, hooks_at=NOW - 9),
+                HostObservation(up=True, looked_at=NOW, hooks=NOT_WELL, hooks_at=NOW - 9),
                 False,
                 RollStage.AWAITED,
                 [],
@@ -179,7 +193,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "said no a while ago",
                 a_host(RollStage.AWAITED),
-                Seen(up=True, looked_at=NOW, hooks=NOT_WELL, hooks_at=NOW - 10),
+                HostObservation(up=True, looked_at=NOW, hooks=NOT_WELL, hooks_at=NOW - 10),
                 False,
                 RollStage.AWAITED,
                 [RunHooks(host="a", point=READY)],
@@ -187,7 +201,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is ready",
                 a_host(RollStage.AWAITED),
-                Seen(up=True, looked_at=NOW, hooks=WELL),
+                HostObservation(up=True, looked_at=NOW, hooks=WELL),
                 False,
                 RollStage.RESTORING,
                 [Refill(host="a")],
@@ -195,7 +209,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "was ready and is down again",
                 a_host(RollStage.AWAITED),
-                Seen(up=False, hooks=WELL),
+                HostObservation(up=False, hooks=WELL),
                 False,
                 RollStage.AWAITED,
                 [LookAt(host="a")],
@@ -203,7 +217,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is awaited and cancelled",
                 a_host(RollStage.AWAITED),
-                Seen(up=True),
+                HostObservation(up=True),
                 True,
                 RollStage.LEFT,
                 [],
@@ -211,7 +225,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "its restore is not begun yet",
                 a_host(RollStage.RESTORING),
-                Seen(),
+                HostObservation(),
                 False,
                 RollStage.RESTORING,
                 [Refill(host="a")],
@@ -219,7 +233,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is restored though it is cancelled",
                 a_host(RollStage.RESTORING, restore="r"),
-                Seen(),
+                HostObservation(),
                 True,
                 RollStage.RESTORING,
                 [],
@@ -227,7 +241,7 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "is home",
                 a_host(RollStage.RESTORING, restore="r"),
-                Seen(restore=EvacuationState.COMPLETED),
+                HostObservation(restore=EvacuationState.COMPLETED),
                 False,
                 RollStage.DONE,
                 [],
@@ -235,17 +249,17 @@ def a_host(stage: RollStage, **fields: Any) -> RollHost:
             (
                 "guests are not home",
                 a_host(RollStage.RESTORING, restore="r"),
-                Seen(restore=EvacuationState.INCOMPLETE),
+                HostObservation(restore=EvacuationState.INCOMPLETE),
                 False,
                 RollStage.FAILED,
                 [],
             ),
-            ("is done", a_host(RollStage.DONE), Seen(up=False), False, RollStage.DONE, []),
+            ("is done", a_host(RollStage.DONE), HostObservation(up=False), False, RollStage.DONE, []),
         )
     ],
 )
 def test_what_a_host_comes_to(
-    one: RollHost, seen: Seen, cancelled: bool, stage: RollStage, actions: list[RollAction]
+    one: RollHost, seen: HostObservation, cancelled: bool, stage: RollStage, actions: list[RollAction]
 ) -> None:
     roll, found = step(RollProgress(hosts=(one,)), {"a": seen}, now=NOW, cancelled=cancelled)
     assert (roll.hosts[0].stage, list(found)) == (stage, actions)
@@ -254,7 +268,7 @@ def test_what_a_host_comes_to(
 def test_host_that_reboots_is_ready_only_with_another_boot_id() -> None:
     roll = RollProgress(hosts=(a_host(RollStage.AWAITED),), reboots=True)
     for boot_id, action in (("one", LookAt(host="a")), ("two", RunHooks(host="a", point=READY))):
-        _, found = step(roll, {"a": Seen(up=True, looked_at=NOW, boot_id=boot_id)}, now=NOW)
+        _, found = step(roll, {"a": HostObservation(up=True, looked_at=NOW, boot_id=boot_id)}, now=NOW)
         assert list(found) == [action]
 
 
@@ -269,7 +283,7 @@ def test_host_that_reboots_is_ready_only_with_another_boot_id() -> None:
 )
 def test_host_that_is_not_ready_in_time_is_not_well(shut_off: int | None, how_empty: str) -> None:
     roll = RollProgress(hosts=(a_host(RollStage.AWAITED),), ready_timeout_seconds=5.0)
-    roll, found = step(roll, {"a": Seen(up=False, error="no route", shut_off=shut_off)}, now=NOW)
+    roll, found = step(roll, {"a": HostObservation(up=False, error="no route", shut_off=shut_off)}, now=NOW)
     assert not found
     assert roll.hosts[0].stage is RollStage.FAILED
     assert roll.hosts[0].reason.endswith(f"it does not answer: no route; {how_empty}")
@@ -279,7 +293,7 @@ def test_no_more_hosts_are_away_than_allowed_and_none_is_begun_after_one_is_not_
     hosts = tuple(RollHost(host=name) for name in "abcd")
     roll, found = step(RollProgress(hosts=hosts, max_unavailable=2), {}, now=NOW)
     assert list(found) == [Empty(host="a"), Empty(host="b")]
-    roll, found = step(roll, {"a": Seen(refused="no")}, now=NOW)
+    roll, found = step(roll, {"a": HostObservation(refused="no")}, now=NOW)
     assert [each.stage for each in roll.hosts] == ["failed", "emptying", "left", "left"]
     assert not roll.ended
     assert list(found) == [Empty(host="b")]

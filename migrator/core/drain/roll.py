@@ -98,7 +98,7 @@ class RollProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class HostObservation:
     """The observations of one host of a roll."""
 
     up: bool = False
@@ -165,7 +165,7 @@ RollAction = Empty | RunHooks | Refill | CancelRun | LookAt
 
 
 def step(
-    roll: RollProgress, seen: Mapping[str, Seen], *, now: float, cancelled: bool = False
+    roll: RollProgress, seen: Mapping[str, HostObservation], *, now: float, cancelled: bool = False
 ) -> tuple[RollProgress, Sequence[RollAction]]:
     """Say what each host has come to, and what is to be done.
 
@@ -175,7 +175,10 @@ def step(
     :param cancelled: nothing more is begun; a host that is handed over keeps what its hooks do.
     """
     actions: list[RollAction] = []
-    hosts = [_step(each, roll, seen.get(each.host, Seen()), now, cancelled, actions) for each in roll.hosts]
+    hosts = [
+        _step(each, roll, seen.get(each.host, HostObservation()), now, cancelled, actions)
+        for each in roll.hosts
+    ]
     stops = cancelled or any(each.stage is RollStage.FAILED for each in hosts)
     unavailable = sum(each.under_way or each.stage is RollStage.FAILED for each in hosts)
     for place, each in enumerate(hosts):
@@ -194,7 +197,12 @@ def step(
 
 
 def _step(
-    one: RollHost, roll: RollProgress, seen: Seen, now: float, cancelled: bool, actions: list[RollAction]
+    one: RollHost,
+    roll: RollProgress,
+    seen: HostObservation,
+    now: float,
+    cancelled: bool,
+    actions: list[RollAction],
 ) -> RollHost:
     if seen.refused and one.under_way:
         return _to(one, RollStage.FAILED, now, seen.refused)
@@ -214,7 +222,9 @@ def _step(
     return one
 
 
-def _emptying(one: RollHost, seen: Seen, now: float, cancelled: bool, actions: list[RollAction]) -> RollHost:
+def _emptying(
+    one: RollHost, seen: HostObservation, now: float, cancelled: bool, actions: list[RollAction]
+) -> RollHost:
     if not one.evacuation:
         if cancelled:
             return _to(one, RollStage.LEFT, now, "it was not begun")
@@ -240,7 +250,7 @@ def _emptying(one: RollHost, seen: Seen, now: float, cancelled: bool, actions: l
 
 
 def _handed_over(
-    one: RollHost, seen: Seen, now: float, cancelled: bool, actions: list[RollAction]
+    one: RollHost, seen: HostObservation, now: float, cancelled: bool, actions: list[RollAction]
 ) -> RollHost:
     if seen.hooks_run:
         return one
@@ -262,7 +272,7 @@ def _handed_over(
 
 
 def _awaited(
-    one: RollHost, roll: RollProgress, seen: Seen, now: float, actions: list[RollAction]
+    one: RollHost, roll: RollProgress, seen: HostObservation, now: float, actions: list[RollAction]
 ) -> RollHost:
     wants = _not_ready(one, roll, seen)
     if not wants and seen.hooks is not None and seen.hooks.agrees and not seen.hooks_run:
@@ -282,7 +292,7 @@ def _awaited(
     return one if reason == one.reason else replace(one, reason=reason)
 
 
-def _not_ready(one: RollHost, roll: RollProgress, seen: Seen) -> str:
+def _not_ready(one: RollHost, roll: RollProgress, seen: HostObservation) -> str:
     """Return what keeps it from being asked whether it is ready; empty: nothing."""
     if seen.looked_at < one.since and seen.up:
         return "it was not looked at since"
@@ -293,7 +303,7 @@ def _not_ready(one: RollHost, roll: RollProgress, seen: Seen) -> str:
     return ""
 
 
-def _restoring(one: RollHost, seen: Seen, now: float, actions: list[RollAction]) -> RollHost:
+def _restoring(one: RollHost, seen: HostObservation, now: float, actions: list[RollAction]) -> RollHost:
     if not one.restore:
         actions.append(Refill(host=one.host))
         return one
@@ -306,7 +316,7 @@ def _restoring(one: RollHost, seen: Seen, now: float, actions: list[RollAction])
     return _to(one, RollStage.FAILED, now, f"its restore {one.restore} is {seen.restore}{why}")
 
 
-def _empty(seen: Seen) -> str:
+def _empty(seen: HostObservation) -> str:
     """Say that a host is empty, and who is on it for all that."""
     if seen.shut_off is None:
         return "it is empty, but its libvirt could not be asked which guests it has shut off"

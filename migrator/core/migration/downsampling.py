@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from migrator.core.model import Sample, State
 
-#: Never more of one migration; after a thinning between a quarter of it and all of it are left.
+#: Never more of one migration; whenever some are dropped, between a quarter of it and all of it are left.
 MOST = 400
 #: Between two samples at the beginning; doubled whenever there are too many.
 FIRST_SECONDS = 0.2
