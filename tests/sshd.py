@@ -27,7 +27,7 @@ from tests.ports import free_port
 
 #: What the service goes by where nothing is configured.
 _LIMITS = LimitsSettings()
-_PATIENCE_SECONDS = 20.0
+_LIMIT_SECONDS = 20.0
 
 
 def _make_key(path: Path) -> None:
@@ -121,7 +121,7 @@ class Sshd:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _LIMIT_SECONDS
         while b"Server listening" not in (self.directory / "log").read_bytes().rpartition(b"@")[2]:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"sshd did not start: {(self.directory / 'log').read_text()}")
@@ -146,7 +146,7 @@ class Sshd:
             return
         self.break_connections()
         self._process.kill()
-        self._process.wait(timeout=_PATIENCE_SECONDS)
+        self._process.wait(timeout=_LIMIT_SECONDS)
         self._process = None
         with (self.directory / "log").open("ab") as log:
             log.write(b"@\n")

@@ -1,6 +1,7 @@
 """Program at a host that writes a guest's state into a file, or sends it to the QEMU that takes it up again.
 
-Run by the python3 there (``python3 -c PROGRAM MODE PATH …``); it uses the standard library alone. It says what becomes
+One module, long as it is: its text is sent there as it stands, for ``python3 -c PROGRAM MODE PATH …``. So it uses the
+standard library alone. It says what becomes
 of it in lines of JSON on its standard output. It ends when its standard input does: whoever began it has gone.
 
 Beside PATH, the state, is PATH.json: whose state it is, how a QEMU is started for it, its checksum, and whether it may

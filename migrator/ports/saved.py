@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from migrator.core.model import Finding
-from migrator.ports.qemu import SourceQemu
+from migrator.ports.qemu import Qemu, SourceQemu
 from migrator.ports.site import IncomingDestination
 
 if TYPE_CHECKING:
@@ -15,6 +15,36 @@ if TYPE_CHECKING:
         SavedGuest,
         SurveyedFile,
     )
+
+
+class LoadedFile(SourceQemu, Protocol):
+    """A file that a guest is loaded from: the source of its migration."""
+
+    #: Has the QEMU that takes the guest read the file, where :attr:`mapped`.
+    begin_reading: Callable[[], Awaitable[None]] | None
+
+    @property
+    def mapped(self) -> bool:
+        """Return whether each page has a place of its own in it: the QEMU that takes the guest reads it by itself."""
+
+
+class SavedFile(Qemu, Protocol):
+    """A file that a guest is saved into: the destination of its migration."""
+
+    #: Tells whether the QEMU that writes the file by itself has done so.
+    is_written: Callable[[], bool]
+
+
+class SavedFileDestination(IncomingDestination, Protocol):
+    """A file that a guest is to be saved into."""
+
+    @property
+    def qemu(self) -> SavedFile:
+        """Return the file as an end of the migration."""
+
+    @property
+    def mapped(self) -> bool:
+        """Return whether each page is to have a place of its own in it: the guest's QEMU writes it by itself."""
 
 
 class SavedGuests(Protocol):
@@ -56,7 +86,7 @@ class SavedGuests(Protocol):
 
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str, as_stream: bool
-    ) -> IncomingDestination:
+    ) -> SavedFileDestination:
         """Return the file as what the guest moves into; nothing is made before it is listened at.
 
         :param as_stream: it is to be a stream, whatever else its QEMU can write.

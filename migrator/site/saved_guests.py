@@ -26,7 +26,7 @@ from migrator.core.saved_guest import (
     reads_mapped,
 )
 from migrator.errors import CommandFailed, HostError, UsageError
-from migrator.ports import IncomingDestination, SourceQemu
+from migrator.ports import SourceQemu
 from migrator.qemu import runtime_state
 from migrator.qemu.cmdline import paths
 from migrator.qemu.source import Configuration, SourceEndpoint
@@ -166,7 +166,7 @@ class SavedGuestFiles:
 
     async def start(
         self, guest: Guest, source: SourceQemu, path: str, *, migration: str, as_stream: bool
-    ) -> IncomingDestination:
+    ) -> SavingDestination:
         """See :meth:`migrator.ports.SavedGuests.start`."""
         argv = source.process.arguments() if source.process is not None else []
         configuration, facts = await source.configuration(argv), await source.facts()

@@ -143,7 +143,7 @@ class SavingFile(FileEnd):
 
 
 class SavingDestination:
-    """Implements :class:`migrator.ports.IncomingDestination` for a file that a guest is saved into."""
+    """Implements :class:`migrator.ports.saved.SavedFileDestination`."""
 
     listen = "file"
     notes: tuple[Finding, ...] = ()

@@ -28,7 +28,7 @@ from tests.mqtt_peer import PREFIX, Got
 MIB = 1 << 20
 FAST, SLOW = 400 * MIB, 40 * MIB
 #: Of an evacuation that nothing will happen to any more.
-_PATIENCE_SECONDS = 60.0
+_LIMIT_SECONDS = 60.0
 
 
 class LiveSite(LabSite):
@@ -37,7 +37,7 @@ class LiveSite(LabSite):
     #: Put before the service's own command: the host that it runs on.
     prefix: Sequence[str] = ()
     #: Seconds that it is waited for; more where what else the machine has to do is not known.
-    timeouts: float = 60.0
+    limit_seconds: float = 60.0
 
     def __init__(self, *names: str, refresh_interval: str = "30s", **how: Any) -> None:
         """As a :class:`LabSite`, with few looks at its hosts: what happens there is noticed without them."""
@@ -91,7 +91,7 @@ class LiveSite(LabSite):
                 return False
 
         try:
-            await until(answers, what="the service", within=within or self.timeouts)
+            await until(answers, what="the service", within=within or self.limit_seconds)
         except TimeoutError:
             raise AssertionError(("the service does not answer", self.log()[-4000:])) from None
 
@@ -132,7 +132,7 @@ class LiveSite(LabSite):
                 return False
             return True
 
-        await until(answers, what=f"an answer to {path}", within=self.timeouts)
+        await until(answers, what=f"an answer to {path}", within=self.limit_seconds)
         assert found[0].status_code == 200, (path, found[0].text)
         return found[0].json()
 
@@ -184,7 +184,7 @@ class LiveSite(LabSite):
             return all(host["up"] for host in hosts) and len((await self.get("guests"))["items"]) >= guests
 
         try:
-            await until(seen, what="the hosts", within=self.timeouts)
+            await until(seen, what="the hosts", within=self.limit_seconds)
         except TimeoutError:
             raise AssertionError((await self.get("hosts"), await self.get("guests"), self.log())) from None
 
@@ -207,15 +207,15 @@ class LiveSite(LabSite):
             raise AssertionError((states, await self.migrations(), self.log()[-6000:])) from None
         return found[0]
 
-    async def ended(self, identifier: str, state: str, within: float = _PATIENCE_SECONDS) -> Any:
+    async def ended(self, identifier: str, state: str, within: float = _LIMIT_SECONDS) -> Any:
         """The document of an evacuation once it has ended so."""
         return await self._ended("evacuations", identifier, state, within)
 
-    async def migration_ended(self, identifier: str, state: str, within: float = _PATIENCE_SECONDS) -> Any:
+    async def migration_ended(self, identifier: str, state: str, within: float = _LIMIT_SECONDS) -> Any:
         """The document of a migration once it has ended so."""
         return await self._ended("migrations", identifier, state, within)
 
-    async def migration_over(self, identifier: str, within: float = _PATIENCE_SECONDS) -> Any:
+    async def migration_over(self, identifier: str, within: float = _LIMIT_SECONDS) -> Any:
         """The document of a migration once it has ended, whichever way."""
         return await self._over("migrations", identifier, within)
 
@@ -310,6 +310,21 @@ async def made(
             yield site
         finally:
             await site.disconnect()
+
+
+@asynccontextmanager
+async def one_served(site: LiveSite, machine: GuestMachine) -> AsyncIterator[None]:
+    """Start a guest on the host `a` of a site that is made already, and a service that knows it; end both."""
+    try:
+        await site.boot(machine, "a")
+        site.serve()
+        await site.until_served()
+        await site.known(1)
+        yield
+    finally:
+        await site.disconnect()
+        for qemu in site.lab.qemus:
+            qemu.kill()
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from migrator.api.commands import Migrate
 from tests.command import MIGRATOR
 from tests.service_thread import ServiceThread, in_thread
 
-_PATIENCE_SECONDS = 20.0
+_LIMIT_SECONDS = 20.0
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ class Running:
         return self._said.decode(errors="replace")
 
     def until(self, wanted: str | Callable[[str], bool]) -> str:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _LIMIT_SECONDS
         while not (wanted in self.said if isinstance(wanted, str) else wanted(self.said)):
             assert time.monotonic() < deadline, f"waited in vain for {wanted!r}: {self.said!r}"
             select.select([], [], [], 0.005)
@@ -70,7 +70,7 @@ class Running:
         os.write(self._output, keys.encode())
 
     def ended(self) -> int:
-        code = self.process.wait(_PATIENCE_SECONDS)
+        code = self.process.wait(_LIMIT_SECONDS)
         self._reader.join(5)
         return code
 
@@ -285,7 +285,7 @@ class TestTop:
 
 def service_listens(service: ServiceThread) -> None:
     """Somebody follows its events."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _LIMIT_SECONDS
     while service.do(lambda world: world.bus.listening()) == 0:
         assert time.monotonic() < deadline
         select.select([], [], [], 0.005)

@@ -231,7 +231,7 @@ async def own_disks_over_ssh(directory: Path, crossing: tuple[Path, Path]) -> As
         names=("a", "b", CONTROL),
         reached=lambda site: reached_over_ssh(site, directory, "a", "b", each_other=True),
         crossing=crossing,
-        timeouts=90.0,
+        limit_seconds=90.0,
         extra='[policies.cold]\nmax_shutdown = "20s"\n',
     ) as here:
         yield here

@@ -98,7 +98,7 @@ async def disk_site(
     names: tuple[str, ...] = ("a", "b"),
     reached: Callable[[LiveSite], AbstractContextManager[Any]] = contextlib.nullcontext,
     crossing: tuple[Path, Path] | None = None,
-    timeouts: float = LiveSite.timeouts,
+    limit_seconds: float = LiveSite.limit_seconds,
     **how: Any,
 ) -> AsyncIterator[DiskSite]:
     """Serve one.
@@ -106,10 +106,10 @@ async def disk_site(
     :param prepare: returns the guest that is started, once its image is there.
     :param reached: how the service gets to its hosts, where that is not by their prefixes.
     :param crossing: the QEMUs of its first and of its second host.
-    :param timeouts: see :class:`LiveSite`.
+    :param limit_seconds: see :class:`LiveSite`.
     """
     with LiveSite(*names, **how) as site, own_images(site, size=room) as images:
-        site.timeouts = timeouts
+        site.limit_seconds = limit_seconds
         made = DiskSite(site, images)
         if limits:
             config = site.config.read_text()

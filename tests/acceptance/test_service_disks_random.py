@@ -35,7 +35,7 @@ _FAULTS = ("service", "service", "destination", "source", "cut", "cut", "full", 
 _THROUGH_TUNNEL = ("service", "service", *_FAULTS, "tunnel")
 _POLICIES = '[policies.tunnel]\nextends = "default"\nstream = "ssh"\n'
 #: Until a move has ended that is undone, or begins anew, once what went wrong is over.
-_PATIENCE_SECONDS = 150.0
+_LIMIT_SECONDS = 150.0
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ async def hosts_over_ssh(directory: Path, crossing: tuple[Path, Path]) -> AsyncI
         names=("a", "b", CONTROL),
         reached=lambda site: reached_over_ssh(site, directory, "a", "b", each_other=True),
         crossing=crossing,
-        timeouts=_PATIENCE_SECONDS,
+        limit_seconds=_LIMIT_SECONDS,
         bytes_per_second=_LINK,
         extra=_POLICIES,
     ) as here:
@@ -94,7 +94,7 @@ async def ended(here: DiskSite, migration: str, fault: str) -> Any:
         return found["ended_at"] is not None or held
 
     try:
-        await until(over, what="the end of the migration", within=_PATIENCE_SECONDS)
+        await until(over, what="the end of the migration", within=_LIMIT_SECONDS)
     except TimeoutError:
         raise AssertionError((found, here.site.log()[-8000:])) from None
     return found
@@ -116,7 +116,7 @@ async def left_nothing(here: DiskSite, owner: str) -> int:
     assert [node["node-name"] for node in nodes if node["node-name"].startswith("migrator-")] == []
     other = {"a": "b", "b": "a"}[owner]
     # A host that was cut off is looked at again after a while.
-    await until(lambda: images(here, other) == [], what=f"no image at {other}", within=_PATIENCE_SECONDS)
+    await until(lambda: images(here, other) == [], what=f"no image at {other}", within=_LIMIT_SECONDS)
     await until(lambda: site.left_in(other) == [], what=f"nothing of a QEMU at {other}", within=60)
     assert images(here, owner) == ["disk.img"]
     count = await here.check(owner)
@@ -180,9 +180,9 @@ async def test_an_image_at_a_target_that_is_cut_off_for_long_goes_once_that_is_b
         assert document["state"] == "failed", document
         assert "left-over" in [each["code"] for each in document["findings"]]
         target.heal()
-        await until(lambda: here.names("b") == [], what="no image at the target", within=_PATIENCE_SECONDS)
+        await until(lambda: here.names("b") == [], what="no image at the target", within=_LIMIT_SECONDS)
         again = await site.post("migrations", guest="web", to="b")
-        await site.migration_ended(again["id"], "completed", within=_PATIENCE_SECONDS)
+        await site.migration_ended(again["id"], "completed", within=_LIMIT_SECONDS)
         assert await left_nothing(here, "b") > 0
 
 

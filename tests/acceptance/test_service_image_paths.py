@@ -13,7 +13,7 @@ from pathlib import Path
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine
 from migrator.testing.own_images import own_images
-from tests.acceptance.service_site import MIB, LiveSite
+from tests.acceptance.service_site import MIB, LiveSite, one_served
 from tests.acceptance.test_service_disks import DiskSite
 from tests.conftest import missing
 from tests.disks import WRITER
@@ -85,15 +85,9 @@ async def moved_site() -> AsyncIterator[DiskSite]:
                     "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", str(path), size
                 )
                 alpha.run("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 1M", str(path))
-            await site.boot(made.machine, "a")
-            site.serve()
-            await site.until_served()
-            await site.known(1)
-            yield made
+            async with one_served(site, made.machine):
+                yield made
         finally:
-            await site.disconnect()
-            for qemu in site.lab.qemus:
-                qemu.kill()
             for link in mark.glob("*/*"):
                 subprocess.run(["losetup", "-d", str(link.readlink())], check=False)
             shutil.rmtree(mark)

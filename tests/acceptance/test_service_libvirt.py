@@ -140,13 +140,7 @@ async def test_guest_whose_service_is_killed_ends_in_one_place(
         move = await site.post("migrations", guest=uuid, to="beta", policy="gentle")
         await site.until_state("precopy")
         await site.restart()
-        ended: dict[str, Any] = {}
-
-        async def over() -> bool:
-            ended.update(await site.get(f"migrations/{move['id']}"))
-            return ended["ended_at"] is not None
-
-        await eventually(over, "its end", site, within=150)
+        ended = await site.migration_over(move["id"], within=150)
         at = beta if ended["state"] == "completed" else alpha
         other = alpha if at is beta else beta
         assert ended["state"] in ("completed", "failed", "cancelled"), ended

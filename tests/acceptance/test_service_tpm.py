@@ -17,7 +17,7 @@ from migrator.testing import network
 from migrator.testing.guest import IDLE
 from migrator.testing.lab import GuestMachine, Habit, until
 from migrator.testing.own_images import own_images
-from tests.acceptance.service_site import LiveSite
+from tests.acceptance.service_site import LiveSite, one_served
 from tests.conftest import missing
 
 _PERMANENT = "tpm2-00.permall"
@@ -62,16 +62,8 @@ async def tpm_site(habit: Habit = IDLE, **how: Any) -> AsyncIterator[TpmSite]:
         alpha.run("mkdir", "-m", "750", str(made.state))
         state, control = f"dir={made.state}", f"type=unixio,path={files}/tpm-control"
         alpha.run("swtpm", "socket", "--tpm2", "--tpmstate", state, "--ctrl", control, "-t", "-d")
-        try:
-            await site.boot(made.machine, "a")
-            site.serve()
-            await site.until_served()
-            await site.known(1)
+        async with one_served(site, made.machine):
             yield made
-        finally:
-            await site.disconnect()
-            for qemu in site.lab.qemus:
-                qemu.kill()
 
 
 async def test_its_state_travels_to_an_emulator_that_is_started_there_and_comes_home_again() -> None:

@@ -11,7 +11,7 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import GuestMachine
 from migrator.testing.own_images import own_images
-from tests.acceptance.service_site import MIB, LiveSite
+from tests.acceptance.service_site import MIB, LiveSite, one_served
 from tests.acceptance.test_service_disks import DiskSite
 from tests.conftest import missing
 from tests.disks import WRITER, contents
@@ -55,15 +55,9 @@ async def volume_site(make: str = _MAKE) -> AsyncIterator[DiskSite]:
             site.hosts["a"].run("cp", "--", str(outside), str(made.image))
             site.hosts["a"].run("sh", "-c", _MAKE, "sh", str(volume), str(MIB))
             site.hosts["a"].run("dd", f"if={pattern}", f"of={volume}", "conv=fsync", "status=none")
-            await site.boot(made.machine, "a")
-            site.serve()
-            await site.until_served()
-            await site.known(1)
-            yield made
+            async with one_served(site, made.machine):
+                yield made
         finally:
-            await site.disconnect()
-            for qemu in site.lab.qemus:
-                qemu.kill()
             for host in site.hosts:
                 host.run(
                     "sh",

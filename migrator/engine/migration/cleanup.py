@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from migrator.core.image_removal import ImageRemoval, OldImage
 from migrator.core.managed_guest import uuid_at
@@ -14,6 +14,9 @@ from migrator.core.policy import SourceImages
 from migrator.engine import clock
 from migrator.engine.migration.session_state import SessionState
 from migrator.errors import MigratorError
+
+if TYPE_CHECKING:
+    from migrator.core.inventory import Guest  # which `migrator direct` does not load
 
 _WILL_GO = "bring that host back, or wait: it is removed by itself once its host answers again"
 _OLD_IMAGE = "delete it once the guest was seen to do well where it is now"
@@ -48,7 +51,10 @@ async def clear(session: SessionState, *, arrived: bool) -> None:
 async def _settle(session: SessionState) -> None:
     """Have the paths that the operator knows lead to the guest's process where it is now."""
     there = replace(
-        cast(Any, session.guest), host=session.target, socket=session.arrived_socket, pid=session.arrived_pid
+        cast("Guest", session.guest),
+        host=session.target,
+        socket=session.arrived_socket,
+        pid=session.arrived_pid,
     )
     if lacking := await session.services.site.settle(there):
         session.result.warn(
@@ -110,7 +116,7 @@ def _removal(
         return None
     return ImageRemoval(
         migration=session.id,
-        guest=cast(Any, session.guest).key,
+        guest=cast("Guest", session.guest).key,
         host=session.guest.host,
         target=session.target,
         socket=place.socket,

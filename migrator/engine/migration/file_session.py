@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from migrator.core.findings import PreflightRefused, finding
 from migrator.core.inventory import Guest
@@ -17,7 +17,8 @@ from migrator.engine.migration.file_move import FileMove, FileUse
 from migrator.engine.migration.mapped_load import MappedIncoming
 from migrator.engine.migration.prepare import MAPPED_RAM
 from migrator.errors import MigratorError
-from migrator.ports import IncomingDestination, Qemu
+from migrator.ports import IncomingDestination, Qemu, SourceQemu
+from migrator.ports.saved import LoadedFile
 
 #: Threads that write and read such a file.
 _CHANNELS = 2
@@ -61,33 +62,36 @@ class FileSession(ColdSession):
         try:
             if not self.saves:
                 return await self.services.saved.check_load(self.target, self.file.path)
-            return await self.services.saved.check(self.guest, cast(Any, source), self.file.path)
+            return await self.services.saved.check(self.guest, cast(SourceQemu, source), self.file.path)
         except MigratorError as error:
             return [preflight.unchecked(error)]
 
     async def _start_incoming(self, source: Qemu) -> IncomingDestination:
         if self.file is None or self.services.saved is None:
             return await super()._start_incoming(source)
-        incoming: Any
+        incoming: IncomingDestination
         if self.saves:
-            incoming = await self.services.saved.start(
+            file = await self.services.saved.start(
                 self.guest,
-                cast(Any, source),
+                cast(SourceQemu, source),
                 self.file.path,
                 migration=self.id,
                 as_stream=self.file.as_stream,
             )
-            self._is_mapped = incoming.mapped
-            incoming.qemu.is_written = self._is_written
+            self._is_mapped = file.mapped
+            file.qemu.is_written = self._is_written
+            incoming = file
         else:
-            incoming, self._is_mapped = await super()._start_incoming(source), cast(Any, source).mapped
+            loaded, incoming = cast(LoadedFile, source), await super()._start_incoming(source)
+            self._is_mapped = loaded.mapped
             if self._is_mapped:
                 await self._refuse_older(incoming)
-                incoming = MappedIncoming(incoming, self.file.path)
-                cast(Any, source).begin_reading = incoming.reader.read
+                reading = MappedIncoming(incoming, self.file.path)
+                loaded.begin_reading = reading.reader.read
+                incoming = reading
         if self._is_mapped:
             self.policy = replace(self.policy, streams=_CHANNELS)
-        return cast(IncomingDestination, incoming)
+        return incoming
 
     def _is_written(self) -> bool:
         """Return whether the guest's QEMU has written all of its state, as of the last look."""
@@ -128,7 +132,7 @@ class FileSession(ColdSession):
             self.thaw_owed = False
             self._tell_flush(f"the guest's disks were not flushed: {error}")
             return
-        what = await self.services.saved.flush(self.guest, cast(Any, self._source))
+        what = await self.services.saved.flush(self.guest, cast(SourceQemu, self._source))
         self.thaw_owed = False
         self._tell_flush(what)
 
@@ -148,7 +152,7 @@ class FileSession(ColdSession):
         try:
             if source is None:
                 source = await self.services.site.open(self.guest.host, self.guest.socket, role="source")
-            thawed = await self.services.saved.thaw(self.guest, cast(Any, source))
+            thawed = await self.services.saved.thaw(self.guest, cast(SourceQemu, source))
         except MigratorError:
             return
         finally:
