@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from migrator.api.documents import DirtyRatesDocument, MigrationDocument, SampleDocument
 from migrator.api.evacuation_documents import EvacuationDocument
-from migrator.api.events import Event, Subject
+from migrator.api.events import (
+    CommandAnswered,
+    DecisionTaken,
+    EvacuationStateChanged,
+    Event,
+    HostStateChanged,
+    MigrationProgressed,
+    MigrationStateChanged,
+    Subject,
+    read_event,
+)
 from migrator.api.inventory_documents import GuestDocument, HostDocument
 from migrator.api.queries import EvacuationFilter, EventBatch, EventTexts, MigrationFilter
 from migrator.api.replies import Refusal
 from migrator.api.requests import Caller
 from migrator.ports.queries import Events, Queries
+from migrator.ports.unreadable import UNREADABLE
 
 
 class LimitedQueries:
@@ -137,7 +147,7 @@ class LimitedQueries:
         found = await self._all.event_texts(
             after=after, limit=limit, most_bytes=most_bytes, subject=subject, subject_id=subject_id
         )
-        items = [each for each in found.items if await self._shows_payload(json.loads(each[1]))]
+        items = [each for each in found.items if await self._shows_text(each[1])]
         return replace(found, items=items)
 
     def complaints(self) -> Sequence[str]:
@@ -145,26 +155,27 @@ class LimitedQueries:
 
     async def shows(self, event: Event) -> bool:
         """Tell whether an event is about what the caller may see; of commands, whether he gave it."""
-        return await self._shows_payload(event.payload)
+        match event:
+            case HostStateChanged(host=document):
+                return self._caller.covers(document.host)
+            case MigrationStateChanged(migration=migration) | MigrationProgressed(migration=migration):
+                return self._shows_migration(migration)
+            case DecisionTaken(migration=identifier):
+                found = await self._all.migration(identifier)
+                return found is not None and self._shows_migration(found)
+            case EvacuationStateChanged(evacuation=evacuation):
+                return self._shows_evacuation(evacuation)
+            case CommandAnswered(command=command):
+                return command.user == self._caller.user
+        return False
 
-    async def _shows_payload(self, event: Mapping[str, Any]) -> bool:
-        subject, identifier, body = (
-            event.get("subject"),
-            str(event.get("subject_id")),
-            event.get("body") or {},
-        )
-        if subject == Subject.HOST:
-            return self._caller.covers(identifier)
-        if subject == Subject.MIGRATION:
-            if "source" in body:
-                return self._caller.covers(body["source"]) or self._caller.covers(
-                    body.get("destination") or ""
-                )
-            found = await self._all.migration(identifier)  # of a decision
-            return found is not None and self._shows_migration(found)
-        if subject == Subject.EVACUATION:
-            return self._shows_evacuation(EvacuationDocument.model_validate(body))
-        return subject == Subject.COMMAND and body.get("user") == self._caller.user
+    async def _shows_text(self, text: str) -> bool:
+        """Tell the same of an event as the journal has it; not of one that cannot be read."""
+        try:
+            event = read_event(json.loads(text))
+        except UNREADABLE:
+            return False
+        return await self.shows(event)
 
     def _shows_migration(self, migration: MigrationDocument) -> bool:
         return self._caller.covers(migration.source) or self._caller.covers(migration.destination)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -132,6 +134,20 @@ def script(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     return ["sh", str(path), "alpha"]
 
 
+_started: list[asyncio.subprocess.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_scripts() -> Iterator[None]:
+    """Leave no script behind, nor what it started, whatever becomes of a test."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 async def run(script: list[str], broker: Broker) -> asyncio.subprocess.Process:
     environment = {
         **os.environ,
@@ -139,7 +155,11 @@ async def run(script: list[str], broker: Broker) -> asyncio.subprocess.Process:
         "MQTT_USER": "scheduler",
         "MQTT_PASSWORD": USERS["scheduler"],
     }
-    return await asyncio.create_subprocess_exec(*script, env=environment, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *script, env=environment, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    _started.append(process)
+    return process
 
 
 @pytest.mark.parametrize(("state", "code"), [(EvacuationState.COMPLETED, 0), (EvacuationState.INCOMPLETE, 1)])
