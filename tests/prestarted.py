@@ -218,7 +218,10 @@ def source(channel: int) -> None:
 
 def _fork_for(channel: socket.socket) -> None:
     while True:
-        message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
+        except ConnectionResetError:  # it ended before it read what it was last told
+            os._exit(0)
         if not message:
             os._exit(0)
         told, tell = os.pipe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import sys
 import termios
 import threading
@@ -47,6 +48,10 @@ _KEYS = {
     b"q": "quit",
     b"\x03": "quit",
 }
+#: What the longer of them begin with.
+_BEGINNINGS = {key[:length] for key in _KEYS for length in range(1, len(key))}
+#: The rest of such a key comes within it: over a slow line an arrow may come in two parts.
+_KEY_SECONDS = 0.05
 _HELP = "j k choose   Enter why   c cancel   p postcopy   q leave (nothing is cancelled by that)"
 _SHORT_HELP = "j k  Enter why  c cancel  p postcopy  q leave"
 
@@ -96,8 +101,14 @@ def _keys_at_once() -> Iterator[None]:
 
 
 def _read_keys(coming: queue.SimpleQueue[Item]) -> None:
-    while typed := os.read(sys.stdin.fileno(), 64):
+    terminal = sys.stdin.fileno()
+    while typed := os.read(terminal, 64):
         while typed:
+            # An arrow's bytes may come one after another; Escape is followed by none.
+            while typed in _BEGINNINGS and select.select([terminal], [], [], _KEY_SECONDS)[0]:
+                if not (more := os.read(terminal, 64)):
+                    break
+                typed += more
             # The longest that it may be: the arrows begin with what Escape is.
             known = max((key for key in _KEYS if typed.startswith(key)), key=len, default=typed[:1])
             coming.put(_KEYS.get(known, ""))
