@@ -82,7 +82,7 @@ CROSSINGS = [(source, destination) for source in VERSIONS for destination in VER
 _UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "acceptance"))
 #: Files there whose tests take a moment each; those of the others have a whole service.
 _SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
-#: Of the short tests, how many stand between long ones.
+#: Of the short tests that are left, how many stand between long ones, and then between files of those that wait less.
 _MIXED_RATIO = 0.6
 #: Numbers of directories for records.
 _RECORDS = itertools.count(1)
@@ -120,12 +120,12 @@ def missing(reason: str) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put a few of the short tests, which compute, behind each of the long ones, which wait.
+    """Put short tests, which compute, between long ones, which wait.
 
     A run in several processes uses the processor all the while then, and no long test is all that still runs at its
     end. ``--dist worksteal`` gives each process a block of the list, and whoever has done its own takes from the end of
-    another's: so the long ones are dealt out over all blocks, the longest first, and are through before the end of
-    theirs. The others keep their order.
+    another's: so those that wait are dealt out over all blocks, the longest first and the others by their files, and
+    only unit tests stand at the end.
     """
     for item in items:
         if item.get_closest_marker("looptime"):
@@ -137,17 +137,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     waits = [_length(item, usual) for item in items]
     long = [n for n, wait in enumerate(waits) if wait]
     long.sort(key=lambda n: -waits[n])
-    rest = iter([item for item, wait in zip(items, waits, strict=True) if not wait])
+    rest = [item for item, wait in zip(items, waits, strict=True) if not wait]
+    files = [list(each) for _, each in itertools.groupby(rest, key=lambda item: item.path)]
+    units = iter([item for each in files if each[0].path.parent == _UNIT for item in each])
+    files = [each for each in files if each[0].path.parent != _UNIT]
     ordered: list[pytest.Item] = []
     for number in range(processes):  # the blocks that are one longer come last, as there
         size = (len(items) - len(ordered)) // (processes - number)
-        own = [items[n] for n in long[processes - 1 - number :: processes]]
-        short = list(itertools.islice(rest, size - len(own)))
-        few = int(len(short) * _MIXED_RATIO / max(1, len(own)))
-        for n, item in enumerate(own):
-            ordered += [item, *short[n * few : (n + 1) * few]]
-        ordered += short[len(own) * few :]
-    items[:] = ordered
+        # What a file has of its own is made once: its tests stay together.
+        waiting = [[items[n]] for n in long[processes - 1 - number :: processes]]
+        dealt = files[number::processes]
+        short = list(itertools.islice(units, max(0, size - len(waiting) - sum(map(len, dealt)))))
+        ordered += _mixed(waiting, short[: int(len(short) * _MIXED_RATIO)])
+        short = short[int(len(short) * _MIXED_RATIO) :]
+        ordered += _mixed(dealt, short[: int(len(short) * _MIXED_RATIO)])
+        ordered += short[int(len(short) * _MIXED_RATIO) :]
+    items[:] = [*ordered, *units]
+
+
+def _mixed(waiting: Sequence[Sequence[pytest.Item]], short: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+    """Yield what waits, with as many of the short ones behind each."""
+    given = 0
+    for number, each in enumerate(waiting, 1):
+        yield from each
+        until = len(short) * number // len(waiting)
+        yield from short[given:until]
+        given = until
+    yield from short[given:]
 
 
 def _length(item: pytest.Item, usual: float) -> float:

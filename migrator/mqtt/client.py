@@ -335,6 +335,7 @@ class Mqtt:
                 await connection.publish(self._topics.service, b"offline", qos=1, retain=True)
 
     async def _all_told(self) -> None:
+        await self._publication.all_queued()
         await self._outbox.drained()
         await self._replies.all_settled()
 

@@ -88,6 +88,11 @@ class Publication:
             self._passive.set()
             self._outbox.forget_events()
 
+    async def all_queued(self) -> None:
+        """Wait until what was heard is queued for the broker; at once where another publishes."""
+        if self._acts.is_set():
+            await self._caught_up.wait()
+
     async def run(self) -> None:
         """Catch up each time that this controller begins to act; until cancelled."""
         while True:
