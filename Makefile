@@ -12,7 +12,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 # Compiled files are kept: without them each process compiles all tests, and all of the program, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint types rules layers generated site lab collected tested docs wheel picture page-pictures bench-page bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
+.PHONY: help setup demo test test-all lint types rules layers generated site collected tested docs wheel picture page-pictures bench-page bench bench-policies bench-forecasts bench-evacuation bench-scale soak lock audit install uninstall deb clean
 
 help:
 	@echo 'make demo      guests move between three hosts made on this machine, before your eyes   [DEMO_ARGS=--libvirt]'
@@ -48,8 +48,8 @@ demo: setup
 # mypy takes what the first tests leave of the processor, beside them: it says what it finds as soon as it has found it, and
 # all of it ends with a failure then.
 test:
-	@scripts/setup lint
-	@$(TOGETHER) rules layers generated lab collected
+	@scripts/setup test
+	@$(TOGETHER) rules layers generated collected
 	@$(MAKE) --no-print-directory --jobs 2 types tested GENTLY='nice -n 19'
 
 # What fails among many, on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass
@@ -81,9 +81,6 @@ generated:
 	$(BIN)/python -m dashboards.build --check
 	$(BIN)/hadolint Containerfile
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build >.build/site.log 2>&1 || { cat .build/site.log; exit 1; }
-
-lab:
-	@scripts/setup test
 
 # Each test process reads all tests: what they compile is compiled once before.
 collected:
