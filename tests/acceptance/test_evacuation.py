@@ -107,9 +107,10 @@ async def test_stopped_it_parks_and_started_again_it_goes_on() -> None:
     async with served(speed=SLOW) as site:
         await filled(site, machines)
         await site.known(len(machines))
-        begun = ask(site, "evacuate", "a")
-        await site.until_state("precopy")
-        assert site.stop() == 0, site.log()
+        with site.crawling():
+            begun = ask(site, "evacuate", "a")
+            await site.until_state("precopy")
+            assert site.stop() == 0, site.log()
         # Parked: nobody moves by itself, and everybody runs.
         before = {machine.name: site.where(await site.runs_once(machine)) for machine in machines}
         after = time.monotonic() + 2
@@ -130,9 +131,10 @@ async def test_cancelled_everyone_runs_somewhere_and_the_host_is_active_again() 
     async with served(speed=SLOW // 4) as site:  # it goes on for as long as a command takes on a busy machine
         await filled(site, machines)
         await site.known(len(machines))
-        begun = ask(site, "evacuate", "a")
-        await site.until_state("precopy")
-        done = await command(site, "cancel", begun["id"])
+        with site.crawling():
+            begun = ask(site, "evacuate", "a")
+            await site.until_state("precopy")
+            done = await command(site, "cancel", begun["id"])
         assert done.returncode == 0, done
         await site.ended(begun["id"], "cancelled", within=90)
         places = [site.where(await site.runs_once(machine)) for machine in machines]
@@ -161,10 +163,11 @@ async def test_guest_that_powers_off_on_the_way_is_gone_and_no_failure() -> None
     async with served(speed=SLOW) as site:
         await filled(site, [busy, off])
         await site.known(2)
-        begun = ask(site, "evacuate", "a")
-        await site.until_state("precopy")
-        for qemu in await site.running(off):
-            await qemu.query("quit")
+        with site.crawling():
+            begun = ask(site, "evacuate", "a")
+            await site.until_state("precopy")
+            for qemu in await site.running(off):
+                await qemu.query("quit")
         found = await site.ended(begun["id"], "completed", within=90)
         assert {each["guest_name"]: each["standing"] for each in found["guests"]} == {
             "busy": "moved",

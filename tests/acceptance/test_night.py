@@ -265,11 +265,7 @@ async def roll(site: LiveSite, views: Views, mail: GuestMachine) -> None:
 async def answered(site: LiveSite, views: Views, database: GuestMachine) -> None:
     """A guest is held between two hosts that lost each other; a person answers, and it goes on."""
     begun = await site.post("migrations", guest="db", to="b", policy="now")
-
-    async def fetches() -> bool:
-        return bool((await site.get(f"migrations/{begun['id']}"))["state"] == "postcopy")
-
-    await eventually(fetches, "a guest that fetches its memory", site, within=60)
+    await site.until_state("postcopy", of=begun["id"])
     site.host("b").black_hole()
     document = await held(site, begun["id"])
     identifier = document["id"]

@@ -107,7 +107,7 @@ async def test_a_guest_that_does_not_shut_down_in_time_stays_and_is_ended_by_for
 @pytest.mark.matrix
 async def test_a_guest_whose_migration_is_cancelled_is_not_ended_by_force(tmp_path: Path) -> None:
     web = replace(stuck("web", tmp_path), image=_deaf(tmp_path))
-    async with site_of(web, max_shutdown="3s") as site:
+    async with site_of(web, max_shutdown="9s") as site:
         (before,) = await site.running(web)
         begun = await site.post(
             "migrations", guest=str(web.uuid), to="b", policy="cold", accept=["guest-not-shut-down"]
@@ -152,7 +152,7 @@ async def test_a_controller_that_is_killed_while_the_guest_is_asked_to_shut_down
 ) -> None:
     # It goes on all the time: one more QEMU would run it twice.
     web = replace(stuck("web", tmp_path), image=_deaf(tmp_path))
-    async with site_of(web, max_shutdown="3s") as site:
+    async with site_of(web, max_shutdown="9s") as site:
         (qemu,) = site.instances(web)
         begun = await site.post("migrations", guest=str(web.uuid), to="b", policy="cold")
         await site.until_state("precopy")

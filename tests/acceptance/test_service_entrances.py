@@ -58,10 +58,11 @@ async def answers(site: LiveSite, status: int = 200) -> bool:
 async def test_a_migration_and_who_waits_for_it_go_on_when_what_answers_is_killed() -> None:
     machine = guest("web", region=48 * MIB, speed=2 * MIB)
     async with served([machine], speed=SLOW) as site:
-        waiting = asyncio.create_task(site.cli("migrate", "web", "--to", "b", "--wait"))
-        under_way = await site.until_state("precopy")
-        first = entrance_of(site)
-        os.kill(first, signal.SIGKILL)
+        with site.crawling():
+            waiting = asyncio.create_task(site.cli("migrate", "web", "--to", "b", "--wait"))
+            under_way = await site.until_state("precopy")
+            first = entrance_of(site)
+            os.kill(first, signal.SIGKILL)
         await until(lambda: answers(site), what="answers from another process")
         assert entrance_of(site) not in (0, first)
         assert [each["why"] for each in site.said("entrances have ended")] == [

@@ -29,13 +29,10 @@ async def held(site: LiveSite, identifier: str) -> Any:
 
 
 async def cut_while_it_fetches(site: LiveSite, machine: GuestMachine) -> Any:
-    begun = await site.post("migrations", guest=machine.name, to="b", policy="now")
-
-    async def fetches() -> bool:
-        return bool((await site.get(f"migrations/{begun['id']}"))["state"] == "postcopy")
-
-    await until(fetches, what="a guest that fetches its memory", within=30)
-    site.host("b").black_hole()
+    with site.crawling():
+        begun = await site.post("migrations", guest=machine.name, to="b", policy="now")
+        await site.until_state("postcopy", of=begun["id"])
+        site.host("b").black_hole()
     return begun
 
 

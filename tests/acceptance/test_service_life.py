@@ -137,8 +137,9 @@ async def test_drain_waits_for_what_runs_and_begins_nothing() -> None:
         await site.until_served()
         await site.known(2)
         async with Witness(site, machines):
-            begun = await site.post("hosts/a/evacuate")
-            first = await site.until_state("precopy")
+            with site.crawling():
+                begun = await site.post("hosts/a/evacuate")
+                first = await site.until_state("precopy")
             assert await asyncio.to_thread(site.stop) == 0
             journal = site.said("stopping")
             assert journal[-1]["drain"] is True
@@ -160,10 +161,11 @@ async def test_full_disk_under_the_journal_stops_new_work_until_there_is_room() 
             site.serve()
             await site.until_served()
             await site.known(2)
-            begun = await site.post("migrations", guest="moving", to="b")
-            await site.until_state("precopy")
-            filler = site.directory / "state" / "filler"
-            _fill(filler)
+            with site.crawling():
+                begun = await site.post("migrations", guest="moving", to="b")
+                await site.until_state("precopy")
+                filler = site.directory / "state" / "filler"
+                _fill(filler)
 
             # What runs is brought to its end, whatever the journal can take of it.
             async def arrived() -> bool:

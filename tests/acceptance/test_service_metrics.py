@@ -41,20 +41,21 @@ def total(found: list[Any], name: str, **labels: str) -> float:
 async def test_counts_downtimes_and_series_agree_with_what_happened() -> None:
     machines = [guest("calm"), guest("busy", region=64 * MIB, speed=30 * MIB)]
     async with served(machines, speed=SLOW) as site:
-        cancelled = await site.post("migrations", guest="busy", to="b")
-        await site.until_state("precopy")
-        during: list[Any] = []
+        with site.crawling():
+            cancelled = await site.post("migrations", guest="busy", to="b")
+            await site.until_state("precopy")
+            during: list[Any] = []
 
-        async def copied() -> bool:
-            """What is left to copy is known a moment after it has begun."""
-            during[:] = await samples(site)
-            return total(during, "migrator_migration_remaining_bytes") > 0
+            async def copied() -> bool:
+                """What is left to copy is known a moment after it has begun."""
+                during[:] = await samples(site)
+                return total(during, "migrator_migration_remaining_bytes") > 0
 
-        await until(copied, what="what is left")
-        active = {sample.labels["migration"] for sample in during if "migration" in sample.labels}
-        assert active == {cancelled["id"]}
-        assert total(during, "migrator_migration_state", state="precopy") == 1
-        await site.post(f"migrations/{cancelled['id']}/cancel")
+            await until(copied, what="what is left")
+            active = {sample.labels["migration"] for sample in during if "migration" in sample.labels}
+            assert active == {cancelled["id"]}
+            assert total(during, "migrator_migration_state", state="precopy") == 1
+            await site.post(f"migrations/{cancelled['id']}/cancel")
         await site.migration_ended(cancelled["id"], "cancelled")
         run = await site.post("hosts/a/evacuate")
         await site.ended(run["id"], "completed")

@@ -170,9 +170,10 @@ async def test_what_happens_while_the_process_at_the_broker_is_away_is_published
 ) -> None:
     machines = [guest("web", region=32 * MIB)]
     async with at(broker, machines, speed=SLOW) as site, peer(broker) as scheduler, Board(broker) as board:
-        await scheduler.command("evacuate", id="night-1", host="a")
-        moving = await site.until_state("precopy")
-        os.kill(await entrance_there(site), signal.SIGKILL)
+        with site.crawling():
+            await scheduler.command("evacuate", id="night-1", host="a")
+            moving = await site.until_state("precopy")
+            os.kill(await entrance_there(site), signal.SIGKILL)
         outcome = await until_reply(scheduler, "night-1", "outcome")
         assert outcome["body"]["state"] == "completed"
         for subject, identifier in (
@@ -232,8 +233,9 @@ async def test_broker_stopped_and_started_during_an_evacuation_and_nothing_is_lo
     async with at(broker, machines, speed=SLOW) as site, Board(broker) as board:
         moving = asyncio.create_task(to_and_fro(site, enough), name="to and fro")
         for _ in range(times):
-            await site.until_state("precopy")
-            await asyncio.to_thread(broker.stop)
+            with site.crawling():
+                await site.until_state("precopy")
+                await asyncio.to_thread(broker.stop)
             await goes_on(site)  # some of it happens while there is no broker
             await broker.started()
             await until(site.is_at_broker, what="the service at the broker", within=20)
@@ -270,8 +272,9 @@ async def test_broker_killed_has_the_true_state_within_five_seconds_and_gaps_are
     async with at(broker, machines, speed=SLOW) as site, Board(broker) as board:
         moving = asyncio.create_task(to_and_fro(site, enough), name="to and fro")
         for _ in range(times):
-            await site.until_state("precopy")
-            broker.kill()
+            with site.crawling():
+                await site.until_state("precopy")
+                broker.kill()
             (broker.directory / "mosquitto.db").unlink(missing_ok=True)
             await goes_on(site)
             await broker.started()

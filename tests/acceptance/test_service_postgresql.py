@@ -41,8 +41,9 @@ async def test_serves_is_killed_and_goes_on_and_keeps_a_second_one_away(postgres
         site.serve()
         await site.until_served()
         await site.known(1)
-        begun = await site.post("migrations", key="k1", guest="moving", to="b")
-        await site.until_state("precopy")
+        with site.crawling():
+            begun = await site.post("migrations", key="k1", guest="moving", to="b")
+            await site.until_state("precopy")
         await site.restart()  # at once: its lease is its own
         await site.migration_ended(begun["id"], "completed")
         assert (await site.post("migrations", key="k1", guest="moving", to="b"))["id"] == begun["id"]
@@ -63,9 +64,10 @@ async def test_while_the_server_is_away_what_runs_is_finished_and_nothing_begins
             site.serve()
             await site.until_served()
             await site.known(2)
-            begun = await site.post("migrations", guest="moving", to="b")
-            await site.until_state("precopy")
-            server.kill()
+            with site.crawling():
+                begun = await site.post("migrations", guest="moving", to="b")
+                await site.until_state("precopy")
+                server.kill()
 
             async def arrived() -> bool:
                 return {site.where(qemu) for qemu in await site.running(machines[0])} == {"b"}
@@ -100,9 +102,10 @@ async def test_what_would_switch_after_the_lease_is_parked_and_goes_on_when_the_
             site.serve()
             await site.until_served()
             await site.known(1)
-            begun = await site.post("migrations", guest="moving", to="b")
-            await site.until_state("precopy")
-            server.kill()
+            with site.crawling():
+                begun = await site.post("migrations", guest="moving", to="b")
+                await site.until_state("precopy")
+                server.kill()
 
             def parked() -> bool:
                 return "the stream waits for the next one" in site.log()

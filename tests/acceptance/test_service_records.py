@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from migrator.testing import network
-from migrator.testing.lab import GuestMachine, until
+from migrator.testing.lab import GuestMachine
 from tests.acceptance.service_site import MIB, SLOW, LiveSite, Witness, guest, served
 from tests.acceptance.test_service_recovery import held
 from tests.conftest import missing
@@ -33,21 +33,15 @@ def steps(site: LiveSite) -> Path:
     return site.directory / "state" / "steps"
 
 
-async def until_state(site: LiveSite, identifier: str, *states: str) -> None:
-    async def there() -> bool:
-        return (await site.get(f"migrations/{identifier}"))["state"] in states
-
-    await until(there, what=f"{identifier} {states}", within=30)
-
-
 @pytest.mark.matrix
 async def test_record_that_is_lost_is_held_and_no_process_is_ended_whatever_step_it_was_at() -> None:
     machine = guest("db", region=48 * MIB, speed=10 * MIB)
     async with served([machine], speed=SLOW) as site, Witness(site, [machine]):
         # While memory is copied: the guest is whole at its source.
-        migration = await begun(site, machine, "b", "gentle")
-        await until_state(site, migration, "precopy")
-        site.kill()
+        with site.crawling():
+            migration = await begun(site, machine, "b", "gentle")
+            await site.until_state("precopy", of=migration)
+            site.kill()
         (steps(site) / f"{migration}.jsonl").unlink()
         alive = {qemu.pid for qemu in site.instances(machine)}
         assert len(alive) == 2
@@ -61,9 +55,10 @@ async def test_record_that_is_lost_is_held_and_no_process_is_ended_whatever_step
         await site.everyone_at([machine], "a")
 
         # After a switch to postcopy the guest runs at its destination and needs its source.
-        migration = await begun(site, machine, "c", "postcopy-first")
-        await until_state(site, migration, "postcopy")
-        site.kill()
+        with site.crawling():
+            migration = await begun(site, machine, "c", "postcopy-first")
+            await site.until_state("postcopy", of=migration)
+            site.kill()
         (steps(site) / f"{migration}.jsonl").write_text("\n")
         alive = {qemu.pid for qemu in site.instances(machine)}
         site.serve()
@@ -77,9 +72,10 @@ async def test_record_that_is_lost_is_held_and_no_process_is_ended_whatever_step
 async def test_record_without_its_journal_is_held_and_said_at_the_start() -> None:
     machine = guest("db", region=48 * MIB, speed=10 * MIB)
     async with served([machine], speed=SLOW) as site, Witness(site, [machine]):
-        migration = await begun(site, machine, "b", "gentle")
-        await until_state(site, migration, "precopy")
-        site.kill()
+        with site.crawling():
+            migration = await begun(site, machine, "b", "gentle")
+            await site.until_state("precopy", of=migration)
+            site.kill()
         for path in (site.directory / "state").glob("journal.db*"):
             path.unlink()
         alive = {qemu.pid for qemu in site.instances(machine)}
@@ -148,9 +144,10 @@ async def test_stopped_while_a_guest_is_prepared_its_migration_completes_after_t
 async def test_a_backup_as_documented_brings_everything_back(tmp_path: Path) -> None:
     machine = guest("db", region=48 * MIB, speed=10 * MIB)
     async with served([machine], speed=SLOW) as site, Witness(site, [machine]):
-        migration = await begun(site, machine, "b", "gentle")
-        await until_state(site, migration, "precopy")
-        site.stop()  # parks it
+        with site.crawling():
+            migration = await begun(site, machine, "b", "gentle")
+            await site.until_state("precopy", of=migration)
+            site.stop()  # parks it
         state = site.directory / "state"
         shutil.copytree(state, tmp_path / "backup")
         shutil.rmtree(state)

@@ -202,8 +202,9 @@ async def test_traces_of_callers_by_http_and_mqtt_agree_with_the_documents(
 async def test_killed_in_the_middle_and_started_again_it_is_the_same_trace(collector: Collector) -> None:
     machines = [guest("vm", region=64 * MIB, speed=30 * MIB)]
     async with served(machines, speed=SLOW, prepare=traced(collector.endpoint)) as site:
-        run = await ask(site, "hosts/a/evacuate", {"traceparent": GIVEN})
-        await site.until_state("precopy")
+        with site.crawling():
+            run = await ask(site, "hosts/a/evacuate", {"traceparent": GIVEN})
+            await site.until_state("precopy")
         await site.restart()
         migration = (await site.migrations())[0]
         await site.ended(run["id"], "completed")
@@ -226,10 +227,11 @@ async def test_failure_is_an_error_with_its_reason(collector: Collector) -> None
     machines = [guest("vm", region=64 * MIB)]
     # So slow that its first round lasts for seconds: what is killed later may leave more to a person.
     async with served(machines, speed=10 * MIB, prepare=traced(collector.endpoint)) as site:
-        begun = await ask(site, "migrations", {"traceparent": GIVEN}, guest="vm", to="b")
-        await site.until_state("precopy")
-        (destination,) = [each for each in site.instances(machines[0]) if site.where(each) == "b"]
-        os.kill(destination.pid, signal.SIGKILL)
+        with site.crawling():
+            begun = await ask(site, "migrations", {"traceparent": GIVEN}, guest="vm", to="b")
+            await site.until_state("precopy")
+            (destination,) = [each for each in site.instances(machines[0]) if site.where(each) == "b"]
+            os.kill(destination.pid, signal.SIGKILL)
         document = await site.migration_ended(begun["id"], "failed")
         root = await the_span(collector, "migrate", site)
         assert root.error == document["error"]

@@ -15,7 +15,7 @@ import pytest
 from migrator.testing import network
 from migrator.testing.lab import until
 from migrator.testing.postgresql import Postgres
-from tests.acceptance.service_site import MIB, SLOW, LiveSite, eventually, guest, made
+from tests.acceptance.service_site import ANSWER_SECONDS, MIB, SLOW, LiveSite, eventually, guest, made
 from tests.conftest import missing
 
 #: A controller is replaced after this, and the time that looking at its migrations takes.
@@ -73,7 +73,7 @@ async def ask_second(site: LiveSite) -> None:
     """From now on the site is asked through its second controller, once that one acts."""
     await site.disconnect()
     transport = httpx2.AsyncHTTPTransport(uds=str(site.directory / "second.sock"), verify=False)
-    site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
+    site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=ANSWER_SECONDS)
 
     async def acts() -> bool:
         try:
@@ -98,9 +98,10 @@ async def test_a_controller_that_is_gone_is_replaced_and_its_evacuation_goes_on(
         await site.until_served()
         await site.known(2)
         async with standing_by(site) as second:
-            begun = await site.post("hosts/a/evacuate", key="k1")
-            await site.until_state("precopy")
-            os.killpg(first.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            with site.crawling():
+                begun = await site.post("hosts/a/evacuate", key="k1")
+                await site.until_state("precopy")
+                os.killpg(first.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
             await ask_second(site)
             same = await site.post("hosts/a/evacuate", key="k1")
             assert same["id"] == begun["id"], "a command is known to whoever goes on"
@@ -137,14 +138,15 @@ async def test_one_that_drives_for_the_planner_is_followed_when_it_is_gone(
                 return len((await site.get("service"))["controllers"]) == 2
 
             await eventually(known, "the planner knows of the other", site)
-            begun = await site.post("hosts/a/evacuate")
+            with site.crawling():
+                begun = await site.post("hosts/a/evacuate")
 
-            async def spread() -> bool:
-                return "second" in (await drivers(site)).values()
+                async def spread() -> bool:
+                    return "second" in (await drivers(site)).values()
 
-            await eventually(spread, "the other drives one of them", site)
-            await site.until_state("precopy")
-            os.killpg(second.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+                await eventually(spread, "the other drives one of them", site)
+                await site.until_state("precopy")
+                os.killpg(second.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
             await site.ended(begun["id"], "completed")
             if how == "frozen":
                 os.killpg(second.pid, signal.SIGCONT)

@@ -28,7 +28,7 @@ from migrator.store.step_records import controller_id
 from migrator.testing.guest_watch import GuestWatch
 from migrator.testing.lab import GuestMachine
 from migrator.testing.postgresql import Postgres
-from tests.acceptance.service_site import MIB, LiveSite, eventually, guest, made
+from tests.acceptance.service_site import ANSWER_SECONDS, MIB, LiveSite, eventually, guest, made
 
 #: Which of their guests moves how.
 POLICIES = {"pre": "default", "post": "postcopy-first", "off": "offline"}
@@ -239,7 +239,9 @@ class TwoControllers:
         """Ask the site through this one from now on; whether it acts."""
         await self.site.disconnect()
         transport = httpx2.AsyncHTTPTransport(uds=str(self.site.directory / f"{name}.sock"), verify=False)
-        self.site._http = httpx2.AsyncClient(transport=transport, base_url="http://migrator", timeout=30)
+        self.site._http = httpx2.AsyncClient(
+            transport=transport, base_url="http://migrator", timeout=ANSWER_SECONDS
+        )
         try:
             return (await self.site.probe("/readyz?role=acting"))[0] == 200
         except httpx2.TransportError:
@@ -289,8 +291,9 @@ class TwoControllers:
         site, (here, there) = self.site, ("a", "b") if number % 2 == 0 else ("b", "a")
         await self.ask_acting()
         await site.known(len(self.guests))
-        run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
-        await site.until_state("precopy")
+        with site.crawling():
+            run = await site.post(f"hosts/{here}/evacuate", key=f"round-{number}")
+            await site.until_state("precopy")
         await meanwhile()
 
         async def ended() -> bool:
