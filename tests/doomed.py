@@ -4,6 +4,9 @@ The step is a call of an end (``source.switch``, ``destination.listen``…) or o
 ``record._append``, ``record.note``, ``record.end``), the first one; a note may be named by what it says
 (``record.note:switching``, ``record.note:failed``). ``before``: nothing of it was done; ``after``: all of it was, and
 nobody heard of it.
+
+It has no guard: on a machine that is busy enough one would have started beside it by some of these steps, and would end
+what it left there. What guards do is ``tests/acceptance/test_direct_guard.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from migrator.cli import main
+from migrator.cli import direct_guard, main
 from migrator.qemu.endpoint import Endpoint
 from migrator.store.records import FileRecord
 
@@ -68,5 +71,7 @@ elif end == "record":
     doom(FileRecord, method, lambda *_: True)
 else:
     doom(Endpoint, method, lambda this, *_: bool(this.name.startswith(end)))
+
+direct_guard._DELAY_SECONDS = 3600.0
 
 main()
