@@ -476,7 +476,7 @@ class Witness:
 
 
 async def eventually(
-    probe: Callable[[], Awaitable[object]], what: str, site: LiveSite, within: float = 20
+    probe: Callable[[], Awaitable[object]], what: str, site: LiveSite, within: float = 60
 ) -> None:
     """As ``until``, with the service's log when it does not come true."""
     try:

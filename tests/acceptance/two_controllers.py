@@ -232,7 +232,8 @@ class TwoControllers:
             found = await self.acting()
             return bool(found) and await self._acts(found)
 
-        await eventually(answers, "a controller that acts", self.site, within=60)
+        # The first to start makes the tables, too.
+        await eventually(answers, "a controller that acts", self.site, within=120)
         return found
 
     async def _acts(self, name: str) -> bool:
