@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 
 from migrator.core.inventory import Guest
 from migrator.core.managed_guest import LIBVIRT
-from migrator.core.migration import unfinished
 from migrator.core.model import RunState
 from migrator.core.preflight.managers import ProcessSigns, find_manager
 from migrator.errors import Fault, HostError, NobodyListens, Occupied, QemuError
@@ -22,12 +21,12 @@ from migrator.hosts.access import HostAccess
 from migrator.hosts.host_config import HostConfig
 from migrator.hosts.processes import FoundProcess
 from migrator.hosts.sockets import FoundSocket, HostSurvey, find_sockets, literal, survey_host
-from migrator.machine import is_gone_as_seen_here, own_network
+from migrator.machine import own_network
 from migrator.qemu import naming
 from migrator.qemu.identify import GuestIdentity, identify_at
 from migrator.site import unreachable_guests
 from migrator.site.connections import HostConnections
-from migrator.site.guest_records import ELSEWHERE, guest_record, with_distinct_keys
+from migrator.site.guest_records import ELSEWHERE, guest_record, standing, with_distinct_keys
 
 #: So often is looked again where a process may be at its end: where many end, another may be then.
 _LOOKS_AT_ENDS = 3
@@ -139,6 +138,14 @@ class GuestDiscovery:
             del self.known[key]
         self.known |= {(host, guest.socket or f"pid {guest.pid}"): guest for guest in guests}
         return guests
+
+    def opened(self, host: str, found: FoundSocket, identity: GuestIdentity, *, first: str) -> None:
+        """Note the guest of a source that was opened to be driven before its host was looked at.
+
+        Where a migration has stopped it, as at one that is taken up in postcopy, it counts at its host until that ends.
+        """
+        guest = guest_record(host, found, identity, first=first)
+        self.known[host, found.path] = standing(guest, identity, self._connections.driver, ours=True)
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
@@ -281,7 +288,7 @@ class GuestDiscovery:
             try:
                 async with limit:
                     identity = await self._identify(host, each)
-                return self._standing(self._guest(host, each, identity), identity)
+                return standing(self._guest(host, each, identity), identity, self._connections.driver)
             except Occupied:
                 silent = silent or each
             except QemuError as error:
@@ -292,21 +299,6 @@ class GuestDiscovery:
         if silent is not None:
             return self._silent(host, silent)
         return await self._dumb(host, config, found, failure)
-
-    def _standing(self, guest: Guest, identity: GuestIdentity) -> Guest:
-        """Return the guest with its obstacle where it stands in a migration that this controller does not drive now."""
-        mine, other = self._connections.driver, identity.driver
-        ours = mine is not None and other is not None and mine.controller == other.controller
-        gone = is_gone_as_seen_here(other.process) if other is not None else None
-        found = unfinished.unfinished_migration(identity.run, identity.status, other, ours=ours, gone=gone)
-        if found is None:
-            return guest
-        driven, text = found
-        return replace(
-            guest,
-            obstacle_code="driven-elsewhere" if driven else "unfinished-migration",
-            obstacle=text,
-        )
 
     def _silent(self, host: str, silent: FoundSocket) -> Guest:
         guest = replace(self._as_known(host, silent), lost_contact=True)

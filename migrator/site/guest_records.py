@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from migrator.core.inventory import Guest
+from migrator.core.migration import unfinished
+from migrator.core.migration.drivers import Driver
 from migrator.core.model import RunState
 from migrator.hosts.sockets import FoundSocket
+from migrator.machine import is_gone_as_seen_here
 from migrator.qemu.identify import GuestIdentity
 
 #: Run states of an end of a migration in which the guest is not, or not yet.
@@ -33,6 +36,24 @@ def guest_record(host: str, found: FoundSocket, identity: GuestIdentity, *, firs
         memory_bytes=identity.memory_bytes,
         vcpus=identity.vcpus,
         run=identity.run,
+    )
+
+
+def standing(guest: Guest, identity: GuestIdentity, mine: Driver | None, *, ours: bool = False) -> Guest:
+    """Return the guest with its obstacle where it stands in a migration.
+
+    :param mine: this controller, as it marks what it drives.
+    :param ours: this controller drives it, whoever the mark still names; without, the mark says whether it does.
+    """
+    other = identity.driver
+    ours = ours or (mine is not None and other is not None and mine.controller == other.controller)
+    gone = is_gone_as_seen_here(other.process) if other is not None else None
+    found = unfinished.unfinished_migration(identity.run, identity.status, other, ours=ours, gone=gone)
+    if found is None:
+        return guest
+    driven, text = found
+    return replace(
+        guest, obstacle_code="driven-elsewhere" if driven else "unfinished-migration", obstacle=text
     )
 
 

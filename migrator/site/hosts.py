@@ -38,7 +38,7 @@ from migrator.site import cold_ends
 from migrator.site.cold_starts import ColdStartEnds
 from migrator.site.connections import DrivenElsewhere, HostConnections
 from migrator.site.discovery import GuestDiscovery
-from migrator.site.guest_records import guest_record, with_distinct_keys
+from migrator.site.guest_records import with_distinct_keys
 from migrator.site.image_comparison import ImageComparison
 from migrator.site.launch_config import LaunchConfig
 from migrator.site.libvirt_connections import LibvirtConnections
@@ -279,9 +279,7 @@ class SiteHosts:
             try:
                 found = FoundSocket(path=socket, pid=end.process.pid if end.process else None)
                 first = naming.process_name(end.identity)
-                self._discovery.known[host, socket] = guest_record(
-                    host, found, await end.identify(), first=first
-                )
+                self._discovery.opened(host, found, await end.identify(), first=first)
             except QemuError:
                 pass  # what its command line says will do
         return end

@@ -20,6 +20,11 @@ def _needs_namespaces() -> None:
         missing(why)
 
 
+def soon_held(site: LiveSite) -> None:
+    """Have streams be recovered for a moment only."""
+    site.change_config(("[limits]", '[limits]\nstream_recovery = "4s"'))
+
+
 async def held(site: LiveSite, identifier: str) -> Any:
     async def is_held() -> bool:
         return bool((await site.get(f"migrations/{identifier}"))["state"] == "held")
@@ -65,10 +70,6 @@ async def test_broken_stream_is_recovered_also_by_the_controller_that_comes_afte
 @pytest.mark.timeout(300)
 async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts_meet_again() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)
-
-    def soon_held(site: LiveSite) -> None:
-        site.change_config(("[limits]", '[limits]\nstream_recovery = "4s"'))
-
     async with (
         served([machine], speed=SLOW, extra=_FIRST, prepare=soon_held) as site,
         Witness(site, [machine]),
@@ -109,16 +110,18 @@ async def test_held_guest_takes_no_deadly_word_and_ends_by_itself_once_its_hosts
 @pytest.mark.timeout(300)
 async def test_host_whose_guest_is_held_between_two_is_not_empty_for_a_service_that_was_killed() -> None:
     machine = guest("db", region=64 * MIB, speed=1 * MIB)
-    async with served([machine], speed=SLOW, extra=_FIRST) as site, Witness(site, [machine]):
+    async with (
+        served([machine], speed=SLOW, extra=_FIRST, prepare=soon_held) as site,
+        Witness(site, [machine]),
+    ):
         identifier = (await cut_while_it_fetches(site, machine))["id"]
         both = site.instances(machine)
         await site.restart()
         await site.known(1)
+        await held(site, identifier)
         for name in ("a", "b"):
             planned = await site.cli("plan", name)
             assert planned.returncode == 8, planned
-        await held(site, identifier)
-        for name in ("a", "b"):
             left = await site.cli("evacuate", name, "--wait")
             assert left.returncode == 5, left
             assert f"its migration {identifier} is held" in left.stdout

@@ -356,6 +356,18 @@ class TestHeldByOurselves:
         )
         await end.close()
 
+    async def test_source_that_a_migration_has_stopped_counts_at_its_host_also_where_it_was_opened_first(
+        self, lab: Lab, site: SiteHosts
+    ) -> None:
+        pair = await lab.pair()
+        await direct_doomed(pair, "KILL before source.switch", "--postcopy", "never")
+        end = await site.open("here", str(pair.source.qmp), role="source")
+        shown = (await guests(site)).values()
+        (guest,) = [guest for guest in shown if guest.pid == pair.source.pid]
+        assert (guest.key, guest.obstacle_code) == (str(pair.source.machine.uuid), "unfinished-migration")
+        assert "of this service" in guest.obstacle
+        await end.close()
+
     async def test_destination_is_left_out(self, lab: Lab, site: SiteHosts) -> None:
         pair = await lab.pair()
         end = await site.open("here", str(pair.destination.qmp), role="destination")

@@ -32,9 +32,10 @@ def unfinished_migration(
         return None if ours else _arrival(status, driver, gone=gone)
     what = _what(run, status, marked=driver is not None and not ours)
     if ours:
-        if run not in _LEFT or driver is None:
+        if run not in _LEFT:
             return None
-        return False, f"it {what}: migration {driver.migration} of this service; see migrator status"
+        which = f"migration {driver.migration}" if driver is not None else "a migration"
+        return False, f"it {what}: {which} of this service; see migrator status"
     if driver is not None and gone is not True:
         if gone is False:
             return True, f"{driver} drives it: wait for that"
