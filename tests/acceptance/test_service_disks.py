@@ -173,12 +173,12 @@ async def test_a_target_that_cannot_have_the_disk_is_refused() -> None:
 
 
 async def test_what_was_made_is_removed_where_the_destination_dies() -> None:
-    # It is being copied for as long as a busy machine takes to say so.
-    async with disk_site(size_bytes=32 * MIB, bytes_per_second=4 * MIB) as here:
-        identifier = await here.begin("b")
-        await here.site.until_state("mirroring")
-        (waiting,) = [pid for pid, argv in here.site.processes() if "-incoming" in argv]
-        os.kill(waiting, signal.SIGKILL)
+    async with disk_site(size_bytes=32 * MIB, bytes_per_second=20 * MIB) as here:
+        with here.site.crawling():
+            identifier = await here.begin("b")
+            await here.site.until_state("mirroring")
+            (waiting,) = [pid for pid, argv in here.site.processes() if "-incoming" in argv]
+            os.kill(waiting, signal.SIGKILL)
         ended = await here.site.migration_ended(identifier, "failed")
         assert ended["downtime_seconds"] is None
         assert here.names("b") == []
