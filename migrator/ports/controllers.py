@@ -113,7 +113,12 @@ class Controllers(Protocol):
     """The controllers that share a journal, each with a lease ``controller/<name>``.
 
     Every call raises :class:`~migrator.errors.JournalError` when it cannot be done.
+
+    :ivar complaint: why what a controller said of itself last could not be written, though it has its lease; empty
+        where it was.
     """
+
+    complaint: str
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         """Take the lease and say that it is there; ``None`` where another process has that name and lives.

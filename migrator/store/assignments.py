@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
@@ -14,7 +14,7 @@ from migrator.ports import Lease
 from migrator.ports.assignments import ASSIGNMENTS_CHANNEL, REPORTS_CHANNEL, Assignment, assignment_lease
 from migrator.ports.controllers import controller_lease
 from migrator.store.database import Database
-from migrator.store.leases import UNTIL_WITHDRAWN, holding
+from migrator.store.leases import UNTIL_WITHDRAWN
 from migrator.store.schema import assignments, leases
 from migrator.store.signals import LocalSignals
 
@@ -86,9 +86,7 @@ class SqlAssignments:
                 return None
             if row.released:
                 return _assignment(row)
-            now = await self._database.now(connection)
-            # A driver that renews its lease at this moment has it, or finds that it has ended.
-            if await holding(connection, [_driver_lease(row.driver, row.driver_token)], now):
+            if await _holds_on(connection, _driver_lease(row.driver, row.driver_token), self._database.now):
                 return None
             # What its driver writes at this moment comes before, or is refused.
             await connection.execute(select(leases.c.token).where(right).with_for_update())
@@ -193,6 +191,16 @@ class SqlAssignments:
             return {number: json.loads(requests) for number, requests in rows}
 
         return await self._database.read(read)
+
+
+async def _holds_on(
+    connection: AsyncConnection, lease: Lease, now: Callable[[AsyncConnection], Awaitable[int]]
+) -> bool:
+    """Tell whether a lease holds: a renewal that is under way is waited for, and one that begins now comes too late."""
+    its = leases.c.name == lease.name, leases.c.owner == lease.owner, leases.c.token == lease.token
+    found = await connection.execute(select(leases.c.ends_at).where(*its).with_for_update(key_share=True))
+    ends_at = found.scalar()
+    return ends_at is not None and bool(ends_at > await now(connection))
 
 
 def _order(kind: str, migration: str) -> str:

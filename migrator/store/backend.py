@@ -105,6 +105,8 @@ class Backend(Protocol):
         """Let go of it, once no connection is left."""
 
 
+#: Name of the writer of leases, where it is one of its own.
+LEASES = "leases"
 #: Said where nobody knows what became of a write.
 UNSURE = "what was asked for last may still be written"
 

@@ -9,6 +9,7 @@ from sqlalchemy import delete, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from migrator.errors import JournalError
 from migrator.ports import Lease
 from migrator.ports.controllers import ControllerInfo, PresentController, controller_lease
 from migrator.store import schema
@@ -28,6 +29,7 @@ class SqlControllers:
     """See :class:`migrator.ports.controllers.Controllers`."""
 
     def __init__(self, database: Database, held: SqlLeases) -> None:
+        self.complaint = ""
         self._database, self._leases = database, held
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
@@ -81,7 +83,11 @@ class SqlControllers:
                 old = controllers.c.seen_at < now - _SHOWN_MICROSECONDS
                 await connection.execute(delete(controllers).where(old))
 
-        await self._database.write_unleased(write, first=True)
+        self.complaint = ""
+        try:
+            await self._database.write_unleased(write, first=True)
+        except JournalError as error:  # the lease is had all the same
+            self.complaint = str(error)
 
     async def all(self) -> list[PresentController]:
         """See :meth:`migrator.ports.controllers.Controllers.all`."""

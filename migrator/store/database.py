@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from migrator.awake import timeout_while_awake
 from migrator.errors import JournalError
 from migrator.ports import Lease
-from migrator.store.backend import DATABASE_ERRORS, Backend, Place, Remedy, Server
+from migrator.store.backend import DATABASE_ERRORS, LEASES, Backend, Place, Remedy, Server
 from migrator.store.sqlite import FILE_TIMEOUTS, FileTimeouts, SqliteFile
 from migrator.store.writer import Job, Writer
 
@@ -47,7 +47,7 @@ class Database:
         self._writer = Writer(backend, name="writer", lost=self._readers.dispose)
         self._lease_writer = self._writer
         if backend.writers_go_beside_each_other:
-            self._lease_writer = Writer(backend, name="leases", lost=self._readers.dispose)
+            self._lease_writer = Writer(backend, name=LEASES, lost=self._readers.dispose)
 
     @classmethod
     async def open(

@@ -87,6 +87,9 @@ class SqlLeases:
         length = round(seconds * 1e6)
 
         async def write(connection: AsyncConnection) -> set[tuple[str, str, int]]:
+            locked = select(leases.c.name).where(_these(held)).order_by(leases.c.name)
+            await connection.execute(locked.with_for_update(key_share=True))
+            # After the lock, which may have been waited for: whoever had it may have found that it has ended.
             now = await self._database.now(connection)
             changed = update(leases).where(_these(held), leases.c.ends_at > now).values(ends_at=now + length)
             found = await connection.execute(changed.returning(leases.c.name, leases.c.owner, leases.c.token))

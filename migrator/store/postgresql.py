@@ -26,15 +26,16 @@ from sqlalchemy.pool import NullPool
 from migrator.errors import JournalError, UpgradeWaits, UsageError
 from migrator.ports.controllers import controller_lease
 from migrator.store import schema, server_errors
-from migrator.store.backend import DATABASE_ERRORS, UNSURE, Remedy, Server, close_what_is_lent
+from migrator.store.backend import DATABASE_ERRORS, LEASES, UNSURE, Remedy, Server, close_what_is_lent
 from migrator.store.lock import locked
 from migrator.store.schema import writers
 from migrator.tls import File, client_context
 
 #: Limit of one read or write: a transaction that fails, a new connection, and the transaction once more.
 _TIMEOUT_SECONDS = 12.0
-#: Of the seconds in which a server has to answer: so long a lock is waited for.
-_LOCK_SHARE = 0.6
+#: Of the seconds in which a server has to answer: so long a lock is waited for, by default and by role. What keeps one
+#: lease locked shall not make another end meanwhile; they are asked for again soon.
+_LOCK_SHARE, _LOCK_SHARES = 0.6, {"start": 1.0, LEASES: 0.1}
 #: One transaction at a time looks at the schema and changes it, whichever process it is of.
 _UPGRADING = 0x6D69677261746F72  # "migrator"
 
@@ -269,9 +270,7 @@ class PostgresServer:
             "application_name": self._application(role),
             "jit": "off",
             # Before the connection is given up: what was waited for can be told then, and nothing of it was done.
-            "lock_timeout": answer
-            if role == "start"
-            else str(round(self._answer_seconds * _LOCK_SHARE * 1000)),
+            "lock_timeout": str(round(self._answer_seconds * _LOCK_SHARES.get(role, _LOCK_SHARE) * 1000)),
             # What takes too long is given up by us.
             "statement_timeout": "0",
             # A transaction that nobody goes on with holds its locks no longer than that.

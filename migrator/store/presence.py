@@ -210,7 +210,13 @@ class Heartbeat:
                 found = replace(found, complaint=self._refused(found))
             else:
                 self._refused_since = None
-                found = replace(found, clock_ahead_seconds=self._clock_ahead(found, *between))
+                if not controllers.complaint:
+                    found = replace(found, clock_ahead_seconds=self._clock_ahead(found, *between))
+                elif not self.now.complaint:
+                    logs.logger().warning(
+                        "what this controller says of itself cannot be written", error=controllers.complaint
+                    )
+                found = replace(found, complaint=controllers.complaint)
         except JournalError as error:
             if not self.now.complaint:
                 logs.logger().warning("no heartbeat can be given", error=str(error))

@@ -147,6 +147,7 @@ class MemoryControllers:
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
         self._rows: dict[str, _Row] = {}
+        self.complaint = ""
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         """See :meth:`migrator.ports.controllers.Controllers.join`."""

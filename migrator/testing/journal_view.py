@@ -225,6 +225,7 @@ class _Controllers:
     def __init__(self, view: JournalView) -> None:
         self._view = view
         self._controllers, self._clock = view.shared.journal.controllers, view.shared.journal.leases
+        self.complaint = ""
 
     async def join(self, info: ControllerInfo, *, seconds: float, known: int | None = None) -> Lease | None:
         asked_at = self._clock.clock()

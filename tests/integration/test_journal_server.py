@@ -17,9 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from migrator.errors import JournalError
+from migrator.ports.assignments import Assignment
+from migrator.ports.controllers import ControllerInfo
 from migrator.store.backend import Server
 from migrator.store.database import Database
 from migrator.store.journal import SqlJournal
+from migrator.store.presence import Heartbeat
 from migrator.testing.lab import until
 from migrator.testing.postgresql import Postgres
 from tests import journals
@@ -44,6 +47,10 @@ def place(victim: Postgres) -> Server:
 
 def migration(identifier: str, **fields: Any) -> tuple[str, dict[str, Any]]:
     return "migration", {"id": identifier, "state": "precopy", "ended_at": None, **fields}
+
+
+def info(name: str) -> ControllerInfo:
+    return ControllerInfo(name=name, instance=f"host-{name}", version="1.0")
 
 
 def event(number: int, sequence: int = 0) -> dict[str, Any]:
@@ -224,6 +231,58 @@ class TestLocked:
             )
             assert [isinstance(each, JournalError) for each in outcomes] == [n == 2 for n in range(5)]
             assert len(await journal.unfinished("migration")) == 4
+
+    @pytest.mark.parametrize("which", ["leases", "controllers"])
+    async def test_what_a_controller_has_of_its_own_costs_the_lease_of_the_site_nothing(
+        self, place: Server, which: str
+    ) -> None:
+        place = replace(place, answer_seconds=2.0)
+        async with await SqlJournal.open(place) as journal:
+            site = await journal.leases.acquire("site", owner="a", seconds=60)
+            assert site is not None
+            heartbeat = Heartbeat(journal, info=info("a"), seconds=2.0)
+            engine = create_async_engine(place.url)
+            async with heartbeat, engine.connect() as other:
+                own = {"leases": "name = 'controller/a'", "controllers": "name = 'a'"}[which]
+                await other.execute(text(f"SELECT * FROM {which} WHERE {own} FOR UPDATE"))
+                deadline = time.monotonic() + 2.5
+                while time.monotonic() < deadline:
+                    async with asyncio.timeout(1):
+                        assert await journal.leases.renew([site], seconds=60) != [None]
+                    assert which == "leases" or heartbeat.holds(), "only its row among others is locked"
+                    await asyncio.sleep(0.05)
+                assert "another session of the database keeps something locked" in heartbeat.now.complaint
+                await other.rollback()
+                await until(lambda: heartbeat.holds() and not heartbeat.now.complaint, what="all is well")
+            await engine.dispose()
+
+    async def test_by_a_renewal_that_takes_long_a_driver_is_not_taken_for_dead(
+        self, victim: Postgres, place: Server
+    ) -> None:
+        async with await SqlJournal.open(place) as journal:
+            driver = await journal.controllers.join(info("d"), seconds=60)
+            assert driver is not None
+            given = Assignment(
+                migration="m1", driver="d", driver_token=driver.token, number=1, session={"id": "m1"}
+            )
+            assert await journal.assignments.give(given)
+            engine = create_async_engine(place.url)
+            async with engine.connect() as other:
+                its = "WHERE name = 'controller/d'"
+                await other.execute(text(f"UPDATE leases SET ends_at = 1 {its}"))
+                await other.commit()
+                # As it is done when it is renewed at the last moment, by a server that is slow to write.
+                await other.execute(text(f"UPDATE leases SET ends_at = {2**61} {its}"))
+                fencing = asyncio.create_task(journal.assignments.fence("m1", 1), name="fence")
+                waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+                async def decided() -> bool:
+                    return fencing.done() or bool(await asyncio.to_thread(victim.sql, waits))
+
+                await until(decided, what="it waits, or has decided")
+                await other.commit()
+            await engine.dispose()
+            assert await fencing is None, "its driver may still drive it"
 
 
 class TestFrozen:

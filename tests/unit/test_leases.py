@@ -287,7 +287,7 @@ async def test_whoever_takes_it_over_waits_for_a_write_that_was_let_pass(
 
         async def slow(connection: Any) -> None:
             begun.set()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
             order.append("written")
 
         async def later(connection: Any) -> int:
