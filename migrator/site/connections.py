@@ -26,6 +26,8 @@ from migrator.site.monitor_clients import MonitorClients
 from migrator.site.recent_facts import RecentFacts
 from migrator.site.recent_processes import RecentProcesses
 
+#: Said of a host that the configuration does not have, or has no more.
+NOT_CONFIGURED = "it is not in the configuration"
 #: The monitors of a destination that we start: the second is for whoever has to end it.
 _CONTROL, _RESCUE = "/control.qmp", "/rescue.qmp"
 #: Seconds to open a monitor for a migration.
@@ -213,7 +215,7 @@ class HostConnections:
         try:
             return self._hosts[name]
         except KeyError:
-            raise HostError(name, "it is not in the configuration") from None
+            raise HostError(name, NOT_CONFIGURED) from None
 
     async def settle_clients(self, host: str) -> None:
         """See :meth:`~migrator.site.monitor_clients.MonitorClients.prepare`; at once where nobody shares the journal.

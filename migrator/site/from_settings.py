@@ -12,12 +12,13 @@ from migrator.core.inventory import Guest
 from migrator.core.migration.drivers import Driver
 from migrator.core.model import Finding
 from migrator.core.policy import Policy
+from migrator.errors import HostError
 from migrator.hosts.host_config import HostConfig, access, host_config
 from migrator.ports import SourceQemu
 from migrator.settings import Settings
 from migrator.settings.host_sections import HostSettings
 from migrator.settings.models import LimitsSettings
-from migrator.site.connections import HostConnections
+from migrator.site.connections import NOT_CONFIGURED, HostConnections
 from migrator.site.destinations import Destinations
 from migrator.site.host_checks import SiteChecks
 from migrator.site.hosts import SiteHosts
@@ -93,8 +94,13 @@ class ConfiguredSite(SiteHosts):
         return same
 
     def how(self, guest: Guest, host: str) -> LaunchConfig:
-        """How the guest's destination is started on a host."""
-        config = self._launches[host]
+        """How the guest's destination is started on a host.
+
+        :raise HostError: no host of that name is configured: a controller that was here before may have had it.
+        """
+        config = self._launches.get(host)
+        if config is None:
+            raise HostError(host, NOT_CONFIGURED)
         return config.with_ports(guest.ports) if guest.ports else config
 
     def prepare(self, sections: tuple[Sequence[HostSettings], LimitsSettings]) -> Callable[[], None]:

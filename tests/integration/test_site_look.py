@@ -26,8 +26,11 @@ from migrator.hosts.local import LocalAccess
 from migrator.hosts.sockets import find_sockets, literal
 from migrator.ports import IncomingDestination, Qemu
 from migrator.qemu.identify import identify_at
+from migrator.settings.host_sections import HostSettings
+from migrator.settings.models import LimitsSettings
 from migrator.site import discovery
 from migrator.site.connections import HostConnections
+from migrator.site.from_settings import ConfiguredSite
 from migrator.site.hosts import SiteHosts
 from migrator.testing.lab import GuestMachine, Lab
 from migrator.testing.network import LabHosts
@@ -422,6 +425,11 @@ class TestOpen:
     async def test_nobody_there(self, lab: Lab, site: SiteHosts) -> None:
         with pytest.raises(QemuError, match="No such file"):
             await site.open("here", str(lab.directory / "nothing"), role="source")
+
+    async def test_what_was_begun_at_a_host_that_only_another_controller_has_is_left_and_said(self) -> None:
+        own = ConfiguredSite([HostSettings(name="here", address=("127.0.0.1",))], LimitsSettings())
+        with pytest.raises(HostError, match="host there: it is not in the configuration"):
+            await own.abandon("there", migration="m1", images=True)
 
     async def test_host_that_is_not_configured(self, lab: Lab, site: SiteHosts) -> None:
         with pytest.raises(HostError, match="host there: it is not in the configuration"):
