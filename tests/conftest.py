@@ -82,8 +82,8 @@ CROSSINGS = [(source, destination) for source in VERSIONS for destination in VER
 _UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "acceptance"))
 #: Files there whose tests take a moment each; those of the others have a whole service.
 _SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
-#: Of the short tests that are left, how many stand between long ones, and then between files of those that wait less.
-_MIXED_RATIO = 0.6
+#: Of the unit tests, how many stand between long ones, and between files of those that wait less.
+_AMONG_LONG, _AMONG_FILES = 0.4, 0.45
 #: Numbers of directories for records.
 _RECORDS = itertools.count(1)
 _PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)
@@ -148,10 +148,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         waiting = [[items[n]] for n in long[processes - 1 - number :: processes]]
         dealt = files[number::processes]
         short = list(itertools.islice(units, max(0, size - len(waiting) - sum(map(len, dealt)))))
-        ordered += _mixed(waiting, short[: int(len(short) * _MIXED_RATIO)])
-        short = short[int(len(short) * _MIXED_RATIO) :]
-        ordered += _mixed(dealt, short[: int(len(short) * _MIXED_RATIO)])
-        ordered += short[int(len(short) * _MIXED_RATIO) :]
+        first = int(len(short) * _AMONG_LONG)
+        second = first + int(len(short) * _AMONG_FILES)
+        ordered += [*_mixed(waiting, short[:first]), *_mixed(dealt, short[first:second]), *short[second:]]
     items[:] = [*ordered, *units]
 
 
