@@ -87,3 +87,14 @@ def test_path_that_turns_out_to_be_slower_than_was_planned_with_holds_back_more(
     assert state.limit == 100 * HELD_BACK
     state = look(replace(state, path_bytes_per_second=PATH), 10.1, requests=2)
     assert state.limit == HELD_BACK
+
+
+def test_what_the_stream_carries_while_it_is_held_back_is_not_held_back_for_ever_as_its_path() -> None:
+    left = 70_000_000
+    state, at = look(PostcopyBandwidth(path_bytes_per_second=PATH), 0.0, requests=1, left=left), 0.0
+    while at < 11.0:  # on a busy machine not even what the limit allows, and what was asked for
+        at += 0.1
+        carried = max(0.8 * state.limit, 50_000)
+        state = replace(state, path_bytes_per_second=carried if state.limit else state.path_bytes_per_second)
+        state = look(state, at, requests=int(at * 100), left=left)
+    assert state.limit == 0

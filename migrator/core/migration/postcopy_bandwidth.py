@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 #: longest silence is no shorter than with 0.15, and the whole takes longer.
 _HELD_BACK_RATIO = 0.2
 #: Nothing is held back any more once that took as long as all of it would have taken at full speed: a guest that asks
-#: for a page now and then for ever would be on its way for ever, and whatever breaks meanwhile is fatal.
+#: for a page now and then for ever would be on its way for ever, and whatever breaks meanwhile is fatal. The speed is
+#: the one of the beginning: what a stream that is held back carries may be taken for what its path does, ever less.
 _HELD_BACK_AT_MOST_RATIO = 1.0
 #: A path is slower than it was thought to be where it is by more than this.
 _SLOWER_RATIO = 0.8
@@ -50,9 +51,9 @@ class PostcopyBandwidth:
     stall_seconds: float = 0.0
     #: When the guest was last seen to wait.
     waited_at: float | None = None
-    #: When the guest was first looked at while it ran, and what was left then, bytes.
-    since: float | None = None
-    left_bytes: int = 0
+    #: Until when something may be held back; ``None``: the guest was not looked at yet while it ran, or nothing is
+    #: known of the path.
+    until: float | None = None
 
 
 def begin(state: PostcopyBandwidth) -> PostcopyBandwidth:
@@ -79,23 +80,23 @@ def step(
     :param stall_seconds: for how long all of the guest has waited so far; ``None``: not measured.
     :param bandwidth_bytes_per_second: as QEMU measures it now.
     """
-    if state.since is None:
-        state = replace(state, since=at_seconds, left_bytes=remaining_bytes)
     path = state.path_bytes_per_second
     if state.limit == 0:
         path = max(path, bandwidth_bytes_per_second)
+    until = state.until
+    if until is None and path > 0:
+        until = at_seconds + _HELD_BACK_AT_MOST_RATIO * remaining_bytes / path
     waits = (
         requests > state.requests or (stall_seconds or 0.0) > state.stall_seconds or state.waited_at is None
     )
     waited_at = at_seconds if waits or state.waited_at is None else state.waited_at
     quiet = at_seconds - waited_at >= _QUIET_SECONDS
-    worth = path > 0 and remaining_bytes > path * _SOON_SECONDS
-    held = at_seconds - (at_seconds if state.since is None else state.since)
-    too_long = held * path > _HELD_BACK_AT_MOST_RATIO * state.left_bytes
-    limit = int(path * _HELD_BACK_RATIO) if worth and not quiet and not too_long else 0
+    worth = until is not None and at_seconds <= until and remaining_bytes > path * _SOON_SECONDS
+    limit = int(path * _HELD_BACK_RATIO) if worth and not quiet else 0
     return replace(
         state,
         path_bytes_per_second=path,
+        until=until,
         # A path that is only now seen to be faster is no reason to tell QEMU again.
         limit=state.limit if limit > _SLOWER_RATIO * state.limit > 0 else limit,
         requests=max(requests, state.requests),

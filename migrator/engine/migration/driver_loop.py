@@ -72,7 +72,8 @@ class MigrationLoop(ContainedLoop):
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy(limit=self._postcopy_steering.limit)
                     self._postcopy_steering.expect(self._shared_path.bytes_per_second or 0.0)
-                    await self._postcopy_steering.step(source, destination)
+                    handed_over = intent.milestone is Milestone.HANDED_OVER
+                    await self._postcopy_steering.step(source, destination, handed_over=handed_over)
                 self._intent_updates.slow_cancel(source, waits_for=self._unplug_wait.waiting_for)
                 # What the guest writes to disks that are copied is to be seen soon, however far the switch is.
                 far = 0.0 if self._mirrors.copies else self._steering.far_seconds
