@@ -30,6 +30,9 @@ from migrator.ports import Tuning
 #: As a guard parks a stream, where there is none: the limit is parked as it is all the way to the switch, and an idle
 #: guest, which would get there even so, has its stream held back besides.
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
+#: QEMU measures what a stream carries over a tenth of a second: for so long after it was let go on it may show what it
+#: carried before.
+_SETTLES_SECONDS = 0.25
 #: Jobs on the guest's disks are looked for so often while it copies, and where the switch is farther away than that and
 #: none of them is ours; at the switch itself they are looked for in any case.
 _DISK_USERS_SECONDS, _DISK_USERS_FAR_SECONDS = 0.1, 5.0
@@ -130,8 +133,8 @@ class MigrationLoop(ContainedLoop):
             asked = self.requests.postcopy and self._abilities.postcopy
             if asked and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
-            if sample.gives_way:
-                return
+            if sample.gives_way or clock.now() < self._settled_at:
+                return  # its bandwidth says nothing
             near = self._steering.look_in_seconds is not None and not self._group_hold.holds
             if near and not self._shared_path.take_turn():
                 return  # another guest is being switched over the same path
@@ -157,11 +160,11 @@ class MigrationLoop(ContainedLoop):
     async def _give_bandwidth(self) -> None:
         """Give QEMU its share and its limit where they have changed; no limit is real while disks are behind."""
         holds = self._disk_following.holds
-        if (
-            self._guarding.acted_meanwhile()
-            or self._given_bandwidth != self._bandwidth
-            or self._held != holds
-        ):
+        # Whoever had it meanwhile, a controller before this one or a guard, may have had it parked.
+        unknown = self._guarding.acted_meanwhile() or self._given_bandwidth is None
+        if unknown:
+            self._settled_at = clock.now() + _SETTLES_SECONDS
+        if unknown or self._given_bandwidth != self._bandwidth or self._held != holds:
             self._given_bandwidth, self._held = self._bandwidth, holds
             if holds:
                 await self._disk_following.hold(self._given_bandwidth)
