@@ -3,8 +3,8 @@
 BIN := .build/venv/bin
 
 # Test processes at a time: two a core, as they wait for a QEMU or a service some of the time, and with more the guests
-# run late; each may take 1 GiB.
-WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 2 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
+# run late; and one with unit tests, which takes what they leave of the processor. Each may take 1 GiB.
+WORKERS ?= $(shell awk -v most=$$(( $$(nproc) * 2 + 1 )) '/MemAvailable/ {n = int($$2 / 1048576); print n < 2 ? 2 : n < most ? n : most}' /proc/meminfo)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 TOGETHER := $(MAKE) --no-print-directory --jobs 3 --output-sync=target

@@ -82,8 +82,11 @@ CROSSINGS = [(source, destination) for source in VERSIONS for destination in VER
 _UNIT, _ACCEPTANCE = (Path(__file__).parent / name for name in ("unit", "acceptance"))
 #: Files there whose tests take a moment each; those of the others have a whole service.
 _SHORT = ("test_cli", "test_direct", "test_operations.", "test_replay")
-#: Of the unit tests, how many stand between long ones, and between files of those that wait less.
-_AMONG_LONG, _AMONG_FILES = 0.4, 0.45
+#: Of the unit tests that share a process with those that wait, how many stand between long ones, and between files of
+#: those that wait less; the others are for whoever has nothing left to do.
+_AMONG_LONG, _AMONG_FILES = 0.15, 0.2
+#: With so many processes the last one has unit tests alone.
+_MANY = 3
 #: Numbers of directories for records.
 _RECORDS = itertools.count(1)
 _PRIORITY = os.getpriority(os.PRIO_PROCESS, 0)
@@ -120,12 +123,13 @@ def missing(reason: str) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put short tests, which compute, between long ones, which wait.
+    """Put short tests, which compute, beside and between long ones, which wait.
 
     A run in several processes uses the processor all the while then, and no long test is all that still runs at its
     end. ``--dist worksteal`` gives each process a block of the list, and whoever has done its own takes from the end of
-    another's: so those that wait are dealt out over all blocks, the longest first and the others by their files, and
-    only unit tests stand at the end.
+    another's: so the last process has unit tests alone, which take what the others leave of the processor; those that
+    wait are dealt out over the other blocks, the longest first and the others by their files, and unit tests stand at
+    the end of each.
     """
     for item in items:
         if item.get_closest_marker("looptime"):
@@ -142,11 +146,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     units = iter([item for each in files if each[0].path.parent == _UNIT for item in each])
     files = [each for each in files if each[0].path.parent != _UNIT]
     ordered: list[pytest.Item] = []
+    players = processes - 1 if processes >= _MANY else processes
     for number in range(processes):  # the blocks that are one longer come last, as there
         size = (len(items) - len(ordered)) // (processes - number)
-        # What a file has of its own is made once: its tests stay together.
-        waiting = [[items[n]] for n in long[processes - 1 - number :: processes]]
-        dealt = files[number::processes]
+        waiting: list[list[pytest.Item]] = []
+        dealt: list[list[pytest.Item]] = []
+        if number < players:
+            # What a file has of its own is made once: its tests stay together.
+            waiting = [[items[n]] for n in long[players - 1 - number :: players]]
+            dealt = files[number::players]
         short = list(itertools.islice(units, max(0, size - len(waiting) - sum(map(len, dealt)))))
         first = int(len(short) * _AMONG_LONG)
         second = first + int(len(short) * _AMONG_FILES)
