@@ -41,6 +41,8 @@ _BETWEEN_CHECKS_SECONDS = 0.1
 _DOCUMENTS_AT_ONCE = 100
 #: Of an evacuation that nobody has begun.
 _NOBODYS = "plan"
+#: States of a migration in which nobody can promise that its guest will leave.
+_NOT_SURE_TO_LEAVE = (State.RECOVERING, State.HELD)
 
 _Targets = dict[str, tuple[str | None, str]]
 _Findings = dict[str, tuple[Finding, ...]]
@@ -152,7 +154,7 @@ class Preview:
             under_way = snapshot.live.get(key)
             if under_way is not None and under_way.target != run.host:
                 targets[key] = (
-                    None if under_way.state is State.HELD else under_way.target,
+                    None if under_way.state in _NOT_SURE_TO_LEAVE else under_way.target,
                     f"its migration {under_way.id} is {under_way.state}",
                 )
             elif entry.guest.obstacle:

@@ -58,6 +58,9 @@ async def test_broken_stream_is_recovered_also_by_the_controller_that_comes_afte
         assert "waits for the network" in shown.stdout
         refused = await site.cli("cancel", identifier)
         assert "its stream is being recovered" in refused.stderr
+        planned = await site.cli("plan", "a")
+        assert planned.returncode == 8
+        assert f"its migration {identifier} is recovering" in planned.stdout
         await site.restart()
         await until(waits, what="the next controller's probe", within=60)
         site.host("b").heal()
