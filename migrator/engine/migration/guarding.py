@@ -44,6 +44,8 @@ class Guarding:
         wanted = intent.undo is None and not intent.postcopy and intent.milestone <= Milestone.MIGRATING
         changed = self._told is not intent.stopped_by_us
         if wanted and intent.guest_runs and (changed or not self._armed):
+            if self._told is None:
+                self._sessions = self._source.guard.sessions  # in those before it guarded nothing
             self._told, self._armed = intent.stopped_by_us, False
             await self._source.guard.begin(self._migration, stopped=intent.stopped_by_us)
             self._armed = True
