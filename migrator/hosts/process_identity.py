@@ -71,8 +71,9 @@ line() { line=; { IFS= read -r line <"$1"; } 2>/dev/null; put "$line"; }
 status=$(cat "$p/status" 2>/dev/null) cgroup=$(cat "$p/cgroup" 2>/dev/null)
 put "$status" "$(cat "$p/stat" 2>/dev/null)" "$(cat "$p/limits" 2>/dev/null)"
 line "$p/oom_score_adj"; put "$cgroup"
-put "$(tr -d '\0' 2>/dev/null <"$p/attr/current")"
-line /sys/devices/system/cpu/online; put "$(readlink "$p/cwd" 2>/dev/null)"
+line "$p/attr/current"
+line /sys/devices/system/cpu/online
+d=$(readlink "$p/cwd" 2>/dev/null); put "$d"
 root=$(readlink "$p/root" 2>/dev/null)
 put "$root" "$(ionice -p "$pid" 2>/dev/null)"
 other=
@@ -111,11 +112,10 @@ if ls "$p/fd" >/dev/null 2>&1; then
   find "$p/fd" -type l -printf '%f %l\0' 2>/dev/null
 else put '' ''; fi
 put ''
-d=$(readlink "$p/cwd" 2>/dev/null)
 case "$other" in *mnt*) ;; *) [ "${root:-/}" != / ] || set -- ;; esac
 for f; do
   case $f in /*) a=$p/root$f b=$f ;; *) a=$p/cwd/$f b=$d/$f ;; esac
-  [ "$(stat -L -c %d:%i -- "$a" 2>/dev/null)" = "$(stat -L -c %d:%i -- "$b" 2>/dev/null)" ] || put "$f"
+  [ "$a" -ef "$b" ] || { [ ! -e "$a" ] && [ ! -e "$b" ]; } || put "$f"
 done
 put '' end
 """
