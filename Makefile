@@ -52,11 +52,10 @@ test:
 	@$(TOGETHER) rules layers generated collected
 	@$(MAKE) --no-print-directory --jobs 2 types tested GENTLY='nice -n 19'
 
-# What fails among many, on a busy machine, is run once more, alone, and only then counts: until the whole was seen to pass
-# without for some days. The tests run a make of their own, which this one is no part of.
+# The tests run a make of their own, which this one is no part of.
 tested: export MAKEFLAGS :=
 tested:
-	$(PYTEST) $(PYTEST_ARGS) || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: lint deb
 	@scripts/setup test
