@@ -104,6 +104,13 @@ async def at_switch(source: LabQemu) -> None:
     await until(there, what="the switch")
 
 
+async def past_switch(source: LabQemu) -> None:
+    async def there() -> bool:
+        return await source.migration_status() in ("device", "completed")
+
+    await until(there, what="what comes after the switch")
+
+
 async def copies(source: LabQemu) -> None:
     async def there() -> bool:
         return await source.migration_status() == "active"
@@ -209,6 +216,7 @@ async def test_it_touches_nothing_that_is_not_its_to_touch(
             await monitor.execute("qom-set", {**other, "value": json.dumps({"token": "another"})})
         else:
             await monitor.execute("migrate-continue", {"state": "pre-switchover"})
+            await past_switch(made.source)
         await local.leave("a")
     before = "completed" if why == "past the switch" else "pre-switchover"
 
