@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from migrator.core.model import Sample, State
 from migrator.core.policy import PostcopyMode
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.steering import Steering
+from migrator.ports import Tuning
 from migrator.testing.lab import GuestMachine, Habit, Lab, until
 from tests.driven import MIB, PLAIN, Drive, driven
 from tests.invariants import witness
@@ -20,6 +22,8 @@ ALLOWED = PLAIN.but(postcopy=PostcopyMode.ALLOW, max_downtime_seconds=0.05)
 SLOW, FAST = (ALLOWED.but(max_bandwidth_bytes_per_second=each * MIB) for each in (5, 16))
 #: Bytes per second: more than any QEMU sends while it is parked.
 PARKED_AT_MOST = 2 * MIB
+#: So late a busy host carries out what it is told.
+_BUSY_SECONDS = 0.4
 
 
 class StopsAfterAPass(list[MigrationProgress]):
@@ -57,6 +61,13 @@ async def test_the_next_controller_steers_by_what_it_carries_since_it_goes_on(
         await until(crawls, what="the stream is parked")
         monkeypatch.setattr(Steering, "step", noted)
         async with driven(pair, policy=FAST, listen=stream) as goes_on:
+            tune = goes_on.source.tune
+
+            async def tune_late(tuning: Tuning) -> None:
+                await asyncio.sleep(_BUSY_SECONDS)
+                await tune(tuning)
+
+            monkeypatch.setattr(goes_on.source, "tune", tune_late)
             result = await goes_on.take_up()
         assert result.state is State.COMPLETED
         assert min(carried) > PARKED_AT_MOST

@@ -31,8 +31,9 @@ from migrator.ports import Tuning
 #: guest, which would get there even so, has its stream held back besides.
 PARKED = Tuning(max_bandwidth_bytes_per_second=4096, downtime_limit_seconds=PARKED_LIMIT_SECONDS)
 #: QEMU measures what a stream carries over a tenth of a second: for so long after it was let go on it may show what it
-#: carried before.
-_SETTLES_SECONDS = 0.25
+#: carried before; where QEMU gets little of a processor, longer, and then that is no more than this a second, in bytes.
+_SETTLES_SECONDS, _SETTLES_AT_MOST_SECONDS = 0.2, 1.0
+_PARKED_AT_MOST = 2 << 20
 #: Jobs on the guest's disks are looked for so often while it copies, and where the switch is farther away than that and
 #: none of them is ours; at the switch itself they are looked for in any case.
 _DISK_USERS_SECONDS, _DISK_USERS_FAR_SECONDS = 0.1, 5.0
@@ -46,6 +47,7 @@ class MigrationLoop(ContainedLoop):
     async def _go_on(self) -> MigrationOutcome:
         self._observer.disks_follow = bool(self._mirrors.copies)
         while True:
+            looked_at = clock.now()
             source, destination, overdue = await self._observer.look(self._intent_log.intent)
             self._note(source, destination)
             if not await self._guarding.note_end(source):
@@ -68,10 +70,10 @@ class MigrationLoop(ContainedLoop):
                 return await self._end(answer)
             if answer.step is Step.WAIT:
                 if source_is(source) is SourceIs.COPIES and source.sample is not None:
-                    self._postcopy_steering.expect(self._steering.bandwidth_bytes_per_second)
                     if self._parked:
                         return self.result  # a look after it was parked found it copying: there it stays
-                    await self._steer(source.sample)
+                    await self._steer(source.sample, looked_at)
+                    self._postcopy_steering.expect(self._steering.bandwidth_bytes_per_second)
                 elif intent.postcopy:
                     await self._shaper.tend_postcopy(limit=self._postcopy_steering.limit)
                     self._postcopy_steering.expect(self._shared_path.bytes_per_second or 0.0)
@@ -105,7 +107,7 @@ class MigrationLoop(ContainedLoop):
         self._intent_updates.run_there(destination)
         self._heed_cancel()
 
-    async def _steer(self, sample: Sample) -> None:
+    async def _steer(self, sample: Sample, looked_at: float) -> None:
         try:
             await self._guarding.begin()
             if (
@@ -133,7 +135,7 @@ class MigrationLoop(ContainedLoop):
             asked = self.requests.postcopy and self._abilities.postcopy
             if asked and not self._intent_log.intent.postcopy:
                 await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
-            if sample.gives_way or clock.now() < self._settled_at:
+            if sample.gives_way or self._may_show_parked(sample, looked_at):
                 return  # its bandwidth says nothing
             near = self._steering.look_in_seconds is not None and not self._group_hold.holds
             if near and not self._shared_path.take_turn():
@@ -161,15 +163,23 @@ class MigrationLoop(ContainedLoop):
         """Give QEMU its share and its limit where they have changed; no limit is real while disks are behind."""
         holds = self._disk_following.holds
         # Whoever had it meanwhile, a controller before this one or a guard, may have had it parked.
-        unknown = self._guarding.acted_meanwhile() or self._given_bandwidth is None
-        if unknown:
-            self._settled_at = clock.now() + _SETTLES_SECONDS
-        if unknown or self._given_bandwidth != self._bandwidth or self._held != holds:
-            self._given_bandwidth, self._held = self._bandwidth, holds
+        if self._guarding.acted_meanwhile():
+            self._given_bandwidth = None
+        unknown, bandwidth = self._given_bandwidth is None, self._bandwidth
+        if self._given_bandwidth != bandwidth or self._held != holds:
             if holds:
-                await self._disk_following.hold(self._given_bandwidth)
+                await self._disk_following.hold(bandwidth)
             else:
-                await self._steering.resume(self._given_bandwidth)
+                await self._steering.resume(bandwidth)
+            self._given_bandwidth, self._held = bandwidth, holds
+        if unknown:
+            self._let_go_at = clock.now()
+
+    def _may_show_parked(self, sample: Sample, looked_at: float) -> bool:
+        """Tell whether a sample may show what the stream carried while it was parked."""
+        since = looked_at - self._let_go_at
+        crawls = sample.bandwidth_bytes_per_second <= _PARKED_AT_MOST
+        return since < (_SETTLES_AT_MOST_SECONDS if crawls else _SETTLES_SECONDS)
 
     @property
     def _disk_users_seconds(self) -> float:

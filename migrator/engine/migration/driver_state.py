@@ -219,8 +219,8 @@ class DriverState:
         self._given_bandwidth: int | None = None
         #: ... and a limit that keeps it from its switch.
         self._held = False
-        #: When a stream that may have been parked shows again what its path carries.
-        self._settled_at = -math.inf
+        #: When a stream that may have been parked was last let go on.
+        self._let_go_at = -math.inf
         self._parked = False
         self._disk_users_at = -math.inf
         self._last_source: View | None = None

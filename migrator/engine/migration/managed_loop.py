@@ -237,13 +237,13 @@ class ManagedLoop(ContainedLoop, ManagedState):
         sample = self._heed_path(sample)
         share = self._share
         if share != self._given_bandwidth or not self._tuned:
-            self._given_bandwidth, self._tuned = share, True
             await self._source.tune(
                 Tuning(
                     max_bandwidth_bytes_per_second=UNLIMITED_BYTES_PER_SECOND if share is None else share,
                     downtime_limit_seconds=self._limit_seconds,
                 )
             )
+            self._given_bandwidth, self._tuned = share, True
         if self.requests.postcopy and self._abilities.postcopy:
             await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
             return False
