@@ -28,8 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-#: So many runs are some tens of thousands of steps.
-_RUNS = 3
+#: So many runs are thousands of steps.
+_RUNS = 2
 #: In ``make soak``.
 _SOAK_STEPS = 1_000_000
 
