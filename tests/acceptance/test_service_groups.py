@@ -142,12 +142,10 @@ async def test_a_guest_that_answers_no_more_is_waited_for_as_long_as_its_group_s
 @pytest.mark.parametrize("otherwise", ["go", "stay"])
 async def test_a_guest_whose_target_dies_while_the_others_wait_has_them_wait_on(otherwise: str) -> None:
     rules = f'{GROUP}[groups.shop]\notherwise = "{otherwise}"\n'
-    # Its first pass takes seconds: before that it is not due, and nobody else is either.
-    machines = (*MACHINES[:2], guest("db", region=192 * MIB, speed=16 * MIB))
-    async with served(machines, "a", "b", speed=60 * MIB, extra=rules) as site:
+    async with served(MACHINES, "a", "b", speed=60 * MIB, extra=rules) as site:
         site.change_config(("[limits]\n", '[limits]\nfirst_pause = "200ms"\nattempts = 9\n'))
         await site.restart()
-        await site.known(len(machines))
+        await site.known(len(MACHINES))
         asked = await site.post("migrations", group="shop", to="b")
 
         async def one_waits() -> bool:
@@ -157,14 +155,14 @@ async def test_a_guest_whose_target_dies_while_the_others_wait_has_them_wait_on(
 
         await until(one_waits, what="a guest that waits for one that is copied", within=60)
         (waiting,) = [
-            pid for pid, argv in site.processes() if "-incoming" in argv and str(machines[2].uuid) in argv
+            pid for pid, argv in site.processes() if "-incoming" in argv and str(MACHINES[2].uuid) in argv
         ]
         os.kill(waiting, signal.SIGKILL)
         run = await site.ended(asked["id"], "completed", within=120)
         times = sorted(map(switched_at, await moved(site, run)))
         assert (times[-1] - times[0]).total_seconds() < _TOGETHER_SECONDS
         assert max(each["attempts"] for each in run["guests"]) > 1
-        await site.everyone_at(machines, "b")
+        await site.everyone_at(MACHINES, "b")
 
 
 @pytest.mark.matrix
