@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from migrator.core.model import Sample, State
 from migrator.core.policy import PostcopyMode
 from migrator.engine.migration.outcome import MigrationProgress
 from migrator.engine.migration.steering import Steering
+from migrator.errors import TimedOut
 from migrator.ports import Tuning
 from migrator.testing.lab import GuestMachine, Habit, Lab, until
 from tests.driven import MIB, PLAIN, Drive, driven
@@ -39,16 +42,11 @@ class StopsAfterAPass(list[MigrationProgress]):
             self._requests.park = True
 
 
-async def test_the_next_controller_steers_by_what_it_carries_since_it_goes_on(
-    lab: Lab, each_qemu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = await lab.pair(BUSY, source=each_qemu, destination=each_qemu)
+@contextlib.asynccontextmanager
+async def taken_up_parked(lab: Lab, binary: Path) -> AsyncIterator[Drive]:
+    """The next controller, of a stream that one who stopped has parked; its guest is whole once it has moved it."""
+    pair = await lab.pair(BUSY, source=binary, destination=binary)
     stream = f"unix:{lab.directory}/stream"  # the kernel paces none of these
-    step, carried = Steering.step, []
-
-    async def noted(steering: Steering, sample: Sample, abilities: Abilities) -> None:
-        carried.append(sample.bandwidth_bytes_per_second)
-        await step(steering, sample, abilities)
 
     async def crawls() -> bool:
         shown = (await pair.source.query("query-migrate"))["ram"]["mbps"]
@@ -59,16 +57,45 @@ async def test_the_next_controller_steers_by_what_it_carries_since_it_goes_on(
             stops.shown = StopsAfterAPass(stops)
             await stops.run()
         await until(crawls, what="the stream is parked")
-        monkeypatch.setattr(Steering, "step", noted)
         async with driven(pair, policy=FAST, listen=stream) as goes_on:
-            tune = goes_on.source.tune
-
-            async def tune_late(tuning: Tuning) -> None:
-                await asyncio.sleep(_BUSY_SECONDS)
-                await tune(tuning)
-
-            monkeypatch.setattr(goes_on.source, "tune", tune_late)
-            result = await goes_on.take_up()
-        assert result.state is State.COMPLETED
-        assert min(carried) > PARKED_AT_MOST
+            yield goes_on
         await seen.verify(State.COMPLETED)
+
+
+async def test_the_next_controller_steers_by_what_it_carries_since_it_goes_on(
+    lab: Lab, each_qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, carried = Steering.step, []
+
+    async def noted(steering: Steering, sample: Sample, abilities: Abilities) -> None:
+        carried.append(sample.bandwidth_bytes_per_second)
+        await step(steering, sample, abilities)
+
+    async with taken_up_parked(lab, each_qemu) as goes_on:
+        tune = goes_on.source.tune
+
+        async def tune_late(tuning: Tuning) -> None:
+            await asyncio.sleep(_BUSY_SECONDS)
+            await tune(tuning)
+
+        monkeypatch.setattr(goes_on.source, "tune", tune_late)
+        monkeypatch.setattr(Steering, "step", noted)
+        assert (await goes_on.take_up()).state is State.COMPLETED
+    assert min(carried) > PARKED_AT_MOST
+
+
+async def test_a_limit_that_qemu_did_not_take_in_time_is_given_again(
+    lab: Lab, one_version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with taken_up_parked(lab, one_version) as goes_on:
+        tune, silent = goes_on.source.tune, [True]
+
+        async def tune_later(tuning: Tuning) -> None:
+            if silent:
+                silent.clear()
+                raise TimedOut(goes_on.source.name, "migrate-set-parameters", _BUSY_SECONDS)
+            await tune(tuning)
+
+        monkeypatch.setattr(goes_on.source, "tune", tune_later)
+        result = await asyncio.wait_for(goes_on.take_up(), 60)
+        assert (result.state, silent) == (State.COMPLETED, [])

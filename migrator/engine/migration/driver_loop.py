@@ -24,7 +24,7 @@ from migrator.engine.migration.ending import explain, judge_stall, measure
 from migrator.engine.migration.observer import interval
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import together
-from migrator.errors import Driven, QemuError
+from migrator.errors import CommandFailed, Driven, QemuError
 from migrator.ports import Tuning
 
 #: As a guard parks a stream, where there is none: the limit is parked as it is all the way to the switch, and an idle
@@ -160,17 +160,24 @@ class MigrationLoop(ContainedLoop):
         self._parked = True
 
     async def _give_bandwidth(self) -> None:
-        """Give QEMU its share and its limit where they have changed; no limit is real while disks are behind."""
+        """Give QEMU its share and its limit where they have changed; no limit is real while disks are behind.
+
+        :raise QemuError: QEMU refused it; or did not answer, and then it is given again when this is called again.
+        """
         holds = self._disk_following.holds
         # Whoever had it meanwhile, a controller before this one or a guard, may have had it parked.
         if self._guarding.acted_meanwhile():
             self._given_bandwidth = None
         unknown, bandwidth = self._given_bandwidth is None, self._bandwidth
         if self._given_bandwidth != bandwidth or self._held != holds:
-            if holds:
-                await self._disk_following.hold(bandwidth)
-            else:
-                await self._steering.resume(bandwidth)
+            try:
+                if holds:
+                    await self._disk_following.hold(bandwidth)
+                else:
+                    await self._steering.resume(bandwidth)
+            except CommandFailed:  # it would be refused again, and is steered as it is
+                self._given_bandwidth, self._held = bandwidth, holds
+                raise
             self._given_bandwidth, self._held = bandwidth, holds
         if unknown:
             self._let_go_at = clock.now()

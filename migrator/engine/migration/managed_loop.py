@@ -27,7 +27,7 @@ from migrator.engine.migration.ending import explain, measure
 from migrator.engine.migration.managed_state import ManagedState
 from migrator.engine.migration.outcome import MigrationOutcome
 from migrator.engine.migration.prepare import UNLIMITED_BYTES_PER_SECOND
-from migrator.errors import HostError, QemuError
+from migrator.errors import CommandFailed, HostError, QemuError
 from migrator.ports import Tuning
 
 #: Seconds between looks: while it copies, and while the guest stands still.
@@ -237,12 +237,15 @@ class ManagedLoop(ContainedLoop, ManagedState):
         sample = self._heed_path(sample)
         share = self._share
         if share != self._given_bandwidth or not self._tuned:
-            await self._source.tune(
-                Tuning(
-                    max_bandwidth_bytes_per_second=UNLIMITED_BYTES_PER_SECOND if share is None else share,
-                    downtime_limit_seconds=self._limit_seconds,
-                )
+            tuning = Tuning(
+                max_bandwidth_bytes_per_second=UNLIMITED_BYTES_PER_SECOND if share is None else share,
+                downtime_limit_seconds=self._limit_seconds,
             )
+            try:
+                await self._source.tune(tuning)
+            except CommandFailed:  # it would be refused again, and is steered as it is
+                self._given_bandwidth, self._tuned = share, True
+                raise
             self._given_bandwidth, self._tuned = share, True
         if self.requests.postcopy and self._abilities.postcopy:
             await self._steering.switch_to_postcopy(self.requests.postcopy_reason)
